@@ -1,0 +1,33 @@
+"""The errors a user can cause: each names the file or value, what was expected, and the usual cure.
+
+The command line prints such an error as one line and ends with exit code 2; anything else is a defect
+of the program and keeps its traceback.
+"""
+
+
+class FlarecpsError(Exception):
+    """Base of all errors whose message is written for the user."""
+
+
+class ScanError(FlarecpsError):
+    """A scan or label file that can't be read, or holds what it must not."""
+
+
+class DatasetError(FlarecpsError):
+    """A dataset folder that is not one, or contradicts itself."""
+
+
+class PlanError(FlarecpsError):
+    """A plan that is malformed or does not fit the data."""
+
+
+class StoreError(FlarecpsError):
+    """A case store that is missing, damaged, or made by another plan."""
+
+
+class CheckpointError(FlarecpsError):
+    """A file that is not a checkpoint of this program, or can't be loaded safely."""
+
+
+class ConfigError(FlarecpsError):
+    """Settings that contradict each other or the data."""
