@@ -1,0 +1,278 @@
+"""The plan: every number a data set decides, as one readable, versioned JSON file with units in its key names.
+
+Spatial triples of a plan (``spacing_mm``, ``median_shape_voxels``, ``patch_voxels``, strides, kernels) are in
+*network* order: network axis ``a`` is canonical axis ``axis_order[a]``. That is (slice, row, column) unless the
+coarse axis is another one. In 2D the slice axis is not resampled: ``spacing_mm[0]`` is the data's median, for
+information, and the patch has two numbers (row, column).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flarecps import atomic
+from flarecps.errors import PlanError
+from flarecps.planning.reading import Reader
+from flarecps.typing import SpacingMm, Triple
+
+FORMAT = "flarecps-plan"
+VERSION = 1
+
+IntensityScheme = Literal["ct", "zscore"]
+IntensitySource = Literal["global", "foreground"]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How intensities become network input.
+
+    ``ct``: clip to [low, high], subtract mean, divide by sd; all in HU and the same for every scan, taken from all
+    voxels of labelled and unlabelled scans (``global``, the paper's way) or from the voxels of labelled structures
+    (``foreground``, nnU-Net's). ``zscore``: every scan by its own mean and SD; the four numbers are 0, 0, 0, 1.
+    """
+
+    scheme: IntensityScheme
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    sd: float = 1.0
+    source: IntensitySource = "global"
+
+    def __post_init__(self) -> None:
+        if self.scheme == "zscore":
+            for name, value in (("low", 0.0), ("high", 0.0), ("mean", 0.0), ("sd", 1.0)):
+                object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The network's shape: one entry per resolution stage, finest first; the first stride is all 1."""
+
+    features: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """By how much each axis is reduced from the input to the deepest stage."""
+        total = [1] * len(self.strides[0])
+        for stride in self.strides:
+            total = [a * b for a, b in zip(total, stride, strict=True)]
+        return tuple(total)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the data decided; see the module's first lines for the order of axes."""
+
+    dataset: str
+    dimensions: Literal[2, 3]
+    labels: dict[str, int]  # name -> id, background 0, ids without gaps
+    left_right_pairs: tuple[tuple[int, int], ...]  # label ids that a left-right mirror exchanges
+    channels: tuple[str, ...]
+    spacing_mm: SpacingMm
+    axis_order: Triple
+    median_shape_voxels: Triple  # of the training scans after cropping and resampling
+    patch_voxels: tuple[int, ...]
+    topology: Topology
+    global_batch: dict[str, int]  # patches per optimiser step, over all ranks: labelled, unlabelled
+    batch_dice: bool
+    intensity: Intensity
+    fingerprint: dict[str, Any]  # what the numbers were decided from: a summary for people
+    memory_gb: float  # estimated GPU memory of one training step (two siblings, both kinds of patches)
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes including background."""
+        return len(self.labels)
+
+    def preprocessing_hash(self) -> str:
+        """A digest of what decides the stored voxels; plans that share it share a case store.
+
+        Intensity numbers, patch, batch and topology are not part of it: they are applied when a patch is read.
+        """
+        deciding = {
+            "dimensions": self.dimensions,
+            "labels": sorted(self.labels.values()),
+            "channels": self.channels,
+            "spacing_mm": self.spacing_mm,
+            "axis_order": self.axis_order,
+            "scheme": self.intensity.scheme,
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan in plain types (dict, list, str, int, float, bool), keys in reading order."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(plan)}
+    intensity: dict[str, Any] = {"scheme": plan.intensity.scheme, "source": plan.intensity.source}
+    if plan.intensity.scheme == "ct":
+        intensity |= {f"{name}_hu": getattr(plan.intensity, name) for name in ("low", "high", "mean", "sd")}
+    content["intensity"] = intensity
+    return _plain(content)
+
+
+def plan_from_json(content: Any, where: str = "plan") -> Plan:
+    """The plan that ``content`` (parsed JSON) describes.
+
+    ``where`` opens every message, usually the file's name. Raises ``PlanError`` that names the key, its value,
+    what was expected and the usual cure, for missing, misspelt, mistyped and contradicting entries.
+    """
+    reader = Reader(content, where)
+    if reader.text("format") != FORMAT:
+        raise reader.wrong("format", f"'{FORMAT}'", "is this a plan? 'flarecps plan' writes one")
+    if reader.whole("version") != VERSION:
+        raise reader.wrong("version", str(VERSION), "it was written by another version of flarecps: plan again")
+    dimensions = reader.whole("dimensions")
+    if dimensions not in (2, 3):
+        raise reader.wrong("dimensions", "2 or 3", "plan again with --dimensions 2 or 3")
+    plan = Plan(
+        dataset=reader.text("dataset"),
+        dimensions=dimensions,  # type: ignore[arg-type]  # checked just above
+        labels=_labels(reader),
+        left_right_pairs=tuple(_pair(pair) for pair in reader.rows("left_right_pairs", 2)),
+        channels=reader.texts("channels"),
+        spacing_mm=_triple(reader.numbers("spacing_mm", 3, above=0.0)),
+        axis_order=_triple(reader.wholes("axis_order", 3, at_least=0)),
+        median_shape_voxels=_triple(reader.wholes("median_shape_voxels", 3)),
+        patch_voxels=reader.wholes("patch_voxels", dimensions),
+        topology=_topology(reader.section("topology"), dimensions),
+        global_batch=_batch(reader.section("global_batch")),
+        batch_dice=reader.truth("batch_dice"),
+        intensity=_intensity(reader.section("intensity")),
+        fingerprint=reader.mapping("fingerprint"),
+        memory_gb=reader.number("memory_gb", at_least=0.0),
+    )
+    reader.refuse_unknown()
+    _check_agreement(plan, reader)
+    return plan
+
+
+def checked(plan: Plan, where: str = "plan") -> Plan:
+    """``plan`` itself when it would be accepted from a file; ``PlanError`` otherwise."""
+    plan_from_json(plan_to_json(plan), where)
+    return plan
+
+
+def read_plan(path: Path | str) -> Plan:
+    """The plan in a JSON file; ``PlanError`` names the file when it is missing, not JSON, or not a sound plan."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise PlanError(f"{path}: no such plan file; 'flarecps plan DATASET --out {path}' writes one") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"{path}: not valid JSON ({error}); undo the last edit, or write it again with 'flarecps plan'"
+        ) from error
+    return plan_from_json(content, str(path))
+
+
+def write_plan(path: Path | str, plan: Plan) -> None:
+    """Write the plan as readable JSON, atomically; refused (``PlanError``) when it would not be read back."""
+    content = plan_to_json(checked(plan, str(path)))
+    atomic.write_text(path, _readable(content) + "\n")
+
+
+def _labels(reader: Reader) -> dict[str, int]:
+    labels = reader.mapping("labels")
+    ids = list(labels.values())
+    if any(isinstance(label, bool) or not isinstance(label, int) for label in ids) or sorted(ids) != list(
+        range(len(ids))
+    ):
+        raise reader.wrong(
+            "labels",
+            "whole-number ids 0, 1, 2, … without gaps or repeats (0 is background)",
+            "renumber the labels in dataset.json and in the label files, then plan again",
+        )
+    if len(ids) < 2 or labels.get("background") != 0:
+        raise reader.wrong("labels", "'background': 0 and at least one structure", "complete dataset.json, plan again")
+    if len(ids) > 256:
+        raise reader.wrong("labels", "at most 255 structures (labels are stored as 8 bits)", "merge some structures")
+    return labels
+
+
+def _topology(reader: Reader, dimensions: int) -> Topology:
+    topology = Topology(
+        features=reader.wholes("features", None),
+        strides=reader.rows("strides", dimensions),
+        kernels=reader.rows("kernels", dimensions),
+    )
+    reader.refuse_unknown()
+    stages = len(topology.features)
+    for key, rows in (("strides", topology.strides), ("kernels", topology.kernels)):
+        if len(rows) != stages:
+            raise reader.wrong(key, f"{stages} entries, one per stage as in 'features'", "add or remove stages in all")
+    if set(topology.strides[0]) != {1}:
+        raise reader.wrong("strides", f"first entry {[1] * dimensions}", "the first stage keeps the input's resolution")
+    if any(size % 2 == 0 for kernel in topology.kernels for size in kernel):
+        raise reader.wrong("kernels", "odd sizes (1 or 3)", "an even kernel would shift the image")
+    return topology
+
+
+def _batch(reader: Reader) -> dict[str, int]:
+    batch = {"labelled": reader.whole("labelled"), "unlabelled": reader.whole("unlabelled", at_least=0)}
+    reader.refuse_unknown()
+    return batch
+
+
+def _intensity(reader: Reader) -> Intensity:
+    scheme, source = reader.choice("scheme", ("ct", "zscore")), reader.choice("source", ("global", "foreground"))
+    if scheme == "zscore":
+        reader.refuse_unknown()
+        return Intensity("zscore", source=source)  # type: ignore[arg-type]  # one of the choices
+    low, high, mean = reader.number("low_hu"), reader.number("high_hu"), reader.number("mean_hu")
+    sd = reader.number("sd_hu", above=0.0)
+    reader.refuse_unknown()
+    if low >= high:
+        raise reader.wrong("low_hu", f"less than high_hu ({high})", "the window must not be empty")
+    return Intensity("ct", low, high, mean, sd, source)  # type: ignore[arg-type]  # one of the choices
+
+
+def _check_agreement(plan: Plan, reader: Reader) -> None:
+    if sorted(plan.axis_order) != [0, 1, 2]:
+        raise reader.wrong("axis_order", "0, 1 and 2 once each", "[0, 1, 2] keeps (slice, row, column)")
+    for axis, (size, stride) in enumerate(zip(plan.patch_voxels, plan.topology.total_stride, strict=True)):
+        if size % stride:
+            nearest = max(stride, round(size / stride) * stride)
+            raise reader.wrong(
+                "patch_voxels",
+                f"axis {axis} to be a multiple of {stride}, the product of the strides on that axis",
+                f"use {nearest}, or remove a stage from 'topology'",
+            )
+    known = set(plan.labels.values()) - {0}
+    for pair in plan.left_right_pairs:
+        if not set(pair) <= known or pair[0] == pair[1]:
+            raise reader.wrong("left_right_pairs", f"two different label ids out of {sorted(known)}", "edit the pair")
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
+def _triple(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    return values[0], values[1], values[2]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):  # a NumPy scalar
+        return value.item()
+    return value
+
+
+def _readable(value: Any, indent: int = 0) -> str:
+    """JSON with lists of numbers on one line each."""
+    inner = " " * (indent + 1)
+    if isinstance(value, dict) and value:
+        entries = (
+            f"{inner}{json.dumps(key, ensure_ascii=False)}: {_readable(v, indent + 1)}" for key, v in value.items()
+        )
+        return "{\n" + ",\n".join(entries) + "\n" + " " * indent + "}"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
