@@ -1,0 +1,206 @@
+"""What a data set holds: its cases with their roles, its labels, its channels. No voxel is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flarecps.datasets.layouts import Case, Listing, Role, list_folder
+from flarecps.datasets.splits import DEFAULT_SPLIT, Split, choose_split, read_splits
+from flarecps.errors import DatasetError
+
+__all__ = ["Case", "Catalogue", "Role", "read_catalogue"]
+
+_MAX_LABEL = 255  # labels are stored as uint8
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The cases of one data set and what its numbers mean.
+
+    ``labels`` maps structure names to ids 0..K-1 with background 0, ascending by id. ``left_right_pairs`` holds
+    (right, left) label ids. Unlabelled and test cases keep the path of their labels where the data set has some:
+    nothing but evaluation may look at them.
+    """
+
+    root: Path
+    name: str
+    labels: dict[str, int]
+    channels: tuple[str, ...]
+    left_right_pairs: tuple[tuple[int, int], ...]
+    cases: tuple[Case, ...]
+    layout: str = "nnU-Net"
+    validation_names: tuple[str, ...] = ()  # labelled cases that a split holds out
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """Cases with labels to learn from, validation cases included."""
+        return tuple(case for case in self.cases if case.role == "labelled")
+
+    @property
+    def unlabelled(self) -> tuple[Case, ...]:
+        """Cases of which only the image may be used in training."""
+        return tuple(case for case in self.cases if case.role == "unlabelled")
+
+    @property
+    def test(self) -> tuple[Case, ...]:
+        """Cases kept apart for the end; their labels may be absent."""
+        return tuple(case for case in self.cases if case.role == "test")
+
+    @property
+    def split(self) -> Split:
+        """The roles as a split, which ``splits.json`` can hold."""
+        held_out = set(self.validation_names)
+        return Split(
+            labelled=tuple(case.name for case in self.labelled if case.name not in held_out),
+            unlabelled=tuple(case.name for case in self.unlabelled),
+            test=tuple(case.name for case in self.test),
+            validation=self.validation_names,
+            annotated={case.name: case.annotated for case in self.cases if case.annotated is not None},
+        )
+
+    def with_split(self, split: Split) -> Catalogue:
+        """The same data set with the roles of ``split``; cases it does not name are left out.
+
+        Raises DatasetError for a name the data set does not have, a labelled or validation case without labels, and
+        annotated label ids it does not know.
+        """
+        by_name = {case.name: case for case in self.cases}
+        roles: list[tuple[str, Role]] = [(name, "labelled") for name in split.labelled + split.validation]
+        roles += [(name, "unlabelled") for name in split.unlabelled]
+        roles += [(name, "test") for name in split.test]
+        unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in by_name]
+        if unknown:
+            raise DatasetError(
+                f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}; "
+                f"case names are file names without _0000 and suffix"
+            )
+        for name, ids in split.annotated.items():
+            strange = sorted(set(ids) - set(self.labels.values()))
+            if strange:
+                raise DatasetError(f"{self.root}: annotated ids {strange} of case {name!r} are not in dataset.json")
+        cases = tuple(
+            replace(by_name[name], role=role, annotated=split.annotated.get(name, by_name[name].annotated))
+            for name, role in roles
+        )
+        chosen = replace(self, cases=cases, validation_names=split.validation)
+        _check_labelled(chosen)
+        return chosen
+
+
+def read_catalogue(dataset: Path | str, split: str | None = None) -> Catalogue:
+    """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
+
+    ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
+    do not. Raises DatasetError: missing folder, no images, no labelled case, images and labels unmatched, a case with
+    the wrong number of channels, one name twice, or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
+    """
+    root = Path(dataset)
+    listing = list_folder(root)
+    where = str(root / "dataset.json")
+    labels = _read_labels(listing.description.get("labels"), where)
+    channels = _read_channels(listing)
+    catalogue = Catalogue(
+        root=root,
+        name=str(listing.description.get("name", root.resolve().name)),
+        labels=labels,
+        channels=channels,
+        left_right_pairs=_read_pairs(listing.description.get("left_right_pairs"), labels, where),
+        cases=listing.cases,
+        layout=listing.layout,
+    )
+    _check_cases(catalogue)
+    splits_path = root / "splits.json"
+    splits = read_splits(splits_path) if split is not None or splits_path.is_file() else {}
+    if split is not None or DEFAULT_SPLIT in splits:
+        return catalogue.with_split(choose_split(splits, split, splits_path))
+    _check_labelled(catalogue)
+    return catalogue
+
+
+def _read_labels(content: Any, where: str) -> dict[str, int]:
+    """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id."""
+    if not isinstance(content, Mapping) or not content:
+        raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
+    pairs = []
+    for key, value in content.items():
+        name, label = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
+        if isinstance(label, list):
+            raise DatasetError(f"{where}: label {name!r} is a region (a list of ids); give every structure one id")
+        try:
+            pairs.append((str(name), int(label)))
+        except (TypeError, ValueError):
+            raise DatasetError(f"{where}: label {name!r} has the id {label!r}; expected a whole number") from None
+    if all(label != 0 for _, label in pairs):
+        pairs.append(("background", 0))
+    labels = dict(sorted(pairs, key=lambda pair: pair[1]))
+    ids = [label for _, label in pairs]
+    if len(labels) != len(pairs) or len(set(ids)) != len(ids):
+        raise DatasetError(f"{where}: two labels share a name or an id; expected each once")
+    if list(labels.values()) != list(range(len(labels))) or len(labels) > _MAX_LABEL + 1:
+        proposal = ", ".join(f"{old}->{new}" for new, old in enumerate(labels.values()) if new != old)
+        raise DatasetError(
+            f"{where}: label ids {list(labels.values())} are not 0, 1, 2, ... without gaps (at most {_MAX_LABEL}); "
+            f"renumber the label files and dataset.json: {proposal}"
+        )
+    if len(labels) < 2:
+        raise DatasetError(f'{where}: no structure besides background in "labels"')
+    return labels
+
+
+def _read_channels(listing: Listing) -> tuple[str, ...]:
+    """Channel names in order, from ``channel_names`` (nnU-Net v2) or ``modality`` (MSD); CT without either."""
+    content = listing.description.get("channel_names", listing.description.get("modality", {"0": "CT"}))
+    if isinstance(content, Mapping):
+        return tuple(str(content[key]) for key in sorted(content, key=lambda key: int(key)))
+    return (str(content),)
+
+
+def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:
+    """(right, left) ids as written, else found by name: "right X" and "left X", "X_right" and "X_left"."""
+    if content is None:
+        lower = {name.lower(): label for name, label in labels.items()}
+        twins = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
+        return tuple((right, left) for right, left in twins if left is not None)
+    try:
+        pairs = tuple((int(right), int(left)) for right, left in content)
+    except (TypeError, ValueError):
+        raise DatasetError(f'{where}: "left_right_pairs" must list [right id, left id]') from None
+    strange = sorted({label for pair in pairs for label in pair} - set(labels.values()))
+    if strange:
+        raise DatasetError(f'{where}: "left_right_pairs" names the ids {strange}, which "labels" does not have')
+    return pairs
+
+
+def _check_cases(catalogue: Catalogue) -> None:
+    if not any(case.role == "labelled" for case in catalogue.cases):
+        raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
+    seen: dict[str, Case] = {}
+    for case in catalogue.cases:
+        if case.name in seen:
+            raise DatasetError(
+                f"{case.images[0]}: the case name {case.name!r} is taken by {seen[case.name].images[0]}; rename one"
+            )
+        seen[case.name] = case
+        if len(case.images) != len(catalogue.channels):
+            raise DatasetError(
+                f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
+                f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)}); one file per channel is needed"
+            )
+
+
+def _check_labelled(catalogue: Catalogue) -> None:
+    if not catalogue.labelled:
+        raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
+    missing = [case for case in catalogue.labelled if case.labels is None]
+    if missing and len(missing) == len(catalogue.labelled):
+        raise DatasetError(
+            f"{catalogue.root}: no labelled case: {len(missing)} training images, none with a label file of its name"
+        )
+    if missing:
+        raise DatasetError(
+            f"{missing[0].images[0]}: training image without labels ({len(missing)} such cases); add labels called "
+            f"{missing[0].name}, or move the image to imagesUn/ (unlabelled)"
+        )

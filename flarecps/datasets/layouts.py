@@ -1,0 +1,215 @@
+"""How data sets lie on disk: nnU-Net v2's raw folders, FLARE22's own, MSD, and plain images/labels/unlabelled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.errors import DatasetError
+
+Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
+
+SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_CHANNEL_ENDING = re.compile(r"^(?P<name>.+)_(?P<channel>\d{4})$")  # nnU-Net: CASE_0000.nii.gz
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan: one image file (or DICOM folder) per channel, and where its labels are, if anywhere.
+
+    ``annotated`` lists the label ids drawn in this case; None means all of the data set's.
+    """
+
+    name: str
+    role: Role
+    images: tuple[Path, ...]
+    labels: Path | None = None
+    annotated: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout found: its name, the cases, and the content of ``dataset.json`` (FLARE22's preset without one)."""
+
+    layout: str
+    cases: tuple[Case, ...]
+    description: Mapping[str, Any]
+
+
+def list_folder(root: Path) -> Listing:
+    """The cases of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2, plain.
+
+    Cases come sorted by name within labelled, unlabelled, test. A training image without labels is listed as labelled
+    with ``labels=None``: ``catalogue`` decides whether that is a mistake. Raises DatasetError when the folder is
+    missing, fits no layout, or has labels without an image.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
+    description = _read_description(root / "dataset.json")
+    flare_labelled = _flare22_labelled(root)
+    if flare_labelled is not None:
+        return _list_flare22(root, flare_labelled, description)
+    if description is not None and isinstance(description.get("training"), list):
+        return Listing("MSD", _list_msd(root, description), description)
+    if (root / "imagesTr").is_dir():
+        cases = _list_roles(
+            [(root / "imagesTr", root / "labelsTr", "labelled"), (root / "imagesUn", None, "unlabelled"),
+             (root / "imagesTs", root / "labelsTs", "test")]
+        )  # fmt: skip
+        return Listing("nnU-Net", cases, _required(description, root))
+    if (root / "images").is_dir():
+        unlabelled = root / "unlabelled" if (root / "unlabelled").is_dir() else root / "unlabeled"
+        test = root / "test"
+        cases = _list_roles(
+            [(root / "images", root / "labels", "labelled"), (_images_of(unlabelled), None, "unlabelled"),
+             (_images_of(test), test / "labels", "test")]
+        )  # fmt: skip
+        return Listing("plain", cases, _required(description, root))
+    raise DatasetError(
+        f"{root}: no images found; expected imagesTr/ (nnU-Net v2), FLARE22_LabeledCase50/, an MSD dataset.json, "
+        f"or images/ labels/ unlabelled/"
+    )
+
+
+def scan_name(path: Path) -> str:
+    """The file name without its scan suffix; a folder's (a DICOM series') whole name.
+
+    >>> scan_name(Path("a/case.1.nii.gz"))
+    'case.1'
+    """
+    for suffix in SCAN_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def _images_of(folder: Path) -> Path:
+    """``folder/images`` where that exists, else the folder itself."""
+    return folder / "images" if (folder / "images").is_dir() else folder
+
+
+def _scans_in(folder: Path | None) -> list[Path]:
+    """Scan files and sub-folders (DICOM series) in a folder, sorted; hidden ones and other files are passed over."""
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (path.name.lower().endswith(SCAN_SUFFIXES) or (path.is_dir() and path.name != "labels"))
+    )
+
+
+def _list_roles(places: list[tuple[Path, Path | None, Role]]) -> tuple[Case, ...]:
+    """The cases of several (images folder, labels folder, role); one rule on channel endings for all of them.
+
+    ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit).
+    """
+    found = [(_scans_in(images), _labels_in(labels), role, labels) for images, labels, role in places]
+    label_names = {name for _, labels, _, _ in found for name in labels}
+    stems = {scan_name(path) for paths, _, _, _ in found for path in paths}
+    coded = not (label_names & stems)
+    cases: list[Case] = []
+    for paths, labels, role, labels_folder in found:
+        channels: dict[str, list[tuple[int, Path]]] = {}
+        for path in paths:
+            match = _CHANNEL_ENDING.match(scan_name(path)) if coded else None
+            name, channel = (match["name"], int(match["channel"])) if match else (scan_name(path), 0)
+            channels.setdefault(name, []).append((channel, path))
+        orphans = sorted(set(labels) - set(channels))
+        if orphans and role == "labelled":
+            raise DatasetError(
+                f"{labels[orphans[0]]}: labels without an image ({len(orphans)} such files in {labels_folder}); "
+                f"expected an image called {orphans[0]}_0000 beside the others: add it or remove the labels"
+            )
+        for name, images in sorted(channels.items()):
+            numbers = [channel for channel, _ in sorted(images)]
+            if numbers != list(range(len(numbers))):
+                raise DatasetError(
+                    f"{images[0][1]}: case {name!r} has the channels {numbers}; expected 0, 1, ... once each "
+                    f"(file names ending in _0000, _0001, ...)"
+                )
+            cases.append(Case(name, role, tuple(path for _, path in sorted(images)), labels.get(name)))
+    return tuple(cases)
+
+
+def _labels_in(folder: Path | None) -> dict[str, Path]:
+    """Label files by case name."""
+    return {scan_name(path): path for path in _scans_in(folder)}
+
+
+def _flare22_labelled(root: Path) -> Path | None:
+    """The folder of FLARE22's 50 labelled cases, in ``root`` or one folder below it (``Training``); None without."""
+    candidates = [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]
+    for folder in candidates:
+        if "unlabeled" not in folder.name.lower() and (folder / "images").is_dir():
+            return folder
+    return None
+
+
+def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | None) -> Listing:
+    """FLARE22 as its organisers ship it; validation and tuning folders count as test."""
+    places: list[tuple[Path, Path | None, Role]] = [(labelled / "images", labelled / "labels", "labelled")]
+    for parent in dict.fromkeys([root, labelled.parent]):
+        places += [(_images_of(folder), None, "unlabelled") for folder in sorted(parent.glob("*UnlabeledCase*"))]
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if any(word in folder.name.lower() for word in ("validation", "tuning", "test")):
+            places.append((_images_of(folder), folder / "labels", "test"))
+    preset = {
+        "name": "FLARE22",
+        "labels": FLARE22_LABELS,
+        "channel_names": {"0": "CT"},
+        "left_right_pairs": FLARE22_PAIRS,
+    }
+    return Listing("FLARE22", _list_roles(places), description if description is not None else preset)
+
+
+def _list_msd(root: Path, description: Mapping[str, Any]) -> tuple[Case, ...]:
+    """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
+    cases = []
+    for entry in description["training"]:
+        if not isinstance(entry, Mapping) or "image" not in entry:
+            raise DatasetError(f'{root / "dataset.json"}: "training" must list {{"image": path, "label": path}}')
+        image = root / entry["image"]
+        labels = root / entry["label"] if entry.get("label") else None
+        for path in (image, labels):
+            if path is not None and not path.exists():
+                raise DatasetError(f"{path}: listed in dataset.json but not there; complete the download")
+        cases.append(Case(scan_name(image), "labelled", (image,), labels))
+    unlabelled = [Case(scan_name(path), "unlabelled", (path,)) for path in _scans_in(root / "imagesUn")]
+    listed = description.get("test", [])
+    tests = [root / (entry["image"] if isinstance(entry, Mapping) else entry) for entry in listed]
+    labels_of = _labels_in(root / "labelsTs")
+    test = [Case(scan_name(path), "test", (path,), labels_of.get(scan_name(path))) for path in tests if path.exists()]
+    return tuple(sorted(cases, key=_by_name)) + tuple(unlabelled) + tuple(sorted(test, key=_by_name))
+
+
+def _by_name(case: Case) -> str:
+    return case.name
+
+
+def _read_description(path: Path) -> Mapping[str, Any] | None:
+    """The content of dataset.json, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a JSON object")
+    return content
+
+
+def _required(description: Mapping[str, Any] | None, root: Path) -> Mapping[str, Any]:
+    if description is None:
+        raise DatasetError(
+            f"{root / 'dataset.json'}: missing; it names the labels, for example "
+            '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
+        )
+    return description

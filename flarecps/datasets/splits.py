@@ -1,0 +1,146 @@
+"""Who is labelled, unlabelled, test or validation: ``splits.json`` and cross-validation folds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flarecps.errors import DatasetError
+
+DEFAULT_SPLIT = "default"  # the name of the one split in a flat file
+FOLDS = 5
+_FOLD_SEED = 12345  # must not be tuned: folds stay comparable between runs and machines
+_ROLES = ("labelled", "unlabelled", "test", "validation")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The names of the cases in each role; ``annotated`` lists label ids of the cases that are not fully annotated.
+
+    No case has two roles. ``validation`` cases have labels and are trained on in no way.
+    """
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    annotated: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for role in _ROLES:
+            for name in getattr(self, role):
+                if name in seen:
+                    raise DatasetError(
+                        f"split: case {name!r} is listed as {seen[name]} and as {role}; each case has one role: "
+                        f"remove it from one of the two lists"
+                    )
+                seen[name] = role
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All cases of the split, labelled first."""
+        return self.labelled + self.validation + self.unlabelled + self.test
+
+
+def split_to_json(split: Split) -> dict[str, Any]:
+    """The split as plain JSON types, in the form ``read_splits`` reads; empty optional entries are left out."""
+    content: dict[str, Any] = {role: list(getattr(split, role)) for role in ("labelled", "unlabelled", "test")}
+    if split.validation:
+        content["validation"] = list(split.validation)
+    if split.annotated:
+        content["annotated"] = {name: list(ids) for name, ids in split.annotated.items()}
+    return content
+
+
+def split_from_json(content: Any, where: str) -> Split:
+    """The split written as ``content``; ``where`` (file and split name) begins every error message.
+
+    Raises DatasetError for unknown keys, lists that do not hold names, or a case with two roles.
+    """
+    if not isinstance(content, dict) or "labelled" not in content:
+        raise DatasetError(f'{where}: expected {{"labelled": [case names], "unlabelled": [...], "test": [...]}}')
+    unknown = sorted(set(content) - {*_ROLES, "annotated"})
+    if unknown:
+        raise DatasetError(f"{where}: unknown entry {unknown[0]!r}; known are {', '.join(_ROLES)}, annotated")
+    lists: dict[str, tuple[str, ...]] = {}
+    for role in _ROLES:
+        names = content.get(role, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DatasetError(f"{where}: {role!r} must be a list of case names")
+        lists[role] = tuple(names)
+    annotated = content.get("annotated", {})
+    if not isinstance(annotated, dict) or not all(
+        isinstance(ids, list) and all(isinstance(one, int) for one in ids) for ids in annotated.values()
+    ):
+        raise DatasetError(f'{where}: "annotated" must give a list of label ids per case, as {{"case_1": [1, 2]}}')
+    try:
+        return Split(**lists, annotated={name: tuple(ids) for name, ids in annotated.items()})
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error}") from None
+
+
+def read_splits(path: Path | str) -> dict[str, Split]:
+    """The splits of a ``splits.json`` by name; a flat file (one split, without a name) gives ``{"default": ...}``.
+
+    Raises DatasetError when the file is missing, is not JSON, or holds something else.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; expected a splits.json") from None
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or not content:
+        raise DatasetError(f"{path}: expected one split, or several by name")
+    if "labelled" in content:
+        return {DEFAULT_SPLIT: split_from_json(content, str(path))}
+    return {name: split_from_json(one, f"{path}: split {name!r}") for name, one in content.items()}
+
+
+def choose_split(splits: Mapping[str, Split], name: str | None, where: Path | str) -> Split:
+    """The split called ``name``; without a name the only one, or the one called "default".
+
+    Raises DatasetError, naming those that exist, when there is no such split or the choice is open.
+    """
+    known = ", ".join(splits)
+    if name is not None:
+        if name not in splits:
+            raise DatasetError(f"{where}: no split {name!r}; it has {known}")
+        return splits[name]
+    if DEFAULT_SPLIT in splits:
+        return splits[DEFAULT_SPLIT]
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise DatasetError(f"{where}: several splits ({known}); name one of them")
+
+
+def fold(labelled: Sequence[str], fold: int | Literal["all"]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``(training, validation)`` names of one of five folds; ``"all"`` trains on every case and validates on none.
+
+    The folds depend on the set of names only: not on their order, not on any generator's state. Fold sizes differ by
+    at most one. Raises DatasetError for another fold, or when there are fewer cases than folds.
+
+    >>> fold(["a", "b"], "all")
+    (('a', 'b'), ())
+    """
+    names = sorted(labelled)
+    if fold == "all":
+        return tuple(names), ()
+    if isinstance(fold, bool) or fold not in range(FOLDS):
+        raise DatasetError(f'fold {fold!r}: expected 0..{FOLDS - 1} or "all"')
+    if len(names) < FOLDS:
+        raise DatasetError(
+            f"{len(names)} labelled cases can't be split into {FOLDS} folds; "
+            f'train with fold "all", or name validation cases in splits.json'
+        )
+    order = np.random.RandomState(_FOLD_SEED).permutation(len(names))  # a generator whose stream numpy has frozen
+    held_out = {names[index] for index in order[fold::FOLDS]}
+    training = tuple(name for name in names if name not in held_out)
+    return training, tuple(name for name in names if name in held_out)
