@@ -1,0 +1,65 @@
+"""Test-time augmentation by mirroring: the network also sees flipped windows, and the answers are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from flarecps.typing import Triple
+
+LATERAL_AXIS = 2  # of a canonical array (slice, row, column): columns run from the patient's left to right
+
+
+@dataclass(frozen=True)
+class Mirroring:
+    """Which axes of a patch are mirrored, in all combinations: 2 ** len(axes) passes through the network.
+
+    ``axes`` count from 0 over the patch's own axes, (slice, row, column) in 3D and (row, column) in 2D. In a scan
+    mirrored along ``lateral_axis``, a network trained with swapped labels calls the right kidney the left one: the
+    classes of each of ``pairs`` (right id, left id) are then exchanged. Without ``lateral_axis`` none are.
+    """
+
+    axes: tuple[int, ...]
+    lateral_axis: int | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.axes)) != len(self.axes) or not all(0 <= axis <= 2 for axis in self.axes):
+            raise ValueError(f"axes is {self.axes}, expected each of the patch's axes (0, 1, 2) at most once")
+
+    def average(self, scores_of: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
+        """The mean of ``scores_of`` (B, K, *patch) over the mirrored ``tiles`` (B, C, *patch), each turned back."""
+        subsets = [subset for size in range(len(self.axes) + 1) for subset in combinations(self.axes, size)]
+        total: Tensor | None = None
+        for subset in subsets:
+            dims = [axis + 2 for axis in subset]
+            scores = scores_of(torch.flip(tiles, dims)) if dims else scores_of(tiles)
+            scores = torch.flip(scores, dims) if dims else scores
+            if self.lateral_axis in subset and self.pairs:
+                scores = scores[:, _swapped(scores.shape[1], self.pairs)]
+            total = scores if total is None else total + scores
+        assert total is not None  # the empty subset is always there
+        return total / len(subsets)
+
+
+def lateral_patch_axis(axis_order: Triple, dimensions: int) -> int | None:
+    """The axis of a patch that runs from left to right, or None when a 2D patch has none (sagittal slices).
+
+    ``axis_order`` is the plan's: network axis a is canonical axis ``axis_order[a]``.
+
+    >>> lateral_patch_axis((0, 1, 2), dimensions=3), lateral_patch_axis((0, 1, 2), dimensions=2)
+    (2, 1)
+    """
+    axis = axis_order.index(LATERAL_AXIS) - (3 - dimensions)
+    return axis if axis >= 0 else None
+
+
+def _swapped(classes: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    order = list(range(classes))
+    for right, left in pairs:
+        order[right], order[left] = order[left], order[right]
+    return order
