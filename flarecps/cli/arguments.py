@@ -1,0 +1,92 @@
+"""A command line from a typed function: its signature says which words are positional, its docstring explains them.
+
+The rule, so that ``def plan(dataset: Path, *, out: Path, gpu_memory_gb: float = 8.0)`` reads
+``flarecps plan DATASET --out OUT [--gpu-memory GB]``:
+
+- a parameter without default is positional; a keyword-only one (after ``*``) is an option that must be given;
+- a parameter with default is an option; a positional-only one (before ``/``) is positional and may be left out;
+- a positional list takes one or more words;
+- a unit at the end of a name (``_gb``, ``_mm``) becomes the option's placeholder; underscores become dashes;
+- a bool is ``--name`` and ``--no-name``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, get_origin, get_type_hints
+
+from docstring_parser import parse
+from jsonargparse import ActionYesNo, ArgumentParser
+
+_UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
+
+
+def call_with_words(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int | None:
+    """What ``function`` returns when called with the parsed ``words``.
+
+    Raises SystemExit: 0 after ``--help``, 2 with usage and message when the words do not fit.
+    """
+    parser, names = build_parser(function, prog)
+    given = vars(parser.parse_args([_dashes(word) for word in words]))
+    arguments, options = [], {}
+    for parameter in inspect.signature(function).parameters.values():
+        value = given[names[parameter.name]]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            arguments.append(value)
+        else:
+            options[parameter.name] = value
+    return function(*arguments, **options)
+
+
+def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, dict[str, str]]:
+    """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
+    documentation = parse(inspect.getdoc(function) or "")
+    explained = {one.arg_name: " ".join((one.description or "").split()) for one in documentation.params}
+    parser = ArgumentParser(prog=prog, description=documentation.description)
+    hints = get_type_hints(function)
+    names = {}
+    for parameter in inspect.signature(function).parameters.values():
+        stem, _, unit = parameter.name.rpartition("_")
+        has_unit = bool(stem) and unit in _UNITS
+        names[parameter.name] = stem if has_unit else parameter.name
+        _add(parser, parameter, hints[parameter.name], names[parameter.name], explained.get(parameter.name, ""),
+             unit.upper() if has_unit else None)  # fmt: skip
+    return parser, names
+
+
+def _add(
+    parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, name: str, explanation: str, unit: str | None
+) -> None:
+    required = parameter.default is parameter.empty
+    details: dict[str, Any] = {"help": explanation.replace("%", "%%") or None}
+    if hint is not bool:
+        details["type"] = hint
+    if not required:
+        details["default"] = parameter.default
+    if parameter.kind is parameter.POSITIONAL_ONLY or (required and parameter.kind is not parameter.KEYWORD_ONLY):
+        if get_origin(hint) is list:
+            details |= {"type": hint.__args__[0], "nargs": "+" if required else "*"}
+        elif not required:
+            details["nargs"] = "?"
+        parser.add_argument(name, metavar=name.upper(), **details)
+        return
+    option = "--" + name.replace("_", "-")
+    if hint is bool:
+        parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), **details)
+        return
+    if unit is not None:
+        details["metavar"] = unit
+    elif get_origin(hint) is None and hint in (str, int, float):
+        details["metavar"] = {"str": "TEXT", "int": "N", "float": "X"}[hint.__name__]
+    elif getattr(hint, "__name__", "") == "Path":
+        details["metavar"] = "PATH"
+    parser.add_argument(option, required=required, **details)
+
+
+def _dashes(word: str) -> str:
+    """An option as the parser spells it: ``--gpu_memory=8`` is ``--gpu-memory=8``."""
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value

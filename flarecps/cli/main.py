@@ -1,0 +1,108 @@
+"""The command ``flarecps``: a table of commands, each imported only when it is called.
+
+Exit codes: 0 done, 1 a command's own "no" (as ``inspect`` finding an error), 2 the user's mistake, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+from flarecps import __version__
+from flarecps.errors import FlarecpsError
+
+USER_MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class Command(NamedTuple):
+    """Where a command's function lives, and what ``flarecps --help`` says of it."""
+
+    module: str
+    function: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("flarecps.cli.demo", "demo", "see the whole road on a synthetic abdomen: phantom to report"),
+    "phantom": Command("flarecps.cli.phantom", "phantom", "write a synthetic abdominal CT data set with 13 organs"),
+    "inspect": Command("flarecps.cli.inspect", "inspect", "check a data set; exit 1 when it would break training"),
+    "plan": Command("flarecps.cli.plan", "plan", "derive spacing, patch, network and intensities from a data set"),
+    "preprocess": Command("flarecps.cli.preprocess", "preprocess", "crop and resample a data set into a case store"),
+    "fit": Command("flarecps.cli.training", "main", "train from a config (Lightning's fit)"),
+    "validate": Command("flarecps.cli.training", "main", "score a checkpoint on the validation cases"),
+    "test": Command("flarecps.cli.training", "main", "score a checkpoint on the test cases"),
+    "predict": Command("flarecps.cli.training", "main", "predict with a checkpoint and a config"),
+    "segment": Command("flarecps.cli.segment", "segment", "segment a scan, a folder or a DICOM series"),
+    "score": Command("flarecps.cli.score", "score", "compare predictions with references: DSC and NSD per organ"),
+    "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
+    "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
+}
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")  # they parse their own arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of ``flarecps`` called with ``argv`` (without the program's name; default: the process's own).
+
+    A FlarecpsError becomes one line on standard error and exit code 2; anything else keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if words else USER_MISTAKE
+    if words[0] in ("-V", "--version", "version"):
+        print(f"flarecps {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        print(f"flarecps: {_unknown(name)}", file=sys.stderr)
+        return USER_MISTAKE
+    try:
+        return _run(name, words[1:]) or 0
+    except FlarecpsError as error:
+        print(f"flarecps {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print(f"flarecps {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def help_text() -> str:
+    """What ``flarecps --help`` prints: every command with its one line, in the order of use."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: flarecps COMMAND [...]",
+            "",
+            "3D Cross-Pseudo Supervision: semi-supervised segmentation, from a folder of scans to scores.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "flarecps COMMAND --help   its arguments, with units and defaults",
+            "flarecps --version        the version",
+        ]
+    )
+
+
+def _run(name: str, words: list[str]) -> int | None:
+    """Import one command and run it on its words."""
+    command = COMMANDS[name]
+    function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
+    if name in LIGHTNING_COMMANDS:
+        return function([name, *words])
+    from flarecps.cli.arguments import call_with_words
+
+    return call_with_words(function, words, prog=f"flarecps {name}")
+
+
+def _unknown(name: str) -> str:
+    """What to say about a word that is no command."""
+    nearest = get_close_matches(name, COMMANDS, n=1)
+    if nearest:
+        return f"no command {name!r}; did you mean {nearest[0]!r}?"
+    return f"no command {name!r}; commands: {', '.join(COMMANDS)}"
