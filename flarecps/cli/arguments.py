@@ -12,14 +12,37 @@ The rule, so that ``def plan(dataset: Path, *, out: Path, gpu_memory_gb: float =
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 _UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
+_PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+
+
+class _PlainHelp(DefaultHelpFormatter):
+    """Help lines for people: the explanation, then the default; no Python types."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if not action.option_strings or action.default in (None, argparse.SUPPRESS) or isinstance(action, _HELP):
+            return text
+        default = {True: "yes", False: "no"}.get(action.default, action.default) if _is_flag(action) else action.default
+        return f"{text} (default: {default})"
+
+
+_HELP = argparse._HelpAction  # argparse has no public name for the action behind --help
+
+
+def _is_flag(action: argparse.Action) -> bool:
+    return isinstance(action, ActionYesNo)
 
 
 def call_with_words(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int | None:
@@ -43,7 +66,7 @@ def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParse
     """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
     documentation = parse(inspect.getdoc(function) or "")
     explained = {one.arg_name: " ".join((one.description or "").split()) for one in documentation.params}
-    parser = ArgumentParser(prog=prog, description=documentation.description)
+    parser = ArgumentParser(prog=prog, description=documentation.description, formatter_class=_PlainHelp)
     hints = get_type_hints(function)
     names = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -59,7 +82,7 @@ def _add(
     parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, name: str, explanation: str, unit: str | None
 ) -> None:
     required = parameter.default is parameter.empty
-    details: dict[str, Any] = {"help": explanation.replace("%", "%%") or None}
+    details: dict[str, Any] = {"help": explanation or name.replace("_", " ")}
     if hint is not bool:
         details["type"] = hint
     if not required:
@@ -75,12 +98,9 @@ def _add(
     if hint is bool:
         parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), **details)
         return
-    if unit is not None:
-        details["metavar"] = unit
-    elif get_origin(hint) is None and hint in (str, int, float):
-        details["metavar"] = {"str": "TEXT", "int": "N", "float": "X"}[hint.__name__]
-    elif getattr(hint, "__name__", "") == "Path":
-        details["metavar"] = "PATH"
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _PLACEHOLDERS]
+    if unit is not None or kinds:
+        details["metavar"] = unit or _PLACEHOLDERS[kinds[0]]
     parser.add_argument(option, required=required, **details)
 
 
