@@ -1,0 +1,50 @@
+"""Convolution blocks in two and three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01  # of LeakyReLU, nnU-Net's
+_CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORMS: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class ConvolutionBlock(nn.Module):
+    """Convolution (with bias), instance norm (affine, eps 1e-5) and LeakyReLU (0.01)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        dimensions = len(kernel)
+        padding = tuple(width // 2 for width in kernel)
+        self.convolution = _CONVOLUTIONS[dimensions](
+            in_channels, out_channels, tuple(kernel), tuple(stride), padding, bias=True
+        )
+        self.norm = _NORMS[dimensions](out_channels, eps=1e-5, affine=True)
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.convolution(x)))
+
+
+def convolution_stage(
+    in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int], convolutions: int
+) -> nn.Sequential:
+    """``convolutions`` blocks in a row; the first one carries the stride (paper, section 2.2)."""
+    unit = (1,) * len(kernel)
+    blocks = [ConvolutionBlock(in_channels, out_channels, kernel, stride)]
+    blocks += [ConvolutionBlock(out_channels, out_channels, kernel, unit) for _ in range(convolutions - 1)]
+    return nn.Sequential(*blocks)
+
+
+def upsampling(in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
+    """A transposed convolution without bias whose kernel is its stride: every output voxel has one source."""
+    return _TRANSPOSED[len(stride)](in_channels, out_channels, tuple(stride), tuple(stride), bias=False)
+
+
+def head(in_channels: int, classes: int, dimensions: int) -> nn.Module:
+    """A 1×1(×1) convolution without bias that turns features into logits."""
+    return _CONVOLUTIONS[dimensions](in_channels, classes, 1, bias=False)
