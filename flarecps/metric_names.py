@@ -6,7 +6,7 @@ LOSS_TOTAL = "train/loss"
 LAMBDA = "train/lambda"
 PATCHES_PER_SECOND = "throughput/patches_per_s"
 DATA_WAIT = "throughput/data_wait_share"
-DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over organs, then cases
+DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over cases, then organs
 
 
 def supervised_loss(sibling: int) -> str:
@@ -24,6 +24,11 @@ def learning_rate(sibling: int) -> str:
     return f"train/learning_rate/sibling_{sibling}"
 
 
-def dsc(source: str, organ: str) -> str:
-    """Validation DSC of an organ; ``source`` is ``sibling_1``, ``sibling_2`` or ``average``."""
-    return f"validation/dsc/{source}/{organ.replace(' ', '_')}"
+def dsc_mean(stage: str = "validation") -> str:
+    """Mean DSC over organs; ``stage`` is ``validation`` or ``test``."""
+    return f"{stage}/dsc/mean"
+
+
+def dsc(source: str, organ: str, stage: str = "validation") -> str:
+    """DSC of an organ; ``source`` is ``sibling_1``, ``sibling_2`` or ``average``."""
+    return f"{stage}/dsc/{source}/{organ.replace(' ', '_')}"

@@ -1,0 +1,1 @@
+"""What happens around the training step: checkpoints, progress, the run's record."""

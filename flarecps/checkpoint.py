@@ -1,0 +1,129 @@
+"""The checkpoint's schema: what a file must hold so that ``segment`` needs nothing else.
+
+Lightning writes weights, optimisers, schedulers and loop counters; beside them stands one entry, ``flarecps``, in
+plain types: the plan, the label set, and how to build the siblings. So a file loads with ``weights_only=True`` and
+runs no code of whoever sent it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flarecps import __version__
+from flarecps.errors import CheckpointError, PlanError
+from flarecps.networks import NETWORKS
+from flarecps.planning.plan import Plan, plan_from_json, plan_to_json
+
+ENTRY = "flarecps"
+SCHEMA_VERSION = 1
+SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
+
+
+class FinestScale(nn.Module):
+    """A network's logits at full resolution, ``(batch, class, *patch)``, without its coarser heads."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint gives back: the plan it was trained by and its siblings in evaluation mode."""
+
+    plan: Plan
+    siblings: tuple[FinestScale, ...]  # two after CPS, one after the supervised control
+    epoch: int  # completed epochs
+    path: Path
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The label set, name to id."""
+        return self.plan.labels
+
+    @property
+    def patch_voxels(self) -> tuple[int, ...]:
+        """The patch the siblings were trained on: three numbers, or two for a 2D network."""
+        return self.plan.patch_voxels
+
+
+def model_entry(plan: Plan, siblings: nn.ModuleList, completed_epochs: int) -> dict[str, Any]:
+    """The ``flarecps`` entry of a checkpoint. A network must offer ``arguments``, the plain values that build it."""
+    network: Any = siblings[0]
+    return {
+        "schema": SCHEMA_VERSION,
+        "version": __version__,
+        "plan": plan_to_json(plan),
+        "network": {"name": type(network).__name__, "arguments": network.arguments},
+        "siblings": len(siblings),
+        "completed_epochs": completed_epochs,
+    }
+
+
+def load_plain(path: Path | str) -> dict[str, Any]:
+    """A checkpoint's content, loaded without running any code in it.
+
+    Raises ``CheckpointError`` when the file is missing, damaged, holds other objects than tensors and plain types,
+    or was not written by this program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints/")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not one
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be loaded safely ({reason}); "
+            "expected a .ckpt file written by 'flarecps fit', copied completely"
+        ) from error
+    if not isinstance(content, Mapping) or ENTRY not in content:
+        raise CheckpointError(
+            f"{path}: a PyTorch file, but without the plan of a flarecps checkpoint; "
+            "expected a .ckpt file written by 'flarecps fit'"
+        )
+    schema = content[ENTRY].get("schema")
+    if schema != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint schema {schema}, this version reads {SCHEMA_VERSION}; "
+            f"use the flarecps that wrote it ({content[ENTRY].get('version', 'unknown')})"
+        )
+    return dict(content)
+
+
+def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """The state of each sibling, in order, out of a checkpoint's content."""
+    states: list[dict[str, Tensor]] = [{} for _ in range(content[ENTRY]["siblings"])]
+    for key, value in content["state_dict"].items():
+        if key.startswith(SIBLINGS_PREFIX):
+            index, _, name = key.removeprefix(SIBLINGS_PREFIX).partition(".")
+            states[int(index)][name] = value
+    return states
+
+
+def read_checkpoint(path: Path | str) -> TrainedModel:
+    """The trained model in ``path``, on the CPU; raises ``CheckpointError`` for anything that is not one."""
+    content = load_plain(path)
+    entry = content[ENTRY]
+    name = entry["network"]["name"]
+    if name not in NETWORKS:
+        raise CheckpointError(f"{path}: holds a network '{name}', known are {', '.join(sorted(NETWORKS))}")
+    try:
+        plan = plan_from_json(entry["plan"], where=str(path))
+        siblings = []
+        for state in sibling_states(content):
+            network = NETWORKS[name](**entry["network"]["arguments"])
+            network.load_state_dict(state)
+            siblings.append(FinestScale(network).eval())
+    except (PlanError, RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: its plan and its weights do not fit together ({error})") from error
+    return TrainedModel(plan, tuple(siblings), int(entry["completed_epochs"]), Path(path))

@@ -1,0 +1,114 @@
+"""``flarecps fit | validate | test | predict``: Lightning's own subcommands over a config file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from flarecps.data.datamodule import ScanDataModule
+from flarecps.errors import CheckpointError, ConfigError
+from flarecps.planning.plan import plan_to_json
+from flarecps.training.callbacks.checkpoints import FOLDER, LAST, checkpoint_callbacks
+from flarecps.training.callbacks.progress import TrainingProgress
+from flarecps.training.callbacks.record import RunRecord, command_line
+from flarecps.training.callbacks.segmentation import SegmentationWriter
+from flarecps.training.dashboards import default_loggers
+from flarecps.training.module import CrossPseudoSupervision
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/unnamed",
+    "num_sanity_val_steps": 0,  # a whole-scan validation of random weights says nothing
+    "use_distributed_sampler": False,  # every draw has an address; an injected sampler would repeat them
+    "log_every_n_steps": 1,
+}
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the whole resolved configuration to ``RUN/config.yaml`` when training starts."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and stage == "fit":
+            run = Path(trainer.default_root_dir)
+            run.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data", "model.plan", compute_fn=_plan_of, apply_on="instantiate")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="start anew in a run folder that holds checkpoints"
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this run goes: ``trainer.default_root_dir``."""
+        return Path(self._get(self.config_init, "trainer.default_root_dir"))
+
+    def before_instantiate_classes(self) -> None:
+        self._resume_or_refuse()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        run = self.run_folder
+        given = self._get(self.config_init, "trainer")
+        data: ScanDataModule = self.datamodule
+        callbacks: list[Any] = []
+        if self.subcommand == "fit":
+            callbacks += [*checkpoint_callbacks(run, bool(data.validation_names)), RunRecord(run, command_line())]
+            if given["logger"] in (None, True):
+                kwargs.setdefault("logger", default_loggers(run, name=run.name))
+        elif given["logger"] is None:
+            kwargs.setdefault("logger", False)
+        if self.subcommand == "predict":
+            callbacks.append(SegmentationWriter(run))
+        if given["enable_progress_bar"] is not False:
+            callbacks.append(TrainingProgress())
+        return self._instantiate_trainer({**given, **kwargs}, callbacks)
+
+    def _resume_or_refuse(self) -> None:
+        """``ckpt_path: last`` means this run's own; a run folder with checkpoints is never overwritten unasked."""
+        given = self._get(self.config, "ckpt_path")
+        last = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER / f"{LAST}.ckpt"
+        if given == "last":
+            if not last.is_file():
+                raise CheckpointError(f"{last}: nothing to resume; leave ckpt_path out to start anew")
+            self.config[self.subcommand]["ckpt_path"] = str(last)
+        elif self.subcommand == "fit" and given is None and last.is_file() and not self._get(self.config, "overwrite"):
+            raise ConfigError(
+                f"{last.parent.parent}: this run folder holds checkpoints already; continue with --ckpt_path last, "
+                "name another folder with --trainer.default_root_dir, or start anew with --overwrite true"
+            )
+
+
+def _plan_of(data: ScanDataModule) -> dict[str, Any]:
+    return plan_to_json(data.plan)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # configs refer to their own values (${...}) across files and the command line
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # Lightning advises data-loader workers; patches come from TorchIO's queue, whose outer loader must have none
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    sys.argv[0] = "flarecps"
+    TrainingCLI(
+        CrossPseudoSupervision,
+        ScanDataModule,
+        save_config_callback=RunConfig,
+        trainer_defaults=TRAINER_DEFAULTS,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        args=arguments,
+    )
+    return 0

@@ -1,0 +1,238 @@
+"""3D Cross-Pseudo Supervision as a Lightning module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from flarecps import checkpoint, metric_names
+from flarecps.errors import ConfigError
+from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, cross_pseudo_losses, downsampled_labels
+from flarecps.networks import PlainUNet, he_normal_
+from flarecps.planning.plan import Plan, Topology, plan_from_json
+from flarecps.training.optimisation import SmoothedLoss, step_schedulers
+from flarecps.training.validation import OrganScores, named_scores, sibling_labels
+
+# in_channels, classes, features, strides, kernels -> network
+NetworkFactory: TypeAlias = Callable[
+    [int, int, Sequence[int], Sequence[Sequence[int]], Sequence[Sequence[int]]], nn.Module
+]
+
+NNUNET_SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+NNUNET_PLATEAU = partial(
+    torch.optim.lr_scheduler.ReduceLROnPlateau,
+    mode="min",
+    factor=0.2,
+    patience=30,
+    threshold=1e-3,
+    threshold_mode="abs",
+)
+
+
+class CrossPseudoSupervision(LightningModule):
+    """Two siblings of one architecture that learn from labels and from each other: L = Lsup + λ Lcps (equation 3).
+
+    Args:
+        plan: the plan of the case store (linked from the data; not set by hand).
+        network: the architecture, built once per sibling.
+        topology: features, strides and kernels instead of the plan's.
+        loss: Lsup's and Lcps's loss at one scale.
+        optimizer: built once per sibling.
+        scheduler: built once per sibling; a plateau watches its own sibling's smoothed Lsup.
+        ramp: λ by epoch.
+        cross_pseudo_supervision: false trains one network on the labelled scans alone: the supervised control.
+        one_mean: one CPS loss over labelled and unlabelled patches together, as in the authors' code, instead of two
+            terms added, as in the paper.
+        clip_norm: largest gradient norm of a sibling.
+        window_step: step of validation's sliding window, as a share of the patch.
+        initial_seed: of the siblings' weights, which are drawn independently.
+    """
+
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        network: NetworkFactory = PlainUNet,
+        topology: Topology | None = None,
+        loss: DiceCrossEntropy | None = None,
+        optimizer: OptimizerCallable = NNUNET_SGD,
+        scheduler: LRSchedulerCallable = NNUNET_PLATEAU,
+        ramp: LinearRamp | None = None,
+        cross_pseudo_supervision: bool = True,
+        one_mean: bool = False,
+        clip_norm: float = 12.0,
+        window_step: float = 0.5,
+        initial_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.plan = _planned(plan, topology)
+        self.siblings = nn.ModuleList(
+            _sibling(network, self.plan, seed=initial_seed + index) for index in range(1 + cross_pseudo_supervision)
+        )
+        loss = loss or DiceCrossEntropy()
+        if loss.batch_dice is None:
+            loss.batch_dice = self.plan.batch_dice
+        self.loss = DeepSupervision(loss)
+        self.ramp = ramp or LinearRamp()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.cross_pseudo_supervision = cross_pseudo_supervision
+        self.one_mean = one_mean
+        self.clip_norm = clip_norm
+        self.window_step = window_step
+        self.smoothed_loss = SmoothedLoss(len(self.siblings))
+        names = [metric_names.LOSS_TOTAL]
+        for number in range(1, 1 + len(self.siblings)):
+            names += [metric_names.supervised_loss(number), metric_names.cross_pseudo_loss(number)]
+        self.epoch_means = nn.ModuleDict({_attribute(name): MeanMetric() for name in names})
+        self.organ_scores = OrganScores(self.plan.labels, len(self.siblings))
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
+        weight = self.weight_of_pseudo_labels
+        supervised, crossed = self.losses(batch, with_pseudo_labels=weight > 0)
+        total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()  # equation 3
+        self.manual_backward(total)
+        for sibling, optimizer in zip(self.siblings, self._optimizers(), strict=True):
+            nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        self._remember(total, supervised, crossed)
+
+    def losses(
+        self, batch: dict[str, dict[str, Any]], with_pseudo_labels: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Lsup and Lcps of every sibling, in that order (paper, equations 1 and 2).
+
+        Without pseudo-labels (λ = 0, or the supervised control) the unlabelled patches are not computed at all: what is
+        multiplied by 0 teaches nothing, and instance norm keeps patches independent of each other.
+        """
+        images, labels = batch["labelled"]["image"], batch["labelled"]["labels"][:, 0]
+        labelled = len(images)
+        if with_pseudo_labels:
+            images = torch.cat([images, batch["unlabelled"]["image"]])
+        outputs = [sibling(images) for sibling in self.siblings]
+        targets = [downsampled_labels(labels, output.shape[2:]) for output in outputs[0]]
+        annotated = batch["labelled"].get("annotated")
+        supervised = [self.loss([scale[:labelled] for scale in output], targets, annotated) for output in outputs]
+        if with_pseudo_labels:
+            return supervised, list(cross_pseudo_losses(*outputs, labelled, self.loss, self.one_mean))
+        return supervised, [torch.zeros_like(loss) for loss in supervised]
+
+    @property
+    def weight_of_pseudo_labels(self) -> float:
+        """λ of the present epoch; 0 in the supervised control."""
+        return self.ramp(self.current_epoch) if self.cross_pseudo_supervision else 0.0
+
+    def on_train_epoch_end(self) -> None:
+        means = {name: metric.compute() for name, metric in self._named_means()}
+        for _, metric in self._named_means():
+            metric.reset()
+        watched = self.smoothed_loss.update(
+            float(means[metric_names.supervised_loss(number)]) for number in range(1, 1 + len(self.siblings))
+        )
+        rates = {
+            metric_names.learning_rate(number): optimizer.param_groups[0]["lr"]
+            for number, optimizer in enumerate(self._optimizers(), start=1)
+        }
+        self.log_dict(
+            {**means, **rates, metric_names.LAMBDA: self.weight_of_pseudo_labels}, on_epoch=True, rank_zero_only=True
+        )
+        step_schedulers(self._schedulers(), watched)
+
+    # -- optimisers ----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
+        if self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision is 16-mixed: two optimisers share one loss scale there, which is updated between "
+                "their steps, so sibling 2 would take steps of another size; use bf16-mixed or 32-true"
+            )
+        optimizers = [self.optimizer(sibling.parameters()) for sibling in self.siblings]
+        return optimizers, [self.scheduler(optimizer) for optimizer in optimizers]
+
+    def _optimizers(self) -> list[Any]:
+        wrapped = self.optimizers()
+        return wrapped if isinstance(wrapped, list) else [wrapped]
+
+    def _schedulers(self) -> list[Any]:
+        schedulers = self.lr_schedulers()
+        return schedulers if isinstance(schedulers, list) else [schedulers]
+
+    # -- whole scans -----------------------------------------------------------------------------------------------------
+
+    def validation_step(self, case: dict[str, Any], batch_index: int) -> None:
+        self._score_case(case)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("validation")
+
+    def test_step(self, case: dict[str, Any], batch_index: int) -> None:
+        self._score_case(case)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, path: Path, batch_index: int) -> Path:
+        """The scan's path, whose labels a ``SegmentationWriter`` computes and writes."""
+        return Path(path)
+
+    def _score_case(self, case: dict[str, Any]) -> None:
+        predicted = sibling_labels(self.siblings, case["image"], self.plan, self.window_step)
+        self.organ_scores.update(predicted, case["labels"])
+
+    def _log_scores(self, stage: str) -> None:
+        scores = named_scores(self.organ_scores.compute(), stage)
+        self.organ_scores.reset()
+        if not self.trainer.sanity_checking:
+            self.log_dict(scores, rank_zero_only=True)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
+        completed = self.current_epoch + 1
+        checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(self.plan, self.siblings, completed)
+
+    # -- running means ---------------------------------------------------------------------------------------------------
+
+    def _remember(self, total: Tensor, supervised: list[Tensor], crossed: list[Tensor]) -> None:
+        self.epoch_means[_attribute(metric_names.LOSS_TOTAL)].update(total.detach())
+        for number, (lsup, lcps) in enumerate(zip(supervised, crossed, strict=True), start=1):
+            self.epoch_means[_attribute(metric_names.supervised_loss(number))].update(lsup.detach())
+            self.epoch_means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
+
+    def _named_means(self) -> list[tuple[str, Any]]:
+        return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]
+
+
+def _attribute(name: str) -> str:
+    return name.replace("/", "|")  # ModuleDict refuses dots only, but a state_dict key reads better without slashes
+
+
+def _planned(content: dict[str, Any], topology: Topology | None) -> Plan:
+    plan = plan_from_json(content)
+    if topology is not None:
+        plan = replace(plan, topology=topology)
+    remainder = [size % step for size, step in zip(plan.patch_voxels, plan.topology.total_stride, strict=True)]
+    if any(remainder):
+        raise ConfigError(
+            f"patch {tuple(plan.patch_voxels)} is not divisible by the network's total stride "
+            f"{plan.topology.total_stride}; change data.patch_voxels or model.topology.strides"
+        )
+    return plan
+
+
+def _sibling(network: NetworkFactory, plan: Plan, seed: int) -> nn.Module:
+    topology = plan.topology
+    built = network(len(plan.channels), plan.class_count, topology.features, topology.strides, topology.kernels)
+    return he_normal_(built, torch.Generator().manual_seed(seed))

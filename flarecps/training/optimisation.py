@@ -1,0 +1,42 @@
+"""The learning rate's schedule: what the plateau watches, and how it remembers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+SMOOTHING = 0.93  # weight of the past in nnU-Net v1's moving average of the epoch's loss
+
+
+class SmoothedLoss(nn.Module):
+    """An exponential moving average of each sibling's Lsup, kept in the checkpoint.
+
+    EMA ← 0.93 EMA + 0.07 epoch mean; the first value is the first loss. Only Lsup is watched: L rises with λ, and a
+    plateau on it would cut the rate for that reason alone.
+    """
+
+    values: Tensor
+
+    def __init__(self, siblings: int) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.full((siblings,), math.nan, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, losses: Iterable[float]) -> list[float]:
+        """The averages after one more epoch whose mean losses are ``losses``, one per sibling."""
+        new = torch.tensor(list(losses), dtype=torch.float64, device=self.values.device)
+        self.values.copy_(torch.where(self.values.isnan(), new, SMOOTHING * self.values + (1 - SMOOTHING) * new))
+        return self.values.tolist()
+
+
+def step_schedulers(schedulers: Iterable[LRScheduler | ReduceLROnPlateau], watched: Iterable[float]) -> None:
+    """Step each scheduler once, at an epoch's end; a plateau looks at its own sibling's smoothed Lsup."""
+    for scheduler, value in zip(schedulers, watched, strict=True):
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(value)
+        else:
+            scheduler.step()
