@@ -1,0 +1,227 @@
+"""Scans and label maps from files and back: every format in, one canonical form, the scan's own grid out.
+
+Whatever the file's voxel order, arrays are in canonical RAS order (see `flarecps.typing`); a `Source` remembers the
+way back, so a segmentation can be written on exactly the voxels of the scan it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from flarecps.errors import ScanError
+from flarecps.typing import LabelArray, ScanArray
+from flarecps.volumes import itk, nifti
+from flarecps.volumes.space import Reorientation, Space, canonical_reorientation
+
+ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
+
+READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA or a folder holding one DICOM series"
+AXIS_NAMES = ("slice", "row", "column")
+WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a volume came from and how its voxels were reordered: what is needed to write results on its grid."""
+
+    path: Path
+    stored: Space
+    reorientation: Reorientation
+    kind: ScanKind
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan or label map in canonical RAS voxel order, with its grid, its source and remarks on its header.
+
+    ``array`` is (channel, slice, row, column); integers as stored, otherwise float32.
+    """
+
+    array: ScanArray
+    space: Space
+    source: Source
+    warnings: tuple[str, ...] = ()
+
+
+def read_volume(path: Path | str) -> Volume:
+    """The scan at ``path`` (a file, or a folder with one DICOM series) as one channel in canonical order.
+
+    Raises ScanError for a missing, truncated or foreign file, several frames or series, NaN or infinite voxels, and a
+    scan of one voxel along any axis.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "nifti":
+        stored = nifti.read_nifti(path)
+    elif kind == "dicom":
+        stored = itk.read_series(path)
+    else:
+        stored = itk.read_file(path)
+    source = Source(path, stored.space, canonical_reorientation(stored.space.direction), kind)
+    space = source.reorientation.apply_to_space(stored.space)
+    _check_edges(path, space)
+    _check_finite(path, stored.array)
+    array = np.ascontiguousarray(source.reorientation.apply(stored.array))[None]
+    return Volume(array, space, source, stored.warnings)
+
+
+def read_channels(paths: Sequence[Path | str]) -> Volume:
+    """Several single-channel files of one patient as the channels of one volume, in the order given.
+
+    The source is the first file's. Raises ScanError when the grids differ, and as `read_volume`.
+    """
+    if not paths:
+        raise ScanError("no image file was given for this case: expected one file per channel")
+    volumes = [read_volume(path) for path in paths]
+    first = volumes[0]
+    for volume in volumes[1:]:
+        if not first.space.same_grid(volume.space):
+            raise ScanError(
+                f"{volume.source.path}: not on the grid of {first.source.path.name} "
+                f"({volume.space.difference(first.space)}): resample the channels to one grid first"
+            )
+    if len(volumes) == 1:
+        return first
+    warnings = tuple(f"{volume.source.path.name}: {remark}" for volume in volumes for remark in volume.warnings)
+    return Volume(np.concatenate([volume.array for volume in volumes]), first.space, first.source, warnings)
+
+
+def read_labels(path: Path | str) -> Volume:
+    """The label map at ``path`` as uint8 (1, slice, row, column).
+
+    Raises ScanError for fractions, negative numbers and numbers above 255, and as `read_volume`.
+    """
+    volume = read_volume(path)
+    array = volume.array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if (fractions := int(np.count_nonzero(np.abs(array - whole) > WHOLE_TOLERANCE))):
+            raise ScanError(
+                f"{path}: {fractions} voxels are not whole numbers; expected labels 0, 1, 2, …: "
+                "is it the scan, or a map resampled without nearest neighbour?"
+            )
+        array = whole
+    lowest, highest = array.min(), array.max()
+    if lowest < 0 or highest > 255:
+        raise ScanError(
+            f"{path}: values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
+        )
+    return Volume(array.astype(np.uint8, copy=False), volume.space, volume.source, volume.warnings)
+
+
+def read_space(path: Path | str) -> Space:
+    """The canonical grid of the scan at ``path``, from its header (a DICOM series is read whole)."""
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "nifti":
+        stored, _ = nifti.read_nifti_space(path)
+    elif kind == "dicom":
+        stored = itk.read_series_space(path)
+    else:
+        stored = itk.read_file_space(path)
+    return canonical_reorientation(stored.direction).apply_to_space(stored)
+
+
+def write_labels(path: Path | str, labels: LabelArray, source: Source) -> None:
+    """Write canonical labels (slice, row, column) as uint8 NIfTI in the source scan's own voxel order, atomically.
+
+    A NIfTI source's orientation fields are carried over as they are (while its file exists). Raises ScanError when
+    ``path`` does not end in .nii or .nii.gz, or the size is not the scan's.
+    """
+    path = Path(path)
+    if not nifti.is_nifti(path):
+        raise ScanError(f"{path}: segmentations are written as NIfTI: choose a name ending in .nii.gz or .nii")
+    stored = np.ascontiguousarray(source.reorientation.undo(np.asarray(labels, np.uint8)))
+    if stored.shape != tuple(source.stored.shape):
+        raise ScanError(f"{path}: {stored.shape} labels for a scan of {source.stored.shape} voxels ({source.path})")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source.kind == "nifti" and source.path.is_file():
+        nifti.write_nifti_like(path, stored, source.path)
+    else:
+        nifti.write_nifti(path, stored, source.stored)
+
+
+def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
+    """Write voxels (slice, row, column) on the grid ``space``, in any voxel order, as NIfTI, NRRD or MHA; atomic."""
+    path = Path(path)
+    voxels = np.asarray(array)
+    if voxels.dtype == bool:
+        voxels = voxels.astype(np.uint8)
+    if voxels.shape != tuple(space.shape):
+        raise ScanError(f"{path}: {voxels.shape} voxels do not fill a grid of {space.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if nifti.is_nifti(path):
+        nifti.write_nifti(path, voxels, space)
+    elif path.suffix.lower() in itk.KINDS:
+        itk.write_file(path, voxels, space)
+    else:
+        raise ScanError(f"{path}: unknown image format; expected a name ending in .nii.gz, .nii, .nrrd or .mha")
+
+
+def find_scans(folder: Path | str) -> list[Path]:
+    """Every scan in ``folder``, sorted: image files in it, and each folder at or below it that holds DICOM slices.
+
+    Hidden and partial files (names starting with a dot) are left out. Raises ScanError for a missing folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ScanError(f"{folder}: no such folder: check the path")
+    files = [path for path in folder.iterdir() if path.is_file() and is_scan_file(path)]
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
+    return sorted(files + [candidate for candidate in folders if itk.holds_dicom(candidate)])
+
+
+def is_scan_file(path: Path) -> bool:
+    """Whether a file's name is that of a NIfTI, NRRD or MHA image."""
+    return not path.name.startswith(".") and (nifti.is_nifti(path) or path.suffix.lower() in itk.KINDS)
+
+
+def scan_name(path: Path | str) -> str:
+    """A scan's name without its image suffix: ``case_01.nii.gz`` → ``case_01``; a folder's name as it is.
+
+    >>> scan_name("imagesTs/case_01.nii.gz")
+    'case_01'
+    """
+    path = Path(path)
+    for suffix in (*reversed(nifti.SUFFIXES), *itk.KINDS):
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def _kind(path: Path) -> ScanKind:
+    if path.is_dir():
+        return "dicom"
+    if not path.exists():
+        raise ScanError(f"{path}: no such file or folder; expected {READABLE}: check the path")
+    if nifti.is_nifti(path):
+        return "nifti"
+    if path.suffix.lower() in itk.KINDS:
+        return "nrrd" if itk.KINDS[path.suffix.lower()] == "nrrd" else "mha"
+    if itk.is_dicom_file(path):
+        raise ScanError(f"{path}: one slice of a DICOM series: name the folder that holds the whole series")
+    raise ScanError(f"{path}: not a known image format; expected {READABLE}")
+
+
+def _check_edges(path: Path, space: Space) -> None:
+    for name, edge in zip(AXIS_NAMES, space.shape, strict=True):
+        if edge < 2:
+            raise ScanError(
+                f"{path}: a one-slice scan ({'×'.join(map(str, space.shape))} voxels, one along the {name} axis); "
+                "expected a 3D scan of at least 2 voxels along every axis: give the whole series"
+            )
+
+
+def _check_finite(path: Path, array: np.ndarray) -> None:
+    if array.dtype.kind != "f":
+        return
+    if (strange := array.size - int(np.count_nonzero(np.isfinite(array)))):
+        raise ScanError(
+            f"{path}: {strange} voxels are NaN or infinite; expected numbers everywhere: "
+            "export the scan again, or fill them with the value of air"
+        )

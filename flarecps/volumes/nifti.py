@@ -1,0 +1,235 @@
+"""NIfTI files, read and written with nibabel and nothing lost: every header field of a source is carried over.
+
+SimpleITK is not used here because it refuses sheared sforms, says nothing where a header has no orientation, and
+rewrites the codes. Voxels come in the stored type; a truncated or damaged file is noticed, also within its last bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel
+import numpy as np
+from nibabel.fileholders import FileHolder
+
+from flarecps.atomic import atomic_path
+from flarecps.errors import ScanError
+from flarecps.volumes.space import Space, as_direction, nearest_orthonormal
+
+SUFFIXES = (".nii", ".nii.gz")
+HEADER_BYTES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
+TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: metre, millimetre, micrometre
+SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
+DISAGREEMENT_MM = 1e-2
+COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
+
+
+@dataclass(frozen=True)
+class StoredScan:
+    """What a file holds, in its own voxel order: voxels (slice, row, column), their grid, and remarks on it."""
+
+    array: np.ndarray
+    space: Space
+    warnings: tuple[str, ...] = ()
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the file's name says NIfTI."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_nifti(path: Path) -> StoredScan:
+    """Voxels, grid and warnings of a NIfTI-1 or -2 file; integers stay integers where the scaling allows.
+
+    Raises ScanError when the file is not NIfTI, truncated, damaged, or holds several frames or components.
+    """
+    with _opened(path) as (image, stream):
+        space, warnings = _grid(path, image.header)
+        proxy = cast(Any, image.dataobj)
+        stored = np.asarray(proxy.get_unscaled())
+        while stream.read(1 << 20):  # to the end: gzip's check sum is compared there
+            pass
+        voxels = stored.reshape(space.shape[::-1], order="F").T
+        return StoredScan(_scaled(voxels, float(proxy.slope), float(proxy.inter)), space, warnings)
+
+
+def read_nifti_space(path: Path) -> tuple[Space, tuple[str, ...]]:
+    """The stored grid and the warnings, from the header alone; errors as for `read_nifti`."""
+    with _opened(path) as (image, _):
+        return _grid(path, image.header)
+
+
+def write_nifti(path: Path, array: np.ndarray, space: Space) -> None:
+    """Write voxels (slice, row, column) on any grid, atomically; sform and qform are set alike (scanner, in mm)."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(array.shape[::-1])
+    affine = np.eye(4)
+    affine[:3, :3] = LPS_FROM_RAS @ space.axes_mm[:, ::-1]
+    affine[:3, 3] = LPS_FROM_RAS @ np.asarray(space.origin_mm)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm")
+    header["pixdim"][4:] = 0
+    _write(path, header, array)
+
+
+def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
+    """Write voxels (slice, row, column) with ``source``'s header: sform, qform, pixdim, codes and units as they are.
+
+    Only what describes the voxel values changes (type, scaling, display window, intent), and header extensions stay
+    behind: they may name the patient. Raises ScanError when the source's size is not the array's.
+    """
+    with _opened(source) as (image, _):
+        header = image.header.copy()
+    edges = tuple(int(edge) for edge in header.get_data_shape())
+    if _three(edges) != array.shape[::-1]:
+        raise ScanError(
+            f"{source}: {edges} voxels now, {array.shape[::-1]} when it was read: keep scans while they are in use"
+        )
+    pixdim = header["pixdim"].copy()
+    header.set_data_shape(array.shape[::-1])
+    header["pixdim"] = pixdim
+    header.extensions.clear()
+    for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+        header[field] = 0
+    header["intent_name"] = b""
+    _write(path, header, array)
+
+
+def _write(path: Path, header: nibabel.Nifti1Header, array: np.ndarray) -> None:
+    header.set_data_dtype(array.dtype)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["magic"] = b"n+2" if isinstance(header, nibabel.Nifti2Header) else b"n+1"
+    header["vox_offset"] = header.single_vox_offset
+    voxels = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(header.endianness))
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        if partial.name.lower().endswith(".gz"):
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
+                _write_parts(packed, header, voxels)
+        else:
+            _write_parts(file, header, voxels)
+
+
+def _write_parts(file: Any, header: nibabel.Nifti1Header, voxels: np.ndarray) -> None:
+    file.write(header.binaryblock)
+    file.write(b"\0" * (int(header["vox_offset"]) - len(header.binaryblock)))  # no extensions follow
+    for section in voxels:
+        file.write(section.tobytes())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
+    """The NIfTI image over an open stream of its bytes; whatever goes wrong in the block becomes a ScanError."""
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # by content: names lie
+            file.seek(0)
+            stream: Any = gzip.GzipFile(fileobj=file) if packed else file
+            mark = stream.read(4)
+            kind = HEADER_BYTES.get(int.from_bytes(mark, "little")) or HEADER_BYTES.get(int.from_bytes(mark, "big"))
+            if kind is None:
+                raise ScanError(f"{path}: not a NIfTI file (its header has no NIfTI size mark): {COPY_AGAIN}")
+            stream.seek(0)
+            image = kind.from_file_map({"image": FileHolder(fileobj=stream)})
+            yield image, stream
+    except ScanError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError,
+            nibabel.filebasedimages.ImageFileError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {COPY_AGAIN}") from error
+
+
+def _three(edges: tuple[int, ...]) -> tuple[int, int, int]:
+    first, second, third = (*edges, 1, 1, 1)[:3]
+    return first, second, third
+
+
+def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, ...]]:
+    edges = tuple(int(edge) for edge in header.get_data_shape())
+    if any(edge != 1 for edge in edges[3:]):
+        raise ScanError(
+            f"{path}: {'×'.join(map(str, edges))} voxels, several frames or components in one file; "
+            "expected one 3D image: split it into one file per frame or channel"
+        )
+    if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
+        raise ScanError(f"{path}: colour or complex voxels; expected one number per voxel: export it as grey values")
+    warnings: list[str] = []
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
+    to_mm = TO_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    if to_mm != 1.0:
+        warnings.append(f"header lengths are in units of {to_mm:g} mm and were converted")
+    affine = _affine(path, header, pixdim, warnings)
+    affine[:3] *= to_mm
+    if not np.isfinite(affine).all() or not np.linalg.norm(affine[:3, :3], axis=0).all():
+        raise ScanError(f"{path}: the header's orientation matrix holds zero or non-finite axes: convert the scan again")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = LPS_FROM_RAS @ (affine[:3, :3] / spacing)
+    try:
+        direction = nearest_orthonormal(cosines)
+    except np.linalg.LinAlgError as error:
+        raise ScanError(f"{path}: the header's axes lie in one plane: convert the scan from DICOM again") from error
+    if (shear := float(np.abs(direction - cosines).max())) > SHEAR_LIMIT:
+        warnings.append(
+            f"the sform is sheared (direction cosines up to {shear:.2g} from orthonormal, as after a gantry tilt): "
+            "read with the nearest orthonormal frame"
+        )
+    if (gap := float(np.abs(spacing / to_mm - pixdim).max())) > DISAGREEMENT_MM:
+        warnings.append(f"pixdim and the orientation matrix differ by {gap:.3g} mm in spacing: the matrix was used")
+    columns_first = _three(edges)
+    shape = (columns_first[2], columns_first[1], columns_first[0])
+    x, y, z = (float(value) for value in LPS_FROM_RAS @ affine[:3, 3])
+    spacing_mm = (float(spacing[2]), float(spacing[1]), float(spacing[0]))
+    return Space(shape, spacing_mm, as_direction(direction), (x, y, z)), tuple(warnings)
+
+
+def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """The RAS matrix in the header's own units: the sform if it has a code, else the qform, else pixdim alone."""
+    sform, sform_code = header.get_sform(coded=True)
+    try:
+        qform, qform_code = header.get_qform(coded=True)
+    except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
+        if not sform_code:
+            raise ScanError(f"{path}: the header's qform is not a rotation: convert the scan again") from error
+        qform, qform_code = None, 0
+    if sform_code and qform_code:
+        corner = np.asarray([*_three(tuple(header.get_data_shape())), 1], float)
+        apart = max(float(np.abs((sform - qform) @ corner).max()), float(np.abs((sform - qform)[:3, 3]).max()))
+        if apart > DISAGREEMENT_MM:
+            warnings.append(f"sform and qform place voxels up to {apart:.3g} mm apart: the sform was used")
+    if sform_code:
+        return np.asarray(sform, float)
+    if qform_code:
+        return np.asarray(qform, float)
+    if not (np.isfinite(pixdim).all() and pixdim.all()):
+        raise ScanError(f"{path}: the header has neither an orientation nor a voxel size: convert the scan again")
+    warnings.append(
+        "the header has no orientation (sform and qform codes 0): assumed, as ITK does, columns to the patient's "
+        "left, rows to posterior, slices to superior; left and right may be exchanged"
+    )
+    return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
+
+
+def _scaled(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    """Stored numbers as intensities: integers where slope and intercept are whole numbers, else float32."""
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if voxels.dtype.kind in "iu":
+        if (slope, inter) == (1.0, 0.0):
+            return native
+        if slope.is_integer() and inter.is_integer():
+            ends = [int(native.min()) * int(slope) + int(inter), int(native.max()) * int(slope) + int(inter)]
+            for kind in (np.int16, np.int32):
+                if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
+                    return (native.astype(np.int64) * int(slope) + int(inter)).astype(kind)
+    if (slope, inter) == (1.0, 0.0):
+        return native.astype(np.float32, copy=False)
+    return (native.astype(np.float64) * slope + inter).astype(np.float32)
