@@ -1,0 +1,46 @@
+# Every target does all set-up on a fresh machine first: a virtual environment in .venv, with tested versions.
+#
+#   make demo                  the whole road on a synthetic abdomen; ends with the path of the report
+#   make test                  the test suite
+#   make lint                  ruff and mypy
+#   make clean                 remove the environment and caches
+#
+#   make PYTHON=python3.12 ... another Python (3.10 or newer)
+#   make TORCH="..." ...       what to hand to `pip install` for torch, for example
+#                              TORCH=torch                                the newest, with CUDA on Linux
+#                              TORCH="torch --index-url https://download.pytorch.org/whl/cpu"   without CUDA
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch -c constraints.txt
+WORKERS ?= auto
+
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint setup clean
+
+demo: $(READY)
+	$(BIN)/flarecps demo $(if $(OUT),--out $(OUT))
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# torch goes first, from where the caller wants it; whatever came is then left alone (its own pin is taken out).
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed (make PYTHON=...)')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tests]' -c $(VENV)/constraints.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
