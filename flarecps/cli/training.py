@@ -112,3 +112,21 @@ def main(arguments: list[str]) -> int:
         args=arguments,
     )
     return 0
+
+
+def instantiated_module(config: str) -> CrossPseudoSupervision:
+    """The module that ``flarecps fit --config CONFIG`` would train, without training it."""
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    cli = TrainingCLI(
+        CrossPseudoSupervision,
+        ScanDataModule,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS | {"logger": False},
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        run=False,
+        args=["--config", config],
+    )
+    module: CrossPseudoSupervision = cli.model
+    return module

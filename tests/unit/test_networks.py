@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flarecps.networks import PlainUNet, he_normal_
+from flarecps.networks.cost import network_cost
 
 THREE_D = {
     "features": [32, 64, 128, 256, 320, 320],
@@ -74,3 +75,14 @@ def test_siblings_are_independent_and_reproducible() -> None:
 def test_mismatched_stages_are_refused() -> None:
     with pytest.raises(ValueError, match="one entry per stage"):
         PlainUNet(1, 3, [4, 8], [[1, 1]], [[3, 3], [3, 3]])
+
+
+@pytest.mark.parametrize(
+    ("topology", "patch", "table_2", "proper"),
+    [(THREE_D, (112, 160, 128), 585.4295, 523.58), (TWO_D, (512, 512), 65.5497, 58.02)],
+)
+def test_multiply_accumulates_are_the_papers(topology: dict, patch: tuple, table_2: float, proper: float) -> None:
+    with torch.device("meta"):
+        cost = network_cost(PlainUNet(1, 14, **topology), 1, patch)
+    assert cost.macs_table_2 / 1e9 == pytest.approx(table_2, abs=1e-4)
+    assert cost.macs / 1e9 == pytest.approx(proper, abs=0.01)

@@ -1,0 +1,167 @@
+"""``flarecps demo``: the whole road on a synthetic abdomen, by the very commands a user types."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from flarecps.errors import ConfigError, FlarecpsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LARGE_ORGANS = ("liver", "spleen", "right kidney", "left kidney", "stomach")
+METHODS = {"supervised": "supervised control", "cps": "CPS"}  # run folder -> what tables call it
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo trains and on what."""
+
+    labelled: int
+    unlabelled: int
+    test: int
+    configs: tuple[str, str]  # CPS, supervised control
+
+
+SIZES = {
+    "small": DemoSize(12, 24, 6, ("phantom_3d.yaml", "phantom_3d_supervised.yaml")),
+    "full": DemoSize(20, 80, 10, ("phantom_3d_full.yaml", "phantom_3d_full_supervised.yaml")),
+}
+
+
+def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", seed: int = 0) -> None:
+    """See 3D Cross-Pseudo Supervision work: phantom, inspect, plan, preprocess, fit, segment, score, report.
+
+    Every stage is the command a user would type and is printed before it runs. CPS and its supervised control train
+    for equally many steps; the report compares them on test scans that neither has seen.
+
+    Args:
+        out: folder for everything the demo makes; it must not exist yet, or be empty.
+        size: small fits two CPU cores and about ten minutes; full (finer scans, larger networks) wants a GPU.
+        seed: of the phantom.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: this folder is not empty; remove it or choose another with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    stages = _stages(out, SIZES[size], size, seed)
+    for number, words in enumerate(stages, start=1):
+        console.rule(f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({_clock(time.monotonic() - began)} so far)", align="left")
+        console.print(f"flarecps {shlex.join(words)}", style="dim", soft_wrap=True, highlight=False)
+        done = subprocess.run([sys.executable, "-m", "flarecps", *words], check=False)
+        if done.returncode:
+            raise FlarecpsError(f"stage '{words[0]}' ended with exit code {done.returncode}; its message stands above")
+    console.rule("[bold]result[/]", align="left")
+    _show_scores(out, console)
+    console.print(f"done in {_clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]")
+
+
+def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[str]]:
+    """The commands of the demo, without the leading ``flarecps``."""
+    data, plan, store = str(out / "phantom"), str(out / "plan.json"), str(out / "store")
+    counts = ["--labelled", str(size.labelled), "--unlabelled", str(size.unlabelled), "--test", str(size.test)]
+    stages = [
+        ["phantom", data, *counts, "--size", size_name, "--seed", str(seed)],
+        ["inspect", data],
+        ["plan", data, "--out", plan],
+        ["preprocess", data, plan, "--out", store],
+    ]
+    configs = dict(zip(("cps", "supervised"), size.configs, strict=True))
+    for method, config in configs.items():
+        run = str(out / "runs" / method)
+        stages.append(
+            ["fit", "--config", str(config_path(config)), "--data.store", store, "--trainer.default_root_dir", run]
+        )
+    for method in configs:
+        run = out / "runs" / method
+        stages.append(
+            ["segment", str(run / "checkpoints" / "last.ckpt"), str(out / "phantom" / "imagesTs"), str(run / "segmentations")]
+        )
+    for method in configs:
+        run = out / "runs" / method
+        references = str(out / "phantom" / "labelsTs")
+        stages.append(["score", str(run / "segmentations"), references, "--out", str(run / "scores")])
+    runs = [str(out / "runs" / method) for method in configs]
+    images = ["--images", str(out / "phantom" / "imagesTs"), "--references", str(out / "phantom" / "labelsTs")]
+    stages.append(["report", *runs, *images, "--out", str(out / "report.html")])
+    return stages
+
+
+def config_path(name: str) -> Path:
+    """Where a shipped config lies: in the checkout, or where the installed package put it."""
+    for folder in (Path(__file__).resolve().parents[2] / "configs", Path(sys.prefix) / "share" / "flarecps" / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{name}: the configs that come with flarecps are missing; install it again")
+
+
+def _show_scores(out: Path, console: Console) -> None:
+    """A table of DSC per organ: CPS, control, and two oracles that do not learn."""
+    from rich.table import Table
+
+    columns = {METHODS[method]: _mean_dsc(out / "runs" / method / "scores" / "scores.csv") for method in METHODS}
+    columns |= _oracles(out / "phantom")
+    table = Table("organ", title="DSC on the test scans, mean over cases", title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    organs = list(columns["CPS"])
+    for organ in organs:
+        table.add_row(organ, *(f"{scores[organ]:.3f}" for scores in columns.values()))
+    table.add_section()
+    for title, members in (("mean", organs), ("mean of liver, spleen, kidneys, stomach", LARGE_ORGANS)):
+        means = (sum(scores[organ] for organ in members) / len(members) for scores in columns.values())
+        table.add_row(f"[bold]{title}[/]", *(f"{mean:.3f}" for mean in means))
+    console.print(table)
+    console.print(
+        "best HU interval: per organ the one intensity interval that fits each test case best, chosen on that case itself; "
+        "mean atlas: where the labelled cases have the organ on average. Neither learns.",
+        style="dim",
+    )
+
+
+def _mean_dsc(scores: Path) -> dict[str, float]:
+    """Mean DSC by organ name over the cases of a score file."""
+    import csv
+
+    from flarecps.anatomy import FLARE22_ORGANS
+
+    with scores.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {o.name: sum(float(row[f"{o.column}_DSC"]) for row in rows) / len(rows) for o in FLARE22_ORGANS}
+
+
+def _oracles(data: Path) -> dict[str, dict[str, float]]:
+    """Mean DSC by organ name of the oracles, over the test cases."""
+    from flarecps.anatomy import FLARE22_ORGANS
+    from flarecps.datasets.catalogue import read_catalogue
+    from flarecps.evaluation.oracles import atlas_oracle, interval_oracle
+    from flarecps.volumes.io import read_labels, read_volume
+
+    catalogue = read_catalogue(data)
+    ids = [organ.id for organ in FLARE22_ORGANS]
+    training = [read_labels(case.labels).array[0] for case in catalogue.labelled if case.labels is not None]
+    intervals, atlases = [], []
+    for case in catalogue.test:
+        if case.labels is not None:
+            reference = read_labels(case.labels).array[0]
+            intervals.append(interval_oracle(read_volume(case.images[0]).array[0], reference, ids))
+            atlases.append(atlas_oracle(training, reference, ids))
+    found = {"best HU interval": intervals, "mean atlas": atlases}
+    return {
+        title: {organ.name: sum(case[organ.id] for case in cases) / len(cases) for organ in FLARE22_ORGANS}
+        for title, cases in found.items()
+    }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,68 @@
+"""``flarecps summary``: what a checkpoint or a config holds, in numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flarecps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flarecps.planning.plan import Plan
+
+
+def summary(checkpoint: Path | None = None, /, *, config: Path | None = None) -> None:
+    """Print parameters, multiply-accumulates and the plan of a checkpoint or of a training config.
+
+    Args:
+        checkpoint: a .ckpt file written by 'flarecps fit'.
+        config: a YAML file for 'flarecps fit'; its case store must exist, for the plan lies there.
+    """
+    if (checkpoint is None) == (config is None):
+        raise ConfigError("give either a CHECKPOINT or --config FILE, e.g. flarecps summary runs/a/checkpoints/last.ckpt")
+    if checkpoint is not None:
+        from flarecps.checkpoint import read_checkpoint
+
+        model = read_checkpoint(checkpoint)
+        networks: list[nn.Module] = [sibling.network for sibling in model.siblings]
+        _show(model.plan, networks, f"{checkpoint}, after {model.epoch} epochs")
+    else:
+        from flarecps.cli.training import instantiated_module
+
+        module: Any = instantiated_module(str(config))
+        _show(module.plan, list(module.siblings), str(config))
+
+
+def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from flarecps.networks import NETWORKS
+    from flarecps.networks.cost import network_cost
+
+    network: Any = networks[0]
+    with torch.device("meta"):
+        twin = NETWORKS[type(network).__name__](**network.arguments)
+    cost = network_cost(twin, len(plan.channels), plan.patch_voxels)
+    unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
+    batch = plan.global_batch
+    table = Table("quantity", "value", title=title, title_justify="left")
+    rows = {
+        "networks": f"{len(networks)} × {type(network).__name__} ({plan.dimensions}D)",
+        "parameters, each": f"{cost.parameters:,} ({cost.parameters / 1e6:.2f} M)",
+        "MACs, one forward pass": f"{cost.macs / 1e9:.2f} G (convolutions only)",
+        "MACs as the paper's Table 2 counts": f"{cost.macs_table_2 / 1e9:.2f} G",
+        f"patch ({unit})": " × ".join(map(str, plan.patch_voxels)) + " voxels",
+        "features": "-".join(map(str, plan.topology.features)),
+        "strides": " ".join("×".join(map(str, stride)) for stride in plan.topology.strides),
+        "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
+        "global batch": f"{batch['labelled']} labelled + {batch['unlabelled']} unlabelled patches",
+        "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
+        "memory of a step, the plan's estimate": f"{plan.memory_gb:.1f} GB",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
