@@ -34,7 +34,7 @@ class Box:
 
 
 def field_box(array: ScanArray, empty_value: float) -> Box:
-    """The smallest box around all voxels that are not empty in every channel of ``array`` (channel, slice, row, column).
+    """The smallest box around the voxels of ``array`` (channel, slice, row, column) that some channel has filled.
 
     A voxel is empty when it holds ``empty_value``, or less where that is negative: on a scale that reaches below zero,
     as HU do, scanners fill outside their field with -1024, -2000 or -3024 alike. A scan that is empty throughout keeps
@@ -48,7 +48,7 @@ def field_box(array: ScanArray, empty_value: float) -> Box:
         others = tuple(other for other in range(3) if other != axis)
         found = np.flatnonzero(filled.any(axis=others))
         if not len(found):
-            return Box((0, 0, 0), filled.shape)
+            return Box((0, 0, 0), (array.shape[1], array.shape[2], array.shape[3]))
         lower.append(int(found[0]))
         upper.append(int(found[-1]) + 1)
     return Box((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
@@ -60,7 +60,7 @@ def crop(array: np.ndarray, box: Box) -> np.ndarray:
 
 
 def uncrop(array: np.ndarray, box: Box, shape: Triple, fill: float) -> np.ndarray:
-    """``array`` (..., slice, row, column) put back where `crop` took it from, in a grid of ``shape`` full of ``fill``."""
+    """``array`` (..., slice, row, column) put back where `crop` took it from, ``fill`` elsewhere in ``shape``."""
     whole = np.full((*array.shape[:-3], *shape), fill, dtype=array.dtype)
     whole[(..., *box.slices)] = array
     return whole

@@ -171,7 +171,7 @@ def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, .
     affine = _affine(path, header, pixdim, warnings)
     affine[:3] *= to_mm
     if not np.isfinite(affine).all() or not np.linalg.norm(affine[:3, :3], axis=0).all():
-        raise ScanError(f"{path}: the header's orientation matrix holds zero or non-finite axes: convert the scan again")
+        raise ScanError(f"{path}: the header's orientation matrix has zero or infinite axes: convert the scan again")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     cosines = LPS_FROM_RAS @ (affine[:3, :3] / spacing)
     try:

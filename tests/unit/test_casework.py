@@ -1,0 +1,148 @@
+"""Many cases at once: order, kept errors, killed workers, shards, progress lines."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from flarecps import casework
+from flarecps.casework import Outcome, progress_bar, shard, work_through
+from flarecps.errors import ConfigError, ScanError
+
+
+def double(number: int) -> int:
+    time.sleep(0.02 * (3 - number % 4))  # later cases end first
+    return 2 * number
+
+
+def fail_on_some(number: int) -> int:
+    if number == 1:
+        raise ScanError("scan.nii.gz: truncated:\n  copy it again")
+    if number == 2:
+        raise OSError(28, "No space left on device")
+    if number == 3:
+        raise MemoryError
+    if number == 4:
+        return {}["no such key"]
+    return number
+
+
+def die_on_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return number
+
+
+def always_die(_: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def threads(_: int) -> tuple[str | None, str | None]:
+    return os.environ.get("OMP_NUM_THREADS"), os.environ.get("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+
+def numbered(count: int) -> list[tuple[str, int]]:
+    return [(f"case_{number}", number) for number in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_outcomes_come_in_the_order_of_the_cases(workers: int) -> None:
+    outcomes = work_through(double, numbered(5), workers, "Doubling", progress=False)
+    assert outcomes == [Outcome(f"case_{number}", 2 * number, None) for number in range(5)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_case_keeps_its_error_in_one_line_and_the_others_go_on(workers: int) -> None:
+    outcomes = work_through(fail_on_some, numbered(6), workers, progress=False)
+    assert [outcome.failed for outcome in outcomes] == [False, True, True, True, True, False]
+    assert outcomes[1].error == "scan.nii.gz: truncated: copy it again"
+    assert outcomes[2].error is not None
+    assert "No space left" in outcomes[2].error
+    assert outcomes[3].error is not None
+    assert "memory" in outcomes[3].error
+    assert outcomes[4].error is not None
+    assert outcomes[4].error.startswith("KeyError: 'no such key' (in test_casework.py, line ")
+    assert outcomes[5].value == 5
+
+
+def test_a_case_that_kills_its_worker_is_named_and_its_neighbours_survive() -> None:
+    outcomes = work_through(die_on_three, numbered(6), 2, progress=False)
+    assert [outcome.name for outcome in outcomes if outcome.failed] == ["case_3"]
+    assert outcomes[3].error == casework.KILLED
+    assert [outcome.value for outcome in outcomes] == [0, 1, 2, None, 4, 5]
+
+
+def test_workers_that_all_die_at_once_end_the_work() -> None:
+    outcomes = work_through(always_die, numbered(8), 2, progress=False)
+    errors = [outcome.error for outcome in outcomes]
+    assert errors.count(casework.KILLED) == casework.DEATHS_BEFORE_GIVING_UP
+    assert errors.count(casework.NOT_TRIED) == 8 - casework.DEATHS_BEFORE_GIVING_UP
+
+
+def test_what_cannot_travel_between_processes_is_an_error_of_the_case() -> None:
+    outcomes = work_through(lambda number: number, numbered(2), 2, progress=False)
+    assert all(outcome.error and "ickl" in outcome.error for outcome in outcomes)
+
+
+def test_workers_use_one_thread_each_and_the_parent_keeps_its_settings() -> None:
+    before = dict(os.environ)
+    outcomes = work_through(threads, numbered(2), 2, progress=False)
+    assert [outcome.value for outcome in outcomes] == [("1", "1"), ("1", "1")]
+    assert dict(os.environ) == before
+
+
+def test_no_cases_give_no_outcomes() -> None:
+    assert work_through(double, [], 4, progress=True) == []
+
+
+def test_shards_are_a_partition() -> None:
+    cases = list("abcdefghij")
+    shares = [shard(cases, f"{job}/3") for job in (1, 2, 3)]
+    assert sorted(case for share in shares for case in share) == cases
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert shard(cases, None) == cases
+    assert shard(cases, "1/1") == cases
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", ""])
+def test_a_share_that_is_none_says_what_was_expected(share: str) -> None:
+    with pytest.raises(ConfigError, match="expected I/N"):
+        shard(["a"], share)
+
+
+def test_away_from_a_terminal_progress_is_a_line_per_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    with progress_bar("Reading", 40) as advance:
+        for _ in range(40):
+            advance()
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("Reading: 4 of 40 cases, ")
+    assert lines[0].endswith(" left")
+    assert lines[-1].startswith("Reading: 40 of 40 cases, in ")
+
+
+def test_progress_can_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    work_through(fail_on_some, numbered(6), 1, progress=False)
+    assert said.getvalue() == ""
+
+
+def test_the_pace_is_said_per_second_or_per_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 20.0, 20.0])
+    monkeypatch.setattr(casework.time, "monotonic", lambda: next(clock))
+    pace = casework._Pace("Segmenting", 12, "case")
+    pace.done = 2
+    assert pace.rate_and_rest() == "10.0 s/case, 1:40 left"
+    pace.done = 100
+    pace.total = 36_300
+    assert pace.rate_and_rest() == "5.0 cases/s, 2:00:40 left"
