@@ -1,0 +1,187 @@
+"""A synthetic data set of abdominal CT with the 13 organs of FLARE22, in nnU-Net v2's raw layout plus ``imagesUn/``.
+
+A case is drawn from (seed, role, index) alone, so the files are bit-identical for any number of workers and any
+number of other cases. Unlabelled cases come from a wider distribution than the labelled ones, as in FLARE22.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.atomic import write_json
+from flarecps.casework import work_through
+from flarecps.datasets.phantom_scan import draw_scene, paint
+from flarecps.errors import DatasetError
+from flarecps.typing import Triple
+from flarecps.volumes.io import find_scans, write_volume
+from flarecps.volumes.space import Reorientation, Space
+
+Size: TypeAlias = Literal["small", "full"]
+Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
+
+RECIPE = "phantom.json"  # says that a folder is a phantom, and how it was made
+FOLDERS: dict[Role, tuple[str, str | None]] = {
+    "labelled": ("imagesTr", "labelsTr"),
+    "unlabelled": ("imagesUn", None),
+    "test": ("imagesTs", "labelsTs"),
+}
+ROLES: tuple[Role, ...] = ("labelled", "unlabelled", "test")
+WIDE_TEST_EVERY = 4  # every fourth test case comes from the unlabelled cases' wider distribution
+STORED_ORDERS = ("RAS", "LPS", "LAS", "LPI", "PIL", "ASR")  # axis codes of (column, row, slice), as nibabel's
+STORED_SHARES = (0.35, 0.35, 0.1, 0.1, 0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One case to be made: all that it depends on, and where it goes."""
+
+    out: Path
+    role: Role
+    index: int
+    seed: int
+    size: Size
+    anatomy: Path | None  # a label map to build it from
+
+    @property
+    def name(self) -> str:
+        """The case's name, as ``labelled_001``."""
+        return f"{self.role}_{self.index + 1:03d}"
+
+
+def write_phantom(
+    out: Path | str,
+    labelled: int,
+    unlabelled: int,
+    test: int,
+    size: Size = "small",
+    seed: int = 0,
+    anatomy: Path | str | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> None:
+    """Write a phantom data set into the folder ``out``: scans int16 HU, labels uint8, ``dataset.json`` at the end.
+
+    ``size`` is ``small`` (about 45×62×62 voxels of 6.4 mm) or ``full`` (512×512 voxels of 0.8 mm, slices of 1-3 mm);
+    ``anatomy`` is a folder of FLARE22 label maps to build the cases from. An older phantom in ``out`` is replaced.
+    Raises DatasetError: ``out`` holds something else, no labelled case asked for, no label maps in ``anatomy``, a
+    case that could not be made.
+    """
+    out = Path(out)
+    counts: dict[Role, int] = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
+    if labelled < 1 or min(counts.values()) < 0:
+        raise DatasetError(f"{labelled} labelled, {unlabelled} unlabelled, {test} test cases; at least 1, 0, 0 needed")
+    maps = _shuffled_maps(Path(anatomy), seed) if anatomy is not None else []
+    _clear(out)
+    recipe = {**counts, "size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
+    write_json(out / RECIPE, recipe)
+    orders, position = [], 0
+    for role in ("labelled", "test", "unlabelled"):  # scored cases get label maps of their own before any is used twice
+        for index in range(counts[role]):
+            source = maps[position % len(maps)] if maps else None
+            orders.append(Order(out, role, index, seed, size, source))
+            position += 1
+    outcomes = work_through(make_case, [(o.name, o) for o in orders], workers, "phantom", progress)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        raise DatasetError(
+            f"{out}: {len(failed)} of {len(orders)} cases could not be made, first {failed[0].name}: {failed[0].error}"
+        )
+    write_json(out / "dataset.json", _description(recipe, labelled))
+
+
+def make_case(order: Order) -> None:
+    """Write the scan of one case, and its labels unless it is unlabelled."""
+    images, labels_folder = FOLDERS[order.role]
+    generator = np.random.default_rng([order.seed, ROLES.index(order.role), order.index])
+    image, labels, space = draw_case(generator, order.size, is_wide(order.role, order.index), order.anatomy)
+    to_stored = reordering(str(generator.choice(STORED_ORDERS, p=STORED_SHARES)))
+    stored = to_stored.apply_to_space(space)
+    write_volume(order.out / images / f"{order.name}_0000.nii.gz", np.ascontiguousarray(to_stored.apply(image)), stored)
+    if labels_folder is not None:
+        path = order.out / labels_folder / f"{order.name}.nii.gz"
+        write_volume(path, np.ascontiguousarray(to_stored.apply(labels)), stored)
+
+
+def draw_case(
+    generator: np.random.Generator, size: Size, wide: bool, anatomy: Path | None = None
+) -> tuple[np.ndarray, np.ndarray, Space]:
+    """One case in canonical RAS order: scan int16 HU, labels uint8, both (slice, row, column), and their grid."""
+    if anatomy is not None:
+        from flarecps.datasets.phantom_transplant import paint_label_map
+
+        image, labels, spacing_mm = paint_label_map(generator, anatomy, size, wide)
+    else:
+        scene = draw_scene(generator, size, wide)
+        image, labels = paint(scene, generator)
+        spacing_mm = scene.view.spacing_mm
+    shape: Triple = (image.shape[0], image.shape[1], image.shape[2])
+    corner = np.round(generator.uniform((100, 100, -900), (250, 250, -300)), 2)
+    return image, labels, Space.canonical(shape, spacing_mm, (float(corner[0]), float(corner[1]), float(corner[2])))
+
+
+def is_wide(role: Role, index: int) -> bool:
+    """Whether a case comes from the wider distribution: every unlabelled one, and a part of the test cases."""
+    return role == "unlabelled" or (role == "test" and index % WIDE_TEST_EVERY == WIDE_TEST_EVERY - 1)
+
+
+def reordering(codes: str) -> Reorientation:
+    """How canonical voxels are reordered to be stored with these axis codes of (column, row, slice).
+
+    >>> reordering("RAS")
+    Reorientation(axes=(0, 1, 2), flips=(False, False, False))
+    >>> reordering("LPS").flips
+    (False, True, True)
+    """
+    found = [next((a, code in "IPL") for a, pair in enumerate(("SI", "AP", "RL")) if code in pair) for code in codes]
+    (column, back_column), (row, back_row), (slice_, back_slice) = found
+    return Reorientation((slice_, row, column), (back_slice, back_row, back_column))
+
+
+def _description(recipe: dict[str, object], labelled: int) -> dict[str, object]:
+    return {
+        "name": "phantom",
+        "description": "synthetic abdominal CT with the 13 organs of FLARE22",
+        "channel_names": {"0": "CT"},
+        "labels": FLARE22_LABELS,
+        "numTraining": labelled,
+        "file_ending": ".nii.gz",
+        "left_right_pairs": [list(pair) for pair in FLARE22_PAIRS],
+        "phantom": recipe,
+    }
+
+
+def _shuffled_maps(anatomy: Path, seed: int) -> list[Path]:
+    """The label maps of a folder in a random order of this seed."""
+    maps = find_scans(anatomy) if anatomy.is_dir() else []
+    if not maps:
+        raise DatasetError(f"{anatomy}: no label maps; expected a folder of FLARE22 label maps such as *.nii.gz")
+    return [maps[i] for i in np.random.default_rng([seed, len(ROLES)]).permutation(len(maps))]
+
+
+def _clear(out: Path) -> None:
+    """Make ``out`` ready: a new folder, or an older phantom without its cases; anything else is left alone."""
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"{out}: is a file; expected a new folder, or one that holds a phantom")
+    if out.is_dir() and any(out.iterdir()) and not _is_phantom(out):
+        raise DatasetError(f"{out}: holds files that are no phantom; choose a new folder, or empty this one yourself")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "dataset.json").unlink(missing_ok=True)  # until all is written, this is no data set
+    for folders in FOLDERS.values():
+        for folder in folders:
+            if folder is not None:
+                shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _is_phantom(folder: Path) -> bool:
+    try:
+        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(recipe, dict) and "seed" in recipe and "labelled" in recipe
