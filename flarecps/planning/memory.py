@@ -1,0 +1,64 @@
+"""What one training step of two siblings holds in GPU memory, counted in feature-map elements as nnU-Net does.
+
+nnU-Net v2 takes it that a step with at most 560e6 elements per patch and batch 2 (3D), or 85e6 and batch 12 (2D),
+fits 8 GB. A step of cross pseudo supervision holds four times that at the same batch: two networks, each with a
+labelled and an unlabelled patch for every patch of nnU-Net's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flarecps.planning.plan import Topology
+
+REFERENCE_GB = 8.0
+REFERENCE_ELEMENTS = {2: 85e6, 3: 560e6}  # per patch, at the reference batch
+REFERENCE_BATCH = {2: 12, 3: 2}
+SIBLINGS = 2
+STREAMS = 2  # labelled and unlabelled patches, equally many
+SMALLEST_BATCH = 2  # per stream
+MOST_OF_DATA = 0.05  # a batch holds at most this share of the labelled voxels
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """A GPU's memory as a limit on feature-map elements."""
+
+    gpu_memory_gb: float
+    dimensions: int
+    class_count: int
+    networks: int = SIBLINGS
+    streams: int = STREAMS
+
+    @property
+    def largest_elements(self) -> float:
+        """The most elements a patch may have in one network, at the reference batch in every stream."""
+        share = self.gpu_memory_gb / REFERENCE_GB / (self.networks * self.streams)
+        return REFERENCE_ELEMENTS[self.dimensions] * share
+
+    def elements_per_patch(self, patch: Sequence[int], topology: Topology) -> int:
+        """Outputs of all convolutions of one U-Net for one patch: two a stage both ways, upsampling, and heads."""
+        size, sizes, elements = np.array(patch, dtype=np.int64), [], 0
+        for features, stride in zip(topology.features, topology.strides, strict=True):
+            size = size // np.array(stride)
+            sizes.append(int(size.prod()))
+            elements += 2 * features * sizes[-1]
+        for features, voxels in zip(topology.features[:-1], sizes[:-1], strict=True):
+            elements += (3 * features + self.class_count) * voxels
+        return elements
+
+    def batch(self, patch: Sequence[int], topology: Topology, labelled_voxels: float) -> int:
+        """Patches per stream: as many as fit, at most 5 % of the labelled voxels, at least 2."""
+        elements = self.elements_per_patch(patch, topology)
+        fitting = round(self.largest_elements / elements * REFERENCE_BATCH[self.dimensions])
+        varied = round(labelled_voxels * MOST_OF_DATA / np.prod(patch, dtype=float))
+        return max(min(fitting, varied), SMALLEST_BATCH)
+
+    def step_gb(self, patch: Sequence[int], topology: Topology, batch: int) -> float:
+        """Estimated GB of one training step with ``batch`` patches in every stream."""
+        elements = self.elements_per_patch(patch, topology) * batch * self.networks * self.streams
+        reference = REFERENCE_ELEMENTS[self.dimensions] * REFERENCE_BATCH[self.dimensions]
+        return REFERENCE_GB * elements / reference

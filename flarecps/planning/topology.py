@@ -1,0 +1,126 @@
+"""The network's shape: patch, stages, strides, kernels, so that one training step fits the memory.
+
+The rules are nnU-Net v2's (facts and differences: ``docs/``): pool the axes whose spacing is within twice the finest
+until an axis would fall below 4 voxels, shrink the axis that covers most of the median shape until the feature maps
+fit. What differs is the memory: a step here holds two siblings, each with labelled and unlabelled patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flarecps.errors import PlanError
+from flarecps.planning.memory import MemoryModel
+from flarecps.planning.plan import Topology
+
+SMALLEST_EDGE = 4  # voxels of the deepest feature map along a pooled axis
+SMALLEST_LONE_EDGE = 3 * SMALLEST_EDGE  # before pooling, when only one axis would be pooled
+NEAR = 2.0  # an axis is pooled, and convolved with 3, while its spacing is less than this times the finest
+FIRST_FEATURES = 32
+MOST_FEATURES = {2: 480, 3: 320}  # nnU-Net v1's caps, which the paper's networks have; v2 takes 512 in 2D
+START_VOXELS = {2: 2048**2, 3: 256**3}  # of the isotropic patch before clipping
+MOST_STAGES = 32  # a guard for absurd spacings only
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a patch is reduced: strides and kernels per stage, and the patch padded to be divisible."""
+
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    patch: tuple[int, ...]
+    divisor: tuple[int, ...]
+
+
+def isotropic_patch(spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """A patch that is (about) a cube or square in mm and has 256³ voxels (2048² in 2D)."""
+    density = 1 / np.asarray(spacing_mm, dtype=float)
+    dimensions = len(density)
+    scale = (START_VOXELS[dimensions] / density.prod()) ** (1 / dimensions)
+    return tuple(round(edge) for edge in density * scale)
+
+
+def pooling(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pooling:
+    """Strides and kernels of every stage for a patch of this spacing; the patch comes back padded to be divisible.
+
+    The first stage has stride 1; the last (bottleneck) has kernel 3 everywhere, the one before it the kernels of the
+    spacings reached so far: 1 on an axis not yet within twice the finest, 3 for good once it was.
+    """
+    spacing, size = [float(s) for s in spacing_mm], [float(edge) for edge in patch]
+    axes = range(len(size))
+    strides, kernels = [(1,) * len(size)], []
+    kernel = [1] * len(size)
+    while len(strides) < MOST_STAGES:
+        roomy = [axis for axis in axes if size[axis] >= 2 * SMALLEST_EDGE]
+        finest = min((spacing[axis] for axis in roomy), default=0.0)
+        pooled = [axis for axis in roomy if spacing[axis] / finest < NEAR]
+        if not pooled or (len(pooled) == 1 and size[pooled[0]] < SMALLEST_LONE_EDGE):
+            break
+        finest = min(spacing)
+        kernel = [3 if kernel[axis] == 3 or spacing[axis] / finest < NEAR else 1 for axis in axes]
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if axis in pooled else 1 for axis in axes))
+        for axis in pooled:
+            spacing[axis] *= 2
+            size[axis] = math.ceil(size[axis] / 2)
+    kernels.append((3,) * len(size))
+    divisor = tuple(math.prod(column) for column in zip(*strides, strict=True))
+    padded = tuple(math.ceil(edge / by) * by for edge, by in zip(patch, divisor, strict=True))
+    return Pooling(tuple(strides), tuple(kernels), padded, divisor)
+
+
+def topology_of(found: Pooling) -> Topology:
+    """The network's topology: 32 features, doubled at every stage up to the cap."""
+    cap = MOST_FEATURES[len(found.patch)]
+    features = tuple(min(FIRST_FEATURES * 2**stage, cap) for stage in range(len(found.strides)))
+    return Topology(features, found.strides, found.kernels)
+
+
+def fit_patch(
+    spacing_mm: Sequence[float], median_shape: Sequence[float], memory: MemoryModel
+) -> tuple[tuple[int, ...], Topology]:
+    """The largest patch, and its topology, whose smallest batch fits ``memory``.
+
+    ``spacing_mm`` and ``median_shape`` (voxels) are in network order, two or three axes. Raises ``PlanError`` when
+    not even the smallest patch fits.
+    """
+    start = [min(edge, median) for edge, median in zip(isotropic_patch(spacing_mm), median_shape, strict=True)]
+    found = pooling(spacing_mm, start)
+    while memory.elements_per_patch(found.patch, topology_of(found)) > memory.largest_elements:
+        axis = int(np.argsort([edge / median for edge, median in zip(found.patch, median_shape, strict=True)])[-1])
+        smaller = list(found.patch)
+        smaller[axis] -= found.divisor[axis]
+        if smaller[axis] < 1:
+            raise PlanError(
+                f"no patch fits {memory.gpu_memory_gb:g} GB of GPU memory: even {_times(found.patch)} voxels do not; "
+                f"give more with --gpu-memory"
+            )
+        # The divisor of the smaller patch, which may be pooled less often, says how much is really taken off.
+        step = pooling(spacing_mm, smaller).divisor[axis]
+        reduced = list(found.patch)
+        reduced[axis] -= step
+        previous, found = found.patch, pooling(spacing_mm, reduced)
+        if found.patch == previous:  # padding gave back what was taken: take the whole divisor
+            found = pooling(spacing_mm, smaller)
+    return found.patch, topology_of(found)
+
+
+def given_patch(spacing_mm: Sequence[float], patch: Sequence[int]) -> tuple[tuple[int, ...], Topology]:
+    """The topology for a patch the user asks for. Raises ``PlanError`` when it is not divisible by its strides."""
+    if len(patch) != len(spacing_mm) or min(patch) < 1:
+        raise PlanError(f"--patch {list(patch)}: expected {len(spacing_mm)} positive voxel counts, one per axis")
+    found = pooling(spacing_mm, patch)
+    if found.patch != tuple(patch):
+        raise PlanError(
+            f"--patch {_times(patch)}: at this spacing the network halves the axes until they measure {found.divisor} "
+            f"voxels per deepest voxel, and every axis must be a multiple of that; use {_times(found.patch)}"
+        )
+    return found.patch, topology_of(found)
+
+
+def _times(edges: Sequence[int]) -> str:
+    return "×".join(str(edge) for edge in edges)
