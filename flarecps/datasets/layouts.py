@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.errors import DatasetError
+from flarecps.volumes.io import is_scan_file, scan_name
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
 
-SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _CHANNEL_ENDING = re.compile(r"^(?P<name>.+)_(?P<channel>\d{4})$")  # nnU-Net: CASE_0000.nii.gz
 
 
@@ -76,18 +76,6 @@ def list_folder(root: Path) -> Listing:
     )
 
 
-def scan_name(path: Path) -> str:
-    """The file name without its scan suffix; a folder's (a DICOM series') whole name.
-
-    >>> scan_name(Path("a/case.1.nii.gz"))
-    'case.1'
-    """
-    for suffix in SCAN_SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.name
-
-
 def _images_of(folder: Path) -> Path:
     """``folder/images`` where that exists, else the folder itself."""
     return folder / "images" if (folder / "images").is_dir() else folder
@@ -100,8 +88,7 @@ def _scans_in(folder: Path | None) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if not path.name.startswith(".")
-        and (path.name.lower().endswith(SCAN_SUFFIXES) or (path.is_dir() and path.name != "labels"))
+        if is_scan_file(path) or (path.is_dir() and path.name != "labels" and not path.name.startswith("."))
     )
 
 
