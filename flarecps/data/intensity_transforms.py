@@ -1,0 +1,151 @@
+"""Noise, blur, brightness, contrast, resolution and gamma: what changes the image and leaves the labels alone.
+
+All work in place on one channel (slice, row, column), float32, in NumPy: its sums do not depend on the number of
+threads, so that a patch is the same in a worker and in the training process.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torchio as tio
+from scipy import ndimage
+from torch.nn import functional
+
+from flarecps.data.spatial_transforms import DrawnTransform
+
+Range = tuple[float, float]
+_SMALLEST_RANGE = 1e-7  # of a constant channel, which has no contrast to change
+
+
+class ChannelTransform(DrawnTransform, tio.IntensityTransform):
+    """The base of all: with ``probability`` for a patch, then with ``channel_probability`` for each channel."""
+
+    def __init__(self, probability: float, channel_probability: float = 1.0) -> None:
+        super().__init__(p=probability)
+        self.channel_probability = channel_probability
+        self.args_names = ["probability", "channel_probability"]
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """The subject, its intensity images changed in place or not at all."""
+        generator = subject.generator
+        if generator.random() >= self.probability:
+            return subject
+        for image in self.get_images(subject):
+            for channel in image.data.numpy():
+                if self.channel_probability >= 1 or generator.random() < self.channel_probability:
+                    self.change(channel, generator)
+        return subject
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        """Change ``channel`` (slice, row, column) in place."""
+        raise NotImplementedError
+
+
+class GaussianNoise(ChannelTransform):
+    """White noise added; its SD is drawn uniformly from ``sd_range`` (units of the normalised image)."""
+
+    def __init__(self, probability: float, sd_range: Range) -> None:
+        super().__init__(probability)
+        self.sd_range = sd_range
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        sd = generator.uniform(*self.sd_range)
+        noise = generator.standard_normal(channel.shape, dtype=np.float32)
+        noise *= np.float32(sd)
+        channel += noise
+
+
+class GaussianBlur(ChannelTransform):
+    """A Gaussian of its own σ (voxels) along every axis; the edge is mirrored."""
+
+    def __init__(self, probability: float, channel_probability: float, sigma_voxels: Range) -> None:
+        super().__init__(probability, channel_probability)
+        self.sigma_voxels = sigma_voxels
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        for axis, sigma in enumerate(generator.uniform(*self.sigma_voxels, size=channel.ndim)):
+            if channel.shape[axis] > 1:
+                ndimage.gaussian_filter1d(channel, sigma, axis=axis, mode="mirror", output=channel)
+
+
+class Brightness(ChannelTransform):
+    """Intensities times a factor."""
+
+    def __init__(self, probability: float, factors: Range) -> None:
+        super().__init__(probability)
+        self.factors = factors
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        channel *= np.float32(around_one(generator, self.factors))
+
+
+class Contrast(ChannelTransform):
+    """Distances from the mean times a factor, held within the old minimum and maximum."""
+
+    def __init__(self, probability: float, factors: Range) -> None:
+        super().__init__(probability)
+        self.factors = factors
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        factor = around_one(generator, self.factors)
+        mean, low, high = channel.mean(), channel.min(), channel.max()
+        channel -= mean
+        channel *= np.float32(factor)
+        channel += mean
+        np.clip(channel, low, high, out=channel)
+
+
+class LowResolution(ChannelTransform):
+    """As if scanned coarsely: sampled down to the nearest voxels, then interpolated back linearly.
+
+    ``in_plane``: the first axis keeps its resolution.
+    """
+
+    def __init__(self, probability: float, channel_probability: float, zoom: Range, in_plane: bool) -> None:
+        super().__init__(probability, channel_probability)
+        self.zoom = zoom
+        self.in_plane = in_plane
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        zoom = generator.uniform(*self.zoom)
+        coarse = [max(1, round(size * zoom)) for size in channel.shape]
+        if self.in_plane:
+            coarse[0] = channel.shape[0]
+        fine = torch.from_numpy(channel)[None, None]
+        small = functional.interpolate(fine, size=coarse, mode="nearest-exact")
+        fine.copy_(functional.interpolate(small, size=channel.shape, mode="trilinear", align_corners=False))
+
+
+class Gamma(ChannelTransform):
+    """Intensities, scaled to 0–1, to a power; mean and SD are then restored. ``inverted`` does so to the negative."""
+
+    def __init__(self, probability: float, exponents: Range, inverted: bool) -> None:
+        super().__init__(probability)
+        self.exponents = exponents
+        self.inverted = inverted
+
+    def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
+        exponent = around_one(generator, self.exponents)
+        if self.inverted:
+            np.negative(channel, out=channel)
+        mean, sd, low = channel.mean(), channel.std(), channel.min()
+        scale = max(channel.max() - low, np.float32(_SMALLEST_RANGE))
+        channel -= low
+        channel /= scale
+        np.power(channel, np.float32(exponent), out=channel)
+        channel -= channel.mean()
+        channel *= sd / max(channel.std(), np.float32(_SMALLEST_RANGE))
+        channel += mean
+        if self.inverted:
+            np.negative(channel, out=channel)
+
+
+def around_one(generator: np.random.Generator, bounds: Range) -> float:
+    """A factor: a fair coin chooses [low, 1] or [1, high], uniformly within; if 1 is not between, from all of it."""
+    low, high = bounds
+    if not low < 1 < high:
+        return float(generator.uniform(low, high))
+    if generator.random() < 0.5:
+        return float(generator.uniform(low, 1))
+    return float(generator.uniform(1, high))
