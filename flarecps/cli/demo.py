@@ -55,14 +55,18 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     began = time.monotonic()
     stages = _stages(out, SIZES[size], size, seed)
     for number, words in enumerate(stages, start=1):
-        console.rule(f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({_clock(time.monotonic() - began)} so far)", align="left")
+        console.rule(
+            f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({_clock(time.monotonic() - began)} so far)", align="left"
+        )
         console.print(f"flarecps {shlex.join(words)}", style="dim", soft_wrap=True, highlight=False)
         done = subprocess.run([sys.executable, "-m", "flarecps", *words], check=False)
         if done.returncode:
             raise FlarecpsError(f"stage '{words[0]}' ended with exit code {done.returncode}; its message stands above")
     console.rule("[bold]result[/]", align="left")
     _show_scores(out, console)
-    console.print(f"done in {_clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]")
+    console.print(
+        f"done in {_clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]"
+    )
 
 
 def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[str]]:
@@ -84,7 +88,12 @@ def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[s
     for method in configs:
         run = out / "runs" / method
         stages.append(
-            ["segment", str(run / "checkpoints" / "last.ckpt"), str(out / "phantom" / "imagesTs"), str(run / "segmentations")]
+            [
+                "segment",
+                str(run / "checkpoints" / "last.ckpt"),
+                str(out / "phantom" / "imagesTs"),
+                str(run / "segmentations"),
+            ]
         )
     for method in configs:
         run = out / "runs" / method
@@ -98,7 +107,10 @@ def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[s
 
 def config_path(name: str) -> Path:
     """Where a shipped config lies: in the checkout, or where the installed package put it."""
-    for folder in (Path(__file__).resolve().parents[2] / "configs", Path(sys.prefix) / "share" / "flarecps" / "configs"):
+    for folder in (
+        Path(__file__).resolve().parents[2] / "configs",
+        Path(sys.prefix) / "share" / "flarecps" / "configs",
+    ):
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(f"{name}: the configs that come with flarecps are missing; install it again")
@@ -157,9 +169,15 @@ def _oracles(data: Path) -> dict[str, dict[str, float]]:
             atlases.append(atlas_oracle(training, reference, ids))
     found = {"best HU interval": intervals, "mean atlas": atlases}
     return {
-        title: {organ.name: sum(case[organ.id] for case in cases) / len(cases) for organ in FLARE22_ORGANS}
+        title: {organ.name: _mean_of_present([case[organ.id] for case in cases]) for organ in FLARE22_ORGANS}
         for title, cases in found.items()
     }
+
+
+def _mean_of_present(scores: list[float]) -> float:
+    """The mean over the cases that have the organ (NaN in the others)."""
+    present = [score for score in scores if score == score]
+    return sum(present) / len(present) if present else float("nan")
 
 
 def _clock(seconds: float) -> str:

@@ -21,7 +21,9 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None) ->
         config: a YAML file for 'flarecps fit'; its case store must exist, for the plan lies there.
     """
     if (checkpoint is None) == (config is None):
-        raise ConfigError("give either a CHECKPOINT or --config FILE, e.g. flarecps summary runs/a/checkpoints/last.ckpt")
+        raise ConfigError(
+            "give either a CHECKPOINT or --config FILE, e.g. flarecps summary runs/a/checkpoints/last.ckpt"
+        )
     if checkpoint is not None:
         from flarecps.checkpoint import read_checkpoint
 

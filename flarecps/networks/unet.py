@@ -54,7 +54,9 @@ class PlainUNet(nn.Module):
             for i in range(len(features))
         )
         decoder_levels = range(len(features) - 2, -1, -1)  # coarse to fine
-        self.upsamplings = nn.ModuleList(upsampling(features[i + 1], features[i], strides[i + 1]) for i in decoder_levels)
+        self.upsamplings = nn.ModuleList(
+            upsampling(features[i + 1], features[i], strides[i + 1]) for i in decoder_levels
+        )
         self.decoder = nn.ModuleList(
             convolution_stage(2 * features[i], features[i], kernels[i], [1] * len(kernels[i]), convolutions)
             for i in decoder_levels

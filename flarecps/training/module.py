@@ -109,9 +109,7 @@ class CrossPseudoSupervision(LightningModule):
             optimizer.zero_grad()
         self._remember(total, supervised, crossed)
 
-    def losses(
-        self, batch: dict[str, dict[str, Any]], with_pseudo_labels: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def losses(self, batch: dict[str, dict[str, Any]], with_pseudo_labels: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Lsup and Lcps of every sibling, in that order (paper, equations 1 and 2).
 
         Without pseudo-labels (λ = 0, or the supervised control) the unlabelled patches are not computed at all: what is

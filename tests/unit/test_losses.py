@@ -131,7 +131,9 @@ def test_cross_pseudo_loss_is_equation_2(one_mean: bool) -> None:
     np.testing.assert_allclose([loss.item() for loss in ours], expected, atol=1e-5)
 
 
-def dice_cross_entropy_batch(logits: torch.Tensor, labels: torch.Tensor, annotated: torch.Tensor | None) -> torch.Tensor:
+def dice_cross_entropy_batch(
+    logits: torch.Tensor, labels: torch.Tensor, annotated: torch.Tensor | None
+) -> torch.Tensor:
     return dice_cross_entropy(logits, labels, True, annotated)
 
 

@@ -20,7 +20,11 @@ TWO_D = {
     "strides": [[1, 1]] + [[2, 2]] * 7,
     "kernels": [[3, 3]] * 8,
 }
-SMALL = {"features": [4, 6, 8], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
+SMALL = {
+    "features": [4, 6, 8],
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+    "kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+}
 
 
 @pytest.mark.parametrize(("topology", "parameters"), [(THREE_D, 30_794_784), (TWO_D, 41_285_472)])
@@ -34,7 +38,13 @@ def test_parameters_are_the_papers_table_2(topology: dict, parameters: int) -> N
 def test_scales_are_the_papers_in_3d() -> None:
     with torch.device("meta"):
         outputs = PlainUNet(1, 14, **THREE_D)(torch.empty(1, 1, 112, 160, 128))
-    assert [tuple(o.shape[2:]) for o in outputs] == [(112, 160, 128), (56, 80, 64), (28, 40, 32), (14, 20, 16), (7, 10, 8)]
+    assert [tuple(o.shape[2:]) for o in outputs] == [
+        (112, 160, 128),
+        (56, 80, 64),
+        (28, 40, 32),
+        (14, 20, 16),
+        (7, 10, 8),
+    ]
 
 
 def test_evaluation_computes_the_finest_scale_only_and_the_same() -> None:
@@ -57,7 +67,9 @@ def test_patches_of_a_batch_do_not_see_each_other() -> None:
 
 
 def test_he_initialisation_has_its_variance_and_zero_biases() -> None:
-    network = he_normal_(PlainUNet(16, 3, [64, 64], [[1, 1], [2, 2]], [[3, 3], [3, 3]]), torch.Generator().manual_seed(1))
+    network = he_normal_(
+        PlainUNet(16, 3, [64, 64], [[1, 1], [2, 2]], [[3, 3], [3, 3]]), torch.Generator().manual_seed(1)
+    )
     weight = network.encoder[0][0].convolution.weight
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (1 + 0.01**2) / (16 * 9)), rel=0.03)
     assert all(not p.any() for name, p in network.named_parameters() if name.endswith("convolution.bias"))
@@ -65,7 +77,9 @@ def test_he_initialisation_has_its_variance_and_zero_biases() -> None:
 
 def test_siblings_are_independent_and_reproducible() -> None:
     def drawn(seed: int) -> torch.Tensor:
-        return he_normal_(PlainUNet(1, 3, **SMALL), torch.Generator().manual_seed(seed)).encoder[1][0].convolution.weight
+        return (
+            he_normal_(PlainUNet(1, 3, **SMALL), torch.Generator().manual_seed(seed)).encoder[1][0].convolution.weight
+        )
 
     torch.testing.assert_close(drawn(0), drawn(0), rtol=0, atol=0)
     correlation = torch.corrcoef(torch.stack([drawn(0).flatten(), drawn(1).flatten()]))[0, 1]

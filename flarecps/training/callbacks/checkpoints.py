@@ -23,6 +23,8 @@ def checkpoint_callbacks(run: Path, with_best: bool) -> list[ModelCheckpoint]:
     callbacks = [ModelCheckpoint(**common, filename=LAST, save_on_train_epoch_end=True)]
     if with_best:
         callbacks.append(
-            ModelCheckpoint(**common, filename=BEST, monitor=metric_names.DSC_MEAN, mode="max", save_on_train_epoch_end=True)
+            ModelCheckpoint(
+                **common, filename=BEST, monitor=metric_names.DSC_MEAN, mode="max", save_on_train_epoch_end=True
+            )
         )
     return callbacks
