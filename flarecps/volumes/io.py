@@ -15,7 +15,7 @@ import numpy as np
 
 from flarecps.errors import ScanError
 from flarecps.typing import LabelArray, ScanArray
-from flarecps.volumes import itk, nifti
+from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.space import Reorientation, Space, canonical_reorientation
 
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
@@ -59,7 +59,7 @@ def read_volume(path: Path | str) -> Volume:
     if kind == "nifti":
         stored = nifti.read_nifti(path)
     elif kind == "dicom":
-        stored = itk.read_series(path)
+        stored = dicom.read_series(path)
     else:
         stored = itk.read_file(path)
     source = Source(path, stored.space, canonical_reorientation(stored.space.direction), kind)
@@ -100,7 +100,7 @@ def read_labels(path: Path | str) -> Volume:
     array = volume.array
     if array.dtype.kind == "f":
         whole = np.rint(array)
-        if (fractions := int(np.count_nonzero(np.abs(array - whole) > WHOLE_TOLERANCE))):
+        if fractions := int(np.count_nonzero(np.abs(array - whole) > WHOLE_TOLERANCE)):
             raise ScanError(
                 f"{path}: {fractions} voxels are not whole numbers; expected labels 0, 1, 2, …: "
                 "is it the scan, or a map resampled without nearest neighbour?"
@@ -121,7 +121,7 @@ def read_space(path: Path | str) -> Space:
     if kind == "nifti":
         stored, _ = nifti.read_nifti_space(path)
     elif kind == "dicom":
-        stored = itk.read_series_space(path)
+        stored = dicom.read_series_space(path)
     else:
         stored = itk.read_file_space(path)
     return canonical_reorientation(stored.direction).apply_to_space(stored)
@@ -157,7 +157,7 @@ def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if nifti.is_nifti(path):
         nifti.write_nifti(path, voxels, space)
-    elif path.suffix.lower() in itk.KINDS:
+    elif path.suffix.lower() in itk.WRITABLE:
         itk.write_file(path, voxels, space)
     else:
         raise ScanError(f"{path}: unknown image format; expected a name ending in .nii.gz, .nii, .nrrd or .mha")
@@ -173,7 +173,7 @@ def find_scans(folder: Path | str) -> list[Path]:
         raise ScanError(f"{folder}: no such folder: check the path")
     files = [path for path in folder.iterdir() if path.is_file() and is_scan_file(path)]
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    return sorted(files + [candidate for candidate in folders if itk.holds_dicom(candidate)])
+    return sorted(files + [candidate for candidate in folders if dicom.holds_dicom(candidate)])
 
 
 def is_scan_file(path: Path) -> bool:
@@ -203,7 +203,7 @@ def _kind(path: Path) -> ScanKind:
         return "nifti"
     if path.suffix.lower() in itk.KINDS:
         return "nrrd" if itk.KINDS[path.suffix.lower()] == "nrrd" else "mha"
-    if itk.is_dicom_file(path):
+    if dicom.is_dicom_file(path):
         raise ScanError(f"{path}: one slice of a DICOM series: name the folder that holds the whole series")
     raise ScanError(f"{path}: not a known image format; expected {READABLE}")
 
@@ -220,7 +220,7 @@ def _check_edges(path: Path, space: Space) -> None:
 def _check_finite(path: Path, array: np.ndarray) -> None:
     if array.dtype.kind != "f":
         return
-    if (strange := array.size - int(np.count_nonzero(np.isfinite(array)))):
+    if strange := array.size - int(np.count_nonzero(np.isfinite(array))):
         raise ScanError(
             f"{path}: {strange} voxels are NaN or infinite; expected numbers everywhere: "
             "export the scan again, or fill them with the value of air"

@@ -141,8 +141,14 @@ def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
             yield image, stream
     except ScanError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError,
-            nibabel.filebasedimages.ImageFileError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        nibabel.spatialimages.HeaderDataError,
+        nibabel.filebasedimages.ImageFileError,
+    ) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -44,9 +44,7 @@ def coarse_axis(spacing_mm: SpacingMm, target_mm: SpacingMm) -> int | None:
     return None
 
 
-def resample(
-    array: ScanArray, shape: Triple, order: int = 3, coarse_axis: int | None = None
-) -> NormalisedArray:
+def resample(array: ScanArray, shape: Triple, order: int = 3, coarse_axis: int | None = None) -> NormalisedArray:
     """``array`` (channel, slice, row, column) on a grid of ``shape`` voxels over the same block, float32.
 
     ``order`` is the spline's (0 nearest, 1 linear, 3 cubic). No value leaves the range of its channel. With
