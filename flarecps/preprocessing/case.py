@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from flarecps.errors import ScanError
+from flarecps.planning.agreement import check_labels
+from flarecps.planning.hounsfield import FILL_HU, to_hu
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.intensity import FILL_HU, channel_statistics, clamp_hu, to_hu
+from flarecps.planning.spacing import in_canonical_order, in_network_order
+from flarecps.preprocessing.intensity import channel_statistics
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume
@@ -57,25 +60,100 @@ class Prepared:
     statistics: dict[str, list[float]]  # "mean" and "sd" per channel of the cropped scan, before resampling
 
 
-def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None) -> Prepared:
-    """The case on the network's grid: cropped to its field of view, axes in the plan's order, resampled.
+def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name: str | None = None) -> Prepared:
+    """The case on the network's grid: cropped to its field of view, resampled, axes in the plan's order.
 
-    ``labels``: a label volume (1, S, H, W) on the same grid. CT is clamped to int16, with fill below -1024 HU at
-    -1024, before resampling (order 3) and rounded to whole HU after it. In 2D the slice axis keeps its spacing.
-    Raises ``ScanError`` when channels, grids or label values disagree with the plan.
+    ``labels``: a label volume (1, S, H, W) on the same grid. ``name`` is for messages (default: the file's name). CT is
+    clamped to int16, with fill below -1024 HU at -1024, before resampling (order 3) and rounded to whole HU after it.
+    In 2D the first network axis keeps its spacing. Raises ``ScanError`` when channels, grids or label values disagree
+    with the plan.
     """
-    raise NotImplementedError
+    name = volume.source.path.name if name is None else name
+    if volume.array.shape[0] != len(plan.channels):
+        raise ScanError(
+            f"{volume.source.path}: case '{name}' has {volume.array.shape[0]} channels; the plan expects "
+            f"{len(plan.channels)} ({', '.join(plan.channels)}); give one file per channel in this order"
+        )
+    if labels is not None:
+        check_labels(volume, labels, plan.labels.values(), name)
+    is_hu = plan.intensity.scheme == "ct"
+    array = to_hu(volume.array) if is_hu else volume.array
+    box = field_box(array, FILL_HU if is_hu else 0)
+    array = crop(array, box).astype(np.float32)
+    statistics = channel_statistics(array)
+    target = _target_mm(plan, volume.space.spacing_mm)
+    shape = resampled_shape(box.shape, volume.space.spacing_mm, target)
+    coarse = coarse_axis(volume.space.spacing_mm, target)
+    image = _to_network(resample(array, shape, order=3, coarse_axis=coarse), plan.axis_order)
+    label_map = None
+    if labels is not None:
+        label_map = _to_network(resample_labels(crop(labels.array[0], box), shape, coarse), plan.axis_order)
+    way_back = WayBack(
+        scan_shape=volume.space.shape,
+        scan_spacing_mm=volume.space.spacing_mm,
+        box_lower=box.lower,
+        box_upper=box.upper,
+        axis_order=plan.axis_order,
+        network_shape=in_network_order(shape, plan.axis_order),
+        network_spacing_mm=in_network_order(target, plan.axis_order),
+    )
+    return Prepared(to_hu(image) if is_hu else image, label_map, way_back, statistics)
 
 
 def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
-    """``labels`` (S, H, W) of the network's grid on the canonical scan grid; 0 outside the field of view."""
-    raise NotImplementedError
+    """``labels`` (S, H, W) of the network's grid on the canonical scan grid; 0 outside the field of view.
+
+    Exact (voxel for voxel) where nothing was resampled; labels that are not there never appear.
+    """
+    _check_shape(labels.shape, way_back)
+    canonical = np.ascontiguousarray(_from_network(labels, way_back.axis_order))
+    resampled = resample_labels(canonical, way_back.box.shape, _coarse_axis_back(way_back))
+    return uncrop(resampled, way_back.box, way_back.scan_shape, 0)
 
 
 def probabilities_to_scan_labels(probabilities: np.ndarray, way_back: WayBack) -> LabelArray:
     """Labels on the canonical scan grid from class probabilities (K, S, H, W) of the network's grid.
 
     Each class is resampled linearly and compared with the best so far, so that memory holds two classes, not K, at
-    the scan's size. 0 outside the field of view.
+    the scan's size; equal classes give the lower one. 0 outside the field of view.
     """
-    raise NotImplementedError
+    _check_shape(probabilities.shape[1:], way_back)
+    coarse = _coarse_axis_back(way_back)
+    best = np.full(way_back.box.shape, -np.inf, dtype=np.float32)
+    labels = np.zeros(way_back.box.shape, dtype=np.uint8)
+    for label, one in enumerate(probabilities):
+        canonical = np.ascontiguousarray(_from_network(one, way_back.axis_order), dtype=np.float32)
+        resampled = resample(canonical[None], way_back.box.shape, order=1, coarse_axis=coarse)[0]
+        better = resampled > best
+        labels[better] = label
+        np.maximum(best, resampled, out=best)
+    return uncrop(labels, way_back.box, way_back.scan_shape, 0)
+
+
+def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:
+    """The plan's spacing in canonical order; in 2D with the scan's own spacing across slices."""
+    target = list(in_canonical_order(plan.spacing_mm, plan.axis_order))
+    if plan.dimensions == 2:
+        target[plan.axis_order[0]] = spacing_mm[plan.axis_order[0]]
+    return target[0], target[1], target[2]
+
+
+def _coarse_axis_back(way_back: WayBack) -> int | None:
+    spacing_mm = in_canonical_order(way_back.network_spacing_mm, way_back.axis_order)
+    return coarse_axis((spacing_mm[0], spacing_mm[1], spacing_mm[2]), way_back.scan_spacing_mm)
+
+
+def _to_network(array: np.ndarray, order: Triple) -> np.ndarray:
+    """The last three axes, canonical, in network order; contiguous."""
+    lead = array.ndim - 3
+    return np.ascontiguousarray(array.transpose(*range(lead), *(lead + axis for axis in order)))
+
+
+def _from_network(array: np.ndarray, order: Triple) -> np.ndarray:
+    """Three axes in network order, back in canonical order; a view."""
+    return array.transpose([order.index(axis) for axis in range(3)])
+
+
+def _check_shape(shape: tuple[int, ...], way_back: WayBack) -> None:
+    if tuple(shape) != way_back.network_shape:
+        raise ValueError(f"an array of shape {tuple(shape)} does not lie on the network grid {way_back.network_shape}")

@@ -1,0 +1,55 @@
+"""A whole data set into a case store: in parallel, resumable, in shards; a bad case never stops the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from flarecps.casework import Outcome, shard, work_through
+from flarecps.datasets.catalogue import Case, Catalogue
+from flarecps.errors import PlanError
+from flarecps.planning.plan import Plan
+from flarecps.preprocessing.case import prepare_case
+from flarecps.preprocessing.store import is_current, prepare_store, write_case
+from flarecps.volumes.io import read_channels, read_labels
+
+Done = Literal["written", "present"]
+
+
+def preprocess_dataset(
+    catalogue: Catalogue, plan: Plan, store: Path, workers: int, share: str | None = None, progress: bool = True
+) -> list[Outcome[Done]]:
+    """What became of every case: written, already present, or its error. Labels are stored wherever they exist.
+
+    ``share`` "I/N" does the I-th of N shares of the cases (job arrays). Raises ``PlanError`` when plan and data set
+    disagree, ``StoreError`` when the folder belongs to another plan.
+    """
+    check_plan_fits(plan, catalogue)
+    prepare_store(store, plan, catalogue)
+    cases = shard(catalogue.cases, share)
+    return work_through(
+        _preprocess, [(case.name, (case, plan, store)) for case in cases], workers, "Preprocess", progress
+    )
+
+
+def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
+    """Nothing, or ``PlanError`` when the plan speaks of other labels or channels than the data set."""
+    for name, planned, found in (
+        ("labels", plan.labels, catalogue.labels),
+        ("channels", list(plan.channels), list(catalogue.channels)),
+    ):
+        if planned != found:
+            raise PlanError(
+                f"the plan's {name} are {planned}, but {catalogue.root} has {found}; plan this data set with "
+                f"'flarecps plan {catalogue.root} --out PLAN.json'"
+            )
+
+
+def _preprocess(entry: tuple[Case, Plan, Path]) -> Done:
+    case, plan, store = entry
+    if is_current(store, case, plan):
+        return "present"
+    volume = read_channels(case.images)
+    labels = None if case.labels is None else read_labels(case.labels)
+    write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)
+    return "written"
