@@ -1,0 +1,226 @@
+"""What a run left behind: plan, curves, environment, predictions and scores, read from its folder as far as they exist.
+
+RUN/config.yaml  RUN/plan.json  RUN/environment.json  RUN/csv/metrics.csv
+RUN/segmentations/NAME.nii.gz   RUN/scores/scores.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
+from flarecps.errors import ConfigError, DatasetError, PlanError
+from flarecps.planning.plan import Plan, read_plan
+from flarecps.reporting.curves import Curve, read_metrics
+from flarecps.volumes.io import scan_name
+
+DSC, NSD = "_DSC", "_NSD"  # how columns of a score table end
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score table: DSC and NSD per case (rows) and organ (columns, by FLARE column name); NaN where not scored."""
+
+    cases: tuple[str, ...]
+    columns: tuple[str, ...]
+    dsc: np.ndarray
+    nsd: np.ndarray
+
+    def of(self, case: str, measure: str = "dsc") -> float:
+        """The mean over organs of one case; NaN for a case that is not in the table."""
+        if case not in self.cases:
+            return math.nan
+        return mean_of(getattr(self, measure)[self.cases.index(case)])
+
+    def at(self, case: str, column: str, measure: str = "dsc") -> float:
+        """One score; NaN for a case or organ that is not in the table."""
+        if case not in self.cases or column not in self.columns:
+            return math.nan
+        return float(getattr(self, measure)[self.cases.index(case), self.columns.index(column)])
+
+    def organ(self, column: str, measure: str = "dsc") -> np.ndarray:
+        """The finite scores of one organ over cases; empty for an organ that is not in the table."""
+        if column not in self.columns:
+            return np.empty(0)
+        values = getattr(self, measure)[:, self.columns.index(column)]
+        return values[np.isfinite(values)]
+
+    def mean(self, measure: str = "dsc") -> float:
+        """Mean over cases, organ by organ, then over organs: the convention of FLARE's later years."""
+        return mean_of([mean_of(self.organ(column, measure)) for column in self.columns])
+
+    def spread(self, measure: str = "dsc") -> float:
+        """Standard deviation over cases of the mean over organs; NaN for fewer than two cases."""
+        return sd_of([self.of(case, measure) for case in self.cases])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and what is known of it. Missing parts are None or empty; ``notes`` says what was unreadable."""
+
+    name: str
+    folder: Path
+    plan: Plan | None = None
+    metrics: Mapping[str, Curve] = field(default_factory=dict)
+    scores: Scores | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Mapping[str, Path] = field(default_factory=dict)  # case name -> label map
+    notes: tuple[str, ...] = ()
+
+    @property
+    def organs(self) -> tuple[Organ, ...]:
+        """The organs of the plan; without a plan those of the score table, FLARE22's by their columns."""
+        if self.plan is not None:
+            return organs_of(self.plan.labels)
+        known = {organ.column: organ.name for organ in FLARE22_ORGANS}
+        columns = self.scores.columns if self.scores else ()
+        names = [known.get(column, column.replace("_", " ")) for column in columns]
+        return organs_of({name: label for label, name in enumerate(names, start=1)})
+
+
+def read_run(folder: Path, name: str, predictions: Path, scores: Path) -> Run:
+    """The run in ``folder``, called ``name`` in the report.
+
+    Args:
+        folder: a run folder, finished or still growing.
+        name: heading of its column.
+        predictions: folder of label maps, relative to the run folder.
+        scores: folder with ``scores.csv`` (or the file itself), relative to the run folder.
+
+    Raises DatasetError when the folder is missing or holds nothing of a run. A damaged part becomes a note.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such run folder; 'flarecps fit' makes one (trainer.default_root_dir)")
+    table = folder / scores
+    table = table if table.suffix == ".csv" else table / "scores.csv"
+    parts: dict[str, Any] = {}
+    notes = []
+    for part, path, reader in (
+        ("plan", folder / "plan.json", read_plan),
+        ("environment", folder / "environment.json", _read_json),
+        ("config", folder / "config.yaml", _read_yaml),
+        ("metrics", folder / "csv" / "metrics.csv", read_metrics),
+        ("scores", table, read_scores),
+    ):
+        if path.is_file():
+            try:
+                parts[part] = reader(path)
+            except (PlanError, DatasetError, OSError, ValueError, csv.Error) as error:
+                notes.append(f"{name}: {part} left out: {' '.join(str(error).split())}")
+    parts["predictions"] = scans_by_name(folder / predictions)
+    if not any(parts.values()) and not notes:
+        raise DatasetError(
+            f"{folder}: holds nothing of a run (plan.json, csv/metrics.csv, {predictions}/, {scores}/scores.csv): "
+            "give the folder named by trainer.default_root_dir in the config"
+        )
+    return Run(name, folder, notes=tuple(notes), **parts)
+
+
+def read_runs(folders: Sequence[Path], names: Sequence[str] | None, predictions: Path, scores: Path) -> list[Run]:
+    """Several runs of one label set, in the order given; their names default to the shortest distinct folder names.
+
+    Raises ConfigError for a repeated folder or a wrong number of names, DatasetError when label sets differ.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise ConfigError(f"{_commas(folders)}: the same run twice; name every run once")
+    if names is None:
+        depth = 1
+        while len({path.parts[-depth:] for path in resolved}) < len(resolved):
+            depth += 1
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+    if len(names) != len(folders) or len(set(names)) < len(names):
+        raise ConfigError(f"names {_commas(names)}: expected {len(folders)} different names, one per run, in order")
+    runs = [read_run(path, name, predictions, scores) for path, name in zip(folders, names, strict=True)]
+    planned = [run for run in runs if run.plan is not None]
+    for run in planned[1:]:
+        if run.plan.labels != planned[0].plan.labels:  # type: ignore[union-attr]  # both are planned
+            raise DatasetError(f"{run.folder}: another label set than {planned[0].folder}; report them one by one")
+    return runs
+
+
+def read_scores(path: Path) -> Scores:
+    """The scores in a CSV with the columns ``Name``, ``{Organ}_DSC`` and ``{Organ}_NSD``; empty cells are NaN.
+
+    Raises DatasetError for another table, and for a cell that is no number.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    header = list(rows[0]) if rows else []
+    columns = tuple(name[: -len(DSC)] for name in header if name.endswith(DSC))
+    if "Name" not in header or not columns:
+        raise DatasetError(
+            f"{path}: not a table of scores (expected Name, ORGAN{DSC}, ORGAN{NSD}): see 'flarecps score'"
+        )
+    try:
+        values = {
+            kind: np.array([[float(row.get(column + kind) or "nan") for column in columns] for row in rows])
+            for kind in (DSC, NSD)
+        }
+    except ValueError as error:
+        raise DatasetError(f"{path}: a score is not a number ({error}): score again with 'flarecps score'") from error
+    return Scores(tuple(scan_name(row["Name"]) for row in rows), columns, values[DSC], values[NSD])
+
+
+def scans_by_name(folder: Path | None) -> dict[str, Path]:
+    """Image files in a folder by case name (without suffix and channel ``_0000``), sorted; {} without a folder.
+
+    Of several channels only the first is listed.
+    """
+    if folder is None or not folder.is_dir():
+        return {}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        name = scan_name(path)
+        if path.name.startswith(".") or (name == path.name and not path.is_dir()):
+            continue
+        stem, _, channel = name.rpartition("_")
+        if len(channel) == 4 and channel.isdigit() and stem and not path.is_dir():
+            if channel == "0000":
+                found[stem] = path
+        else:
+            found[name] = path
+    return found
+
+
+def mean_of(values: Sequence[float] | np.ndarray) -> float:
+    """The mean of the finite values; NaN without any."""
+    finite = np.asarray(values, float)[np.isfinite(np.asarray(values, float))]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def sd_of(values: Sequence[float] | np.ndarray) -> float:
+    """The sample standard deviation (n - 1) of the finite values; NaN for fewer than two."""
+    finite = np.asarray(values, float)[np.isfinite(np.asarray(values, float))]
+    return float(finite.std(ddof=1)) if finite.size > 1 else math.nan
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # OmegaConf and its YAML reader have no common base of errors
+        raise ValueError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected settings (key: value)")
+    return {str(key): value for key, value in content.items()}
+
+
+def _commas(words: Sequence[object]) -> str:
+    return ", ".join(map(str, words))
