@@ -1,0 +1,209 @@
+"""The command `flarecps`: what it lists, how it answers, and that it answers before heavy libraries load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import flarecps
+from flarecps.cli import main as cli
+from flarecps.cli.arguments import call_with_words
+from flarecps.errors import ScanError
+
+DESIGN_ORDER = ["demo", "phantom", "inspect", "plan", "preprocess", "fit", "validate", "test", "predict",
+                "segment", "score", "summary", "report"]  # fmt: skip
+FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.LIGHTNING_COMMANDS]
+HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
+
+
+def modules_after(*words: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has imported after `flarecps WORDS`."""
+    code = (
+        "import sys\n"
+        "from flarecps.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert end.code in (0, None), end.code\n"
+        "print('\\nMODULES', *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rsplit("MODULES", 1)[1].split())
+
+
+def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    listed = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [words[0] for words in listed] == DESIGN_ORDER
+    assert all(len(words) > 3 for words in listed), "each with a line of explanation"
+
+
+def test_help_comes_before_any_library() -> None:
+    assert not modules_after("--help") & (HEAVY | {"jsonargparse", "rich", "yaml"})
+
+
+@pytest.mark.parametrize("name", FOLDER_COMMANDS)
+def test_help_of_a_command_imports_no_heavy_library(name: str) -> None:
+    assert not modules_after(name, "--help") & HEAVY
+
+
+@pytest.mark.parametrize("name", FOLDER_COMMANDS)
+def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: flarecps {name}")
+    arguments = text.split("options:")[-1]
+    assert "(default: " in arguments or name == "summary"
+    assert "type: " not in arguments, "defaults and explanations, no Python types"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plan", ["--out", "--dimensions {2,3}", "--intensity {global,foreground}", "--gpu-memory GB", "(default: 8"]),
+        ("preprocess", ["DATASET PLAN", "--out", "--workers", "--shard"]),
+        ("phantom", ["OUT", "--labelled", "--unlabelled", "--test", "--size {small,full}", "--seed"]),
+        ("inspect", ["DATASET", "--json PATH"]),
+        ("segment", ["CHECKPOINT INPUT OUTPUT"]),
+        ("score", ["PREDICTIONS REFERENCES", "--out", "--protocol {official,strict}"]),
+        ("summary", ["[CHECKPOINT]", "--config"]),
+        ("report", ["[RUNS ...]"]),
+        ("demo", ["--out"]),
+    ],
+)
+def test_the_command_line_is_the_promised_one(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for expected in words:
+        assert expected in text
+
+
+@pytest.mark.parametrize("name", cli.LIGHTNING_COMMANDS)
+def test_help_of_lightnings_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_no_word_and_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+    assert cli.main(["segmnt", "x"]) == 2
+    assert "did you mean 'segment'?" in capsys.readouterr().err
+    assert cli.main(["zzz"]) == 2
+    assert "commands: demo, phantom" in capsys.readouterr().err
+
+
+def test_version_and_module_call() -> None:
+    done = subprocess.run([sys.executable, "-m", "flarecps", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"flarecps {flarecps.__version__}"
+    done = subprocess.run([sys.executable, "-m", "flarecps", "fiit"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "flarecps: no command 'fiit'; did you mean 'fit'?\n"
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `flarecps report` raise ``error``."""
+
+    def run(name: str, words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", run)
+
+
+def test_a_users_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend(monkeypatch, ScanError("a.nii.gz:\n  truncated;\n  copy it again"))
+    assert cli.main(["report"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "flarecps report: a.nii.gz: truncated; copy it again\n"
+    assert captured.out == ""
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["report"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report"])
+
+
+def brew(
+    water: Path,
+    cups: list[int],
+    *,
+    out: Path,
+    strength: Literal["mild", "strong"] = "mild",
+    heat_mm: float = 8.0,
+    sugar: bool = False,
+    name: str | None = None,
+) -> int:
+    """Make tea.
+
+    Args:
+        heat_mm: how high, 5% more is fine
+    """
+    brew_calls.append(locals())
+    return len(cups)
+
+
+def taste(cup: Path | None = None, /, *, note: str = "fine") -> None:
+    brew_calls.append(locals())
+
+
+brew_calls: list[dict[str, object]] = []
+
+
+def test_a_signature_becomes_a_command_line() -> None:
+    brew_calls.clear()
+    words = ["well", "1", "2", "--out", "pot", "--heat=3", "--strength", "strong", "--sugar"]
+    assert call_with_words(brew, words, "tea") == 2
+    assert brew_calls == [
+        {"water": Path("well"), "cups": [1, 2], "out": Path("pot"), "strength": "strong", "heat_mm": 3.0,
+         "sugar": True, "name": None}
+    ]  # fmt: skip
+    call_with_words(brew, ["w", "1", "--out", "p", "--no-sugar", "--name", "a_b"], "tea")
+    assert (brew_calls[-1]["sugar"], brew_calls[-1]["name"]) == (False, "a_b")
+    call_with_words(taste, [], "tea")
+    call_with_words(taste, ["cup", "--note", "so-so"], "tea")
+    assert brew_calls[-2:] == [{"cup": None, "note": "fine"}, {"cup": Path("cup"), "note": "so-so"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["w", "1"], "required: out"),
+        (["w", "1", "--out", "p", "--strength", "odd"], "odd"),
+        (["w", "1", "--out", "p", "--heat", "hot"], "heat"),
+        (["w", "one", "--out", "p"], "one"),
+        (["w", "1", "--out", "p", "--milk"], "milk"),
+    ],
+)
+def test_words_that_do_not_fit(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        call_with_words(brew, words, "flarecps tea")
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call_with_words(brew, ["--help"], "flarecps tea")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--heat MM how high, 5% more is fine (default: 8.0)" in text
+    assert "--strength {mild,strong}" in text
+    assert "(default: no)" in text
+    assert "(required)" in text
