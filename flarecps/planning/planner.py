@@ -29,7 +29,7 @@ def plan_dataset(
     dimensions: Literal[2, 3] = 3,
     intensity: IntensitySource = "global",
     gpu_memory_gb: float = 8.0,
-    spacing_mm: SpacingMm | None = None,
+    spacing_mm: Sequence[float] | None = None,
     patch_voxels: Sequence[int] | None = None,
 ) -> Plan:
     """The plan for a data set: nnU-Net v2's heuristics, with the memory of two siblings and both kinds of patches.

@@ -27,9 +27,10 @@ def preprocess_dataset(
     check_plan_fits(plan, catalogue)
     prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
-    return work_through(
-        _preprocess, [(case.name, (case, plan, store)) for case in cases], workers, "Preprocess", progress
-    )
+    present = {case.name for case in cases if is_current(store, case, plan)}
+    waiting = [(case.name, (case, plan, store)) for case in cases if case.name not in present]
+    done = {outcome.name: outcome for outcome in work_through(_preprocess, waiting, workers, "Preprocess", progress)}
+    return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
 
 
 def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
@@ -47,8 +48,6 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 
 def _preprocess(entry: tuple[Case, Plan, Path]) -> Done:
     case, plan, store = entry
-    if is_current(store, case, plan):
-        return "present"
     volume = read_channels(case.images)
     labels = None if case.labels is None else read_labels(case.labels)
     write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)

@@ -1,0 +1,117 @@
+"""``flarecps plan``: from a data set to the numbers it decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flarecps.planning.plan import Plan
+
+FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
+
+
+def plan(
+    dataset: Path,
+    *,
+    out: Path,
+    dimensions: Literal[2, 3] = 3,
+    intensity: Literal["global", "foreground"] = "global",
+    gpu_memory_gb: float = 8.0,
+    split: str | None = None,
+    spacing_mm: list[float] | None = None,
+    patch: list[int] | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> int:
+    """Decide spacing, patch, batch, network and intensities from a data set, and write them as one JSON file.
+
+    Looks at all labelled and unlabelled scans, never at test scans. The heuristics are nnU-Net v2's; the memory is
+    that of this program's training step: two networks, each with labelled and unlabelled patches. The JSON is meant to
+    be read and edited. Scans that can't be read are reported, the plan is made from the others; exit code 1 then.
+
+    Args:
+        dataset: folder of the data set (nnU-Net v2's raw layout plus imagesUn, FLARE22, MSD, or plain folders)
+        out: the plan to write, a .json file
+        dimensions: 3 for volumes, 2 for slices
+        intensity: which voxels decide CT window, mean and SD: global, all of them, as in the paper; or foreground,
+            those of labelled structures, as in nnU-Net. Other modalities are scaled scan by scan
+        gpu_memory_gb: GPU memory that one training step may take; 32 gives the patch sizes that nnU-Net plans for
+            its 8 GB, because four times as much is in memory
+        split: name of a split in the data set's splits.json; without it the folders say who is labelled
+        spacing_mm: spacing to resample to instead of the planned one: "[2.5, 0.8, 0.8]" (slice, row, column)
+        patch: patch size in voxels instead of the planned one: "[64, 96, 96]" (slice, row, column), in 2D "[256, 256]"
+        workers: processes at work, one scan each
+        progress: show progress and the time left
+    """
+    from rich.console import Console
+
+    from flarecps.datasets.catalogue import read_catalogue
+    from flarecps.errors import PlanError
+    from flarecps.planning.fingerprint import fingerprint_dataset
+    from flarecps.planning.plan import write_plan
+    from flarecps.planning.planner import plan_dataset
+
+    if out.is_dir() or out.suffix != ".json":
+        raise PlanError(f"--out {out}: expected the name of a .json file to write")
+    catalogue = read_catalogue(dataset, split)
+    fingerprint, failed = fingerprint_dataset(catalogue, workers, progress)
+    decided = plan_dataset(fingerprint, catalogue, dimensions, intensity, gpu_memory_gb, spacing_mm, patch)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_plan(out, decided)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    _show(decided, console)
+    console.print(f"written: {out}", markup=False)
+    if decided.memory_gb > gpu_memory_gb:
+        note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
+        errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
+    for outcome in failed:
+        errors.print(f"not in the plan: {outcome.name}: {outcome.error}", style="red", markup=False)
+    return FAILED if failed else 0
+
+
+def _show(plan: Plan, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    cases = plan.fingerprint["cases"]
+    rows = [
+        ("scans", f"{cases['labelled']} labelled, {cases['unlabelled']} unlabelled"),
+        ("structures", ", ".join(name for name in plan.labels if plan.labels[name])),
+        ("spacing", f"{_times(plan.spacing_mm)} mm" + (" (slices keep theirs)" if plan.dimensions == 2 else "")),
+        ("median shape", f"{_times(plan.median_shape_voxels)} voxels after cropping and resampling"),
+        ("axes", _axes(plan)),
+        ("patch", f"{_times(plan.patch_voxels)} voxels"),
+        ("batch", f"{plan.global_batch['labelled']} labelled + {plan.global_batch['unlabelled']} unlabelled patches"),
+        ("stages", f"{len(plan.topology.features)}, features {'-'.join(map(str, plan.topology.features))}"),
+        ("strides", ", ".join(_times(stride) for stride in plan.topology.strides)),
+        ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),
+        ("Dice over", "the batch" if plan.batch_dice else "each patch"),
+        ("intensities", _intensities(plan)),
+        ("GPU memory", f"about {plan.memory_gb:g} GB for a training step (estimate)"),
+    ]
+    table = Table(title=escape(f"{plan.dimensions}D plan for {plan.dataset}"), title_justify="left", show_header=False)
+    for heading, content in rows:
+        table.add_row(heading, escape(content))
+    console.print(table)
+
+
+def _axes(plan: Plan) -> str:
+    names = ("slice", "row", "column")
+    if plan.axis_order == (0, 1, 2):
+        return "slice×row×column"
+    return "×".join(names[axis] for axis in plan.axis_order) + " (the coarse axis first)"
+
+
+def _intensities(plan: Plan) -> str:
+    one = plan.intensity
+    if one.scheme == "zscore":
+        return "each scan by its own mean and SD"
+    source = "all voxels" if one.source == "global" else "labelled structures"
+    return f"HU {one.low:g} to {one.high:g}, mean {one.mean:.1f}, SD {one.sd:.1f} ({source})"
+
+
+def _times(values: tuple) -> str:
+    return "×".join(f"{value:g}" for value in values)
