@@ -80,28 +80,16 @@ def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[s
         ["preprocess", data, plan, "--out", store],
     ]
     configs = dict(zip(("cps", "supervised"), size.configs, strict=True))
-    for method, config in configs.items():
-        run = str(out / "runs" / method)
-        stages.append(
-            ["fit", "--config", str(config_path(config)), "--data.store", store, "--trainer.default_root_dir", run]
-        )
-    for method in configs:
-        run = out / "runs" / method
-        stages.append(
-            [
-                "segment",
-                str(run / "checkpoints" / "last.ckpt"),
-                str(out / "phantom" / "imagesTs"),
-                str(run / "segmentations"),
-            ]
-        )
-    for method in configs:
-        run = out / "runs" / method
-        references = str(out / "phantom" / "labelsTs")
-        stages.append(["score", str(run / "segmentations"), references, "--out", str(run / "scores")])
-    runs = [str(out / "runs" / method) for method in configs]
-    images = ["--images", str(out / "phantom" / "imagesTs"), "--references", str(out / "phantom" / "labelsTs")]
-    stages.append(["report", *runs, *images, "--out", str(out / "report.html")])
+    runs = {method: str(out / "runs" / method) for method in configs}
+    for method, run in runs.items():
+        config = str(config_path(configs[method]))
+        stages.append(["fit", "--config", config, "--data.store", store, "--trainer.default_root_dir", run])
+    for run in runs.values():
+        stages.append(["segment", f"{run}/checkpoints/last.ckpt", f"{data}/imagesTs", f"{run}/segmentations"])
+    for run in runs.values():
+        stages.append(["score", f"{run}/segmentations", f"{data}/labelsTs", "--out", f"{run}/scores"])
+    images = ["--images", f"{data}/imagesTs", "--references", f"{data}/labelsTs"]
+    stages.append(["report", *runs.values(), *images, "--out", str(out / "report.html")])
     return stages
 
 
@@ -134,7 +122,7 @@ def _show_scores(out: Path, console: Console) -> None:
         table.add_row(f"[bold]{title}[/]", *(f"{mean:.3f}" for mean in means))
     console.print(table)
     console.print(
-        "best HU interval: per organ the one intensity interval that fits each test case best, chosen on that case itself; "
+        "best HU interval: per organ, the one interval that fits each test case best, chosen on that case itself; "
         "mean atlas: where the labelled cases have the organ on average. Neither learns.",
         style="dim",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class TrainingCLI(LightningCLI):
 
 
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
-    return plan_to_json(data.plan)
+    """The store's plan with what the config says instead of it: the plan this run trains by."""
+    return plan_to_json(replace(data.plan, patch_voxels=data.patch_voxels, global_batch=data.global_batch))
 
 
 def main(arguments: list[str]) -> int:

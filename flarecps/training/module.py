@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -96,7 +95,7 @@ class CrossPseudoSupervision(LightningModule):
         self.epoch_means = nn.ModuleDict({_attribute(name): MeanMetric() for name in names})
         self.organ_scores = OrganScores(self.plan.labels, len(self.siblings))
 
-    # -- the step ----------------------------------------------------------------------------------------------------
+    # -- the step
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
         weight = self.weight_of_pseudo_labels
@@ -124,7 +123,8 @@ class CrossPseudoSupervision(LightningModule):
         annotated = batch["labelled"].get("annotated")
         supervised = [self.loss([scale[:labelled] for scale in output], targets, annotated) for output in outputs]
         if with_pseudo_labels:
-            return supervised, list(cross_pseudo_losses(*outputs, labelled, self.loss, self.one_mean))
+            first, second = outputs
+            return supervised, list(cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean))
         return supervised, [torch.zeros_like(loss) for loss in supervised]
 
     @property
@@ -148,7 +148,7 @@ class CrossPseudoSupervision(LightningModule):
         )
         step_schedulers(self._schedulers(), watched)
 
-    # -- optimisers ----------------------------------------------------------------------------------------------------
+    # -- optimisers
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         if self.trainer.precision == "16-mixed":
@@ -167,7 +167,7 @@ class CrossPseudoSupervision(LightningModule):
         schedulers = self.lr_schedulers()
         return schedulers if isinstance(schedulers, list) else [schedulers]
 
-    # -- whole scans -----------------------------------------------------------------------------------------------------
+    # -- whole scans
 
     def validation_step(self, case: dict[str, Any], batch_index: int) -> None:
         self._score_case(case)
@@ -181,12 +181,16 @@ class CrossPseudoSupervision(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
-    def predict_step(self, path: Path, batch_index: int) -> Path:
-        """The scan's path, whose labels a ``SegmentationWriter`` computes and writes."""
-        return Path(path)
+    def predict_step(self, path: str, batch_index: int) -> str:
+        """The scan's path; a ``SegmentationWriter`` computes and writes its labels."""
+        return path
+
+    def finest_networks(self) -> list[nn.Module]:
+        """The siblings as functions from patches to full-resolution logits."""
+        return [checkpoint.FinestScale(sibling).eval() for sibling in self.siblings]
 
     def _score_case(self, case: dict[str, Any]) -> None:
-        predicted = sibling_labels(self.siblings, case["image"], self.plan, self.window_step)
+        predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
         self.organ_scores.update(predicted, case["labels"])
 
     def _log_scores(self, stage: str) -> None:
@@ -195,19 +199,20 @@ class CrossPseudoSupervision(LightningModule):
         if not self.trainer.sanity_checking:
             self.log_dict(scores, rank_zero_only=True)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------------
+    # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
         completed = self.current_epoch + 1
         checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(self.plan, self.siblings, completed)
 
-    # -- running means ---------------------------------------------------------------------------------------------------
+    # -- running means
 
     def _remember(self, total: Tensor, supervised: list[Tensor], crossed: list[Tensor]) -> None:
-        self.epoch_means[_attribute(metric_names.LOSS_TOTAL)].update(total.detach())
+        means: Any = self.epoch_means
+        means[_attribute(metric_names.LOSS_TOTAL)].update(total.detach())
         for number, (lsup, lcps) in enumerate(zip(supervised, crossed, strict=True), start=1):
-            self.epoch_means[_attribute(metric_names.supervised_loss(number))].update(lsup.detach())
-            self.epoch_means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
+            means[_attribute(metric_names.supervised_loss(number))].update(lsup.detach())
+            means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
 
     def _named_means(self) -> list[tuple[str, Any]]:
         return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,11 @@ from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.planning.plan import Plan
 
 
-def _finest(network: nn.Module, x: Tensor) -> Tensor:
-    return network(x)[0]
-
-
 @torch.no_grad()
 def sibling_labels(siblings: Iterable[nn.Module], image: Tensor, plan: Plan, step: float) -> dict[str, Tensor]:
     """Labels ``(slice, row, column)`` of a whole scan ``(channel, slice, row, column)`` on the network's grid.
+
+    ``siblings`` map patches to full-resolution logits.
 
     Keys are ``sibling_1``, ``sibling_2`` and ``average`` (of the siblings' probabilities); with one network
     ``sibling_1`` and ``average`` are the same.
@@ -30,7 +27,7 @@ def sibling_labels(siblings: Iterable[nn.Module], image: Tensor, plan: Plan, ste
     total: Tensor | None = None
     for number, sibling in enumerate(siblings, start=1):
         probabilities = predict_probabilities(
-            partial(_finest, sibling), image, plan.patch_voxels, plan.class_count, step=step, device=image.device
+            sibling, image, plan.patch_voxels, plan.class_count, step=step, device=image.device
         )
         predicted[f"sibling_{number}"] = probabilities.argmax(0)
         total = probabilities if total is None else total + probabilities

@@ -19,12 +19,19 @@ def checkpoint_callbacks(run: Path, with_best: bool) -> list[ModelCheckpoint]:
     Both save at the end of the training epoch, after the schedulers' step: a file saved earlier would resume
     with a scheduler one epoch behind.
     """
-    common = {"dirpath": run / FOLDER, "save_top_k": 1, "enable_version_counter": False}
-    callbacks = [ModelCheckpoint(**common, filename=LAST, save_on_train_epoch_end=True)]
+    callbacks = [_checkpoint(run, LAST)]
     if with_best:
-        callbacks.append(
-            ModelCheckpoint(
-                **common, filename=BEST, monitor=metric_names.DSC_MEAN, mode="max", save_on_train_epoch_end=True
-            )
-        )
+        callbacks.append(_checkpoint(run, BEST, monitor=metric_names.DSC_MEAN))
     return callbacks
+
+
+def _checkpoint(run: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=run / FOLDER,
+        filename=name,
+        monitor=monitor,
+        mode="max",
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
