@@ -1,0 +1,255 @@
+"""The data of a training: labelled and unlabelled patches side by side, whole scans for validation and test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+
+from flarecps.data.augmentation import AugmentationSettings, patch_augmentation, volume_patch
+from flarecps.data.draws import DrawSequence, Stream, check_ranks
+from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
+from flarecps.data.subjects import PatchSubjects, StreamSettings
+from flarecps.datasets.splits import Split, choose_split, read_splits
+from flarecps.datasets.splits import fold as fold_of
+from flarecps.errors import ConfigError, DatasetError, StoreError
+from flarecps.planning.plan import Plan
+from flarecps.preprocessing.store import CaseStore
+from flarecps.volumes.io import find_scans
+
+
+class ScanDataModule(LightningDataModule):
+    """Patches and scans of a case store, the same sequence of batches for any number of workers and processes.
+
+    Set the trainer's ``use_distributed_sampler: false``; what a process takes is decided here.
+
+    Args:
+        store: the case store, a folder written by `flarecps preprocess`.
+        split: name of a split in the store's splits.json; may be left out if there is only one, or one called
+            "default".
+        fold: 0 to 4 holds out one fifth of the labelled cases for validation; "all" trains on all of them. Ignored if
+            the split names validation cases.
+        patch_voxels: patch size, (slice, row, column) or in 2D (row, column); by default the plan's.
+        global_batch: labelled and unlabelled patches per step over all processes, {labelled: n, unlabelled: n}; by
+            default the plan's.
+        iterations_per_epoch: steps in an epoch.
+        foreground_share: share of labelled patches centred on a labelled structure: the last patches of every global
+            batch, from the round(batch × (1 - share))-th on.
+        augmentation: true for nnU-Net's default set, false for none, or its settings.
+        mirror_axes: the patch's axes that are mirrored, 0 slice, 1 row, 2 column, in 2D 0 row, 1 column; by default
+            all. In axial scans columns run from left to right.
+        swap_left_right: exchange paired labels (right and left kidney) when the left-right axis is mirrored.
+        workers: processes that read and augment patches, shared by the two streams (at least one each); 0 does it in
+            the training process.
+        seed: every draw depends on it.
+        unlabelled: false trains on labelled patches alone.
+        max_unlabelled: use only the first so many unlabelled cases.
+        predict_input: a scan or a folder of scans for `predict`.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        split: str | None = None,
+        fold: int | Literal["all"] = "all",
+        patch_voxels: list[int] | None = None,
+        global_batch: dict[str, int] | None = None,
+        iterations_per_epoch: int = 250,
+        foreground_share: float = 0.33,
+        augmentation: AugmentationSettings | bool = True,
+        mirror_axes: list[int] | None = None,
+        swap_left_right: bool = False,
+        workers: int = 0,
+        seed: int = 0,
+        unlabelled: bool = True,
+        max_unlabelled: int | None = None,
+        predict_input: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # more ranks than validation cases
+        self.store = CaseStore(store)
+        self.plan: Plan = self.store.plan
+        self.patch_voxels = _checked_patch(patch_voxels, self.plan)
+        self.global_batch = _checked_batch(global_batch or self.plan.global_batch, unlabelled)
+        _check_number("iterations_per_epoch", iterations_per_epoch, at_least=1)
+        _check_number("workers", workers, at_least=0)
+        _check_number("seed", seed, at_least=0)
+        if not 0 <= foreground_share <= 1:
+            raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
+        self.iterations_per_epoch = iterations_per_epoch
+        self.foreground_share = foreground_share
+        self.workers = workers
+        self.seed = seed
+        self.predict_input = predict_input
+        settings = AugmentationSettings() if augmentation is True else augmentation
+        self.augmentation = (
+            patch_augmentation(settings, self.plan, self.patch_voxels, mirror_axes, swap_left_right)
+            if settings
+            else None
+        )
+        self.clock = EpochClock()
+        self._loaders: list[PatchLoader] = []
+        self._choose_cases(_named_split(self.store, split), fold, unlabelled, max_unlabelled)
+
+    def _choose_cases(
+        self, split: Split, fold: int | Literal["all"], unlabelled: bool, max_unlabelled: int | None
+    ) -> None:
+        self.annotated = dict(split.annotated)
+        try:
+            training, held_out = (split.labelled, ()) if split.validation else fold_of(split.labelled, fold)
+        except DatasetError as error:
+            raise ConfigError(str(error)) from None
+        self.labelled_names: tuple[str, ...] = tuple(training)
+        self.validation_names: tuple[str, ...] = split.validation or held_out
+        self.unlabelled_names: tuple[str, ...] = split.unlabelled[:max_unlabelled] if unlabelled else ()
+        self.test_names: tuple[str, ...] = split.test
+        if not self.labelled_names:
+            raise ConfigError(f"{self.store.path}: the split has no labelled case to train on; choose another split")
+        if unlabelled and not self.unlabelled_names:
+            raise ConfigError(
+                f"{self.store.path}: the split has no unlabelled case; set unlabelled: false to train on labelled "
+                f"scans alone"
+            )
+        stored = set(self.store.names)
+        used = self.labelled_names + self.validation_names + self.unlabelled_names + self.test_names
+        missing = [name for name in used if name not in stored]
+        if missing:
+            raise StoreError(
+                f"{self.store.path}: {len(missing)} of the split's {len(used)} cases are not in the store (the first "
+                f"is {missing[0]!r}); run 'flarecps preprocess' again, it adds what is missing"
+            )
+        for name in (*self.labelled_names, *self.validation_names):
+            if not self.store.record(name).has_labels:
+                raise StoreError(
+                    f"{self.store.path}: case {name!r} is to be labelled but has no labels in the store; correct the "
+                    f"split, or preprocess again with the label file in place"
+                )
+
+    @property
+    def rank(self) -> int:
+        """This process among all."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def train_dataloader(self) -> CombinedLoader:
+        """``{"labelled": batches, "unlabelled": batches}``, or labelled ones alone, side by side.
+
+        Raises ConfigError when the processes can't share the global batch equally.
+        """
+        check_ranks(self.global_batch, self.ranks)
+        trainer = self.trainer
+        if trainer is not None:
+            self.clock.follow(lambda: trainer.current_epoch)
+        self._close()
+        loaders = {"labelled": self._patch_loader("labelled", self.labelled_names)}
+        if self.unlabelled_names:
+            loaders["unlabelled"] = self._patch_loader("unlabelled", self.unlabelled_names)
+        self._loaders = list(loaders.values())
+        return CombinedLoader(loaders, mode="min_size")
+
+    def _patch_loader(self, stream: Stream, names: tuple[str, ...]) -> PatchLoader:
+        settings = StreamSettings(
+            names=names,
+            patch_voxels=self.patch_voxels,
+            batch=self.global_batch[stream],
+            foreground_share=self.foreground_share,
+            augmentation=self.augmentation,
+            annotated=self.annotated,
+        )
+        subjects = PatchSubjects(self.store, settings, volume_patch(self.patch_voxels), stream == "labelled")
+        sequence = DrawSequence(
+            self.seed, stream, self.global_batch[stream], self.iterations_per_epoch, self.rank, self.ranks
+        )
+        if not self.unlabelled_names or not self.workers:
+            workers = self.workers
+        else:
+            workers = max(1, (self.workers + (stream == "labelled")) // 2)
+        return PatchLoader(subjects, sequence, self.clock, workers)
+
+    def val_dataloader(self) -> OneByOne | list[Any]:
+        """This process's validation cases, whole: see ``read_whole_case``; an empty list when there are none."""
+        return self._cases(self.validation_names)
+
+    def test_dataloader(self) -> OneByOne | list[Any]:
+        """This process's test cases, whole: see ``read_whole_case``; an empty list when there are none."""
+        return self._cases(self.test_names)
+
+    def predict_dataloader(self) -> OneByOne:
+        """This process's share of the scans under ``predict_input``: their paths."""
+        if self.predict_input is None:
+            raise ConfigError("predict needs data.predict_input: a scan, or a folder of scans")
+        place = Path(self.predict_input)
+        if not place.exists():
+            raise ConfigError(f"data.predict_input: {place} does not exist; expected a scan or a folder of scans")
+        paths = [str(path) for path in (find_scans(place) if place.is_dir() else [place])]
+        return OneByOne(paths[self.rank :: self.ranks], str)
+
+    def _cases(self, names: tuple[str, ...]) -> OneByOne | list[Any]:
+        return OneByOne(list(names[self.rank :: self.ranks]), self.read_whole_case) if names else []
+
+    def read_whole_case(self, name: str) -> dict[str, Any]:
+        """``image`` (C, S, H, W) float32 normalised, ``case``, ``spacing_mm`` (slice, row, column), all on the
+        network's grid, and where the case has labels ``labels`` (S, H, W) uint8.
+        """
+        image, labels = self.store.read_case(name)
+        case: dict[str, Any] = {"image": torch.from_numpy(image)}
+        if labels is not None:
+            case["labels"] = torch.from_numpy(labels)
+        return case | {"case": name, "spacing_mm": self.store.record(name).spacing_mm}
+
+    def teardown(self, stage: str) -> None:
+        """Let the workers go."""
+        self._close()
+
+    def _close(self) -> None:
+        for loader in self._loaders:
+            loader.close()
+        self._loaders = []
+
+
+def _named_split(store: CaseStore, name: str | None) -> Split:
+    try:
+        return choose_split(read_splits(store.path / "splits.json"), name, store.path)
+    except DatasetError as error:
+        raise ConfigError(f"{error} (data.split)") from None
+
+
+def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...]:
+    """The patch to train on; ConfigError unless the plan's network can take it."""
+    if patch_voxels is None:
+        return tuple(plan.patch_voxels)
+    if len(patch_voxels) != plan.dimensions or min(patch_voxels) < 1:
+        raise ConfigError(
+            f"patch_voxels is {list(patch_voxels)}; the plan is {plan.dimensions}D, so {plan.dimensions} positive "
+            f"numbers are expected, such as {list(plan.patch_voxels)}"
+        )
+    strides = plan.topology.total_stride
+    nearest = [max(1, round(size / stride)) * stride for size, stride in zip(patch_voxels, strides, strict=True)]
+    if nearest != list(patch_voxels):
+        raise ConfigError(
+            f"patch_voxels is {list(patch_voxels)}; the network needs multiples of {list(strides)}: try {nearest}"
+        )
+    return tuple(patch_voxels)
+
+
+def _checked_batch(global_batch: dict[str, int], unlabelled: bool) -> dict[str, int]:
+    """The global batch of the streams in use; ConfigError for other names or sizes below 1."""
+    wanted = ["labelled", "unlabelled"] if unlabelled else ["labelled"]
+    if set(global_batch) - {"labelled", "unlabelled"} or any(global_batch.get(name, 0) < 1 for name in wanted):
+        raise ConfigError(
+            f"global_batch is {dict(global_batch)}; expected {{labelled: n, unlabelled: n}} with n >= 1 (unlabelled "
+            f"is not needed with unlabelled: false)"
+        )
+    return {name: int(global_batch[name]) for name in wanted}
+
+
+def _check_number(name: str, value: int, at_least: int) -> None:
+    if value < at_least:
+        raise ConfigError(f"{name} is {value}; expected a whole number of at least {at_least}")

@@ -1,0 +1,177 @@
+"""TorchIO queues fed by addresses, and the loaders that follow the epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torchio as tio
+from torch.utils.data import DataLoader, Sampler
+
+from flarecps.data.draws import Draw, DrawSequence
+from flarecps.data.subjects import PatchSubjects, batch_of
+from flarecps.typing import Triple
+
+_BATCHES_AHEAD = 2  # that the workers of a stream prepare
+_FOR_EVER = 2**62  # TorchIO asks a sampler for its length; this one has no end
+
+
+class EpochClock:
+    """The epoch that is being trained: the trainer's once ``follow`` names it, else the one that was ``set``."""
+
+    def __init__(self) -> None:
+        self._source: Callable[[], int] = lambda: 0
+
+    def follow(self, source: Callable[[], int]) -> None:
+        """From now on ``source`` says the epoch."""
+        self._source = source
+
+    def set(self, epoch: int) -> None:
+        """Stand still at ``epoch``."""
+        self._source = lambda: epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch now, from 0."""
+        return self._source()
+
+
+class AddressSampler(Sampler[Draw]):
+    """A rank's addresses from one global batch on, without end, so that workers live for the whole training."""
+
+    def __init__(self, sequence: DrawSequence, epoch: int, iteration: int) -> None:
+        self.sequence, self.epoch, self.iteration = sequence, epoch, iteration
+
+    def __iter__(self) -> Iterator[Draw]:
+        return self.sequence.starting_at(self.epoch, self.iteration)
+
+    def __len__(self) -> int:
+        return _FOR_EVER
+
+
+class WholePatch(tio.data.PatchSampler):
+    """The patch sampler for subjects that are patches already: it would run in the training process."""
+
+    def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject, None, None]:
+        """The subject, once."""
+        yield subject
+
+
+class PatchQueue(tio.Queue):
+    """A TorchIO queue of one patch per address, in the order of the addresses, no more than a batch long."""
+
+    def __init__(self, subjects: PatchSubjects, addresses: AddressSampler, patch: Triple, workers: int) -> None:
+        super().__init__(
+            subjects,
+            max_length=addresses.sequence.share,
+            samples_per_volume=1,
+            sampler=WholePatch(patch),
+            subject_sampler=addresses,
+            num_workers=workers,
+            shuffle_subjects=False,
+            shuffle_patches=False,
+            start_background=False,
+        )
+        self.patches_wanted = 0  # until the epoch ends; set when it begins
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Patches until the epoch ends (TorchIO's own count would walk through all addresses)."""
+        return self.patches_wanted
+
+    def _get_subjects_iterable(self) -> Iterator[tio.Subject]:
+        """As TorchIO's, but prefetching by the batch and with a generator of its own: the global one is untouched."""
+        ahead = math.ceil(_BATCHES_AHEAD * self.max_length / self.num_workers) if self.num_workers else None
+        loader = DataLoader(
+            self.subjects_dataset,
+            sampler=self.subject_sampler,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            prefetch_factor=ahead,
+            generator=torch.Generator().manual_seed(0),
+        )
+        self._num_sampled_subjects = 0
+        return iter(loader)
+
+
+class PatchLoader:
+    """Batches of one stream, exactly ``sequence.iterations`` an epoch; see ``batch_of`` for what a batch holds.
+
+    Every iteration asks the clock for the epoch when its first batch is taken. The queue behind it runs on from one
+    epoch into the next; only after a jump (a resumed run, an epoch cut short) it is built anew. ``state_dict`` says
+    how far the epoch has come, so that a run resumed within an epoch goes on with the next batch.
+    """
+
+    def __init__(self, subjects: PatchSubjects, sequence: DrawSequence, clock: EpochClock, workers: int) -> None:
+        self.subjects = subjects
+        self.sequence = sequence
+        self.clock = clock
+        self.workers = workers
+        self._queue: PatchQueue | None = None
+        self._position = (0, 0)  # epoch and iteration that the queue gives next
+        self._resumed_at: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return self.sequence.iterations
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, first = self.clock.epoch, 0
+        if self._resumed_at is not None and self._resumed_at[0] == epoch:
+            first = self._resumed_at[1]
+        self._resumed_at = None
+        queue = self._queue_at(epoch, first)
+        queue.patches_wanted = (self.sequence.iterations - first) * self.sequence.share
+        batches = tio.SubjectsLoader(
+            queue,
+            batch_size=self.sequence.share,
+            num_workers=0,
+            collate_fn=partial(batch_of, dimensions=len(self.subjects.settings.patch_voxels)),
+            generator=torch.Generator().manual_seed(0),
+        )
+        for iteration, batch in enumerate(batches, start=first):
+            is_last = iteration + 1 == self.sequence.iterations
+            self._position = (epoch + 1, 0) if is_last else (epoch, iteration + 1)
+            yield batch
+
+    def _queue_at(self, epoch: int, iteration: int) -> PatchQueue:
+        """The queue whose next patch opens this batch: the present one, or a new one after a jump."""
+        if self._queue is None or self._position != (epoch, iteration):
+            self.close()
+            addresses = AddressSampler(self.sequence, epoch, iteration)
+            self._queue = PatchQueue(self.subjects, addresses, self.subjects.patch, self.workers)
+            self._position = (epoch, iteration)
+        return self._queue
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and iteration of the next batch (plain numbers; Lightning puts them into its checkpoints)."""
+        return {"epoch": self._position[0], "iteration": self._position[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there, if that is within the epoch the clock then shows."""
+        self._resumed_at = (state["epoch"], state["iteration"])
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self._queue = None
+
+
+class OneByOne:
+    """A loader that gives ``read(name)`` for each name: whole cases, or paths. Ranks may have unequally many."""
+
+    def __init__(self, names: list[str], read: Callable[[str], Any]) -> None:
+        self.names = names
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.read, self.names)
+
+
+def _as_it_is(subject: Any) -> Any:
+    return subject
