@@ -46,6 +46,20 @@ def _starts(length: int, patch: int, step: float) -> tuple[int, ...]:
     return tuple(round(i * (length - patch) / last) for i in range(last + 1))
 
 
+def window_count(shape: Sequence[int], patch_voxels: Sequence[int], step: float) -> int:
+    """How many windows a scan of ``shape`` (S, H, W) takes; a patch of two numbers slides through every slice.
+
+    >>> window_count((20, 64, 64), (64, 64), step=0.7)
+    20
+    """
+    patch = _volume_patch(patch_voxels)
+    return math.prod(map(len, windows(shape, patch, step)))
+
+
+def _volume_patch(patch_voxels: Sequence[int]) -> tuple[int, ...]:
+    return (1,) * (3 - len(patch_voxels)) + tuple(patch_voxels)
+
+
 def gaussian_weights(patch: Sequence[int]) -> Tensor:
     """The weight of each voxel of a patch, float32 of shape ``patch``: a Gaussian with σ = P/8 per axis, its peak of 1
     at voxel P//2.
@@ -72,7 +86,7 @@ def predict_probabilities(
     accumulate: Accumulate = "softmax",
     mirroring: Mirroring | None = None,
     accumulate_on: torch.device | str | None = None,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> Tensor:
     """Class probabilities (K, S, H, W), float32 on ``accumulate_on``; they sum to 1 in every voxel, to rounding.
 
@@ -84,7 +98,7 @@ def predict_probabilities(
     mirrored copies (``mirroring``). ``accumulate="softmax"`` averages probabilities (nnU-Net v1),
     ``"logits"`` averages logits and takes the softmax at the end (v2). ``batch`` windows go through the network at a
     time on ``device``, under float16 autocast on a GPU; ``accumulate_on`` (default ``device``) holds the
-    sums. ``advance(done, total)`` is called as windows are finished.
+    sums. ``advance()`` is called after each of ``window_count`` windows.
     """
     if image.ndim != 4:
         raise ValueError(f"image has shape {tuple(image.shape)}, expected (channel, slice, row, column)")
@@ -94,7 +108,7 @@ def predict_probabilities(
         raise ValueError(f"batch is {batch}, expected at least 1 window at a time")
     networks = (network,) if callable(network) else tuple(network)
     flat = len(patch_voxels) == 2
-    patch = (1, *patch_voxels) if flat else tuple(patch_voxels)
+    patch = _volume_patch(patch_voxels)
     device = torch.device(device)
     sums_on = torch.device(accumulate_on) if accumulate_on is not None else device
 
@@ -111,8 +125,6 @@ def predict_probabilities(
         starts = windows(padded.shape[1:], patch, step)
         weights = gaussian_weights(patch).to(sums_on)
         sums = torch.zeros((classes, *padded.shape[1:]), dtype=torch.float32, device=sums_on)
-        total = math.prod(map(len, starts))
-        done = 0
         for corners in _batches(product(*starts), batch):
             places = [tuple(slice(lower, lower + size) for lower, size in zip(c, patch, strict=True)) for c in corners]
             tiles = torch.stack([padded[(slice(None), *place)] for place in places]).to(device, torch.float32)
@@ -122,9 +134,8 @@ def predict_probabilities(
                                  f"expected {(classes, *patch)}")  # fmt: skip
             for place, score in zip(places, scores.to(sums_on), strict=True):
                 sums[(slice(None), *place)].addcmul_(score, weights)
-            done += len(places)
-            if advance is not None:
-                advance(done, total)
+                if advance is not None:
+                    advance()
         _divide_by_weights(sums, starts, patch)
         sums = sums[(slice(None), *inside)]
         return torch.softmax(sums, dim=0) if accumulate == "logits" else sums

@@ -1,0 +1,76 @@
+"""``flarecps segment``: labels for new scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def segment(
+    checkpoint: Path,
+    input: Path,  # shows as INPUT on the command line
+    output: Path,
+    sibling: Literal["1", "2", "average"] = "1",
+    step: float = 0.7,
+    mirror: bool = False,
+    mirror_axes: list[int] | None = None,
+    swap_left_right: bool = False,
+    batch: int | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Segment scans with a trained model; labels are written as NIfTI on each scan's own grid.
+
+    Every scan is cropped, resampled to the model's spacing, segmented by a Gaussian-weighted sliding window, and its
+    probabilities are resampled to the scan's grid. Finished cases are skipped, so an interrupted run continues
+    where it stopped. A scan that can't be segmented is reported at the end, the others are done; exit code 1 then.
+
+    Args:
+        checkpoint: a .ckpt file written by 'flarecps fit'; nothing else is needed.
+        input: a scan (NIfTI, NRRD, MHA), a folder with one DICOM series, or a folder with any mix of these.
+        output: folder for the results (X_0000.nii.gz becomes X.nii.gz) and a dataset.json with the label set; for
+            one scan it may be a file name ending in .nii.gz.
+        sibling: which of the two networks: 1, 2, or the average of their probabilities.
+        step: distance of the windows as a fraction of the patch, above 0 and at most 1; less is slower and smoother.
+        mirror: average over the scan mirrored along all axes: 8 times the time in 3D, 4 times in 2D.
+        mirror_axes: mirror only these axes of the patch, such as [2]: 0 slice, 1 row, 2 column; in 2D 0 row, 1
+            column. Choose axes along which the training mirrored, too.
+        swap_left_right: exchange paired labels (right and left kidney) in scans mirrored from left to right, for
+            models trained with swap_left_right.
+        batch: windows that go through the network at a time, a matter of memory and speed only; by default as many
+            as suit the patch.
+        workers: scans at a time, each in a process with its own copy of the model; 1 stays in this process.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        overwrite: segment finished cases again.
+    """
+    from rich.console import Console
+
+    from flarecps.inference.folders import segment_folder
+
+    outcomes = segment_folder(
+        checkpoint,
+        input,
+        output,
+        workers=workers,
+        overwrite=overwrite,
+        sibling=sibling,
+        step=step,
+        mirror_axes=tuple(mirror_axes) if mirror_axes else "all" if mirror else (),
+        swap_left_right=swap_left_right,
+        device=device,
+        batch=batch,
+    )
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    done = [one.value for one in outcomes if one.value is not None]
+    failed = [one for one in outcomes if one.failed]
+    for outcome in outcomes:
+        for remark in outcome.value.warnings if outcome.value is not None else ():
+            errors.print(f"{outcome.name}: {remark}", style="yellow", markup=False)
+    fresh = [one for one in done if not one.skipped]
+    pace = f", {sum(one.seconds for one in fresh) / len(fresh):.1f} s each" if fresh else ""
+    there = f"; {len(done) - len(fresh)} were there already" if len(fresh) < len(done) else ""
+    console.print(f"{len(fresh)} of {len(outcomes)} scans segmented{pace}{there}: {output}", markup=False)
+    for outcome in failed:
+        errors.print(f"{outcome.name}: {outcome.error}", style="red", markup=False)
+    return 1 if failed else 0
