@@ -222,7 +222,7 @@ def _named_split(store: CaseStore, name: str | None) -> Split:
 
 
 def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...]:
-    """The patch to train on; ConfigError unless the plan's network can take it."""
+    """The patch to train on (whether a network's strides divide it is the model's concern)."""
     if patch_voxels is None:
         return tuple(plan.patch_voxels)
     if len(patch_voxels) != plan.dimensions or min(patch_voxels) < 1:
@@ -230,24 +230,18 @@ def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...
             f"patch_voxels is {list(patch_voxels)}; the plan is {plan.dimensions}D, so {plan.dimensions} positive "
             f"numbers are expected, such as {list(plan.patch_voxels)}"
         )
-    strides = plan.topology.total_stride
-    nearest = [max(1, round(size / stride)) * stride for size, stride in zip(patch_voxels, strides, strict=True)]
-    if nearest != list(patch_voxels):
-        raise ConfigError(
-            f"patch_voxels is {list(patch_voxels)}; the network needs multiples of {list(strides)}: try {nearest}"
-        )
     return tuple(patch_voxels)
 
 
 def _checked_batch(global_batch: dict[str, int], unlabelled: bool) -> dict[str, int]:
-    """The global batch of the streams in use; ConfigError for other names or sizes below 1."""
+    """The global batch, 0 for a stream that is not in use; ConfigError for other names or sizes below 1."""
     wanted = ["labelled", "unlabelled"] if unlabelled else ["labelled"]
     if set(global_batch) - {"labelled", "unlabelled"} or any(global_batch.get(name, 0) < 1 for name in wanted):
         raise ConfigError(
             f"global_batch is {dict(global_batch)}; expected {{labelled: n, unlabelled: n}} with n >= 1 (unlabelled "
             f"is not needed with unlabelled: false)"
         )
-    return {name: int(global_batch[name]) for name in wanted}
+    return {name: int(global_batch[name]) if name in wanted else 0 for name in ("labelled", "unlabelled")}
 
 
 def _check_number(name: str, value: int, at_least: int) -> None:
