@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flarecps.anatomy import Organ
-from flarecps.reporting.pictures import INK, new_figure, run_colour, style_axes
+from flarecps.reporting.pictures import INK, RULE, new_figure, run_colour, style_axes
 from flarecps.reporting.run_folder import Scores
 
 LANE_INCHES = 0.19  # height of one run within an organ's row
@@ -24,18 +24,18 @@ def box_figure(runs: Sequence[Scores | None], organs: Sequence[Organ], measure: 
     lane = LANE_INCHES if len(runs) > 1 else 0.3
     row = lane * len(runs) + 0.14
     height = row * len(organs) + 0.55
-    figure = new_figure(8.6, height)
-    axes = figure.add_axes((0.19, 0.5 / height, 0.795, row * len(organs) / height))
+    figure = new_figure(11.6, height)
+    axes = figure.add_axes((0.145, 0.5 / height, 0.845, row * len(organs) / height))
     style_axes(axes)
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#d9dde1", linewidth=0.8)
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
     for line, organ in enumerate(organs):
         for index, scores in enumerate(runs):
             values = scores.organ(organ.column, measure) if scores is not None else np.empty(0)
             if values.size:
                 _lane(axes, values, line * row + 0.07 + (index + 0.5) * lane, lane, run_colour(index))
         if line:
-            axes.axhline(line * row, color="#d9dde1", linewidth=0.6)
+            axes.axhline(line * row, color=RULE, linewidth=0.6)
     axes.set_ylim(row * len(organs), 0)
     axes.set_yticks([(line + 0.5) * row for line in range(len(organs))])
     axes.set_yticklabels([organ.name for organ in organs], fontsize=9.5, color=INK, parse_math=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flarecps import metric_names
 from flarecps.reporting.pictures import INK, new_figure, run_colour, style_axes
@@ -57,7 +57,7 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "loss",
         "Total loss L",
-        "Lsup of the siblings plus λ times Lcps. It may rise while λ rises: a new term is being added.",
+        "Lsup of the siblings plus λ times Lcps. It may rise with λ; a control, with one network, starts lower.",
         ((0, metric_names.LOSS_TOTAL),),
     ),
     Panel(
@@ -74,7 +74,7 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "lambda",
-        "Weight λ",
+        "Weight λ of Lcps",
         "How much the cross-pseudo loss counts; it is ramped up once the siblings know something.",
         ((0, metric_names.LAMBDA),),
     ),
@@ -138,20 +138,25 @@ def drawable(panel: Panel, runs: Sequence[Metrics]) -> bool:
 
 
 def panel_figure(panel: Panel, runs: Sequence[Metrics]) -> Figure:
-    """One chart of ``panel``: a colour per run (in order), a solid line for sibling 1, a dashed one for sibling 2."""
+    """One chart of a ``drawable`` panel: a colour per run, a solid line for sibling 1, a dashed one for sibling 2."""
     figure = new_figure(4.3, 2.5)
     axes = figure.add_axes((0.115, 0.165, 0.865, 0.80))
     style_axes(axes)
+    values: list[float] = []
     for index, metrics in enumerate(runs):
         for sibling, curve in _curves(panel, metrics):
             _draw(axes, curve, run_colour(index), sibling)
+            values += curve.values.tolist()
     if panel.logarithmic:
         axes.set_yscale("log")
-    elif panel.share or all(curve.values.min() >= 0 for metrics in runs for _, curve in _curves(panel, metrics)):
-        axes.set_ylim(bottom=0.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif min(values) >= 0:
+        axes.set_ylim(0.0, None if max(values) > 0 else 1.0)
     if panel.share:
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
-    _epoch_axis(axes, runs)
+    _epoch_axis(axes, runs, bins=6)
     axes.set_xlabel("epoch", labelpad=2)
     return figure
 
@@ -166,9 +171,9 @@ def organ_figure(runs: Sequence[Metrics], organ_names: Sequence[str], source: st
         return None
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    figure = new_figure(2.15 * columns, 1.45 * rows + 0.3)
+    figure = new_figure(2.32 * columns, 1.45 * rows + 0.3)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(0.05, 0.34 / figure.get_figheight(), 0.995, 1 - 0.25 / figure.get_figheight(), 0.12, 0.35)
+    figure.subplots_adjust(0.04, 0.34 / figure.get_figheight(), 0.985, 1 - 0.25 / figure.get_figheight(), 0.12, 0.35)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
             axes.set_visible(False)
@@ -181,7 +186,7 @@ def organ_figure(runs: Sequence[Metrics], organ_names: Sequence[str], source: st
                 _draw(axes, curve, run_colour(index), 0)
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.5, 1])
-        _epoch_axis(axes, runs)
+        _epoch_axis(axes, runs, bins=4)
         if place + columns >= len(names):
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch", labelpad=1)
@@ -210,7 +215,8 @@ def _draw(axes: Axes, curve: Curve, colour: str, sibling: int) -> None:
     )
 
 
-def _epoch_axis(axes: Axes, runs: Sequence[Metrics]) -> None:
+def _epoch_axis(axes: Axes, runs: Sequence[Metrics], bins: int) -> None:
     longest = max(2, *(last_epoch(metrics) for metrics in runs))
     axes.set_xlim(1, longest)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    regular = MaxNLocator(nbins=bins, integer=True).tick_values(0, longest)
+    axes.xaxis.set_major_locator(FixedLocator([1, *(tick for tick in regular if 1 < tick <= longest)]))

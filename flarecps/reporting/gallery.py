@@ -38,15 +38,15 @@ def chosen_cases(runs: Sequence[Run], available: Sequence[str]) -> list[tuple[st
     means = {name: mean_of([run.scores.of(name) for run in runs if run.scores]) for name in available}
     ranked = sorted((name for name in available if math.isfinite(means[name])), key=lambda name: -means[name])
     if not ranked:
-        return [(name, "not scored") for name in sorted(available)[:3]]
+        return [(name, "Not scored; among the first cases by name") for name in sorted(available)[:3]]
     picked: dict[str, str] = {}
-    for place, word in ((0, "best"), ((len(ranked) - 1) // 2, "median"), (len(ranked) - 1, "worst")):
+    for place, word in ((0, "The best"), ((len(ranked) - 1) // 2, "The median"), (len(ranked) - 1, "The worst")):
         picked.setdefault(ranked[place], word)
     among = f"of {len(ranked)} cases by mean DSC" + (
         " over both runs" if len(runs) == 2 else " over the runs" * (len(runs) > 2)
     )
     if len(ranked) == 1:
-        return [(ranked[0], "the only scored case")]
+        return [(ranked[0], "The only scored case")]
     return [(name, f"{word} {among}") for name, word in picked.items()]
 
 
@@ -80,6 +80,12 @@ def exhibits(
     organs = next((run.organs for run in runs if run.organs), ())
     shown: list[Exhibit] = []
     notes: list[str] = []
+    if images and not available:
+        return shown, [
+            f"Pictures: none of the {len(images)} scans ({next(iter(images))}, …) has a prediction of its name"
+        ]
+    if available and not organs:
+        return shown, ["Pictures: neither a plan nor scores name the labels"]
     picked = chosen_cases(runs, available)
     for place, (case, reason) in enumerate(picked):
         try:
@@ -87,12 +93,16 @@ def exhibits(
         except (ScanError, OSError) as error:
             notes.append(f"{case} is not shown: {' '.join(str(error).split())}")
             continue
+        if references and case not in references:
+            notes.append(f"{case} is shown without reference: there is no label map of this name")
         shown.append(_exhibit(runs, case, reason, volumes, organs, None))
         if place == len(picked) - 1:
             hardest = hardest_organ(runs, case, organs)
             if hardest is not None and len(organs) > 1:
                 organ, dsc = hardest
-                reason = f"the lowest DSC of this case ({dsc:.3f}" + (", mean over runs)" if len(runs) > 1 else ")")
+                reason = f"The organ with the lowest DSC of this case: {dsc:.3f}" + (
+                    ", mean over runs" * (len(runs) > 1)
+                )
                 shown.append(_exhibit(runs, case, reason, volumes, organs, organ))
     return shown, notes
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from flarecps.anatomy import Organ
 from flarecps.reporting.pictures import new_figure, plain
@@ -292,6 +293,7 @@ def edge_letters(axes: Axes, view: View) -> None:
             color="#ffd75e",
             fontsize=8.5,
             fontweight="bold",
+            path_effects=[withStroke(linewidth=2, foreground="black")],
         )
 
 
@@ -309,8 +311,10 @@ def _row_title(figure: Figure, axes: Axes, text: str) -> None:
     )
 
 
-def _scale_bar(axes: Axes, length_mm: float = 50.0) -> None:
-    """A line of 5 cm at the lower left corner."""
-    x, y = axes.get_xlim()[1] * 0.04, axes.get_ylim()[0] * 0.95
-    axes.plot([x, x + length_mm], [y, y], color=CHALK, linewidth=1.6, solid_capstyle="butt")
-    axes.text(x, y - axes.get_ylim()[0] * 0.015, f"{length_mm / 10:.0f} cm", color=CHALK, fontsize=7.5, va="bottom")
+def _scale_bar(axes: Axes) -> None:
+    """A line of 1, 2, 5 or 10 cm at the lower left corner, at most a third of the picture's width."""
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    length_cm = max([length for length in (1, 2, 5, 10) if 10 * length <= width / 3], default=1)
+    x, y = width * 0.04, height * 0.95
+    axes.plot([x, x + 10 * length_cm], [y, y], color=CHALK, linewidth=1.6, solid_capstyle="butt")
+    axes.text(x, y - height * 0.015, f"{length_cm} cm", color=CHALK, fontsize=7.5, va="bottom")

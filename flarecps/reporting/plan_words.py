@@ -15,7 +15,8 @@ def plan_in_words(plan: Plan) -> list[tuple[str, str]]:
     names = {label: name for name, label in plan.labels.items()}
     structures = [organ.name for organ in organs_of(plan.labels)]
     pairs = [f"{names[right]} and {names[left]}" for right, left in plan.left_right_pairs]
-    patch_mm = [size * step for size, step in zip(plan.patch_voxels, plan.spacing_mm[-plan.dimensions :], strict=True)]
+    steps_mm = plan.spacing_mm[-plan.dimensions :]
+    patch_mm = [round(size * step) for size, step in zip(plan.patch_voxels, steps_mm, strict=True)]
     topology = plan.topology
     return [
         ("Data set", f"{plan.dataset}; image channels: {', '.join(plan.channels)}."),
@@ -24,10 +25,7 @@ def plan_in_words(plan: Plan) -> list[tuple[str, str]]:
             f"{len(structures)}: {', '.join(structures)}."
             + (f" Left–right pairs: {'; '.join(pairs)}." if pairs else ""),
         ),
-        (
-            "Spacing",
-            _spacing(plan),
-        ),
+        ("Spacing", _spacing(plan)),
         ("Intensities", _intensities(plan)),
         (
             "Patches",
@@ -65,10 +63,10 @@ def _intensities(plan: Plan) -> str:
         return "Every scan by its own mean and standard deviation."
     source = "labelled structures" if scaling.source == "foreground" else "all voxels of labelled and unlabelled scans"
     return (
-        f"Clipped to {scaling.low:.0f} … {scaling.high:.0f} HU, minus {scaling.mean:.1f} HU, divided by "
-        f"{scaling.sd:.1f} HU; the numbers come from {source}."
+        f"Clipped to {scaling.low:.0f} … {scaling.high:.0f} HU, then scaled to zero mean and unit variance with mean "
+        f"{scaling.mean:.1f} and SD {scaling.sd:.1f} HU; the numbers come from {source}."
     ).replace("-", "−")
 
 
 def _times(numbers: Sequence[float]) -> str:
-    return " × ".join(f"{number:.4g}" for number in numbers)
+    return "\u00a0×\u00a0".join(f"{number:.4g}" for number in numbers)  # never broken over two lines

@@ -1,0 +1,245 @@
+"""One self-contained HTML page of one run, or of several side by side: no scripts, no second file, no request."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from flarecps import __version__, metric_names
+from flarecps.anatomy import Organ
+from flarecps.atomic import write_text
+from flarecps.reporting import side_by_side
+from flarecps.reporting.boxes import box_figure
+from flarecps.reporting.curves import PANELS, drawable, last_epoch, organ_figure, panel_figure
+from flarecps.reporting.gallery import Exhibit, exhibits
+from flarecps.reporting.overlays import FILM
+from flarecps.reporting.pictures import RUN_COLOURS, inline_svg
+from flarecps.reporting.plan_words import plan_in_words
+from flarecps.reporting.run_folder import Run
+
+TEMPLATE = "report.html"
+
+
+def write_report(
+    out: Path, runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path]
+) -> list[str]:
+    """Write the page of ``runs`` to ``out`` atomically; what comes back are notes on what could not be shown.
+
+    Args:
+        out: the HTML file; its folder is made when missing.
+        runs: from ``read_runs``; the first is compared with the second when there are two.
+        images: case name to scan, for the overlays; may be empty.
+        references: case name to label map; may be empty.
+    """
+    shown, notes = exhibits(runs, images, references)
+    notes = [note for run in runs for note in run.notes] + notes
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, report_page(runs, shown, notes, asked_for_pictures=bool(images)))
+    return notes
+
+
+def report_page(
+    runs: Sequence[Run], shown: Sequence[Exhibit], notes: Sequence[str], asked_for_pictures: bool = True
+) -> str:
+    """The page as text. It holds whatever the runs have; a part without any content is left out."""
+    organs = next((run.organs for run in runs if run.organs), ())
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = _score
+    environment.filters["signed"] = _signed
+    return environment.get_template(TEMPLATE).render(
+        version=__version__,
+        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        title=" · ".join(run.name for run in runs),
+        heads=[_head(index, run) for index, run in enumerate(runs)],
+        difference=side_by_side.difference(runs),
+        table=side_by_side.table(runs, organs),
+        boxes=_boxes(runs, organs),
+        cases=side_by_side.cases(runs),
+        exhibits=shown,
+        film_percent=round(100 * FILM),
+        pictures_wanted=not asked_for_pictures,
+        charts=_charts(runs),
+        organ_chart=_organ_chart(runs, organs),
+        has_siblings=any(name.endswith("sibling_2") for run in runs for name in run.metrics),
+        plans=_plans(runs),
+        environments=_environments(runs),
+        commands=[(run.name, _commands(run)) for run in runs],
+        notes=notes,
+        run_colours=RUN_COLOURS,
+    )
+
+
+def _head(index: int, run: Run) -> dict[str, Any]:
+    scores = run.scores
+    validation = run.metrics.get(metric_names.DSC_MEAN)
+    return {
+        "index": index,
+        "name": run.name,
+        "kind": _kind(run),
+        "scored": scores is not None,
+        "cases": len(scores.cases) if scores else 0,
+        **{measure: scores.mean(measure) if scores else math.nan for measure in side_by_side.MEASURES},
+        **{f"{measure}_sd": scores.spread(measure) if scores else math.nan for measure in side_by_side.MEASURES},
+        "status": _status(run),
+        "validation": None if validation is None else (float(validation.values[-1]), int(validation.epochs[-1])),
+    }
+
+
+def _kind(run: Run) -> str:
+    """What was trained, as far as the settings say it: "3D cross-pseudo supervision"."""
+    model = run.config.get("model")
+    model = model if isinstance(model, dict) else {}
+    model = model.get("init_args", model)
+    words = [f"{run.plan.dimensions}D"] if run.plan else []
+    if "cross_pseudo_supervision" in model:
+        crossed = model["cross_pseudo_supervision"]
+        words.append("cross-pseudo supervision, two siblings" if crossed else "supervised control, one network")
+    return " ".join(words)
+
+
+def _status(run: Run) -> str:
+    """How far the run came: "finished after 60 epochs, 41 min" or "12 of 60 epochs so far"."""
+    trainer = run.config.get("trainer")
+    planned = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+    epochs = run.environment.get("completed_epochs") or last_epoch(run.metrics)
+    if not epochs:
+        return "no epoch completed yet" if run.environment or run.config else ""
+    began, ended = (_moment(run.environment.get(key)) for key in ("started", "finished"))
+    if ended is not None:
+        took = f", {_duration((ended - began).total_seconds())}" if began is not None else ""
+        return f"finished after {_count(epochs, 'epoch')}{took}"
+    return f"{epochs} of {planned} epochs so far" if planned else f"{_count(epochs, 'epoch')} so far"
+
+
+def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
+    tables = [run.scores for run in runs]
+    present = [organ for organ in organs if any(scores and scores.organ(organ.column).size for scores in tables)]
+    if not present:
+        return None
+    medians = [
+        f"{organ.name}: "
+        + ", ".join(
+            f"{run.name} {np.median(run.scores.organ(organ.column)):.2f}"
+            for run in runs
+            if run.scores and run.scores.organ(organ.column).size
+        )
+        for organ in present
+    ]
+    alt = f"Box plots of DSC per organ. Medians: {'; '.join(medians)}."
+    return Markup(inline_svg(box_figure(tables, present), alt, "boxes"))
+
+
+def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    metrics = [run.metrics for run in runs]
+    charts = []
+    for panel in PANELS:
+        if drawable(panel, metrics):
+            ends = [
+                f"{run.name} ends at {run.metrics[name].values[-1]:.4g}" + (f" (sibling {sibling})" if sibling else "")
+                for run in runs
+                for sibling, name in panel.metrics
+                if name in run.metrics
+            ]
+            alt = f"{panel.title} over epochs. {'; '.join(ends)}."
+            svg = Markup(inline_svg(panel_figure(panel, metrics), alt, f"curve-{panel.key}"))
+            charts.append({"title": panel.title, "caption": panel.caption, "svg": svg})
+    return charts
+
+
+def _organ_chart(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
+    figure = organ_figure([run.metrics for run in runs], [organ.name for organ in organs])
+    if figure is None:
+        return None
+    return Markup(inline_svg(figure, "Validation DSC over epochs, one small chart per organ.", "organ-curves"))
+
+
+def _plans(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Plans in words; runs with the same plan share one."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        if run.plan is None:
+            continue
+        words = plan_in_words(run.plan)
+        same = next((plan for plan in found if plan["words"] == words), None)
+        if same is not None:
+            same["names"].append(run.name)
+        else:
+            found.append({"names": [run.name], "words": words})
+    return found
+
+
+def _environments(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """(entry, its value in every run) of the environment files; the command has its own place."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.environment if key != "command"))
+    return [(key.replace("_", " "), [_in_words(run.environment.get(key)) for run in runs]) for key in keys]
+
+
+def _in_words(value: Any) -> str:
+    """A JSON value on one line: "torch 2.13.0 · numpy 2.4.6"; a time without its seconds."""
+    if isinstance(value, dict):
+        return " · ".join(f"{str(key).replace('_', ' ')} {_in_words(inner)}" for key, inner in value.items()) or "–"
+    if isinstance(value, list):
+        return ", ".join(_in_words(inner) for inner in value) or "none"
+    if isinstance(value, str) and "T" in value and (moment := _moment(value)) is not None:
+        return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
+    return "–" if value is None or value == "" else str(value)
+
+
+def _commands(run: Run) -> str:
+    """What to type to get this run and its scores again."""
+    git = run.environment.get("git")
+    lines = []
+    if isinstance(git, dict) and git.get("commit"):
+        changed = "  # with changes that were not committed" if git.get("state") not in (None, "clean") else ""
+        lines.append(f"git checkout {git['commit']}{changed}")
+    command = run.environment.get("command")
+    if command:
+        lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
+    elif run.config:
+        lines.append(f"flarecps fit --config {shlex.quote(str(run.folder / 'config.yaml'))}")
+    checkpoint, predictions, scores = (
+        shlex.quote(str(run.folder / part)) for part in ("checkpoints/last.ckpt", "segmentations", "scores")
+    )
+    lines.append(f"flarecps segment {checkpoint} IMAGES {predictions}")
+    lines.append(f"flarecps score {predictions} REFERENCES --out {scores}")
+    return "\n".join(lines)
+
+
+def _moment(text: Any) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{side_by_side.DECIMALS}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.{side_by_side.DECIMALS}f}".replace("-", "−")
