@@ -7,6 +7,8 @@ rewrites the codes. Voxels come in the stored type; a truncated or damaged file 
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,10 @@ from typing import Any, cast
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
@@ -28,6 +33,7 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: metre, millimetre, micrometre
 SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
 DISAGREEMENT_MM = 1e-2
+DEFLATE_LIMIT = 1040  # gzip packs 1032 bytes into one at best
 COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
 
 
@@ -106,7 +112,7 @@ def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
 def _write(path: Path, header: nibabel.Nifti1Header, array: np.ndarray) -> None:
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["magic"] = b"n+2" if isinstance(header, nibabel.Nifti2Header) else b"n+1"
+    header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     voxels = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(header.endianness))
     with atomic_path(path) as partial, open(partial, "wb") as file:
@@ -137,7 +143,12 @@ def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
             if kind is None:
                 raise ScanError(f"{path}: not a NIfTI file (its header has no NIfTI size mark): {COPY_AGAIN}")
             stream.seek(0)
-            image = kind.from_file_map({"image": FileHolder(fileobj=stream)})
+            image = kind.from_file_map({"image": FileHolder(fileobj=stream)}, mmap=False)
+            needed = int(image.header["vox_offset"]) + _voxel_bytes(image.header)
+            if needed > os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1):
+                raise ScanError(
+                    f"{path}: {os.path.getsize(path)} bytes can't hold the voxels it announces: {COPY_AGAIN}"
+                )
             yield image, stream
     except ScanError:
         raise
@@ -145,14 +156,20 @@ def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
         OSError,
         EOFError,
         ValueError,
+        OverflowError,
         zlib.error,
-        nibabel.spatialimages.HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
+        WrapStructError,
+        HeaderDataError,
+        ImageFileError,
     ) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {COPY_AGAIN}") from error
+
+
+def _voxel_bytes(header: nibabel.Nifti1Header) -> int:
+    return math.prod(int(edge) for edge in header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
 def _three(edges: tuple[int, ...]) -> tuple[int, int, int]:
@@ -203,7 +220,7 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
     sform, sform_code = header.get_sform(coded=True)
     try:
         qform, qform_code = header.get_qform(coded=True)
-    except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
+    except (ValueError, HeaderDataError) as error:
         if not sform_code:
             raise ScanError(f"{path}: the header's qform is not a rotation: convert the scan again") from error
         qform, qform_code = None, 0

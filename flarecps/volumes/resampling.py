@@ -16,6 +16,10 @@ from flarecps.typing import LabelArray, NormalisedArray, ScanArray, SpacingMm, T
 
 ANISOTROPY_LIMIT = 3.0  # nnU-Net: a spacing more than 3 times another is resampled apart (nearest neighbour)
 SAME_SPACING = 1e-3  # relative; headers carry float32, so equal spacings differ by rounding
+BLOCK = 32  # rows of an operator applied at once (16 to 64 are about equally fast)
+NEGLIGIBLE = (
+    1e-9  # weights of the spline's prefilter fall by 0.27 a voxel; below this they are under float32's rounding
+)
 TIE = 1e-5  # label probabilities closer than this are equal but for rounding; the lower label keeps the voxel
 
 
@@ -97,9 +101,12 @@ def axis_operator(n_in: int, n_out: int, order: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def nearest_indices(n_in: int, n_out: int) -> np.ndarray:
-    """The input index nearest to each of ``n_out`` output voxels of one axis."""
-    positions = (np.arange(n_out) + 0.5) * (n_in / n_out)
-    indices = np.clip(np.floor(positions), 0, n_in - 1).astype(np.intp)
+    """The input index nearest to each of ``n_out`` output voxels of one axis; midway, the higher one.
+
+    >>> nearest_indices(4, 2).tolist()
+    [1, 3]
+    """
+    indices = (2 * np.arange(n_out) + 1) * n_in // (2 * n_out)  # whole numbers: no rounding decides a tie
     indices.setflags(write=False)
     return indices
 
@@ -127,7 +134,7 @@ def _along(array: np.ndarray, axis: int, n_out: int, order: int) -> np.ndarray:
         return array
     if order == 0:
         return _nearest_along(array, axis, n_out)
-    return _apply(axis_operator(n_in, n_out, order).astype(np.float32), array, axis)
+    return _apply(axis_operator(n_in, n_out, order), array, axis)
 
 
 def _nearest_along(array: np.ndarray, axis: int, n_out: int) -> np.ndarray:
@@ -135,13 +142,25 @@ def _nearest_along(array: np.ndarray, axis: int, n_out: int) -> np.ndarray:
 
 
 def _apply(operator: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
-    """``operator`` (n_out, n_in) applied along one axis of a contiguous 3D array, without moving axes about."""
-    slices, rows, columns = array.shape
-    if axis == 0:
-        return (operator @ array.reshape(slices, -1)).reshape(len(operator), rows, columns)
-    if axis == 1:
-        return np.matmul(operator, array)
-    return (array.reshape(-1, columns) @ operator.T).reshape(slices, rows, len(operator))
+    """``operator`` (n_out, n_in) applied along one axis of a 3D float32 array, without moving axes about.
+
+    Each output depends on a few neighbours only, so the operator is applied in blocks of rows, each to the part of the
+    input that it reaches: on 512×512×119 voxels, ten times fewer seconds than the whole matrix at once.
+    """
+    result = np.empty(_replaced(array.shape, axis, len(operator)), np.float32)
+    for first in range(0, len(operator), BLOCK):
+        rows = operator[first : first + BLOCK]
+        reached = np.flatnonzero(np.abs(rows).max(axis=0) > NEGLIGIBLE)
+        inputs = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 1)
+        outputs = slice(first, first + len(rows))
+        weights = np.ascontiguousarray(rows[:, inputs], dtype=np.float32)
+        if axis == 0:
+            np.matmul(weights, array[inputs].reshape(weights.shape[1], -1), out=result[outputs].reshape(len(rows), -1))
+        elif axis == 1:
+            np.matmul(weights, array[:, inputs], out=result[:, outputs])
+        else:
+            np.matmul(array[:, :, inputs], weights.T, out=result[:, :, outputs])
+    return result
 
 
 def _replaced(shape: tuple[int, ...], axis: int, edge: int) -> Triple:
@@ -164,10 +183,10 @@ def _linear_weight(
     region, operators = [], []
     for taken, n_in, n_out in zip(box, shape_in, shape_out, strict=True):
         operator = axis_operator(n_in, n_out, 1) if n_in != n_out else np.eye(n_in)
-        reached = np.flatnonzero(operator[:, taken].any(axis=1))
+        reached = np.flatnonzero(operator[:, taken].max(axis=1) > NEGLIGIBLE)
         given = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
         region.append(given)
-        operators.append(operator[given, taken].astype(np.float32))
+        operators.append(operator[given, taken])
     weight = mask.astype(np.float32)
     for axis in sorted(range(3), key=lambda axis: len(operators[axis]) / mask.shape[axis]):
         if shape_in[axis] != shape_out[axis]:
