@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ from flarecps.errors import CheckpointError, ConfigError
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.checkpoints import FOLDER, LAST, checkpoint_callbacks
 from flarecps.training.callbacks.progress import TrainingProgress
-from flarecps.training.callbacks.record import RunRecord, command_line
+from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.dashboards import default_loggers
 from flarecps.training.module import CrossPseudoSupervision
@@ -44,6 +45,19 @@ class RunConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
 
+    def __init__(self, words: list[str], **settings: Any) -> None:
+        self.words = words
+        super().__init__(
+            CrossPseudoSupervision,
+            ScanDataModule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=words,
+            **settings,
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data", "model.plan", compute_fn=_plan_of, apply_on="instantiate")
         parser.add_argument(
@@ -64,7 +78,10 @@ class TrainingCLI(LightningCLI):
         data: ScanDataModule = self.datamodule
         callbacks: list[Any] = []
         if self.subcommand == "fit":
-            callbacks += [*checkpoint_callbacks(run, bool(data.validation_names)), RunRecord(run, command_line())]
+            callbacks += [
+                *checkpoint_callbacks(run, bool(data.validation_names)),
+                RunRecord(run, ["flarecps", *self.words]),
+            ]
             if given["logger"] in (None, True):
                 kwargs.setdefault("logger", default_loggers(run, name=run.name))
         elif given["logger"] is None:
@@ -97,38 +114,32 @@ def _plan_of(data: ScanDataModule) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
-    os.environ.setdefault("WANDB_SILENT", "true")
+    _quiet()
     # configs refer to their own values (${...}) across files and the command line
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    # Lightning advises data-loader workers; patches come from TorchIO's queue, whose outer loader must have none
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    sys.argv[0] = "flarecps"
-    TrainingCLI(
-        CrossPseudoSupervision,
-        ScanDataModule,
-        save_config_callback=RunConfig,
-        trainer_defaults=TRAINER_DEFAULTS,
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        args=arguments,
-    )
+    sys.argv = ["flarecps"]  # Lightning warns when words stand in both places
+    TrainingCLI(arguments, save_config_callback=RunConfig)
     return 0
 
 
 def instantiated_module(config: str) -> CrossPseudoSupervision:
     """The module that ``flarecps fit --config CONFIG`` would train, without training it."""
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    cli = TrainingCLI(
-        CrossPseudoSupervision,
-        ScanDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS | {"logger": False},
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        run=False,
-        args=["--config", config],
-    )
+    cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
     module: CrossPseudoSupervision = cli.model
     return module
+
+
+def _quiet() -> None:
+    """Leave out what libraries say on every start that is no news here; each line says why."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
+    ignored = (
+        ".*does not have many workers.*",  # TorchIO's queue has them; the loader around it must have none
+        ".*across ranks is zero.*",  # fold: all has no validation scans
+        ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
+    )
+    for message in ignored:
+        warnings.filterwarnings("ignore", message=message)

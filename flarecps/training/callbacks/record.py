@@ -6,7 +6,6 @@ import datetime
 import platform
 import shlex
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,3 @@ def _git(folder: Path, *words: str) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def command_line() -> list[str]:
-    """The command as the user typed it."""
-    return ["flarecps", *sys.argv[1:]]
