@@ -18,6 +18,7 @@ from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import write_json
 from flarecps.casework import work_through
 from flarecps.datasets.phantom_scan import draw_scene, paint
+from flarecps.datasets.phantom_transplant import paint_label_map
 from flarecps.errors import DatasetError
 from flarecps.typing import Triple
 from flarecps.volumes.io import find_scans, write_volume
@@ -79,7 +80,8 @@ def write_phantom(
         raise DatasetError(f"{labelled} labelled, {unlabelled} unlabelled, {test} test cases; at least 1, 0, 0 needed")
     maps = _shuffled_maps(Path(anatomy), seed) if anatomy is not None else []
     _clear(out)
-    recipe = {**counts, "size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
+    recipe: dict[str, object] = {role: counts[role] for role in ROLES}
+    recipe |= {"size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
     write_json(out / RECIPE, recipe)
     orders, position = [], 0
     for role in ("labelled", "test", "unlabelled"):  # scored cases get label maps of their own before any is used twice
@@ -114,8 +116,6 @@ def draw_case(
 ) -> tuple[np.ndarray, np.ndarray, Space]:
     """One case in canonical RAS order: scan int16 HU, labels uint8, both (slice, row, column), and their grid."""
     if anatomy is not None:
-        from flarecps.datasets.phantom_transplant import paint_label_map
-
         image, labels, spacing_mm = paint_label_map(generator, anatomy, size, wide)
     else:
         scene = draw_scene(generator, size, wide)

@@ -25,12 +25,12 @@ _TISSUES: dict[str, tuple[tuple[float, float, float, float], float, float, float
     "marrow": ((150, 155, 165, 165), 15, 40, 10),
     "disc": ((75, 75, 80, 80), 8, 10, 14),
     "canal": ((25, 30, 30, 30), 0, 5, 15),
-    "liver": ((56, 66, 100, 92), 0, 6, 22),
+    "liver": ((56, 68, 105, 94), 0, 6, 22),
     "portal vein": ((42, 85, 150, 122), 3, 4, 20),
-    "spleen": ((48, 100, 108, 94), 0, 5, 25),
-    "renal cortex": ((34, 140, 148, 124), 4, 7, 12),
-    "renal medulla": ((30, 72, 128, 128), 4, 14, 16),
-    "pancreas": ((38, 84, 88, 76), 0, 9, 12),
+    "spleen": ((48, 112, 126, 106), 0, 5, 25),
+    "renal cortex": ((34, 168, 182, 150), 3, 6, 12),
+    "renal medulla": ((30, 90, 162, 158), 3, 10, 16),
+    "pancreas": ((38, 88, 92, 78), 0, 8, 12),
     "aorta": ((42, 260, 142, 118), 0, 4, 20),
     "cava": ((42, 66, 128, 116), 0, 6, 20),
     "adrenal": ((30, 66, 74, 62), 3, 5, 12),
@@ -79,10 +79,10 @@ class Scanner:
 
 def draw_scanner(generator: np.random.Generator, wide: bool) -> Scanner:
     """A scanner: ``wide`` also has native scans, more noise and more drift, as other centres do."""
-    shares = (0.25, 0.25, 0.25, 0.25) if wide else (0.0, 0.25, 0.5, 0.25)
+    shares = (0.2, 0.25, 0.3, 0.25) if wide else (0.0, 0.15, 0.6, 0.25)
     return Scanner(
         phase=str(generator.choice(PHASES, p=shares)),
-        noise_hu=float(generator.uniform(10, 32) if wide else generator.uniform(10, 20)),
+        noise_hu=float(generator.uniform(8, 28) if wide else generator.uniform(8, 16)),
         grain_mm=float(generator.uniform(0.5, 4.5) if wide else generator.uniform(1.5, 3.5)),
         carry=float(generator.uniform(0.0, 0.5)),
         drift_hu=float(generator.uniform(0, 11) if wide else generator.uniform(0, 6)),
@@ -94,15 +94,16 @@ def draw_scanner(generator: np.random.Generator, wide: bool) -> Scanner:
 def draw_materials(generator: np.random.Generator, phase: str, wide: bool) -> dict[str, Material]:
     """The tissues of one scan in a phase; timing, dose and fat differ between patients."""
     column = PHASES.index(phase)
-    uptake = generator.uniform(0.6, 1.3) if wide else generator.uniform(0.75, 1.2)
+    uptake = generator.uniform(0.6, 1.3) if wide else generator.uniform(0.85, 1.15)
+    spread_of_uptake = 0.12 if wide else 0.06
     calibration = generator.normal(0, 6 if wide else 3)
-    steatosis = generator.uniform(5, 45) if generator.random() < 0.35 else 0.0
+    steatosis = generator.uniform(5, 40) if generator.random() < 0.3 else 0.0
     materials = {}
     for tissue, (means, spread, mottle, wavelength) in _TISSUES.items():
         native, enhanced = means[0], means[column]
-        hu = native + (enhanced - native) * uptake * generator.uniform(0.88, 1.12)
+        hu = native + (enhanced - native) * uptake * generator.uniform(1 - spread_of_uptake, 1 + spread_of_uptake)
         if tissue not in ("fat", "lung", "gas", "skin"):
-            hu += generator.normal(0, 5) + calibration
+            hu += generator.normal(0, 4) + calibration
         if tissue == "liver":
             hu -= steatosis
         materials[tissue] = Material(hu, spread, mottle, draw_waves(generator, wavelength))

@@ -84,12 +84,15 @@ def _liver(generator: Draw, torso: Torso, kidney: Shape) -> list[Solid]:
         ),
         24,
     )
+    low, high = kidney.box_mm()
+    z, y, x = (low + high) / 2
+    behind = Ellipsoid((z - 12, y - 22, x - 8), (66, 42, 38))  # the kidney's bed, which the liver only borders on
     spine = Column((-30, -6), (50, 38))
     shape = Carved(
         Carved(Uneven(lobes, draw_waves(generator, 75), 2.0), torso.cavity, inset_mm=3),
         within=torso.domes,
         inset_mm=4,
-        without=(kidney, spine),
+        without=(kidney, behind, spine),
         gap_mm=3,
     )
     solids = [Solid(shape, ((0, "liver"),), 1, halo=(2.0, "fat"))]
@@ -107,8 +110,8 @@ def _liver(generator: Draw, torso: Torso, kidney: Shape) -> list[Solid]:
 
 def _spleen(generator: Draw, torso: Torso) -> list[Solid]:
     pose = draw_pose(generator, (62, -25, -108), 9, 0.13)
-    body = Ellipsoid(pose(62, -24, -108), pose.radii(45, 43, 29), (0, generator.normal(12, 8), generator.normal(0, 12)))
-    hollow = Ellipsoid(pose(50, 4, -62), pose.radii(56, 46, 34))
+    body = Ellipsoid(pose(62, -22, -100), pose.radii(47, 45, 34), (0, generator.normal(12, 8), generator.normal(0, 12)))
+    hollow = Ellipsoid(pose(48, 6, -54), pose.radii(56, 46, 34))
     shape = Carved(
         Carved(Uneven(body, draw_waves(generator, 60), 1.5), torso.cavity, (hollow,), inset_mm=3),
         within=torso.domes,
@@ -136,10 +139,11 @@ def _stomach(generator: Draw, torso: Torso) -> tuple[list[Solid], Place]:
         fundus, pose(78, 34, -74), pose(50 + 0.5 * hang, 60, -64), pose(24 + hang, 70, -34),
         pose(20 + 0.6 * hang, 68, -4), pose(26, 60, 26),
     )  # fmt: skip
-    radii = tuple(float(r * filling) for r in (34, 36, 33, 27, 20)) + (11.0,)
+    radii = (*(float(r * filling) for r in (34, 36, 33, 27, 20)), 11.0)
     inside = Carved(Uneven(Tube(places, radii), draw_waves(generator, 50), 2.0), torso.cavity, inset_mm=4)
     shape = Carved(inside, torso.domes, inset_mm=5)
-    content = str(generator.choice(["water", "chyme", "food", "bright chyme", "oral contrast"], p=[0.3, 0.2, 0.3, 0.1, 0.1]))
+    contents = ("water", "chyme", "food", "bright chyme")
+    content = str(generator.choice(contents, p=(0.35, 0.25, 0.35, 0.05)))
     gas = float(places[2][1] + generator.uniform(0.0, 1.2) * radii[2])
     solid = Solid(shape, ((0, "stomach wall"), (4.5, content)), 11, gas_above_mm=gas, halo=(2.0, "fat"))
     return [solid], (fundus[0] - 12, fundus[1] + 10, fundus[2] + 24 * filling)
@@ -185,9 +189,9 @@ def _adrenals(generator: Draw) -> list[Solid]:
         medial, lateral = generator.uniform(0.7, 1.3, size=2)
         gland = Union(
             (
-                Tube((pose(z + 14, y + 4, x), pose(z, y + 3, x), pose(z - 12, y + 2, x + 2 * side)), (3.2, 4.6, 4.0)),
-                Tube((pose(z, y + 3, x), pose(z - 8, y - 14 * medial, x + 2 * side)), (4.4, 3.4)),
-                Tube((pose(z, y + 3, x), pose(z - 12, y - 12 * lateral, x + 13 * side)), (4.4, 3.4)),
+                Tube((pose(z + 14, y + 4, x), pose(z, y + 3, x), pose(z - 12, y + 2, x + 2 * side)), (3.6, 5.2, 4.4)),
+                Tube((pose(z, y + 3, x), pose(z - 8, y - 14 * medial, x + 2 * side)), (4.8, 3.8)),
+                Tube((pose(z, y + 3, x), pose(z - 12, y - 12 * lateral, x + 13 * side)), (4.8, 3.8)),
             ),
             3,
         )

@@ -86,14 +86,19 @@ class Scene:
     solids: tuple[Solid, ...]
 
 
+def draw_table() -> Solid:
+    """The table's top, hollowed, below the patient's back."""
+    return Solid(Grown(Column((520.0, 0.0), (660.0, 660.0)), 0, 9), ((0, "table"),))
+
+
 def draw_scene(generator: np.random.Generator, size: str, wide: bool) -> Scene:
     """A patient in a scanner, drawn from ``generator``; ``size`` is ``small`` or ``full``, see ``draw_view``."""
     variation = 1.3 if wide else 1.0
     scanner = draw_scanner(generator, wide)
     materials = draw_materials(generator, scanner.phase, wide)
     torso = draw_torso(generator, variation)
-    table = Solid(Grown(Column((520.0, 0.0), (660.0, 660.0)), 0, 9), ((0, "table"),))
-    solids = (table, *torso.wall, *draw_bowel(generator, torso.cavity, variation), *draw_organs(generator, torso))
+    bowel = draw_bowel(generator, torso.cavity, variation)
+    solids = (draw_table(), *torso.wall, *bowel, *draw_organs(generator, torso))
     return Scene(draw_view(generator, size, wide), scanner, materials, solids)
 
 
@@ -115,7 +120,8 @@ def paint(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.
         for solid, offset in zip(scene.solids, offsets, strict=True):
             box = reach.box(solid, edge_mm)
             if box is not None:
-                _paint_solid(slab[box], labels[first:last][box], points[:, *box], solid, scene.materials, offset, edge_mm)
+                views = slab[box], labels[first:last][box], points[(slice(None), *box)]
+                _paint_solid(*views, solid, scene.materials, offset, edge_mm)
         slab += np.float32(scanner.drift_hu) * scanner.drift(points) * (slab > -700)
         for index in range(first, last):
             hu = slab[index - first] + noise.next_slice((view.shape[1], view.shape[2]))

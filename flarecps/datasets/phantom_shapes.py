@@ -186,7 +186,8 @@ class Column:
             power = np.float32(self.exponent)
             level = (y**power + x**power) ** (1 / power)
         level = np.maximum(level, np.float32(1e-3))
-        distance = (level - 1) * np.sqrt(anterior * anterior + right * right) / level
+        radius = np.sqrt(anterior * anterior + right * right) / level  # of the cross-section, this way
+        distance = (level - 1) * np.maximum(radius, np.float32(min(self.radii_mm)))
         if np.isfinite(self.floor_mm):
             distance = np.maximum(distance, np.float32(self.floor_mm) - points[0])
         if np.isfinite(self.ceiling_mm):

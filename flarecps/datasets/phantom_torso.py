@@ -41,6 +41,16 @@ class Solid:
 
 
 @dataclass(frozen=True)
+class Room:
+    """The room that the abdomen's cavity must offer, in body coordinates (mm)."""
+
+    girth_mm: float  # from the midline to either side
+    front_mm: float
+    back_mm: float
+    tops_mm: tuple[float, float]  # height of the diaphragm's domes, right and left
+
+
+@dataclass(frozen=True)
 class Torso:
     """The walls that organs must respect, and what is painted before and after the bowel."""
 
@@ -49,21 +59,33 @@ class Torso:
     wall: tuple[Solid, ...]
 
 
-def draw_torso(generator: np.random.Generator, variation: float = 1.0) -> Torso:
-    """A body wall with fat, muscle, spine, ribs, pelvis, lungs and heart; ``variation`` 1 is a labelled case's."""
+def draw_room(generator: np.random.Generator) -> Room:
+    """The room in a synthetic patient."""
     draw = generator.uniform
-    girth, depth = draw(130, 148), draw(84, 102)
-    cavity = Column((15.0 + draw(-4, 4), draw(-3, 3)), (depth, girth), 2.3)
+    depth, middle = draw(84, 102), draw(11, 19)
+    return Room(draw(130, 148), middle + depth, middle - depth, (draw(122, 152), draw(112, 142)))
+
+
+def draw_torso(generator: np.random.Generator, variation: float = 1.0, room: Room | None = None) -> Torso:
+    """A body wall with fat, muscle, spine, ribs, pelvis, lungs and heart; ``variation`` 1 is a labelled case's.
+
+    ``room`` is what the organs need; by default it is drawn too.
+    """
+    draw = generator.uniform
+    room = room or draw_room(generator)
+    girth, depth, middle = room.girth_mm, (room.front_mm - room.back_mm) / 2, (room.front_mm + room.back_mm) / 2
+    cavity = Column((middle, draw(-3, 3)), (depth, girth), 2.3)
+    back = middle - 8.0  # the wall is thicker behind
     muscle = Uneven(
-        Column((7.0, 0.0), (depth + draw(15, 22), girth + draw(9, 16)), 2.3), draw_waves(generator, 180), 1.5
+        Column((back, 0.0), (depth + draw(15, 22), girth + draw(9, 16)), 2.3), draw_waves(generator, 180), 1.5
     )
     fat_mm = float(np.clip(generator.lognormal(np.log(15), 0.5 * variation), 4, 45))
     fat = Uneven(
-        Column((7.0 - 0.1 * fat_mm, 0.0), (depth + 20 + fat_mm, girth + 14 + 1.1 * fat_mm), 2.2),
+        Column((back - 0.1 * fat_mm, 0.0), (depth + 20 + fat_mm, girth + 14 + 1.1 * fat_mm), 2.2),
         draw_waves(generator, 220),
         0.12 * fat_mm,
     )
-    right_top, left_top = draw(122, 152), draw(112, 142)
+    right_top, left_top = room.tops_mm
     domes = Union(
         (
             Ellipsoid((right_top - 98, 15, 58), (98, 100, 92)),
@@ -73,7 +95,7 @@ def draw_torso(generator: np.random.Generator, variation: float = 1.0) -> Torso:
     )
     mediastinum = Ellipsoid((185, 12, -10), (95, 48, 34))
     lungs = Carved(
-        Column((15, 0), (depth - 4, girth - 6), 2.3, floor_mm=draw(20, 60)), without=(domes, mediastinum), gap_mm=2
+        Column((middle, 0), (depth - 4, girth - 6), 2.3, floor_mm=draw(20, 60)), without=(domes, mediastinum), gap_mm=2
     )
     wall = [
         Solid(Grown(fat, 1.8), ((0, "skin"),)),
@@ -110,9 +132,8 @@ def _bones(generator: np.random.Generator, cavity: Shape) -> list[Solid]:
     body = Column((-38, 0), (draw(17, 21), draw(20, 25)), 2.4)
     ring = Column((-64, 0), (14, 17))
     rib_slope = draw(0.35, 0.6)
-    margin = Carved(  # the ribs end along the costal margin, which rises towards the front
-        Grown(cavity, 5, 7), without=(Ellipsoid((-70, 190, 0), (190, 215, 400)), Column((0, 0), (400, 400), ceiling_mm=10))
-    )
+    beneath = (Ellipsoid((-70, 190, 0), (190, 215, 400)), Column((0, 0), (400, 400), ceiling_mm=10))
+    margin = Carved(Grown(cavity, 5, 7), without=beneath)  # ribs end along a margin that rises towards the front
     solids = [
         Solid(body, ((0, "disc"),)),
         Solid(Stacked(body, period, period - 9, start), bone),

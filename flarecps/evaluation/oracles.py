@@ -31,7 +31,9 @@ def interval_oracle(image: np.ndarray, labels: np.ndarray, ids: Iterable[int]) -
     return found
 
 
-def atlas_oracle(training_labels: Sequence[np.ndarray], test_labels: np.ndarray, ids: Iterable[int]) -> dict[int, float]:
+def atlas_oracle(
+    training_labels: Sequence[np.ndarray], test_labels: np.ndarray, ids: Iterable[int]
+) -> dict[int, float]:
     """The DSC per organ of a mean atlas: how often the training cases have the organ there, above the best threshold.
 
     Every training label map (slice, row, column), in the test case's voxel order, is stretched to the test case's

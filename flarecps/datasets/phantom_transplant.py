@@ -1,0 +1,155 @@
+"""Phantom cases with real anatomy: a label map's organs, deformed, in a synthetic torso around them.
+
+Each organ of the map becomes a shape (its signed distance, sampled in mm), so it is painted exactly as the synthetic
+organs are; only what the map does not tell (walls, contents, bowel, bones, lungs) is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from scipy import ndimage
+
+from flarecps.anatomy import FLARE22_ORGANS
+from flarecps.datasets.phantom_appearance import draw_materials, draw_scanner
+from flarecps.datasets.phantom_scan import Scene, draw_table, draw_view, paint
+from flarecps.datasets.phantom_shapes import FAR_MM, Distances
+from flarecps.datasets.phantom_torso import Room, Solid, draw_bowel, draw_torso
+from flarecps.errors import DatasetError
+from flarecps.typing import LabelArray, SpacingMm
+from flarecps.volumes.io import read_labels
+
+MARGIN_MM = 11.0  # how far around an organ its distance is known
+COARSE_MM = 2.0  # a small phantom needs no finer maps than this
+LIVER, RIGHT_KIDNEY, SPLEEN, AORTA, CAVA, STOMACH, DUODENUM, LEFT_KIDNEY = 1, 2, 3, 5, 6, 11, 12, 13
+PAINTED_IN_ORDER = (1, 3, 11, 2, 13, 12, 4, 9, 7, 8, 6, 5, 10)
+Box: TypeAlias = tuple[slice, slice, slice]
+HALOS_MM = {1: 2.0, 2: 4.0, 13: 4.0, 3: 2.0, 11: 2.0}  # fat around; 1 mm around the others
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A shape given by samples of its signed distance on a grid: ``first_mm`` is the place of sample (0, 0, 0)."""
+
+    samples_mm: np.ndarray
+    first_mm: np.ndarray
+    spacing_mm: np.ndarray
+
+    def distance_mm(self, points: np.ndarray) -> Distances:
+        """Linear between samples, far away outside the grid."""
+        index = np.stack([(points[i] - self.first_mm[i]) / self.spacing_mm[i] for i in range(3)])
+        return ndimage.map_coordinates(self.samples_mm, index, order=1, mode="constant", cval=float(FAR_MM))
+
+    def box_mm(self) -> tuple[np.ndarray, np.ndarray]:
+        """The extent of the grid."""
+        return self.first_mm, self.first_mm + self.spacing_mm * (np.array(self.samples_mm.shape) - 1)
+
+
+def paint_label_map(
+    generator: np.random.Generator, path: Path, size: str, wide: bool
+) -> tuple[np.ndarray, np.ndarray, SpacingMm]:
+    """A scan (int16 HU) around a label map's organs, its labels (uint8), both RAS, and the spacing (mm).
+
+    Raises ScanError for an unreadable map, DatasetError for one without organs or with ids outside FLARE22's.
+    """
+    volume = read_labels(path)
+    labels, spacing = volume.array[0], volume.space.spacing_mm
+    highest = int(labels.max())
+    if not 1 <= highest <= len(FLARE22_ORGANS):
+        found = f"holds the id {highest}" if highest else "holds no organ"
+        raise DatasetError(f"{path}: {found}; a phantom's anatomy needs FLARE22's organs, ids 1 to 13")
+    if size == "small":
+        stride = [max(1, int(COARSE_MM / edge)) for edge in spacing]
+        labels = labels[:: stride[0], :: stride[1], :: stride[2]]
+        spacing = (spacing[0] * stride[0], spacing[1] * stride[1], spacing[2] * stride[2])
+    spacing_mm = np.asarray(spacing)
+    boxes = {label: box for label, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
+    first_mm = -_body_origin(boxes) * spacing_mm
+    shapes = {label: _mapped(labels, label, box, first_mm, spacing_mm) for label, box in boxes.items()}
+    variation = 1.3 if wide else 1.0
+    scanner = draw_scanner(generator, wide)
+    materials = draw_materials(generator, scanner.phase, wide)
+    torso = draw_torso(generator, variation, _room(labels, first_mm, spacing_mm))
+    organs = [_solid(generator, label, shapes[label]) for label in PAINTED_IN_ORDER if label in shapes]
+    solids = (draw_table(), *torso.wall, *draw_bowel(generator, torso.cavity, variation), *organs)
+    view = draw_view(generator, size, wide)
+    height = labels.shape[0] * spacing_mm[0] * view.scale[0]  # the field ends where the map does
+    slices = min(view.shape[0], int(height / view.spacing_mm[0]))
+    middle = first_mm[0] + spacing_mm[0] * (labels.shape[0] - 1) / 2
+    slack = (height - slices * view.spacing_mm[0]) / 2
+    shift = float(generator.uniform(-slack, slack) - middle * view.scale[0])
+    view = replace(
+        view,
+        shape=(max(slices, 2), *view.shape[1:]),
+        shift_mm=(shift, *view.shift_mm[1:]),
+        warp_mm=float(generator.uniform(5, 10)),
+    )
+    image, painted = paint(Scene(view, scanner, materials, solids), generator)
+    return image, painted, view.spacing_mm
+
+
+def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Mapped:
+    """The signed distance of an organ in and around its box; where the scan's end cuts the organ it goes on."""
+    margin = np.ceil(MARGIN_MM / spacing_mm).astype(int)
+    wanted = [(s.start - m, s.stop + m) for s, m in zip(box, margin, strict=True)]
+    inside = labels[tuple(slice(max(0, a), b) for a, b in wanted)] == label
+    beyond = [(max(0, -a), max(0, b - n)) for (a, b), n in zip(wanted, labels.shape, strict=True)]
+    inside = np.pad(inside, beyond, mode="edge")
+    half = float(spacing_mm.min()) / 2  # a mask's border runs between voxels, not through them
+    outwards = np.maximum(ndimage.distance_transform_edt(~inside, sampling=spacing_mm) - half, 0)
+    inwards = np.maximum(ndimage.distance_transform_edt(inside, sampling=spacing_mm) - half, 0)
+    smooth = ndimage.gaussian_filter((outwards - inwards).astype(np.float32), 0.6)
+    start = first_mm + spacing_mm * [a for a, _ in wanted]
+    return Mapped(smooth, start, spacing_mm)
+
+
+def _body_origin(boxes: dict[int, Box]) -> np.ndarray:
+    """The voxel (slice, row, column) of the torso's origin: before the spine, at the kidneys' height."""
+
+    def middle(organs: tuple[int, ...], axis: int) -> float:
+        found = [boxes[label][axis] for label in organs if label in boxes] or [box[axis] for box in boxes.values()]
+        return float(np.mean([(one.start + one.stop - 1) / 2 for one in found]))
+
+    return np.array([middle((RIGHT_KIDNEY, LEFT_KIDNEY), 0), middle((AORTA,), 1), middle((AORTA, CAVA), 2)])
+
+
+def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Room:
+    """How much room the organs need, in mm."""
+    coarse = labels[::2, ::4, ::4]
+    places = np.argwhere(coarse > 0) * spacing_mm * (2, 4, 4) + first_mm
+    above = {True: 130.0, False: 120.0}
+    for right in (True, False):
+        beneath = np.isin(coarse, (LIVER,) if right else (SPLEEN, STOMACH))
+        if beneath.any():
+            above[right] = float(np.argwhere(beneath)[:, 0].max() * 2 * spacing_mm[0] + first_mm[0]) + 6
+    anterior = np.percentile(places[:, 1], (0.2, 99.8))
+    return Room(
+        girth_mm=float(np.percentile(np.abs(places[:, 2]), 99.5)) + 10,
+        front_mm=float(anterior[1]) + 8, back_mm=float(anterior[0]) - 8,
+        tops_mm=(above[True], above[False]),
+    )  # fmt: skip
+
+
+def _solid(generator: np.random.Generator, label: int, shape: Mapped) -> Solid:
+    """The organ as it is painted, with contents drawn for the hollow ones."""
+    names = {organ.id: organ.name for organ in FLARE22_ORGANS}
+    layers: dict[int, tuple[tuple[float, str], ...]] = {
+        RIGHT_KIDNEY: ((0, "renal cortex"), (8, "renal medulla")),
+        LEFT_KIDNEY: ((0, "renal cortex"), (8, "renal medulla")),
+        CAVA: ((0, "cava"),),
+        7: ((0, "adrenal"),),
+        8: ((0, "adrenal"),),
+        9: ((0, "gut wall"), (2, str(generator.choice(["bile", "dense bile"], p=[0.75, 0.25])))),
+        10: ((0, "esophagus"), (4.5, "esophagus lumen")),
+        STOMACH: ((0, "stomach wall"), (4.5, str(generator.choice(["water", "chyme", "food", "bright chyme"])))),
+        DUODENUM: ((0, "gut wall"), (4, str(generator.choice(["water", "chyme", "bowel tissue"])))),
+    }
+    gas = None
+    if label == STOMACH:
+        low, high = shape.box_mm()
+        gas = float(low[1] + (high[1] - low[1]) * generator.uniform(0.6, 1.0))
+    halo = (HALOS_MM.get(label, 1.0), "fat")
+    return Solid(shape, layers.get(label, ((0, names[label]),)), label, gas_above_mm=gas, halo=halo)

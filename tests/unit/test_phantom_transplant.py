@@ -1,0 +1,80 @@
+"""Phantom cases built from label maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flarecps.datasets.phantom import draw_case, write_phantom
+from flarecps.datasets.phantom_transplant import paint_label_map
+from flarecps.errors import DatasetError
+from flarecps.volumes.io import read_labels, write_volume
+from flarecps.volumes.space import Space
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two label maps, at 3 mm, made by the synthetic phantom."""
+    folder = tmp_path_factory.mktemp("anatomy")
+    for index in range(2):
+        _, labels, space = draw_case(np.random.default_rng(index), "small", wide=False)
+        write_volume(folder / f"map_{index}.nii.gz", labels, space)
+    return folder
+
+
+def test_organs_keep_their_volumes_about(anatomy: Path) -> None:
+    source = read_labels(anatomy / "map_0.nii.gz")
+    before = np.bincount(source.array.ravel(), minlength=14)[1:] * source.space.voxel_volume_mm3
+    image, labels, spacing = paint_label_map(np.random.default_rng(0), anatomy / "map_0.nii.gz", "small", wide=False)
+    after = np.bincount(labels.ravel(), minlength=14)[1:] * np.prod(spacing)
+    large = [0, 1, 2, 10, 12]  # liver, kidneys, spleen, stomach
+    assert image.dtype == np.int16
+    assert labels.shape == image.shape
+    assert (after[large] / before[large] > 0.4).all()
+    assert (after[large] / before[large] < 2.0).all()  # the patient is scaled as a whole, too
+    kidneys = [np.argwhere(labels == label)[:, 2].mean() for label in (2, 13)]
+    assert kidneys[0] > kidneys[1]
+
+
+def test_organs_look_like_organs_in_a_body(anatomy: Path) -> None:
+    image, labels, _ = paint_label_map(np.random.default_rng(2), anatomy / "map_1.nii.gz", "small", wide=False)
+    assert 20 < image[labels == 1].mean() < 160
+    assert (image < -900).mean() > 0.1  # air around
+    assert (image > 250).any()  # bone
+
+
+def test_two_draws_are_two_patients(anatomy: Path) -> None:
+    path = anatomy / "map_0.nii.gz"
+    first, second = (paint_label_map(np.random.default_rng(i), path, "small", False)[1] for i in (0, 1))
+    assert first.shape != second.shape or (first != second).mean() > 0.01
+
+
+def test_dataset_from_maps(anatomy: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path, 1, 1, 1, seed=3, anatomy=anatomy, workers=1, progress=False)
+    assert (read_labels(tmp_path / "labelsTr" / "labelled_001.nii.gz").array == 1).any()
+    assert len(list(tmp_path.glob("images*/*.nii.gz"))) == 3
+
+
+def test_folder_without_maps(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no label maps"):
+        write_phantom(tmp_path / "out", 1, 0, 0, anatomy=tmp_path / "empty", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "no organ"), (14, "id 14")])
+def test_maps_that_are_not_flare22s(tmp_path: Path, value: int, message: str) -> None:
+    space = Space.canonical((8, 8, 8), (5.0, 5.0, 5.0))
+    write_volume(tmp_path / "map.nii.gz", np.full(space.shape, value, np.uint8), space)
+    with pytest.raises(DatasetError, match=message):
+        paint_label_map(np.random.default_rng(0), tmp_path / "map.nii.gz", "small", wide=False)
+
+
+def test_real_anatomy(shared_data: Path) -> None:
+    path = shared_data / "flare22_labels" / "FLARE22_Tr_0001.nii.gz"
+    if not path.is_file():
+        pytest.skip("FLARE22's label maps are not at hand")
+    _, labels, _ = paint_label_map(np.random.default_rng(0), path, "small", wide=False)
+    assert set(np.unique(labels)) >= {1, 2, 3, 5, 6, 11, 12, 13}
