@@ -1,0 +1,133 @@
+"""``flarecps plan`` and ``flarecps preprocess`` at the real command line, on small files and on real CT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flarecps.cli.main import main
+from flarecps.planning.plan import read_plan
+from flarecps.preprocessing.store import CaseStore
+from flarecps.volumes.io import write_volume
+from flarecps.volumes.space import Space
+
+SPACING_MM = (3.0, 2.0, 2.0)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    generator = np.random.default_rng(0)
+    for folder, names in (("Tr", ["a", "b", "c"]), ("Un", ["u"]), ("Ts", ["t"])):
+        for name in names:
+            shape = (12, 24, 26)
+            image = generator.integers(-200, 300, shape).astype(np.int16)
+            labels = np.zeros(shape, np.uint8)
+            labels[4:8, 5:15, 6:20] = 1
+            space = Space.canonical(shape, SPACING_MM)
+            (root / f"images{folder}").mkdir(parents=True, exist_ok=True)
+            (root / f"labels{folder}").mkdir(parents=True, exist_ok=True)
+            write_volume(root / f"images{folder}" / f"{name}_0000.nii.gz", image, space)
+            if folder != "Un":
+                write_volume(root / f"labels{folder}" / f"{name}.nii.gz", labels, space)
+    description = {
+        "name": "Small", "channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1},
+        "numTraining": 3, "file_ending": ".nii.gz",
+    }  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def test_from_folder_to_store(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, store = tmp_path / "new" / "plan.json", tmp_path / "store"
+    assert main(["plan", str(dataset), "--out", str(plan), "--workers", "1", "--gpu-memory", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "3D plan for Small" in shown
+    assert "3 labelled, 1 unlabelled" in shown
+    assert "3×2×2 mm" in shown
+    assert read_plan(plan).intensity.source == "global"
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1"]) == 0
+    assert "5 of 5 cases preprocessed" in capsys.readouterr().out
+    assert CaseStore(store).names == ("a", "b", "c", "t", "u")
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store)]) == 0
+    assert "5 were there already" in capsys.readouterr().out
+
+
+def test_settings_reach_the_plan(dataset: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    words = ["--dimensions", "2", "--intensity", "foreground", "--spacing", "[3, 1, 1]", "--patch", "[32, 32]"]
+    assert main(["plan", str(dataset), "--out", str(plan), "--workers", "1", "--no-progress", *words]) == 0
+    found = read_plan(plan)
+    assert (found.dimensions, found.spacing_mm, found.patch_voxels) == (2, (3.0, 1.0, 1.0), (32, 32))
+    assert found.intensity.source == "foreground"
+
+
+def test_a_bad_scan_is_named_and_the_others_are_done(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, store = tmp_path / "plan.json", tmp_path / "store"
+    scan = dataset / "imagesTr" / "b_0000.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:2000])
+    assert main(["plan", str(dataset), "--out", str(plan), "--workers", "1", "--no-progress"]) == 1
+    assert "not in the plan: b:" in capsys.readouterr().err
+    assert read_plan(plan).fingerprint["cases"] == {"labelled": 2, "unlabelled": 1}
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1", "--no-progress"]) == 1
+    captured = capsys.readouterr()
+    assert "4 of 5 cases preprocessed" in captured.out
+    assert "not preprocessed: b:" in captured.err
+    assert CaseStore(store).names == ("a", "c", "t", "u")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "plan.txt"], "expected the name of a .json file"),
+        (["--out", "plan.json", "--patch", "[30, 30, 30]"], "use 32×32×32"),
+        (["--out", "plan.json", "--split", "few"], "splits.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(dataset), "--workers", "1", "--no-progress", *words]) == 2
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert len(captured.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("plan*"))
+
+
+def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
+    """A few head-and-neck scans of OpenKBP (stored P-L-I) through both commands."""
+    small = tmp_path / "kbp"
+    for folder in ("imagesTr", "labelsTr"):
+        (small / folder).mkdir(parents=True)
+    (small / "dataset.json").write_text((shared_data / "kbp" / "dataset.json").read_text())
+    for labels in sorted((shared_data / "kbp" / "labelsTr").iterdir())[:3]:
+        name = labels.name.removesuffix(".nii.gz")
+        (small / "labelsTr" / labels.name).symlink_to(labels)
+        image = f"{name}_0000.nii.gz"
+        (small / "imagesTr" / image).symlink_to(shared_data / "kbp" / "imagesTr" / image)
+    assert main(["plan", str(small), "--out", str(tmp_path / "plan.json"), "--workers", "1", "--no-progress"]) == 0
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.fingerprint["orientations"] == {"PLI": 3}
+    assert plan.axis_order == (0, 1, 2)
+    store = tmp_path / "store"
+    words = ["preprocess", str(small), str(tmp_path / "plan.json"), "--out", str(store), "--workers", "1"]
+    assert main([*words, "--no-progress"]) == 0
+    for name in CaseStore(store).names:
+        record = CaseStore(store).record(name)
+        image, labels = CaseStore(store).read_case(name)
+        assert labels is not None
+        assert record.samples.keys() == set(np.unique(labels)) - {0} == {1, 2, 3, 4}
+        right, left = (np.argwhere(labels == label)[:, 2].mean() for label in (3, 4))
+        assert right > left  # in RAS order columns grow to the patient's right
+        assert image.shape[1:] == labels.shape == record.shape
