@@ -212,6 +212,7 @@ def _draw(axes: Axes, curve: Curve, colour: str, sibling: int) -> None:
         marker="o" if len(curve.epochs) == 1 else None,
         markersize=4,
         solid_joinstyle="round",
+        clip_on=False,  # a curve along zero lies on the axis
     )
 
 

@@ -1,0 +1,298 @@
+"""``flarecps report`` on made-up run folders: one page, self-contained, of whatever a run has."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flarecps import metric_names
+from flarecps.cli.main import main
+from flarecps.planning.plan import Intensity, Plan, Topology, write_plan
+from flarecps.volumes.io import write_volume
+from flarecps.volumes.space import Space
+
+LABELS = {"background": 0, "liver": 1, "right kidney": 2, "spleen": 3}
+COLUMNS = ("Liver", "RK", "Spleen")
+SPACE = Space.canonical((14, 20, 22), (4.0, 3.0, 3.0))
+CASES = ("c1", "c2", "c3", "c4")
+
+
+class Page(HTMLParser):
+    """What a test wants to know of a page: its text, links, pictures and tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.pictures: list[dict[str, str]] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.addresses += [found[name] for name in ("src", "href", "xlink:href", "srcset", "data") if name in found]
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag == "img":
+            self.pictures.append(found)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def reference() -> np.ndarray:
+    labels = np.zeros(SPACE.shape, np.uint8)
+    labels[3:11, 8:15, 12:19] = 1
+    labels[4:8, 3:7, 13:16] = 2
+    labels[5:10, 4:8, 3:8] = 3
+    return labels
+
+
+def make_data(data: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in CASES:
+        labels = reference()
+        image = rng.normal(40, 20, SPACE.shape).astype(np.int16)
+        write_volume(data / "imagesTs" / f"{name}_0000.nii.gz", image, SPACE)
+        write_volume(data / "labelsTs" / f"{name}.nii.gz", labels, SPACE)
+
+
+def make_run(run: Path, siblings: int, level: float, scored: bool = True) -> None:
+    """A run folder whose scores are ``level`` plus 0.02 per case, with its predictions when ``scored``."""
+    topology = Topology((8, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)))
+    plan = Plan(
+        "Tiny", 3, LABELS, (), ("CT",), (4.0, 3.0, 3.0), (0, 1, 2), (14, 20, 22), (8, 16, 16), topology,
+        {"labelled": 2, "unlabelled": 2}, True, Intensity("ct", -200.0, 300.0, 50.0, 60.0), {}, 0.5,
+    )  # fmt: skip
+    run.mkdir(parents=True)
+    write_plan(run / "plan.json", plan)
+    (run / "config.yaml").write_text(
+        f"trainer: {{max_epochs: 5}}\nmodel: {{cross_pseudo_supervision: {str(siblings == 2).lower()}}}\n"
+    )
+    (run / "csv").mkdir()
+    names = [metric_names.LOSS_TOTAL, metric_names.LAMBDA, metric_names.DSC_MEAN]
+    for number in range(1, siblings + 1):
+        names += [f(number) for f in (metric_names.supervised_loss, metric_names.cross_pseudo_loss)]
+        names.append(metric_names.learning_rate(number))
+    names += [metric_names.dsc("average", organ) for organ in list(LABELS)[1:]]
+    with (run / "csv" / "metrics.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["epoch", "step", *names])
+        for epoch in range(5):
+            writer.writerow([epoch, 10 * epoch + 9, *(1 / (epoch + 1 + place) for place in range(len(names)))])
+    if not scored:
+        return
+    (run / "environment.json").write_text(
+        json.dumps(
+            {
+                "command": "flarecps fit --config tiny.yaml",
+                "versions": {"torch": "2.4"},
+                "git": {"commit": "abc1234", "state": "changed"},
+                "started": "2026-01-01T10:00:00+00:00",
+                "finished": "2026-01-01T12:05:00+00:00",
+                "completed_epochs": 5,
+            }
+        )
+    )
+    (run / "scores").mkdir()
+    with (run / "scores" / "scores.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["Name", *(f"{column}_{kind}" for kind in ("DSC", "NSD") for column in COLUMNS)])
+        for place, name in enumerate(CASES):
+            prediction = np.roll(reference(), place, axis=1)
+            write_volume(run / "segmentations" / f"{name}.nii.gz", prediction, SPACE)
+            dsc = [level + 0.02 * place, level, level - 0.1]
+            writer.writerow([f"{name}.nii.gz", *dsc, *(value / 2 for value in dsc)])
+
+
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a CPS run and its control."""
+    folder = tmp_path_factory.mktemp("report")
+    make_data(folder)
+    make_run(folder / "runs" / "cps", 2, 0.8)
+    make_run(folder / "runs" / "control", 1, 0.7)
+    out = folder / "pages" / "report.html"
+    words = [
+        "report", str(folder / "runs" / "cps"), str(folder / "runs" / "control"), "--out", str(out),
+        "--images", str(folder / "imagesTs"), "--references", str(folder / "labelsTs"), "--names", "CPS <3D>,control",
+    ]  # fmt: skip
+    assert main(words) == 0
+    return out
+
+
+def test_one_file_that_asks_for_nothing(side_by_side: Path) -> None:
+    page = Page(side_by_side)
+    assert [path.name for path in side_by_side.parent.iterdir()] == ["report.html"]
+    assert "script" not in page.tags
+    assert page.addresses
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert "http://" not in page.source
+    assert "https://" not in page.source
+    assert "@import" not in page.source
+    assert "url(" not in page.source.replace("url(#", "")
+    assert len(page.ids) == len(set(page.ids))
+    targets = {address[1:] for address in page.addresses if address.startswith("#")}
+    assert targets <= set(page.ids)
+
+
+def test_headline_and_table_by_hand(side_by_side: Path) -> None:
+    page = Page(side_by_side)
+    # liver: 0.80 0.82 0.84 0.86 → 0.83, kidney 0.80, spleen 0.70; mean 0.7767
+    assert "0.777 mean DSC" in page.text
+    assert "0.677 mean DSC" in page.text
+    assert "+0.100 DSC" in page.text
+    assert "higher in 4 of 4 cases" in page.text
+    assert "liver 0.830 ± 0.026" in page.text
+    assert "mean NSD 0.388" in page.text
+    assert page.source.count("<b>0.8") == 2  # CPS is best on liver and kidney …
+    assert "<b>0.700</b>" in page.source  # … and on the spleen
+    assert "<b>0.730" not in page.source
+    assert "3D cross-pseudo supervision, two siblings" in page.text
+    assert "3D supervised control, one network" in page.text
+    assert "finished after 5 epochs, 2 h 05 min" in page.text
+
+
+def test_names_are_escaped(side_by_side: Path) -> None:
+    page = Page(side_by_side)
+    assert "<3D>" not in page.source
+    assert "CPS <3D>" in page.text
+    assert "3d" not in page.tags
+
+
+def test_pictures_of_best_median_and_worst(side_by_side: Path) -> None:
+    page = Page(side_by_side)
+    assert len(page.pictures) == 4  # three cases, and the hardest organ of the worst
+    for picture in page.pictures:
+        kind, content = picture["src"].split(",", 1)
+        assert kind == "data:image/png;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.width > 1000
+        assert "the prediction of CPS <3D>" in picture["alt"]
+        assert "DSC: CPS <3D> 0." in picture["alt"]
+    assert [picture["alt"].split(":")[0] for picture in page.pictures] == [
+        "Case c4", "Case c3", "Case c1", "Case c1, spleen close by",
+    ]  # fmt: skip
+    assert "The best of 4 cases by mean DSC over both runs" in page.text
+
+
+def test_curves_plan_environment_and_commands(side_by_side: Path) -> None:
+    page = Page(side_by_side)
+    for title in ("Validation DSC", "Total loss L", "Supervised loss Lsup", "Weight λ", "Learning rate", "Lcps"):
+        assert title in page.text
+    assert page.source.count('<svg role="img"') == 1 + 6 + 1  # boxes, charts, organs
+    assert "every optimiser step sees 2 labelled and 2 unlabelled" in page.text
+    assert page.text.count("The plan in words") == 1
+    assert page.text.count("Intensities") == 1  # both runs share one plan
+    assert "git checkout abc1234 # with changes that were not committed" in page.text
+    assert "flarecps fit --config tiny.yaml" in page.text
+    assert "2026-01-01 10:00 UTC" in page.text
+
+
+def test_a_run_that_is_still_going(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "going"
+    make_run(run, 2, 0.0, scored=False)
+    with (run / "csv" / "metrics.csv").open("a") as stream:
+        stream.write("5,59,0.")  # the line being written
+    assert main(["report", str(run)]) == 0
+    page = Page(run / "report.html")
+    assert str(run / "report.html") in capsys.readouterr().out.replace("\n", "")
+    assert "5 of 5 epochs so far" in page.text
+    assert "not scored yet" in page.text
+    assert "Scores per organ" not in page.text
+    assert "--images FOLDER" in page.text
+    assert not page.pictures
+    assert page.source.count('<svg role="img"') == 7
+
+
+def test_one_bad_scan_does_not_lose_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_data(tmp_path)
+    make_run(tmp_path / "run", 2, 0.8)
+    (tmp_path / "imagesTs" / "c4_0000.nii.gz").write_bytes(b"cut")
+    write_volume(
+        tmp_path / "run" / "segmentations" / "c1.nii.gz",
+        reference()[:-1],
+        Space.canonical((13, 20, 22), (4.0, 3.0, 3.0)),
+    )
+    (tmp_path / "labelsTs" / "c3.nii.gz").unlink()
+    words = ["--images", str(tmp_path / "imagesTs"), "--references", str(tmp_path / "labelsTs")]
+    assert main(["report", str(tmp_path / "run"), *words]) == 0
+    page = Page(tmp_path / "run" / "report.html")
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (page.text, said):
+        assert "c4 is not shown" in text
+        assert "c1 is not shown" in text
+        assert "13×20×22" in text
+        assert "c3 is shown without reference" in text
+    assert len(page.pictures) == 1
+
+
+def test_pictures_without_scores(tmp_path: Path) -> None:
+    make_data(tmp_path)
+    make_run(tmp_path / "run", 2, 0.8)
+    shutil.rmtree(tmp_path / "run" / "scores")
+    assert main(["report", str(tmp_path / "run"), "--images", str(tmp_path / "imagesTs")]) == 0
+    page = Page(tmp_path / "run" / "report.html")
+    assert [picture["alt"].split(":")[0] for picture in page.pictures] == ["Case c1", "Case c2", "Case c3"]
+    assert "reference" not in page.pictures[0]["alt"]
+
+
+@pytest.mark.parametrize("missing", ["run", "images", "references"])
+def test_missing_folders_are_named(tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", 1, 0.5, scored=False)
+    words = {"run": [], "images": ["--images"], "references": ["--references"]}[missing]
+    run = tmp_path / ("nowhere" if missing == "run" else "run")
+    assert main(["report", str(run), *words, *([str(tmp_path / "nowhere")] if words else [])]) == 2
+    said = capsys.readouterr().err
+    assert "nowhere" in said
+    assert "no such" in said
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_names_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", 1, 0.5, scored=False)
+    assert main(["report", str(tmp_path / "run"), "--names", "a,b"]) == 2
+    assert "expected 1 different names" in capsys.readouterr().err
+
+
+def test_in_a_browser_nothing_complains(side_by_side: Path, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium to look at the page with")
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+    ]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}"]
+    words += ["--window-size=1280,3000", side_by_side.as_uri()]
+    shown = subprocess.run(
+        [browser, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "CONSOLE" not in shown.stderr
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.size == (1280, 3000)
+        assert np.unique(np.asarray(page.convert("L"))).size > 50  # something is on it

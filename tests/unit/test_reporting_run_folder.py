@@ -1,0 +1,243 @@
+"""Run folders: whatever exists is read, what is damaged is named, scores average as documented."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flarecps.anatomy import FLARE22_LABELS
+from flarecps.errors import ConfigError, DatasetError
+from flarecps.planning.plan import Intensity, Plan, Topology, write_plan
+from flarecps.reporting.plan_words import plan_in_words
+from flarecps.reporting.run_folder import Run, Scores, mean_of, read_run, read_runs, read_scores, scans_by_name, sd_of
+from flarecps.reporting.side_by_side import Cell, cases, difference, marked, table
+
+CSV = (
+    "Name,Liver_DSC,RK_DSC,Liver_NSD,RK_NSD\n"
+    "a.nii.gz,0.9,0.5,0.8,0.4\n"
+    "b.nii.gz,0.7,,0.6,\n"
+)  # fmt: skip
+SEGMENTATIONS, SCORES = Path("segmentations"), Path("scores")
+
+
+def a_plan(labels: dict[str, int] | None = None, **changes: object) -> Plan:
+    settings: dict = {
+        "dataset": "Phantom", "dimensions": 3, "labels": labels or FLARE22_LABELS, "left_right_pairs": (),
+        "channels": ("CT",), "spacing_mm": (2.5, 0.8, 0.8), "axis_order": (0, 1, 2),
+        "median_shape_voxels": (100, 400, 400), "patch_voxels": (32, 64, 64),
+        "topology": Topology((8, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3))),
+        "global_batch": {"labelled": 2, "unlabelled": 2}, "batch_dice": True,
+        "intensity": Intensity("ct", -958.0, 326.0, 101.25, 141.0, "foreground"), "fingerprint": {}, "memory_gb": 7.5,
+    }  # fmt: skip
+    return Plan(**settings | changes)
+
+
+def scores_of(values: dict[str, list[float]], columns: tuple[str, ...] = ("Liver", "RK")) -> Scores:
+    array = np.array(list(values.values()), float)
+    return Scores(tuple(values), columns, array, array / 2)
+
+
+def test_scores_are_read_by_column_name(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(CSV)
+    scores = read_scores(tmp_path / "s.csv")
+    assert scores.cases == ("a", "b")
+    assert scores.columns == ("Liver", "RK")
+    assert scores.at("a", "RK") == 0.5
+    assert scores.at("a", "RK", "nsd") == 0.4
+    assert math.isnan(scores.at("b", "RK"))
+    assert math.isnan(scores.at("c", "RK"))
+    assert math.isnan(scores.at("a", "Spleen"))
+
+
+def test_means_are_over_cases_then_organs(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(CSV)
+    scores = read_scores(tmp_path / "s.csv")
+    assert scores.mean() == pytest.approx((0.8 + 0.5) / 2)  # not the mean of all three numbers, 0.7
+    assert scores.of("a") == pytest.approx(0.7)
+    assert scores.of("b") == pytest.approx(0.7)
+    assert scores.of("a", "nsd") == pytest.approx(0.6)
+    assert scores.spread() == pytest.approx(0.0)
+    assert scores.organ("RK").tolist() == [0.5]
+    assert scores.organ("Spleen").size == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a table of scores"),
+        ("Name,Liver\na,0.5\n", "not a table of scores"),
+        ("Case,Liver_DSC,Liver_NSD\na,0.5,0.5\n", "not a table of scores"),
+        ("Name,Liver_DSC,Liver_NSD\na,good,0.5\n", "not a number"),
+    ],
+)
+def test_other_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        read_scores(tmp_path / "s.csv")
+
+
+def test_mean_and_sd_of_finite_values() -> None:
+    assert mean_of([1.0, math.nan, 3.0]) == 2.0
+    assert sd_of([1.0, math.nan, 3.0]) == pytest.approx(math.sqrt(2))
+    assert math.isnan(mean_of([]))
+    assert math.isnan(mean_of([math.nan]))
+    assert math.isnan(sd_of([1.0]))
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    write_plan(tmp_path / "plan.json", a_plan())
+    run = read_run(tmp_path, "new", SEGMENTATIONS, SCORES)
+    assert run.plan == a_plan()
+    assert [organ.name for organ in run.organs][:2] == ["liver", "right kidney"]
+    assert run.metrics == {}
+    assert run.scores is None
+    assert run.notes == ()
+
+
+def test_a_complete_run(tmp_path: Path) -> None:
+    for folder in ("csv", "scores", "segmentations"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("epoch,step,train/loss\n0,1,2\n")
+    (tmp_path / "scores" / "scores.csv").write_text(CSV)
+    (tmp_path / "segmentations" / "a.nii.gz").write_bytes(b"")
+    (tmp_path / "segmentations" / ".partial-1-b.nii.gz").write_bytes(b"")
+    (tmp_path / "environment.json").write_text(json.dumps({"command": "flarecps fit"}))
+    (tmp_path / "config.yaml").write_text("trainer:\n  max_epochs: 3\n  default_root_dir: ${somewhere}\n")
+    run = read_run(tmp_path, "r", SEGMENTATIONS, SCORES)
+    assert run.scores is not None
+    assert list(run.predictions) == ["a"]
+    assert run.config["trainer"]["max_epochs"] == 3
+    assert run.environment["command"] == "flarecps fit"
+    assert [organ.name for organ in run.organs] == ["liver", "right kidney"]  # without a plan, from the table
+
+
+def test_damaged_parts_become_notes(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("epoch,step,train/loss\n0,1,2\n")
+    (tmp_path / "plan.json").write_text("{")
+    (tmp_path / "environment.json").write_text("[1]")
+    (tmp_path / "config.yaml").write_text("a: [1\n")
+    run = read_run(tmp_path, "r", SEGMENTATIONS, SCORES)
+    assert set(run.metrics) == {"train/loss"}
+    assert [note.split(":")[1].split()[0] for note in run.notes] == ["plan", "environment", "config"]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such run folder"):
+        read_run(tmp_path / "missing", "r", SEGMENTATIONS, SCORES)
+    with pytest.raises(DatasetError, match="holds nothing of a run"):
+        read_run(tmp_path, "r", SEGMENTATIONS, SCORES)
+
+
+def runs_at(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True)
+        write_plan(folder / "plan.json", a_plan())
+
+
+def test_names_are_the_shortest_that_differ(tmp_path: Path) -> None:
+    runs_at(tmp_path / "a" / "cps", tmp_path / "b" / "cps", tmp_path / "b" / "control")
+    found = read_runs([tmp_path / "a" / "cps", tmp_path / "b" / "control"], None, SEGMENTATIONS, SCORES)
+    assert [run.name for run in found] == ["cps", "control"]
+    found = read_runs([tmp_path / "a" / "cps", tmp_path / "b" / "cps"], None, SEGMENTATIONS, SCORES)
+    assert [run.name for run in found] == ["a/cps", "b/cps"]
+    found = read_runs([tmp_path / "a" / "cps"], ["CPS"], SEGMENTATIONS, SCORES)
+    assert [run.name for run in found] == ["CPS"]
+
+
+def test_contradictions_between_runs(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs_at(one, two)
+    with pytest.raises(ConfigError, match="twice"):
+        read_runs([one, tmp_path / "two" / ".." / "one"], None, SEGMENTATIONS, SCORES)
+    for names in (["a"], ["a", "a"], ["a", "b", "c"]):
+        with pytest.raises(ConfigError, match="expected 2 different names"):
+            read_runs([one, two], names, SEGMENTATIONS, SCORES)
+    write_plan(two / "plan.json", a_plan({"background": 0, "left atrium": 1}))
+    with pytest.raises(DatasetError, match="another label set"):
+        read_runs([one, two], None, SEGMENTATIONS, SCORES)
+
+
+def test_scans_by_name(tmp_path: Path) -> None:
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a.nrrd", "pt_12.nii", "notes.txt", ".partial-x-c.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "series_0001").mkdir()
+    found = scans_by_name(tmp_path)
+    assert {name: path.name for name, path in found.items()} == {
+        "a": "a.nrrd", "b": "b_0000.nii.gz", "pt_12": "pt_12.nii", "series_0001": "series_0001",
+    }  # fmt: skip
+    assert scans_by_name(None) == {}
+    assert scans_by_name(tmp_path / "missing") == {}
+
+
+def test_the_best_of_a_row_is_marked() -> None:
+    cells = [Cell(0.8, 0.1), Cell(0.9, 0.1), Cell(0.90004, 0.2)]
+    assert [cell.best for cell in marked(cells)] == [False, True, True]  # equal as shown: a tie
+    assert not any(cell.best for cell in marked([Cell(0.9, 0.1)]))
+    assert not any(cell.best for cell in marked([Cell(0.9, 0.1), Cell(0.9, 0.2)]))
+    assert not any(cell.best for cell in marked([Cell(0.9, 0.1), Cell(math.nan, 0.2)]))
+
+
+def test_runs_side_by_side_by_hand() -> None:
+    first = Run("CPS", Path("x"), scores=scores_of({"a": [0.9, 0.5], "b": [0.8, 0.7], "c": [0.1, 0.1]}))
+    second = Run("control", Path("y"), scores=scores_of({"a": [0.8, 0.5], "b": [0.9, 0.4]}))
+    found = table([first, Run("not scored", Path("z")), second], first.organs)
+    assert found is not None
+    assert found.runs == ((0, "CPS"), (2, "control"))
+    liver, kidney = found.rows
+    assert liver.organ is not None
+    assert liver.organ.name == "liver"
+    assert [cell.mean for cell in liver.dsc] == pytest.approx([0.6, 0.85])
+    assert [cell.sd for cell in liver.dsc] == pytest.approx(
+        [np.std([0.9, 0.8, 0.1], ddof=1), np.std([0.8, 0.9], ddof=1)]
+    )
+    assert [cell.best for cell in liver.dsc] == [False, True]
+    assert [cell.mean for cell in kidney.nsd] == pytest.approx([1.3 / 6, 0.225])
+    assert liver.change == pytest.approx(0.0)  # over the common cases a and b alone
+    assert kidney.change == pytest.approx(0.15)
+    assert found.mean.dsc[0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
+    assert found.mean.change == pytest.approx(0.075)
+    assert not found.partial
+    between = difference([first, second])
+    assert between is not None
+    assert (between.higher, between.cases) == (2, 2)
+    assert between.mean == pytest.approx((0.05 + 0.10) / 2)
+    assert [name for name, _ in cases([first, second])] == ["c", "a", "b"]
+    assert difference([first]) is None
+    assert difference([first, Run("z", Path("z"))]) is None
+    assert table([Run("z", Path("z"))], first.organs) is None
+
+
+def test_organs_without_a_score_in_some_case_are_counted() -> None:
+    run = Run("r", Path("x"), scores=scores_of({"a": [0.9, math.nan], "b": [0.8, 0.7]}))
+    found = table([run], run.organs)
+    assert found is not None
+    assert found.partial
+    assert [row.counts for row in found.rows] == [(2,), (1,)]
+
+
+def test_a_plan_in_words() -> None:
+    words = dict(plan_in_words(a_plan(left_right_pairs=((2, 13),))))
+    assert "13: liver, right kidney" in words["Structures"]
+    assert "right kidney and left kidney" in words["Structures"]
+    plain = {subject: sentence.replace("\u00a0", " ") for subject, sentence in words.items()}
+    assert "2.5 × 0.8 × 0.8 mm (slice × row × column)" in plain["Spacing"]
+    assert "−958 … 326 HU" in plain["Intensities"]
+    assert "labelled structures" in plain["Intensities"]
+    assert "32 × 64 × 64 voxels (80 × 51 × 51 mm)" in plain["Patches"]
+    assert "3D U-Net with 2 stages of 8, 16 features" in plain["Network"]
+    assert "2 × 2 × 2" in plain["Network"]
+    assert "7.5 GB" in plain["Memory"]
+
+
+def test_a_two_dimensional_plan_in_words() -> None:
+    topology = Topology((8, 16), ((1, 1), (2, 2)), ((3, 3), (3, 3)))
+    plan = a_plan(dimensions=2, patch_voxels=(64, 64), topology=topology, intensity=Intensity("zscore"))
+    words = {subject: sentence.replace("\u00a0", " ") for subject, sentence in plan_in_words(plan)}
+    assert "0.8 × 0.8 mm within the plane" in words["Spacing"]
+    assert "64 × 64 voxels (51 × 51 mm)" in words["Patches"]
+    assert "own mean" in words["Intensities"]
