@@ -11,6 +11,7 @@ import numpy as np
 
 from flarecps.anatomy import Organ
 from flarecps.errors import ScanError
+from flarecps.reporting.figure import FigureCase
 from flarecps.reporting.overlays import ABDOMINAL_WINDOW_HU, overlay_figure, window_of
 from flarecps.reporting.pictures import data_uri, png_bytes
 from flarecps.reporting.run_folder import Run, mean_of
@@ -105,6 +106,29 @@ def exhibits(
                 )
                 shown.append(_exhibit(runs, case, reason, volumes, organs, organ))
     return shown, notes
+
+
+def figure_cases(
+    runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path], count: int = 2
+) -> list[FigureCase]:
+    """Rows for ``comparison_figure`` with the runs as methods: one case, or an easy and a hard one, or the median too.
+
+    Only cases with scan, reference and a prediction of every run are taken, by ``chosen_cases``; [] without any.
+    ``count`` is 1 (the median), 2 (the best and the worst) or 3 (all of them, best first).
+    """
+    available = [name for name in images if name in references and all(name in run.predictions for run in runs)]
+    names = [name for name, _ in chosen_cases(runs, available)]
+    if len(names) == 3:
+        names = {1: names[1:2], 2: [names[0], names[2]]}.get(count, names)
+    rows = []
+    for name in names[:count]:
+        volumes = _case_volumes(runs, name, images[name], references[name])
+        assert volumes.reference is not None  # its path was given
+        spacing_mm = volumes.image.space.spacing_mm
+        dsc = {run.name: _dsc(run, name, None) for run in runs}
+        image = volumes.image.array[0]
+        rows.append(FigureCase(name, image, volumes.reference, volumes.predictions, spacing_mm, dsc))
+    return rows
 
 
 @dataclass(frozen=True)

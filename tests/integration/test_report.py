@@ -19,6 +19,8 @@ from PIL import Image
 from flarecps import metric_names
 from flarecps.cli.main import main
 from flarecps.planning.plan import Intensity, Plan, Topology, write_plan
+from flarecps.reporting.gallery import figure_cases
+from flarecps.reporting.run_folder import read_runs, scans_by_name
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
@@ -202,6 +204,23 @@ def test_curves_plan_environment_and_commands(side_by_side: Path) -> None:
     assert "git checkout abc1234 # with changes that were not committed" in page.text
     assert "flarecps fit --config tiny.yaml" in page.text
     assert "2026-01-01 10:00 UTC" in page.text
+
+
+def test_rows_of_the_readme_figure(side_by_side: Path) -> None:
+    folder = side_by_side.parent.parent
+    runs = read_runs(
+        [folder / "runs" / "control", folder / "runs" / "cps"], ["supervised control", "CPS"],
+        Path("segmentations"), Path("scores"),
+    )  # fmt: skip
+    images, references = scans_by_name(folder / "imagesTs"), scans_by_name(folder / "labelsTs")
+    rows = figure_cases(runs, images, references)
+    assert [row.name for row in rows] == ["c4", "c1"]
+    assert list(rows[0].predictions) == ["supervised control", "CPS"]
+    assert rows[0].mean_dsc["CPS"] == pytest.approx((0.86 + 0.8 + 0.7) / 3)
+    assert np.array_equal(rows[1].reference, reference())
+    assert [row.name for row in figure_cases(runs, images, references, count=1)] == ["c3"]
+    assert [row.name for row in figure_cases(runs, images, references, count=3)] == ["c4", "c3", "c1"]
+    assert figure_cases(runs, images, {}) == []
 
 
 def test_a_run_that_is_still_going(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
