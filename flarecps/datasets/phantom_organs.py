@@ -40,31 +40,32 @@ class Pose:
         return superior * self.scale[0], anterior * self.scale[1], right * self.scale[2]
 
 
-def draw_pose(generator: Draw, anchor: Place, shift_mm: float, scale: float) -> Pose:
-    """A pose with normal shifts of the given standard deviation and scales of about exp(±``scale``)."""
+def draw_pose(generator: Draw, anchor: Place, shift_mm: float, scale: float, lifted_mm: float = 0.0) -> Pose:
+    """A pose with normal shifts of the given standard deviation and scales of about exp(±``scale``), ``lifted_mm`` up."""
     shift = generator.normal(0, shift_mm, 3).clip(-2.2 * shift_mm, 2.2 * shift_mm)
     common = generator.normal(0, scale)
     scales = np.exp((common + generator.normal(0, scale * 0.6, 3)).clip(-2.2 * scale, 2.2 * scale))
-    return Pose(anchor, (shift[0], shift[1], shift[2]), (scales[0], scales[1], scales[2]))
+    return Pose(anchor, (shift[0] + lifted_mm, shift[1], shift[2]), (scales[0], scales[1], scales[2]))
 
 
 def draw_organs(generator: Draw, torso: Torso) -> list[Solid]:
     """The organs and the vessels between them, in the order in which they are painted (later over earlier)."""
     right_kidney = _kidney(generator, 2, RIGHT)
     left_kidney = _kidney(generator, 13, LEFT)
-    stomach, cardia = _stomach(generator, torso)
     gut = draw_pose(generator, (0, 40, 20), 9, 0.08)  # pancreas and duodenum move together
+    pancreas = _pancreas(generator, gut)
+    stomach, cardia = _stomach(generator, torso)
     drop_aorta, drop_cava = generator.normal(0, 3, 3), generator.normal(0, 3, 3)
     vessels = _vessels(generator, drop_aorta, drop_cava)
     return [
         *_liver(generator, torso, right_kidney.shape),
         *_spleen(generator, torso),
+        pancreas,
         *stomach,
         *vessels[:-2],
         right_kidney,
         left_kidney,
         _duodenum(generator, gut),
-        _pancreas(generator, gut),
         *_gallbladder(generator, torso),
         *_adrenals(generator),
         *vessels[-2:],
@@ -75,15 +76,18 @@ def draw_organs(generator: Draw, torso: Torso) -> list[Solid]:
 def _liver(generator: Draw, torso: Torso, kidney: Shape) -> list[Solid]:
     pose = draw_pose(generator, (80, 20, 75), 9, 0.09)
     reach = generator.uniform(0.55, 1.35)  # of the left lobe across the midline
-    tip = generator.uniform(0.75, 1.3)  # of the right lobe downwards
+    top, tip = torso.room.tops_mm[0] + 4, generator.uniform(-38, 18)  # of the right lobe, which fills the dome
     lobes = Union(
         (
-            Ellipsoid(pose(60, 0, 88), pose.radii(70 * tip, 70, 54), (0, 0, generator.normal(0, 8))),
-            Ellipsoid(pose(82, 38, 52), pose.radii(46, 56, 50)),
+            Ellipsoid(
+                ((top + tip) / 2, *pose(0, 2, 84)[1:]), ((top - tip) / 2, *pose.radii(0, 72, 56)[1:]),
+                (0, 0, generator.normal(0, 6)),
+            ),
+            Ellipsoid(pose(82, 34, 54), pose.radii(52, 58, 52)),
             Ellipsoid(pose(86, 62, 48 - 42 * reach), pose.radii(30, 34, 62 * reach), (0, generator.normal(-6, 8), 0)),
         ),
         24,
-    )
+    )  # fmt: skip
     low, high = kidney.box_mm()
     z, y, x = (low + high) / 2
     behind = Ellipsoid((z - 12, y - 22, x - 8), (66, 42, 38))  # the kidney's bed, which the liver only borders on
@@ -109,7 +113,7 @@ def _liver(generator: Draw, torso: Torso, kidney: Shape) -> list[Solid]:
 
 
 def _spleen(generator: Draw, torso: Torso) -> list[Solid]:
-    pose = draw_pose(generator, (62, -25, -108), 9, 0.13)
+    pose = draw_pose(generator, (62, -25, -108), 9, 0.13, lifted_mm=0.8 * (torso.room.tops_mm[1] - 122))
     body = Ellipsoid(pose(62, -22, -100), pose.radii(47, 45, 34), (0, generator.normal(12, 8), generator.normal(0, 12)))
     hollow = Ellipsoid(pose(48, 6, -54), pose.radii(56, 46, 34))
     shape = Carved(
@@ -131,7 +135,7 @@ def _kidney(generator: Draw, label: int, side: int) -> Solid:
 
 
 def _stomach(generator: Draw, torso: Torso) -> tuple[list[Solid], Place]:
-    pose = draw_pose(generator, (65, 50, -55), 10, 0.1)
+    pose = draw_pose(generator, (65, 50, -55), 10, 0.1, lifted_mm=0.8 * (torso.room.tops_mm[1] - 127))
     filling = generator.uniform(0.65, 1.25)
     hang = generator.uniform(-30, 15)  # how low the greater curvature reaches
     fundus = pose(102, 8, -62)

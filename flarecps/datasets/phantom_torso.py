@@ -56,6 +56,7 @@ class Torso:
 
     cavity: Shape
     domes: Shape  # below the diaphragm
+    room: Room
     wall: tuple[Solid, ...]
 
 
@@ -107,7 +108,7 @@ def draw_torso(generator: np.random.Generator, variation: float = 1.0, room: Roo
         Solid(Ellipsoid((draw(172, 186), 48, -28), (46, 40, 58), (20, 0, 0)), ((0, "myocardium"), (10, "heart blood"))),
         *_bones(generator, cavity),
     ]
-    return Torso(cavity, domes, tuple(wall))
+    return Torso(cavity, domes, room, tuple(wall))
 
 
 def _back(generator: np.random.Generator) -> list[Solid]:
