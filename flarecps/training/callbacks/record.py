@@ -29,7 +29,7 @@ class RunRecord(Callback):
             "versions": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "machine": machine(),
-            "git": git_state(Path.cwd()),
+            "git": git_state(Path(__file__)),
         }
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,11 +61,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def git_state(folder: Path) -> dict[str, str] | None:
-    """Commit and whether files differ from it, of the repository ``folder`` lies in; None outside one."""
+def git_state(source: Path) -> dict[str, str] | None:
+    """Commit of the repository that ``source`` is tracked in, and whether files differ from it; None outside one."""
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        _git(source.parent, "ls-files", "--error-unmatch", source.name)
+        commit = _git(source.parent, "rev-parse", "HEAD")
+        changed = _git(source.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "state": "changed" if changed else "clean"}
