@@ -31,7 +31,7 @@ def phantom(
         seed: number from which everything is drawn
         anatomy: folder of label maps (NIfTI, NRRD or MHA with FLARE22's ids 1-13) to build the scans from,
             deformed; by default the anatomy is synthetic as well
-        workers: processes at work, one scan each (full size: about 1.5 GB of memory each)
+        workers: processes at work, one scan each (full size: about a minute and 1 GB of memory each)
     """
     from rich.console import Console
 

@@ -41,7 +41,7 @@ class Pose:
 
 
 def draw_pose(generator: Draw, anchor: Place, shift_mm: float, scale: float, lifted_mm: float = 0.0) -> Pose:
-    """A pose with normal shifts of the given standard deviation and scales of about exp(±``scale``), ``lifted_mm`` up."""
+    """A pose with normal shifts of standard deviation ``shift_mm`` and scales of about exp(±``scale``), lifted."""
     shift = generator.normal(0, shift_mm, 3).clip(-2.2 * shift_mm, 2.2 * shift_mm)
     common = generator.normal(0, scale)
     scales = np.exp((common + generator.normal(0, scale * 0.6, 3)).clip(-2.2 * scale, 2.2 * scale))

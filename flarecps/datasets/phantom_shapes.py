@@ -86,8 +86,13 @@ class Tube:
         for before, start, end, after in zip(padded[:-3], padded[1:-2], padded[2:-1], padded[3:], strict=True):
             for t in np.arange(self.bends) / self.bends:
                 pieces.append(
-                    0.5 * (2 * start + (end - before) * t + (2 * before - 5 * start + 4 * end - after) * t**2
-                           + (3 * start - before - 3 * end + after) * t**3)
+                    0.5
+                    * (
+                        2 * start
+                        + (end - before) * t
+                        + (2 * before - 5 * start + 4 * end - after) * t**2
+                        + (3 * start - before - 3 * end + after) * t**3
+                    )
                 )
         pieces.append(knots[-1])
         path = np.array(pieces)
