@@ -22,6 +22,8 @@ from flarecps.planning.plan import Plan, plan_from_json, plan_to_json
 
 ENTRY = "flarecps"
 SCHEMA_VERSION = 1
+LONGEST_REASON = 120  # characters of torch's explanations, which name every tensor
+MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity")  # of two plans, to share a network
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
 
 
@@ -33,7 +35,7 @@ class FinestScale(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)[0]
+        return self.network(x.to(next(self.network.parameters()).dtype))[0]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def load_plain(path: Path | str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not one
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:LONGEST_REASON] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint that can be loaded safely ({reason}); "
             "expected a .ckpt file written by 'flarecps fit', copied completely"
@@ -91,13 +93,28 @@ def load_plain(path: Path | str) -> dict[str, Any]:
             f"{path}: a PyTorch file, but without the plan of a flarecps checkpoint; "
             "expected a .ckpt file written by 'flarecps fit'"
         )
-    schema = content[ENTRY].get("schema")
-    if schema != SCHEMA_VERSION:
+    entry = content[ENTRY]
+    if not isinstance(entry, Mapping) or "schema" not in entry:
+        raise CheckpointError(f"{path}: its '{ENTRY}' entry is not one; expected a file written by 'flarecps fit'")
+    if entry["schema"] != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: checkpoint schema {schema}, this version reads {SCHEMA_VERSION}; "
-            f"use the flarecps that wrote it ({content[ENTRY].get('version', 'unknown')})"
+            f"{path}: checkpoint schema {entry['schema']}, this version reads {SCHEMA_VERSION}; "
+            f"use the flarecps that wrote it ({entry.get('version', 'unknown')})"
         )
     return dict(content)
+
+
+def check_fits(content: Mapping[str, Any], plan: Plan, siblings: nn.ModuleList) -> None:
+    """Nothing, or ``CheckpointError`` when a checkpoint's networks are others, or see other images, than these."""
+    theirs, ours = content[ENTRY], model_entry(plan, siblings, 0)
+    pairs = [(name, theirs.get(name), ours[name]) for name in ("siblings", "network")]
+    pairs += [(name, theirs["plan"].get(name), ours["plan"][name]) for name in MUST_AGREE]
+    for name, found, expected in pairs:
+        if found != expected:
+            raise CheckpointError(
+                f"the checkpoint's {name} is {found}, this config's is {expected}; use the config and the case store "
+                "it was trained with (RUN/config.yaml)"
+            )
 
 
 def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
@@ -114,16 +131,23 @@ def read_checkpoint(path: Path | str) -> TrainedModel:
     """The trained model in ``path``, on the CPU; raises ``CheckpointError`` for anything that is not one."""
     content = load_plain(path)
     entry = content[ENTRY]
-    name = entry["network"]["name"]
-    if name not in NETWORKS:
-        raise CheckpointError(f"{path}: holds a network '{name}', known are {', '.join(sorted(NETWORKS))}")
     try:
+        name, arguments = entry["network"]["name"], entry["network"]["arguments"]
+        if name not in NETWORKS:
+            raise CheckpointError(f"{path}: holds a network '{name}', known are {', '.join(sorted(NETWORKS))}")
         plan = plan_from_json(entry["plan"], where=str(path))
+        seen, planned = (arguments["in_channels"], arguments["classes"]), (len(plan.channels), plan.class_count)
+        if seen != planned:
+            raise ValueError(f"the network has (channels, classes) {seen}, the plan {planned}")
         siblings = []
         for state in sibling_states(content):
-            network = NETWORKS[name](**entry["network"]["arguments"])
+            network = NETWORKS[name](**arguments)
             network.load_state_dict(state)
             siblings.append(FinestScale(network).eval())
-    except (PlanError, RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: its plan and its weights do not fit together ({error})") from error
-    return TrainedModel(plan, tuple(siblings), int(entry["completed_epochs"]), Path(path))
+        if not siblings:
+            raise ValueError("no network")
+        epoch = int(entry["completed_epochs"])
+    except (PlanError, RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise CheckpointError(f"{path}: its plan and its weights do not fit together ({reason})") from error
+    return TrainedModel(plan, tuple(siblings), epoch, Path(path))
