@@ -192,12 +192,16 @@ class ScanDataModule(LightningDataModule):
         return OneByOne(paths[self.rank :: self.ranks], str)
 
     def _cases(self, names: tuple[str, ...]) -> OneByOne | list[Any]:
-        return OneByOne(list(names[self.rank :: self.ranks]), self.read_whole_case) if names else []
+        own = list(names[self.rank :: self.ranks]) or [""]  # Lightning skips a loop without batches, and its reductions
+        return OneByOne(own, self.read_whole_case) if names else []
 
     def read_whole_case(self, name: str) -> dict[str, Any]:
         """``image`` (C, S, H, W) float32 normalised, ``case``, ``spacing_mm`` (slice, row, column), all on the
-        network's grid, and where the case has labels ``labels`` (S, H, W) uint8.
+        network's grid, and where the case has labels ``labels`` (S, H, W) uint8. Nothing for the name "", which a
+        process without a case of its own is given, so that it still takes part in what all do together.
         """
+        if not name:
+            return {}
         image, labels = self.store.read_case(name)
         case: dict[str, Any] = {"image": torch.from_numpy(image)}
         if labels is not None:

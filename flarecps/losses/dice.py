@@ -56,7 +56,8 @@ def dice_cross_entropy(
     """
     if annotated is not None and not annotated.all():
         logits = merge_unannotated(logits, annotated)
-    logits = logits.float()  # under autocast the sums over a patch need more than 16 bits
+    # under autocast the sums over a patch need more than 16 bits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.long()
     entropy = F.cross_entropy(logits, labels)
     dice = soft_dice(logits.softmax(1), labels, batch_dice)

@@ -22,7 +22,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     every rank's values receive W ∂L/∂sum, and the average over ranks divides by W. All ranks must call this equally
     often, and call backward on it.
     """
-    return _SumOverRanks.apply(values) if rank_count() > 1 else values  # type: ignore[no-untyped-call]
+    return _SumOverRanks.apply(values) if rank_count() > 1 else values
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -143,9 +143,7 @@ class CrossPseudoSupervision(LightningModule):
             metric_names.learning_rate(number): optimizer.param_groups[0]["lr"]
             for number, optimizer in enumerate(self._optimizers(), start=1)
         }
-        self.log_dict(
-            {**means, **rates, metric_names.LAMBDA: self.weight_of_pseudo_labels}, on_epoch=True, rank_zero_only=True
-        )
+        self.log_dict({**means, **rates, metric_names.LAMBDA: self.weight_of_pseudo_labels})  # equal on all ranks
         step_schedulers(self._schedulers(), watched)
 
     # -- optimisers
@@ -190,6 +188,8 @@ class CrossPseudoSupervision(LightningModule):
         return [checkpoint.FinestScale(sibling).eval() for sibling in self.siblings]
 
     def _score_case(self, case: dict[str, Any]) -> None:
+        if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
+            return
         predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
         self.organ_scores.update(predicted, case["labels"])
 
@@ -197,13 +197,16 @@ class CrossPseudoSupervision(LightningModule):
         scores = named_scores(self.organ_scores.compute(), stage)
         self.organ_scores.reset()
         if not self.trainer.sanity_checking:
-            self.log_dict(scores, rank_zero_only=True)
+            self.log_dict(scores)  # equal on all ranks; one that did not know them could not save what is best
 
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
-        completed = self.current_epoch + 1
-        checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(self.plan, self.siblings, completed)
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(self.plan, self.siblings, progress.processed)
+
+    def on_load_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
+        checkpoint.check_fits(checkpoint_content, self.plan, self.siblings)
 
     # -- running means
 

@@ -19,18 +19,26 @@ class SmoothedLoss(nn.Module):
     plateau on it would cut the rate for that reason alone.
     """
 
-    values: Tensor
+    values: Tensor  # float64, one per sibling; nan before the first epoch
 
     def __init__(self, siblings: int) -> None:
         super().__init__()
-        self.register_buffer("values", torch.full((siblings,), math.nan, dtype=torch.float64))
+        # no buffer: DDP would broadcast it in every validation step, and hang where ranks have unequally many scans
+        self.values = torch.full((siblings,), math.nan, dtype=torch.float64)
 
-    @torch.no_grad()
     def update(self, losses: Iterable[float]) -> list[float]:
         """The averages after one more epoch whose mean losses are ``losses``, one per sibling."""
-        new = torch.tensor(list(losses), dtype=torch.float64, device=self.values.device)
-        self.values.copy_(torch.where(self.values.isnan(), new, SMOOTHING * self.values + (1 - SMOOTHING) * new))
+        new = torch.tensor(list(losses), dtype=torch.float64)
+        self.values = torch.where(self.values.isnan(), new, SMOOTHING * self.values + (1 - SMOOTHING) * new)
         return self.values.tolist()
+
+    def get_extra_state(self) -> Tensor:
+        """What the checkpoint keeps."""
+        return self.values
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a checkpoint's averages."""
+        self.values = state.to("cpu", torch.float64)
 
 
 def step_schedulers(schedulers: Iterable[LRScheduler | ReduceLROnPlateau], watched: Iterable[float]) -> None:

@@ -166,6 +166,11 @@ def test_rising_lambda_leaves_the_learning_rates_alone(tmp_path: Any) -> None:
     assert trainer.optimizers[1].param_groups[0]["lr"] == 1e-9
 
 
+def test_nothing_is_broadcast_in_validation() -> None:
+    """DDP broadcasts a module's buffers in every validation step: ranks with unequally many scans would hang."""
+    assert not list(CrossPseudoSupervision(tiny_plan(3)).buffers())
+
+
 def test_fp16_is_refused_with_the_reason(tmp_path: Any) -> None:
     from flarecps.errors import ConfigError
 
