@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,15 @@ import jsonargparse
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from flarecps.checkpoint import load_plain
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.planning.plan import plan_to_json
-from flarecps.training.callbacks.checkpoints import FOLDER, LAST, checkpoint_callbacks
+from flarecps.training.callbacks.checkpoints import BEST, FOLDER, LAST, checkpoint_callbacks
 from flarecps.training.callbacks.progress import TrainingProgress
 from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.segmentation import SegmentationWriter
-from flarecps.training.dashboards import default_loggers
+from flarecps.training.dashboards import default_loggers, finish_dashboards
 from flarecps.training.module import CrossPseudoSupervision
 
 TRAINER_DEFAULTS = {
@@ -70,7 +70,23 @@ class TrainingCLI(LightningCLI):
         return Path(self._get(self.config_init, "trainer.default_root_dir"))
 
     def before_instantiate_classes(self) -> None:
-        self._resume_or_refuse()
+        if self.subcommand is not None:
+            self._find_checkpoint()
+
+    def before_fit(self) -> None:
+        """With ``overwrite``, let the older run's checkpoints go: its best must not pass for this run's."""
+        if self._get(self.config, "overwrite") and self._get(self.config, "ckpt_path") is None:
+            for old in (LAST, BEST):
+                (self.run_folder / FOLDER / f"{old}.ckpt").unlink(missing_ok=True)
+
+    def before_validate(self) -> None:
+        if not self.datamodule.validation_names:
+            raise ConfigError("no validation cases: choose data.fold 0 to 4, or a data.split that names some")
+
+    def before_test(self) -> None:
+        data: ScanDataModule = self.datamodule
+        if not any(data.store.record(name).has_labels for name in data.test_names):
+            raise ConfigError(f"{data.store.path}: no test case with labels in this split")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = self.run_folder
@@ -79,7 +95,7 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Any] = []
         if self.subcommand == "fit":
             callbacks += [
-                *checkpoint_callbacks(run, bool(data.validation_names)),
+                *checkpoint_callbacks(run, bool(data.validation_names), given["check_val_every_n_epoch"] or 1),
                 RunRecord(run, ["flarecps", *self.words]),
             ]
             if given["logger"] in (None, True):
@@ -92,17 +108,28 @@ class TrainingCLI(LightningCLI):
             callbacks.append(TrainingProgress())
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
 
-    def _resume_or_refuse(self) -> None:
-        """``ckpt_path: last`` means this run's own; a run folder with checkpoints is never overwritten unasked."""
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyperparameters override config and command line."""
+
+    def _find_checkpoint(self) -> None:
+        """``ckpt_path: last`` or ``best`` means this run's own; a run with checkpoints is never overwritten unasked."""
         given = self._get(self.config, "ckpt_path")
-        last = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER / f"{LAST}.ckpt"
-        if given == "last":
-            if not last.is_file():
-                raise CheckpointError(f"{last}: nothing to resume; leave ckpt_path out to start anew")
-            self.config[self.subcommand]["ckpt_path"] = str(last)
-        elif self.subcommand == "fit" and given is None and last.is_file() and not self._get(self.config, "overwrite"):
+        folder = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER
+        if given in (LAST, BEST):
+            given = folder / f"{given}.ckpt"
+            if not given.is_file():
+                cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
+                raise CheckpointError(f"{given}: this run has no such checkpoint; {cure}")
+            self.config[self.subcommand]["ckpt_path"] = str(given)
+        if given is not None:
+            load_plain(given)
+        elif self.subcommand != "fit":
             raise ConfigError(
-                f"{last.parent.parent}: this run folder holds checkpoints already; continue with --ckpt_path last, "
+                f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"
+            )
+        elif (folder / f"{LAST}.ckpt").is_file() and not self._get(self.config, "overwrite"):
+            raise ConfigError(
+                f"{folder.parent}: this run folder holds checkpoints already; continue with --ckpt_path last, "
                 "name another folder with --trainer.default_root_dir, or start anew with --overwrite true"
             )
 
@@ -117,8 +144,10 @@ def main(arguments: list[str]) -> int:
     _quiet()
     # configs refer to their own values (${...}) across files and the command line
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    sys.argv = ["flarecps"]  # Lightning warns when words stand in both places
-    TrainingCLI(arguments, save_config_callback=RunConfig)
+    try:
+        TrainingCLI(arguments, save_config_callback=RunConfig)
+    finally:
+        finish_dashboards()
     return 0
 
 
@@ -140,6 +169,8 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # TorchIO's queue has them; the loader around it must have none
         ".*across ranks is zero.*",  # fold: all has no validation scans
         ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
+        ".*args parameter is intended to run.*",  # the words of sys.argv are handed on, they do not contradict it
+        ".*recommended to use.*sync_dist=True.*",  # what is logged has been reduced already, and is equal on all ranks
     )
     for message in ignored:
         warnings.filterwarnings("ignore", message=message)
