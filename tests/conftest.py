@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from stores import TinyStores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -17,3 +22,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real scans are not at hand (set FLARECPS_DATA to their folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stores(tmp_path_factory: pytest.TempPathFactory) -> TinyStores:
+    """A tiny phantom as 3D and 2D case stores."""
+    from stores import write_stores  # imports half of the package: only for those who ask
+
+    return write_stores(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wandb() -> Iterator[None]:
+    """Trainings in tests start no wandb process, unless a test takes WANDB_MODE away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        yield
