@@ -28,7 +28,7 @@ def scale_weights(scales: int) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def downsampled_labels(labels: Integer[Tensor, "batch *spatial"], shape: Sequence[int]) -> Tensor:
+def downsampled_labels(labels: Integer[Tensor, " batch *spatial"], shape: Sequence[int]) -> Tensor:
     """Labels ``(batch, *shape)``: each coarse voxel takes the label nearest to its centre."""
     if tuple(labels.shape[1:]) == tuple(shape):
         return labels
