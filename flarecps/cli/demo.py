@@ -27,10 +27,11 @@ class DemoSize:
     unlabelled: int
     test: int
     configs: tuple[str, str]  # CPS, supervised control
+    planning: tuple[str, ...] = ()  # more words for 'flarecps plan'
 
 
 SIZES = {
-    "small": DemoSize(12, 24, 6, ("phantom_3d.yaml", "phantom_3d_supervised.yaml")),
+    "small": DemoSize(12, 24, 6, ("phantom_3d.yaml", "phantom_3d_supervised.yaml"), ("--spacing", "[10, 10, 10]")),
     "full": DemoSize(20, 80, 10, ("phantom_3d_full.yaml", "phantom_3d_full_supervised.yaml")),
 }
 
@@ -76,7 +77,7 @@ def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[s
     stages = [
         ["phantom", data, *counts, "--size", size_name, "--seed", str(seed)],
         ["inspect", data],
-        ["plan", data, "--out", plan],
+        ["plan", data, *size.planning, "--out", plan],
         ["preprocess", data, plan, "--out", store],
     ]
     configs = dict(zip(("cps", "supervised"), size.configs, strict=True))
@@ -88,8 +89,9 @@ def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[s
         stages.append(["segment", f"{run}/checkpoints/last.ckpt", f"{data}/imagesTs", f"{run}/segmentations"])
     for run in runs.values():
         stages.append(["score", f"{run}/segmentations", f"{data}/labelsTs", "--out", f"{run}/scores"])
+    names = ",".join(METHODS[method] for method in runs)
     images = ["--images", f"{data}/imagesTs", "--references", f"{data}/labelsTs"]
-    stages.append(["report", *runs.values(), *images, "--out", str(out / "report.html")])
+    stages.append(["report", *runs.values(), "--names", names, *images, "--out", str(out / "report.html")])
     return stages
 
 
