@@ -65,6 +65,7 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
             raise FlarecpsError(f"stage '{words[0]}' ended with exit code {done.returncode}; its message stands above")
     console.rule("[bold]result[/]", align="left")
     _show_scores(out, console)
+    _write_figure(out)
     console.print(
         f"done in {_clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]"
     )
@@ -128,6 +129,20 @@ def _show_scores(out: Path, console: Console) -> None:
         "mean atlas: where the labelled cases have the organ on average. Neither learns.",
         style="dim",
     )
+
+
+def _write_figure(out: Path) -> None:
+    """``OUT/figure.png``: an easy and a hard test case beside the reference, the control and CPS (paper, Figure 5)."""
+    from flarecps.anatomy import FLARE22_ORGANS
+    from flarecps.reporting.figure import readme_figure
+    from flarecps.reporting.gallery import figure_cases
+    from flarecps.reporting.run_folder import read_runs, scans_by_name
+
+    runs = read_runs(
+        [out / "runs" / method for method in METHODS], list(METHODS.values()), Path("segmentations"), Path("scores")
+    )
+    images, references = (scans_by_name(out / "phantom" / folder) for folder in ("imagesTs", "labelsTs"))
+    readme_figure(out / "figure.png", figure_cases(runs, images, references), FLARE22_ORGANS)
 
 
 def _mean_dsc(scores: Path) -> dict[str, float]:

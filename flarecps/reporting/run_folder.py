@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,21 +176,20 @@ def read_scores(path: Path) -> Scores:
 def scans_by_name(folder: Path | None) -> dict[str, Path]:
     """Image files in a folder by case name (without suffix and channel ``_0000``), sorted; {} without a folder.
 
-    Of several channels only the first is listed.
+    Of several channels only the first is listed: CASE_0001 is another channel where CASE_0000 lies beside it; elsewhere
+    it is a case of that name (FLARE22_Tr_0001).
     """
     if folder is None or not folder.is_dir():
         return {}
+    scans = {scan_name(path): path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    scans = {name: path for name, path in scans.items() if name != path.name or path.is_dir()}
     found = {}
-    for path in sorted(folder.iterdir()):
-        name = scan_name(path)
-        if path.name.startswith(".") or (name == path.name and not path.is_dir()):
-            continue
-        stem, _, channel = name.rpartition("_")
-        if len(channel) == 4 and channel.isdigit() and stem and not path.is_dir():
-            if channel == "0000":
-                found[stem] = path
-        else:
+    for name, path in scans.items():
+        stem = re.sub(r"(?<=.)_\d{4}$", "", name)
+        if stem == name or f"{stem}_0000" not in scans:
             found[name] = path
+        elif name == f"{stem}_0000":
+            found[stem] = path
     return found
 
 

@@ -241,3 +241,9 @@ def test_a_two_dimensional_plan_in_words() -> None:
     assert "0.8 × 0.8 mm within the plane" in words["Spacing"]
     assert "64 × 64 voxels (51 × 51 mm)" in words["Patches"]
     assert "own mean" in words["Intensities"]
+
+
+def test_a_case_number_is_not_taken_for_a_channel(tmp_path: Path) -> None:
+    for name in ("FLARE22_Tr_0001.nii.gz", "FLARE22_Tr_0002.nii.gz", "brain_0000.nii.gz", "brain_0001.nii.gz"):
+        (tmp_path / name).touch()
+    assert sorted(scans_by_name(tmp_path)) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002", "brain"]
