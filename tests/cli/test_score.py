@@ -119,9 +119,7 @@ def test_a_missing_prediction_costs_nothing_officially_and_all_strictly(
     assert content["cases"]["case_2"]["organs"]["liver"]["hd95_mm"] == 1.0
 
 
-def test_strict_leaves_empty_in_both_out_of_the_mean(
-    run: Run, folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_strict_leaves_empty_in_both_out_of_the_mean(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     for folder in folders:
         labels = labels_of(0)
         labels[labels == 3] = 0
@@ -184,9 +182,7 @@ def test_official_spacing_is_the_headers_pixdim(tmp_path: Path) -> None:
     assert nsd < 1.0
 
 
-def test_bad_cases_are_named_and_the_others_scored(
-    run: Run, folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_bad_cases_are_named_and_the_others_scored(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, references = folders
     whole = (predictions / "case_0.nii.gz").read_bytes()
     (predictions / "case_0.nii.gz").write_bytes(whole[: len(whole) // 2])
@@ -210,9 +206,7 @@ def test_bad_cases_are_named_and_the_others_scored(
     assert set(json.loads((tmp_path / "out" / "scores.json").read_text())["failed"]) == set(lines)
 
 
-def test_a_shifted_grid_is_a_warning_officially_and_an_error_strictly(
-    run: Run, folders: tuple[Path, Path]
-) -> None:
+def test_a_shifted_grid_is_a_warning_officially_and_an_error_strictly(run: Run, folders: tuple[Path, Path]) -> None:
     write_volume(folders[0] / "case_1.nii.gz", labels_of(1), Space.canonical(SHAPE, SPACING_MM, (10.0, -20.0, 35.0)))
     code, said = run()
     assert code == 0
@@ -247,9 +241,7 @@ def test_folders_that_can_not_be_compared(
         assert not out.exists()
 
 
-def test_where_the_label_set_comes_from(
-    run: Run, folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_where_the_label_set_comes_from(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, references = folders
     assert f"labels: {references.parent / 'dataset.json'}" in run()[1]
     msd = tmp_path / "msd.json"

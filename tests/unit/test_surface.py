@@ -226,9 +226,7 @@ def test_masks_of_different_shapes_are_refused() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 2), st.integers(0, 3), st.sampled_from(SPACINGS))
-def test_identical_is_one_and_a_shift_is_within_its_length(
-    seed: int, axis: int, k: int, spacing_mm: SpacingMm
-) -> None:
+def test_identical_is_one_and_a_shift_is_within_its_length(seed: int, axis: int, k: int, spacing_mm: SpacingMm) -> None:
     mask = np.pad(blob(np.random.default_rng(seed), (6, 7, 8), 1.0, 0.3), 3)
     shifted = np.roll(mask, k, axis=axis)
     forth, back = surface_distances(shifted, mask, spacing_mm), surface_distances(mask, shifted, spacing_mm)
