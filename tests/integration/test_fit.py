@@ -215,7 +215,7 @@ def test_two_processes_train_as_one_does(tiny_stores: TinyStores, tmp_path: Path
     (``test_losses_ranks`` has the others).
     """
     more = [*AT_ONCE, *VALIDATED, "--data.iterations_per_epoch", 3, "--trainer.precision", "64-true"]
-    more += ["--model.loss.init_args.batch_dice", "true"]
+    more += ["--model.loss.init_args.batch_dice", "true", "--data.global_batch", "{labelled: 2, unlabelled: 2}"]
     ranks = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     words = fit_words("phantom_3d.yaml", tiny_stores, tmp_path / "two", *more, *ranks, epochs=1)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
