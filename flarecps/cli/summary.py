@@ -63,7 +63,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
         "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
         "global batch": f"{batch['labelled']} labelled + {batch['unlabelled']} unlabelled patches",
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
-        "memory of a step, the plan's estimate": f"{plan.memory_gb:.1f} GB",
+        "memory of a step, estimated": f"{plan.memory_gb:.2f} GB",
     }
     for name, value in rows.items():
         table.add_row(name, value)

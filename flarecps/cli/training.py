@@ -153,6 +153,7 @@ def main(arguments: list[str]) -> int:
 
 def instantiated_module(config: str) -> CrossPseudoSupervision:
     """The module that ``flarecps fit --config CONFIG`` would train, without training it."""
+    _quiet()
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
     module: CrossPseudoSupervision = cli.model

@@ -17,6 +17,7 @@ from flarecps import checkpoint, metric_names
 from flarecps.errors import ConfigError
 from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, cross_pseudo_losses, downsampled_labels
 from flarecps.networks import PlainUNet, he_normal_
+from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.optimisation import SmoothedLoss, step_schedulers
 from flarecps.training.validation import OrganScores, named_scores, sibling_labels
@@ -73,7 +74,7 @@ class CrossPseudoSupervision(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.plan = _planned(plan, topology)
+        self.plan = _planned(plan, topology, networks=1 + cross_pseudo_supervision)
         self.siblings = nn.ModuleList(
             _sibling(network, self.plan, seed=initial_seed + index) for index in range(1 + cross_pseudo_supervision)
         )
@@ -225,7 +226,8 @@ def _attribute(name: str) -> str:
     return name.replace("/", "|")  # ModuleDict refuses dots only, but a state_dict key reads better without slashes
 
 
-def _planned(content: dict[str, Any], topology: Topology | None) -> Plan:
+def _planned(content: dict[str, Any], topology: Topology | None, networks: int) -> Plan:
+    """The plan this run trains by: with the config's topology, and the memory that its own step takes."""
     plan = plan_from_json(content)
     if topology is not None:
         plan = replace(plan, topology=topology)
@@ -235,7 +237,9 @@ def _planned(content: dict[str, Any], topology: Topology | None) -> Plan:
             f"patch {tuple(plan.patch_voxels)} is not divisible by the network's total stride "
             f"{plan.topology.total_stride}; change data.patch_voxels or model.topology.strides"
         )
-    return plan
+    memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, networks, streams=1)
+    patches = sum(plan.global_batch.values())
+    return replace(plan, memory_gb=round(memory.step_gb(plan.patch_voxels, plan.topology, patches), 2))
 
 
 def _sibling(network: NetworkFactory, plan: Plan, seed: int) -> nn.Module:
