@@ -6,6 +6,8 @@ threads, so that a patch is the same in a worker and in the training process.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 import torchio as tio
@@ -37,9 +39,9 @@ class ChannelTransform(DrawnTransform, tio.IntensityTransform):
                     self.change(channel, generator)
         return subject
 
+    @abstractmethod
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
         """Change ``channel`` (slice, row, column) in place."""
-        raise NotImplementedError
 
 
 class GaussianNoise(ChannelTransform):
