@@ -26,11 +26,11 @@ COLUMNS = [
 ]
 STEPS = 20
 SETTINGS = ["--data.iterations_per_epoch", 1, "--model.ramp", "{final: 0.5, length: 10, start: 5}"]
-# Processors round differently, and steps and hard pseudo-labels let that grow: with AVX-512 switched off, up to 4 % in
-# single precision at the config's rate of 0.1, and 0.07 % in double precision at this rate.
+# Processors round differently, and steps and hard pseudo-labels let that grow: with all vector units switched off, to
+# 4 % in single precision at the config's rate of 0.1, and to 0.07 % in double precision at this rate.
 SETTINGS += ["--trainer.precision", "64-true", "--model.optimizer.init_args.lr", 0.01]
-SETTINGS += ["--model.topology.features", "[6, 12, 24, 48]"]  # half the config's: double precision is slow
-RELATIVE = 2e-3
+SETTINGS += ["--model.topology.features", "[4, 8, 16, 32]"]  # a third of the config's: double precision is slow
+RELATIVE = 1e-3
 
 
 def curve(stores: TinyStores, run: Path) -> list[dict[str, float]]:
@@ -47,7 +47,7 @@ def test_twenty_steps_follow_the_golden_curve(tiny_stores: TinyStores, tmp_path:
     assert len(found) == len(golden) == STEPS
     for step, (ours, recorded) in enumerate(zip(found, golden, strict=True), start=1):
         assert ours == pytest.approx(recorded, rel=RELATIVE, abs=1e-6), f"step {step}"
-    assert found[-1][metric_names.supervised_loss(1)] < found[0][metric_names.supervised_loss(1)] - 0.5, "it learns"
+    assert found[-1][metric_names.supervised_loss(1)] < found[0][metric_names.supervised_loss(1)] - 0.3, "it learns"
 
 
 def record() -> None:
