@@ -82,10 +82,9 @@ def load_plain(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints/")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not one
-        reason = str(error).splitlines()[0][:LONGEST_REASON] if str(error) else type(error).__name__
+    except Exception as error:  # torch raises many kinds for a file that is not one, none of them for the user's eyes
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded safely ({reason}); "
+            f"{path}: not a checkpoint that can be loaded safely; "
             "expected a .ckpt file written by 'flarecps fit', copied completely"
         ) from error
     if not isinstance(content, Mapping) or ENTRY not in content:

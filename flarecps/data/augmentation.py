@@ -23,7 +23,6 @@ from flarecps.typing import Triple
 
 ANISOTROPY = 3  # a patch whose longest edge is more than this times its first is augmented in-plane only (nnU-Net)
 LONG_2D_PATCH = 1.5  # a 2D patch longer than this is rotated by 15° only, or much of it would be padding (nnU-Net)
-_CANONICAL_LATERAL_AXIS = 2  # columns run from the patient's left to right
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def patch_augmentation(
         axes=[axis + 3 - dimensions for axis in axes],
         probability=settings.mirror_probability,
         swaps=swapped_ids(plan.class_count, plan.left_right_pairs) if swap_left_right else None,
-        lateral_axis=plan.axis_order.index(_CANONICAL_LATERAL_AXIS),
+        lateral_axis=plan.lateral_axis,
     )
     low_resolution = LowResolution(
         settings.low_resolution_probability,

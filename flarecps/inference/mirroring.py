@@ -9,9 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from flarecps.typing import Triple
-
-LATERAL_AXIS = 2  # of a canonical array (slice, row, column): columns run from the patient's left to right
+from flarecps.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,9 @@ class Mirroring:
         return total / len(subsets)
 
 
-def lateral_patch_axis(axis_order: Triple, dimensions: int) -> int | None:
-    """The axis of a patch that runs from left to right, or None when a 2D patch has none (sagittal slices).
-
-    ``axis_order`` is the plan's: network axis a is canonical axis ``axis_order[a]``.
-
-    >>> lateral_patch_axis((0, 1, 2), dimensions=3), lateral_patch_axis((0, 1, 2), dimensions=2)
-    (2, 1)
-    """
-    axis = axis_order.index(LATERAL_AXIS) - (3 - dimensions)
+def lateral_patch_axis(plan: Plan) -> int | None:
+    """The axis of a patch that runs from left to right, or None when a 2D patch has none (sagittal slices)."""
+    axis = plan.lateral_axis - (3 - plan.dimensions)
     return axis if axis >= 0 else None
 
 

@@ -178,5 +178,5 @@ def _mirroring(plan: Plan, axes: Sequence[int] | Literal["all"], swap_left_right
     if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(plan.dimensions)):
         names = "0 slice, 1 row, 2 column" if plan.dimensions == 3 else "0 row, 1 column"
         raise ConfigError(f"mirror axes {list(chosen)}: expected each of the patch's axes at most once ({names})")
-    lateral = lateral_patch_axis(plan.axis_order, plan.dimensions) if swap_left_right else None
+    lateral = lateral_patch_axis(plan) if swap_left_right else None
     return Mirroring(chosen, lateral, plan.left_right_pairs)

@@ -21,6 +21,7 @@ from flarecps.typing import SpacingMm, Triple
 
 FORMAT = "flarecps-plan"
 VERSION = 1
+CANONICAL_LATERAL_AXIS = 2  # of (slice, row, column) in RAS voxel order
 
 IntensityScheme = Literal["ct", "zscore"]
 IntensitySource = Literal["global", "foreground"]
@@ -89,6 +90,11 @@ class Plan:
     def class_count(self) -> int:
         """Number of classes including background."""
         return len(self.labels)
+
+    @property
+    def lateral_axis(self) -> int:
+        """The network axis, of three, that runs from the patient's left to right: canonical columns."""
+        return self.axis_order.index(CANONICAL_LATERAL_AXIS)
 
     def preprocessing_hash(self) -> str:
         """A digest of what decides the stored voxels; plans that share it share a case store.

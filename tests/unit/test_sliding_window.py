@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from scipy.ndimage import gaussian_filter
 
 from flarecps.inference.mirroring import Mirroring, lateral_patch_axis
 from flarecps.inference.sliding_window import gaussian_weights, predict_probabilities, window_count, windows
+from flarecps.planning.plan import Intensity, Plan, Topology
+from flarecps.typing import Triple
 
 
 def local_network(classes: int, dimensions: int, seed: int = 0):
@@ -214,8 +217,27 @@ def test_mirror_axes_that_do_not_exist(axes) -> None:
         Mirroring(axes)
 
 
-def test_the_lateral_axis_follows_the_plan() -> None:
-    assert lateral_patch_axis((0, 1, 2), 3) == 2
-    assert lateral_patch_axis((2, 0, 1), 3) == 0
-    assert lateral_patch_axis((1, 0, 2), 2) == 1
-    assert lateral_patch_axis((2, 0, 1), 2) is None
+@pytest.mark.parametrize(
+    ("axis_order", "dimensions", "lateral"),
+    [((0, 1, 2), 3, 2), ((2, 0, 1), 3, 0), ((0, 1, 2), 2, 1), ((1, 0, 2), 2, 1), ((2, 0, 1), 2, None)],
+)
+def test_the_lateral_axis_follows_the_plan(axis_order: Triple, dimensions: Literal[2, 3], lateral: int | None) -> None:
+    ones, twos = (1,) * dimensions, (2,) * dimensions
+    plan = Plan(
+        dataset="tiny",
+        dimensions=dimensions,
+        labels={"background": 0, "right kidney": 1, "left kidney": 2},
+        left_right_pairs=((1, 2),),
+        channels=("CT",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        axis_order=axis_order,
+        median_shape_voxels=(8, 8, 8),
+        patch_voxels=(8,) * dimensions,
+        topology=Topology((4, 8), (ones, twos), ((3,) * dimensions,) * 2),
+        global_batch={"labelled": 2, "unlabelled": 2},
+        batch_dice=True,
+        intensity=Intensity("ct", -100, 100, 0, 50),
+        fingerprint={},
+        memory_gb=0.0,
+    )
+    assert lateral_patch_axis(plan) == lateral
