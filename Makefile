@@ -3,6 +3,7 @@
 #   make demo                  the whole road on a synthetic abdomen; ends with the path of the report
 #   make test                  the test suite
 #   make lint                  ruff and mypy
+#   make peers                 nnU-Net in an environment of its own, for the benchmarks (several GB)
 #   make clean                 remove the environment and caches
 #
 #   make PYTHON=python3.12 ... another Python (3.10 or newer)
@@ -12,13 +13,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .peers
 TORCH ?= torch -c constraints.txt
 WORKERS ?= auto
 
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup peers clean
 
 demo: $(READY)
 	$(BIN)/flarecps demo $(if $(OUT),--out $(OUT))
@@ -40,6 +42,15 @@ $(READY): pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tests]' -c $(VENV)/constraints.txt
 	touch $(READY)
+
+# The benchmarks take its Python from FLARECPS_PEER_PYTHON.
+peers: $(PEERS)/ready
+
+$(PEERS)/ready: benchmarks/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+	@echo "export FLARECPS_PEER_PYTHON=$(abspath $(PEERS))/bin/python"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
