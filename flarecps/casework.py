@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -72,18 +72,26 @@ def work_through(
     workers: int = 1,
     title: str = "Working",
     progress: bool = True,
+    received: Callable[[str, T], None] | None = None,
 ) -> list[Outcome[T]]:
     """One outcome per (name, argument) of ``cases``, in their order; no exception of ``function`` gets out.
 
     With ``workers`` of 0 or 1, or one case, everything runs in this process. Otherwise ``function``, arguments and
     values travel between processes (spawned; module-level functions and plain data), and a case that was under way
     when a worker died is run a second time, alone: what ``function`` writes must therefore be written atomically.
+
+    ``received`` is given name and value of every case that succeeds, in this process, as it ends; the outcomes then
+    hold no values, so memory does not grow with the number of cases.
     """
     outcomes: dict[int, Outcome[T]] = {}
     with progress_bar(title, len(cases), shown=progress) as advance:
 
         def finish(index: int, value: T | None, error: str | None) -> None:
-            outcomes[index] = Outcome(cases[index][0], value, error)
+            name = cases[index][0]
+            if received is not None and error is None:
+                received(name, cast(T, value))
+                value = None
+            outcomes[index] = Outcome(name, value, error)
             advance()
 
         workers = min(workers, len(cases))

@@ -52,6 +52,15 @@ def numbered(count: int) -> list[tuple[str, int]]:
     return [(f"case_{number}", number) for number in range(count)]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_values_can_be_taken_as_they_come_and_are_not_kept(workers: int) -> None:
+    taken: dict[str, int] = {}
+    outcomes = work_through(fail_on_some, numbered(6), workers, progress=False, received=taken.__setitem__)
+    assert taken == {"case_0": 0, "case_5": 5}
+    assert all(outcome.value is None for outcome in outcomes)
+    assert [outcome.failed for outcome in outcomes] == [False, True, True, True, True, False]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_outcomes_come_in_the_order_of_the_cases(workers: int) -> None:
     outcomes = work_through(double, numbered(5), workers, "Doubling", progress=False)
