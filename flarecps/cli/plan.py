@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flarecps.datasets.catalogue import Catalogue
     from flarecps.planning.plan import Plan
 
 FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
@@ -23,6 +24,9 @@ def plan(
     split: str | None = None,
     spacing_mm: list[float] | None = None,
     patch: list[int] | None = None,
+    most_features: int | None = None,
+    fingerprints: Path | None = None,
+    shard: str | None = None,
     workers: int = 2,
     progress: bool = True,
 ) -> int:
@@ -31,6 +35,11 @@ def plan(
     Looks at all labelled and unlabelled scans, never at test scans. The heuristics are nnU-Net v2's; the memory is
     that of this program's training step: two networks, each with labelled and unlabelled patches. The JSON is meant to
     be read and edited. Scans that can't be read are reported, the plan is made from the others; exit code 1 then.
+
+    Large data sets: with --fingerprints every scan's numbers are kept in a folder as soon as they are there, so an
+    interrupted run continues, and other plans (2D, another memory) read no scan again. A job array adds --shard I/N:
+    each job does its share of the scans and writes no plan; the same command without --shard then does what is
+    missing, puts the shares together and plans.
 
     Args:
         dataset: folder of the data set (nnU-Net v2's raw layout plus imagesUn, FLARE22, MSD, or plain folders)
@@ -43,6 +52,10 @@ def plan(
         split: name of a split in the data set's splits.json; without it the folders say who is labelled
         spacing_mm: spacing to resample to instead of the planned one: "[2.5, 0.8, 0.8]" (slice, row, column)
         patch: patch size in voxels instead of the planned one: "[64, 96, 96]" (slice, row, column), in 2D "[256, 256]"
+        most_features: most features of a network stage; by default 320 in 3D and 480 in 2D, as in the paper; nnU-Net
+            v2 takes 512 in 2D
+        fingerprints: folder that keeps what was measured, one file per scan; used again while the scan is unchanged
+        shard: I/N does the I-th of N shares of the scans into --fingerprints, for job arrays, and writes no plan
         workers: processes at work, one scan each
         progress: show progress and the time left
     """
@@ -50,15 +63,23 @@ def plan(
 
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
-    from flarecps.planning.fingerprint import fingerprint_dataset
+    from flarecps.planning.fingerprint_files import fingerprint_dataset
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
     if out.is_dir() or out.suffix != ".json":
         raise PlanError(f"--out {out}: expected the name of a .json file to write")
+    if shard is not None and fingerprints is None:
+        raise PlanError(f"--shard {shard}: expected --fingerprints FOLDER beside it, one folder for all shares")
+    if fingerprints is not None and fingerprints.is_file():
+        raise PlanError(f"--fingerprints {fingerprints}: is a file; expected a folder, new or of an earlier run")
     catalogue = read_catalogue(dataset, split)
-    fingerprint, failed = fingerprint_dataset(catalogue, workers, progress)
-    decided = plan_dataset(fingerprint, catalogue, dimensions, intensity, gpu_memory_gb, spacing_mm, patch)
+    if shard is not None and fingerprints is not None:
+        return _fingerprint_share(catalogue, shard, fingerprints, workers, progress)
+    fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
+    decided = plan_dataset(
+        fingerprint, catalogue, dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_plan(out, decided)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,6 +90,21 @@ def plan(
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
     for outcome in failed:
         errors.print(f"not in the plan: {outcome.name}: {outcome.error}", style="red", markup=False)
+    return FAILED if failed else 0
+
+
+def _fingerprint_share(catalogue: Catalogue, share: str, folder: Path, workers: int, progress: bool) -> int:
+    from rich.console import Console
+
+    from flarecps.planning.fingerprint_files import fingerprint_shard
+
+    count, failed = fingerprint_shard(catalogue, share, folder, workers, progress)
+    Console(highlight=False, soft_wrap=True).print(
+        f"share {share}: {count - len(failed)} of {count} scans fingerprinted: {folder}", markup=False
+    )
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for outcome in failed:
+        errors.print(f"not fingerprinted: {outcome.name}: {outcome.error}", style="red", markup=False)
     return FAILED if failed else 0
 
 

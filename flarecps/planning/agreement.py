@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-
 from flarecps.errors import ScanError
+from flarecps.planning.histogram import Histogram
 from flarecps.volumes.io import Volume
 
 
@@ -18,8 +17,7 @@ def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: s
             f"{path}: labels of case '{name}' are on another grid than the image {volume.source.path}: "
             f"{volume.space.difference(labels.space)}; resample the labels onto the image, or pair the right files"
         )
-    present = np.flatnonzero(np.bincount(labels.array.ravel(), minlength=1)).tolist()
-    unknown = sorted(set(present) - set(known))
+    unknown = sorted(set(Histogram.of(labels.array).filled()) - set(known))
     if unknown:
         raise ScanError(
             f"{path}: labels of case '{name}' hold the value{'s' if len(unknown) > 1 else ''} "

@@ -1,8 +1,9 @@
-"""What a data set looks like: shapes, spacings, orientations, and exact HU histograms, overall and per structure.
+"""What a data set looks like: shapes, spacings, orientations, voxels per class, and exact HU histograms.
 
-Every number is taken after cropping to the field of view, as preprocessing does. Merging is addition, so the result
-is the same for any order of cases, number of workers, or shards. Labelled and unlabelled scans are pooled for all
-that needs no labels; test scans are never looked at.
+Every number is taken after cropping to the field of view, as preprocessing does. Merging is addition of whole numbers,
+so the result is the same to the bit for any order of cases, number of workers, or shards, and memory does not grow with
+the number of voxels. Labelled and unlabelled scans are pooled for all that needs no labels; test scans are never looked
+at.
 """
 
 from __future__ import annotations
@@ -13,82 +14,68 @@ from typing import Any
 
 import numpy as np
 
-from flarecps.casework import Outcome, work_through
-from flarecps.datasets.catalogue import Case, Catalogue, Role
-from flarecps.errors import DatasetError
+from flarecps.datasets.catalogue import Role
 from flarecps.planning.agreement import check_labels
 from flarecps.planning.histogram import Histogram
 from flarecps.planning.hounsfield import FILL_HU, to_hu
 from flarecps.typing import SpacingMm, Triple
 from flarecps.volumes.cropping import crop, field_box
-from flarecps.volumes.io import Volume, read_channels, read_labels
+from flarecps.volumes.io import Volume
 
 CT_CHANNEL = "ct"  # a channel of this name (any case) holds HU
 
 
 @dataclass(frozen=True)
-class CaseFingerprint:
-    """One case, after cropping. Triples are canonical (slice, row, column)."""
+class CaseShape:
+    """What is kept case by case. Triples are canonical (slice, row, column), after cropping."""
 
     name: str
     role: Role
     shape_voxels: Triple
     spacing_mm: SpacingMm
     orientation: str  # of the stored voxel axes (column, row, slice), e.g. "LPS"
-    volumes_ml: dict[int, float]  # by label id, structures present only; empty without labels
-    histogram: Histogram | None  # HU of all voxels; None when the scan is not CT
-    label_histograms: dict[int, Histogram]  # HU per structure present; empty without labels or CT
+    label_voxels: dict[int, int]  # by label id, background too, ids present only; empty without labels
 
-
-@dataclass(frozen=True)
-class CaseShape:
-    """The part of a case's fingerprint that is kept case by case."""
-
-    name: str
-    role: Role
-    shape_voxels: Triple
-    spacing_mm: SpacingMm
-    orientation: str
-    volumes_ml: dict[int, float]
+    @property
+    def volumes_ml(self) -> dict[int, float]:
+        """Volume of every structure present, by label id."""
+        ml_per_voxel = float(np.prod(self.spacing_mm)) / 1000
+        return {label: count * ml_per_voxel for label, count in self.label_voxels.items() if label}
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A data set, or a part of one."""
+    """One case, several, or a whole data set. Channels of one scan are pooled."""
 
     cases: tuple[CaseShape, ...] = ()  # sorted by name
-    histogram: Histogram | None = None
-    label_histograms: dict[int, Histogram] = field(default_factory=dict)
+    histogram: Histogram | None = None  # HU of all voxels; None when the scans are not CT
+    label_histograms: dict[int, Histogram] = field(default_factory=dict)  # HU per structure; empty without labels or CT
 
     @staticmethod
-    def of(cases: Iterable[CaseFingerprint]) -> Fingerprint:
-        """The fingerprint of several cases."""
-        shapes: list[CaseShape] = []
-        histogram: Histogram | None = None
-        label_histograms: dict[int, Histogram] = {}
-        for case in cases:
-            shapes.append(
-                CaseShape(case.name, case.role, case.shape_voxels, case.spacing_mm, case.orientation, case.volumes_ml)
-            )
-            histogram = _sum_or_none(histogram, case.histogram)
-            label_histograms = _sums(label_histograms, case.label_histograms)
-        return Fingerprint(tuple(sorted(shapes, key=lambda case: case.name)), histogram, label_histograms)
+    def of(parts: Iterable[Fingerprint]) -> Fingerprint:
+        """The fingerprint of all parts together, taken in one by one. Raises ``ValueError`` when two share a case."""
+        tally = Tally()
+        for part in parts:
+            tally.add(part)
+        return tally.total()
 
     def merge(self, other: Fingerprint) -> Fingerprint:
         """The fingerprint of both parts. Raises ``ValueError`` when they share a case."""
-        shared = {case.name for case in self.cases} & {case.name for case in other.cases}
-        if shared:
-            raise ValueError(f"both parts hold the case '{min(shared)}'")
-        return Fingerprint(
-            cases=tuple(sorted(self.cases + other.cases, key=lambda case: case.name)),
-            histogram=_sum_or_none(self.histogram, other.histogram),
-            label_histograms=_sums(self.label_histograms, other.label_histograms),
-        )
+        return Fingerprint.of((self, other))
 
     @property
     def foreground(self) -> Histogram:
         """HU of all labelled structures together."""
         return sum(self.label_histograms.values(), Histogram.empty())
+
+    @property
+    def label_voxels(self) -> dict[int, int]:
+        """Voxels of every class, background too, over all labelled scans."""
+        counts: dict[int, int] = {}
+        for case in self.cases:
+            for label, count in case.label_voxels.items():
+                counts[label] = counts.get(label, 0) + count
+        return dict(sorted(counts.items()))
 
     def count(self, role: Role) -> int:
         """Number of cases with this role."""
@@ -104,17 +91,19 @@ class Fingerprint:
                     "shape_voxels": list(case.shape_voxels),
                     "spacing_mm": list(case.spacing_mm),
                     "orientation": case.orientation,
+                    "label_voxels": {str(label): count for label, count in case.label_voxels.items()},
                     "volumes_ml": {str(label): volume for label, volume in case.volumes_ml.items()},
                 }
                 for case in self.cases
             ],
+            "label_voxels": {str(label): count for label, count in self.label_voxels.items()},
             "histogram_hu": None if self.histogram is None else self.histogram.to_json(),
             "label_histograms_hu": {str(label): one.to_json() for label, one in self.label_histograms.items()},
         }
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Fingerprint:
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``; what follows from other entries is not read."""
         histogram = content["histogram_hu"]
         return Fingerprint(
             cases=tuple(
@@ -124,7 +113,7 @@ class Fingerprint:
                     shape_voxels=tuple(case["shape_voxels"]),
                     spacing_mm=tuple(case["spacing_mm"]),
                     orientation=case["orientation"],
-                    volumes_ml={int(label): volume for label, volume in case["volumes_ml"].items()},
+                    label_voxels={int(label): count for label, count in case["label_voxels"].items()},
                 )
                 for case in content["cases"]
             ),
@@ -132,6 +121,34 @@ class Fingerprint:
             label_histograms={
                 int(label): Histogram.from_json(one) for label, one in content["label_histograms_hu"].items()
             },
+        )
+
+
+class Tally:
+    """Remembers the sum of the fingerprints added so far."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, CaseShape] = {}
+        self._histogram: Histogram | None = None
+        self._label_histograms: dict[int, Histogram] = {}
+
+    def add(self, part: Fingerprint) -> None:
+        """Take in the cases of ``part``. Raises ``ValueError`` when one is there already."""
+        for case in part.cases:
+            if case.name in self._cases:
+                raise ValueError(f"both parts hold the case '{case.name}'")
+            self._cases[case.name] = case
+        if part.histogram is not None:
+            self._histogram = (self._histogram or Histogram.empty()) + part.histogram
+        for label, histogram in part.label_histograms.items():
+            self._label_histograms[label] = self._label_histograms.get(label, Histogram.empty()) + histogram
+
+    def total(self) -> Fingerprint:
+        """The fingerprint of all cases so far."""
+        return Fingerprint(
+            cases=tuple(sorted(self._cases.values(), key=lambda case: case.name)),
+            histogram=self._histogram,
+            label_histograms=dict(sorted(self._label_histograms.items())),
         )
 
 
@@ -146,7 +163,7 @@ def is_ct(channels: Iterable[str]) -> bool:
 
 def fingerprint_case(
     volume: Volume, labels: Volume | None, *, name: str, role: Role, ct: bool, known_labels: Iterable[int]
-) -> CaseFingerprint:
+) -> Fingerprint:
     """The fingerprint of one scan; ``labels`` (1, S, H, W) only where they may be used.
 
     Raises ``ScanError`` when the labels' grid or values do not fit.
@@ -154,44 +171,23 @@ def fingerprint_case(
     array = to_hu(volume.array) if ct else volume.array
     box = field_box(array, FILL_HU if ct else 0)
     array = crop(array, box)
-    volumes: dict[int, float] = {}
+    label_voxels: dict[int, int] = {}
     label_histograms: dict[int, Histogram] = {}
     if labels is not None:
         check_labels(volume, labels, set(known_labels), name)
         cropped = crop(labels.array, box)[0]
-        counts = np.bincount(labels.array.ravel())
-        ml_per_voxel = volume.space.voxel_volume_mm3 / 1000
-        volumes = {int(label): float(counts[label] * ml_per_voxel) for label in np.flatnonzero(counts) if label}
+        label_voxels = Histogram.of(cropped).filled()
         if ct:
             label_histograms = _histograms_by_label(array, cropped)
-    return CaseFingerprint(
+    case = CaseShape(
         name=name,
         role=role,
         shape_voxels=box.shape,
         spacing_mm=volume.space.spacing_mm,
         orientation=orientation_code(volume.source.stored.direction),
-        volumes_ml=volumes,
-        histogram=Histogram.of(array) if ct else None,
-        label_histograms=label_histograms,
+        label_voxels=label_voxels,
     )
-
-
-def fingerprint_dataset(
-    catalogue: Catalogue, workers: int, progress: bool = True
-) -> tuple[Fingerprint, list[Outcome[CaseFingerprint]]]:
-    """The fingerprint of all labelled and unlabelled scans, and the outcomes of the cases that could not be read.
-
-    Raises ``DatasetError`` when no labelled case could be read.
-    """
-    ct, known = is_ct(catalogue.channels), tuple(catalogue.labels.values())
-    cases = [(case.name, (case, ct, known)) for case in (*catalogue.labelled, *catalogue.unlabelled)]
-    outcomes = work_through(_read_and_fingerprint, cases, workers, "Fingerprint", progress)
-    fingerprint = Fingerprint.of(outcome.value for outcome in outcomes if outcome.value is not None)
-    failures = [outcome for outcome in outcomes if outcome.value is None]
-    if not fingerprint.count("labelled"):
-        first = f"; the first failed: {failures[0].error}" if failures else ""
-        raise DatasetError(f"{catalogue.root}: no labelled case could be read{first}")
-    return fingerprint, failures
+    return Fingerprint((case,), Histogram.of(array) if ct else None, label_histograms)
 
 
 def orientation_code(direction: tuple[float, ...]) -> str:
@@ -206,14 +202,6 @@ def orientation_code(direction: tuple[float, ...]) -> str:
     return "".join(letters[row][int(cosines[row, column] > 0)] for column, row in enumerate(strongest))
 
 
-def _read_and_fingerprint(entry: tuple[Case, bool, tuple[int, ...]]) -> CaseFingerprint:
-    case, ct, known = entry
-    volume = read_channels(case.images)
-    use_labels = case.role == "labelled" and case.labels is not None
-    labels = read_labels(case.labels) if use_labels and case.labels is not None else None
-    return fingerprint_case(volume, labels, name=case.name, role=case.role, ct=ct, known_labels=known)
-
-
 def _histograms_by_label(array: np.ndarray, labels: np.ndarray) -> dict[int, Histogram]:
     """HU histogram of every structure in ``labels`` (S, H, W), channels of ``array`` pooled."""
     inside = labels > 0
@@ -225,16 +213,3 @@ def _histograms_by_label(array: np.ndarray, labels: np.ndarray) -> dict[int, His
             one = Histogram.of(values[ids == label])
             histograms[int(label)] = histograms.get(int(label), Histogram.empty()) + one
     return histograms
-
-
-def _sums(one: dict[int, Histogram], other: dict[int, Histogram]) -> dict[int, Histogram]:
-    return {
-        label: one.get(label, Histogram.empty()) + other.get(label, Histogram.empty())
-        for label in sorted({*one, *other})
-    }
-
-
-def _sum_or_none(one: Histogram | None, other: Histogram | None) -> Histogram | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other

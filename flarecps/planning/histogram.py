@@ -43,6 +43,14 @@ class Histogram:
         """How many values were counted."""
         return int(self.counts.sum())
 
+    def filled(self) -> dict[int, int]:
+        """How often each value that occurs does, ascending by value.
+
+        >>> Histogram.of(np.array([3, 1, 3])).filled()
+        {1: 1, 3: 2}
+        """
+        return {int(index) + self.lowest: int(self.counts[index]) for index in np.flatnonzero(self.counts)}
+
     def __add__(self, other: Histogram) -> Histogram:
         """The histogram of both sets of values together."""
         if not self.counts.size or not other.counts.size:

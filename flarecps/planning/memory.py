@@ -34,10 +34,15 @@ class MemoryModel:
     streams: int = STREAMS
 
     @property
-    def largest_elements(self) -> float:
-        """The most elements a patch may have in one network, at the reference batch in every stream."""
+    def elements(self) -> float:
+        """The elements a patch may have in one network, at the reference batch in every stream."""
         share = self.gpu_memory_gb / REFERENCE_GB / (self.networks * self.streams)
         return REFERENCE_ELEMENTS[self.dimensions] * share
+
+    @property
+    def largest_elements(self) -> float:
+        """The most elements a patch may have in one network: at the smallest batch in every stream."""
+        return self.elements * REFERENCE_BATCH[self.dimensions] / SMALLEST_BATCH
 
     def elements_per_patch(self, patch: Sequence[int], topology: Topology) -> int:
         """Outputs of all convolutions of one U-Net for one patch: two a stage both ways, upsampling, and heads."""
@@ -53,7 +58,7 @@ class MemoryModel:
     def batch(self, patch: Sequence[int], topology: Topology, labelled_voxels: float) -> int:
         """Patches per stream: as many as fit, at most 5 % of the labelled voxels, at least 2."""
         elements = self.elements_per_patch(patch, topology)
-        fitting = round(self.largest_elements / elements * REFERENCE_BATCH[self.dimensions])
+        fitting = round(self.elements / elements * REFERENCE_BATCH[self.dimensions])
         varied = round(labelled_voxels * MOST_OF_DATA / np.prod(patch, dtype=float))
         return max(min(fitting, varied), SMALLEST_BATCH)
 

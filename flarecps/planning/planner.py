@@ -15,7 +15,7 @@ from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Intensity, IntensitySource, Plan, checked
 from flarecps.planning.spacing import axis_order, in_network_order, median_shape_voxels, target_spacing_mm
 from flarecps.planning.topology import fit_patch, given_patch
-from flarecps.typing import SpacingMm
+from flarecps.typing import SpacingMm, Triple
 
 CLIP_PERCENTILES = (0.5, 99.5)  # nnU-Net's window for CT
 LOW_RESOLUTION_BELOW = 0.25  # nnU-Net adds a low-resolution stage where a patch sees less of the median scan than this
@@ -31,28 +31,33 @@ def plan_dataset(
     gpu_memory_gb: float = 8.0,
     spacing_mm: Sequence[float] | None = None,
     patch_voxels: Sequence[int] | None = None,
+    most_features: int | None = None,
+    order: Triple | None = None,
 ) -> Plan:
     """The plan for a data set: nnU-Net v2's heuristics, with the memory of two siblings and both kinds of patches.
 
-    ``spacing_mm`` (canonical: slice, row, column) and ``patch_voxels`` (network order) override what the data say.
+    ``spacing_mm`` (canonical: slice, row, column), ``patch_voxels`` (network order), ``most_features`` (of a stage) and
+    ``order`` (canonical axes in network order) override what the data and the paper say.
     Raises ``PlanError`` when the settings contradict each other or nothing fits the memory.
     """
     if dimensions not in (2, 3):
         raise PlanError(f"dimensions {dimensions!r}: expected 2 (slices) or 3 (volumes)")
     if not gpu_memory_gb > 0:
         raise PlanError(f"GPU memory {gpu_memory_gb} GB: expected a number above 0")
+    if most_features is not None and most_features < 1:
+        raise PlanError(f"--most-features {most_features}: expected at least 1; the paper has 320 in 3D, 480 in 2D")
     if not fingerprint.cases:
         raise PlanError(f"{catalogue.root}: nothing to plan on: the fingerprint holds no case")
     target = target_spacing_mm(fingerprint.cases) if spacing_mm is None else _checked_spacing(spacing_mm)
-    order = axis_order(target)
+    order = axis_order(target) if order is None else order
     spacing = in_network_order(target, order)
     shape = in_network_order(median_shape_voxels(fingerprint.cases, target), order)
     seen = slice(3 - dimensions, 3)  # a 2D network does not see the first axis
     memory = MemoryModel(gpu_memory_gb, dimensions, len(catalogue.labels))
     if patch_voxels is None:
-        patch, topology = fit_patch(spacing[seen], shape[seen], memory)
+        patch, topology = fit_patch(spacing[seen], shape[seen], memory, most_features)
     else:
-        patch, topology = given_patch(spacing[seen], tuple(patch_voxels))
+        patch, topology = given_patch(spacing[seen], tuple(patch_voxels), most_features)
     labelled_voxels = float(np.prod(shape)) * fingerprint.count("labelled")
     batch = memory.batch(patch, topology, labelled_voxels)
     return checked(
@@ -68,7 +73,7 @@ def plan_dataset(
             patch_voxels=patch,
             topology=topology,
             global_batch={"labelled": batch, "unlabelled": batch},
-            batch_dice=dimensions == 2 or has_low_resolution_stage(spacing, shape, patch, memory),
+            batch_dice=dimensions == 2 or has_low_resolution_stage(spacing, shape, patch, memory, most_features),
             intensity=decide_intensity(fingerprint, catalogue.channels, intensity),
             fingerprint=summary(fingerprint, catalogue.labels),
             memory_gb=round(memory.step_gb(patch, topology, batch), 2),
@@ -93,7 +98,11 @@ def decide_intensity(fingerprint: Fingerprint, channels: Sequence[str], source: 
 
 
 def has_low_resolution_stage(
-    spacing_mm: Sequence[float], median_shape: Sequence[float], patch: Sequence[int], memory: MemoryModel
+    spacing_mm: Sequence[float],
+    median_shape: Sequence[float],
+    patch: Sequence[int],
+    memory: MemoryModel,
+    most_features: int | None = None,
 ) -> bool:
     """Whether nnU-Net would add a low-resolution stage: batch Dice is then on at full resolution (3D)."""
     full_voxels = float(np.prod(median_shape))
@@ -104,7 +113,8 @@ def has_low_resolution_stage(
         spacing[far if far.any() else slice(None)] *= COARSER_STEP
         shape = np.array(median_shape) * full_spacing / spacing
         voxels = float(shape.prod())
-        patch_voxels = float(np.prod(fit_patch(tuple(spacing), tuple(np.rint(shape).clip(1)), memory)[0]))
+        smaller, _ = fit_patch(tuple(spacing), tuple(np.rint(shape).clip(1)), memory, most_features)
+        patch_voxels = float(np.prod(smaller))
     return full_voxels / voxels >= 2
 
 
@@ -128,13 +138,16 @@ def summary(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
 
 def _structures(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
     structures: dict[str, Any] = {}
+    voxels = fingerprint.label_voxels
     for name, label in labels.items():
-        volumes = [case.volumes_ml[label] for case in fingerprint.cases if label in case.volumes_ml]
         if label == 0:
             continue
+        volumes = [case.volumes_ml[label] for case in fingerprint.cases if label in case.label_voxels]
         structures[name] = {"cases": len(volumes)}
         if volumes:
             structures[name] |= {
+                "voxels": voxels[label],
+                "share_of_labelled_voxels": _rounded(voxels[label] / sum(voxels.values())),
                 "volume_ml_minimum": _rounded(min(volumes)),
                 "volume_ml_median": _rounded(float(np.median(volumes))),
                 "volume_ml_maximum": _rounded(max(volumes)),

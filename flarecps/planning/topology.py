@@ -73,24 +73,27 @@ def pooling(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pooling:
     return Pooling(tuple(strides), tuple(kernels), padded, divisor)
 
 
-def topology_of(found: Pooling) -> Topology:
-    """The network's topology: 32 features, doubled at every stage up to the cap."""
-    cap = MOST_FEATURES[len(found.patch)]
+def topology_of(found: Pooling, most_features: int | None = None) -> Topology:
+    """The network's topology: 32 features, doubled at every stage up to ``most_features`` (None: the paper's)."""
+    cap = MOST_FEATURES[len(found.patch)] if most_features is None else most_features
     features = tuple(min(FIRST_FEATURES * 2**stage, cap) for stage in range(len(found.strides)))
     return Topology(features, found.strides, found.kernels)
 
 
 def fit_patch(
-    spacing_mm: Sequence[float], median_shape: Sequence[float], memory: MemoryModel
+    spacing_mm: Sequence[float],
+    median_shape: Sequence[float],
+    memory: MemoryModel,
+    most_features: int | None = None,
 ) -> tuple[tuple[int, ...], Topology]:
-    """The largest patch, and its topology, whose smallest batch fits ``memory``.
+    """The largest patch, and its topology, of which ``memory`` holds the smallest batch.
 
     ``spacing_mm`` and ``median_shape`` (voxels) are in network order, two or three axes. Raises ``PlanError`` when
     not even the smallest patch fits.
     """
     start = [min(edge, median) for edge, median in zip(isotropic_patch(spacing_mm), median_shape, strict=True)]
     found = pooling(spacing_mm, start)
-    while memory.elements_per_patch(found.patch, topology_of(found)) > memory.largest_elements:
+    while memory.elements_per_patch(found.patch, topology_of(found, most_features)) > memory.largest_elements:
         axis = int(np.argsort([edge / median for edge, median in zip(found.patch, median_shape, strict=True)])[-1])
         smaller = list(found.patch)
         smaller[axis] -= found.divisor[axis]
@@ -106,10 +109,12 @@ def fit_patch(
         previous, found = found.patch, pooling(spacing_mm, reduced)
         if found.patch == previous:  # padding gave back what was taken: take the whole divisor
             found = pooling(spacing_mm, smaller)
-    return found.patch, topology_of(found)
+    return found.patch, topology_of(found, most_features)
 
 
-def given_patch(spacing_mm: Sequence[float], patch: Sequence[int]) -> tuple[tuple[int, ...], Topology]:
+def given_patch(
+    spacing_mm: Sequence[float], patch: Sequence[int], most_features: int | None = None
+) -> tuple[tuple[int, ...], Topology]:
     """The topology for a patch the user asks for. Raises ``PlanError`` when it is not divisible by its strides."""
     if len(patch) != len(spacing_mm) or min(patch) < 1:
         raise PlanError(f"--patch {list(patch)}: expected {len(spacing_mm)} positive voxel counts, one per axis")
@@ -119,7 +124,7 @@ def given_patch(spacing_mm: Sequence[float], patch: Sequence[int]) -> tuple[tupl
             f"--patch {_times(patch)}: at this spacing the network halves the axes until they measure {found.divisor} "
             f"voxels per deepest voxel, and every axis must be a multiple of that; use {_times(found.patch)}"
         )
-    return found.patch, topology_of(found)
+    return found.patch, topology_of(found, most_features)
 
 
 def _times(edges: Sequence[int]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,8 @@ import pytest
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError, ScanError
-from flarecps.planning.fingerprint import (
-    CaseFingerprint,
-    Fingerprint,
-    fingerprint_case,
-    fingerprint_dataset,
-    is_ct,
-    orientation_code,
-)
+from flarecps.planning.fingerprint import Fingerprint, Tally, fingerprint_case, is_ct, orientation_code
+from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
 from flarecps.planning.histogram import Histogram
 from flarecps.planning.hounsfield import to_hu
 from flarecps.volumes.io import Source, Volume, write_volume
@@ -90,9 +86,11 @@ def test_one_case_by_hand() -> None:
     labels[0, 3, 3:5, 4] = 3
     found = fingerprint(image, labels)
     field = image[0, 1:5, 2:7, 0:9]
-    assert found.shape_voxels == (4, 5, 9)
-    assert found.spacing_mm == (2.0, 1.0, 0.5)
-    assert found.volumes_ml == pytest.approx({1: 3 * 1e-3, 3: 2 * 1e-3})  # a voxel of 2 × 1 × 0.5 mm is 1 µl
+    (case,) = found.cases
+    assert case.shape_voxels == (4, 5, 9)
+    assert case.spacing_mm == (2.0, 1.0, 0.5)
+    assert case.label_voxels == found.label_voxels == {0: 4 * 5 * 9 - 5, 1: 3, 3: 2}
+    assert case.volumes_ml == pytest.approx({1: 3 * 1e-3, 3: 2 * 1e-3})  # a voxel of 2 × 1 × 0.5 mm is 1 µl
     assert found.histogram == Histogram.of(field)
     assert found.label_histograms == {1: Histogram.of(image[0, 2, 3, 1:4]), 3: Histogram.of(image[0, 3, 3:5, 4])}
 
@@ -109,7 +107,7 @@ def test_other_modalities_have_no_histogram() -> None:
     found = fingerprint(GENERATOR.random((2, 3, 4, 5)).astype(np.float32), np.ones((1, 3, 4, 5), np.uint8), ct=False)
     assert found.histogram is None
     assert found.label_histograms == {}
-    assert found.volumes_ml == {1: pytest.approx(60e-3)}
+    assert found.cases[0].volumes_ml == {1: pytest.approx(60e-3)}
 
 
 def test_labels_that_do_not_belong() -> None:
@@ -122,7 +120,7 @@ def test_labels_that_do_not_belong() -> None:
         fingerprint(image, np.zeros((1, 3, 4, 6), np.uint8))
 
 
-def some_cases(count: int = 5) -> list[CaseFingerprint]:
+def some_cases(count: int = 5) -> list[Fingerprint]:
     cases = []
     for index in range(count):
         image = GENERATOR.integers(-1000, 1000, (1, 4, 5, 6 + index)).astype(np.int16)
@@ -180,7 +178,7 @@ def test_a_data_set_is_fingerprinted_without_its_test_scans(catalogue: Catalogue
     assert [(case.name, case.role) for case in whole.cases] == [
         ("a", "labelled"), ("b", "labelled"), ("u", "unlabelled"),
     ]  # fmt: skip
-    assert whole.cases[2].volumes_ml == {}  # the labels of an unlabelled case are nobody's business
+    assert whole.cases[2].label_voxels == {}  # the labels of an unlabelled case are nobody's business
     assert whole.histogram is not None
     assert whole.histogram.count == 3 * 6 * 7 * 8
     assert whole.label_histograms[1].lowest > 0
@@ -193,3 +191,72 @@ def test_no_readable_labelled_case(catalogue: Catalogue) -> None:
         case.images[0].write_bytes(b"")
     with pytest.raises(DatasetError, match="no labelled case could be read; the first failed"):
         fingerprint_dataset(catalogue, workers=1, progress=False)
+
+
+def test_shards_orders_and_interruptions_give_the_same_bytes(catalogue: Catalogue, tmp_path: Path) -> None:
+    undisturbed, sharded = tmp_path / "undisturbed", tmp_path / "sharded"
+    whole, _ = fingerprint_dataset(catalogue, workers=2, progress=False, folder=undisturbed)
+    counts = []
+    for share in ("3/3", "1/3", "2/3"):
+        count, failed = fingerprint_shard(catalogue, share, sharded, workers=1, progress=False)
+        counts.append((count, [outcome.name for outcome in failed]))
+    assert sorted(counts) == [(1, []), (1, []), (2, ["broken"])]
+    (sharded / "cases" / "a.json").unlink()  # a killed job leaves whole files, or none, and a partial one
+    (sharded / "cases" / ".partial-00000000-a.json").write_text("{")
+    merged, failed = fingerprint_dataset(catalogue, workers=1, progress=False, folder=sharded)
+    assert [outcome.name for outcome in failed] == ["broken"]
+    assert merged == whole == fingerprint_dataset(catalogue, workers=1, progress=False)[0]
+    for name in ("fingerprint.json", "cases/a.json", "cases/b.json", "cases/u.json"):
+        assert (undisturbed / name).read_bytes() == (sharded / name).read_bytes()
+    content = json.loads((sharded / "fingerprint.json").read_text())
+    assert Fingerprint.from_json(content) == whole
+
+
+def count_readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    from flarecps.planning import fingerprint_files
+
+    read: list[Path] = []
+    real = fingerprint_files.read_channels
+    monkeypatch.setattr(fingerprint_files, "read_channels", lambda paths: read.extend(paths) or real(paths))
+    return read
+
+
+def test_only_what_is_out_of_date_is_read_again(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fingerprints"
+    read = count_readings(monkeypatch)
+
+    def read_now(one: Catalogue = catalogue) -> list[str]:
+        read.clear()
+        fingerprint_dataset(one, workers=1, progress=False, folder=folder)
+        return [path.name.removesuffix(".nii.gz") for path in read]
+
+    assert read_now() == ["a", "b", "u", "broken"]
+    assert read_now() == ["broken"]
+    scan, labels = catalogue.cases[0].images[0], catalogue.cases[1].labels
+    os.utime(scan, ns=(0, scan.stat().st_mtime_ns + 1))
+    assert read_now() == ["a", "broken"]
+    assert labels is not None
+    write_volume(labels, np.ones((6, 7, 8), np.uint8), Space.canonical((6, 7, 8), (2.0, 1.0, 1.0)))
+    assert read_now() == ["b", "broken"]
+    (folder / "cases" / "u.json").write_text('{"format": "flarecps-fingerprint"')
+    assert read_now() == ["u", "broken"]
+    unlabelled = replace(
+        catalogue, cases=tuple(replace(c, role="unlabelled") if c.name == "b" else c for c in catalogue.cases)
+    )
+    assert read_now(unlabelled) == ["b", "broken"]
+    assert read_now(replace(unlabelled, labels={"background": 0, "organ": 1, "other": 2})) == ["a", "broken"]
+
+
+def test_memory_does_not_grow_with_the_number_of_cases() -> None:
+    """A thousand scans take as many counters as their range of HU is wide."""
+    tally = Tally()
+    for index in range(1000):
+        image = GENERATOR.integers(-1000, 1000, (1, 2, 3, 4)).astype(np.int16)
+        tally.add(fingerprint(image, (image > 0).astype(np.uint8), f"case_{index}"))
+    total = tally.total()
+    assert total.histogram is not None
+    assert total.histogram.count == 1000 * 24
+    assert total.histogram.counts.size <= 2000
+    assert [one.counts.size <= 1000 for one in total.label_histograms.values()] == [True]
