@@ -1,8 +1,10 @@
 """The networks: pure tensors in, logits out; no paths, millimetres or training loop."""
 
 from flarecps.networks.initialisation import he_normal_
+from flarecps.networks.nnunet_names import nnunet_v2_names
+from flarecps.networks.residual import ResidualEncoderUNet
 from flarecps.networks.unet import PlainUNet
 
-NETWORKS = {network.__name__: network for network in (PlainUNet,)}  # what a checkpoint may name
+NETWORKS = {network.__name__: network for network in (PlainUNet, ResidualEncoderUNet)}  # what a checkpoint may name
 
-__all__ = ["NETWORKS", "PlainUNet", "he_normal_"]
+__all__ = ["NETWORKS", "PlainUNet", "ResidualEncoderUNet", "he_normal_", "nnunet_v2_names"]

@@ -11,23 +11,37 @@ NEGATIVE_SLOPE = 0.01  # of LeakyReLU, nnU-Net's
 _CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _NORMS: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_AVERAGES: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution (with bias), instance norm (affine, eps 1e-5) and LeakyReLU (0.01)."""
+    """Convolution (with bias), instance norm (affine, eps 1e-5) and LeakyReLU (0.01), the last if ``activated``."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        bias: bool = True,
+        activated: bool = True,
+    ) -> None:
         super().__init__()
         dimensions = len(kernel)
         padding = tuple(width // 2 for width in kernel)
         self.convolution = _CONVOLUTIONS[dimensions](
-            in_channels, out_channels, tuple(kernel), tuple(stride), padding, bias=True
+            in_channels, out_channels, tuple(kernel), tuple(stride), padding, bias=bias
         )
         self.norm = _NORMS[dimensions](out_channels, eps=1e-5, affine=True)
-        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+        self.activation = activation() if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.norm(self.convolution(x)))
+
+
+def activation() -> nn.Module:
+    """LeakyReLU (0.01), in place."""
+    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
 
 def convolution_stage(
@@ -40,11 +54,16 @@ def convolution_stage(
     return nn.Sequential(*blocks)
 
 
-def upsampling(in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
-    """A transposed convolution without bias whose kernel is its stride: every output voxel has one source."""
-    return _TRANSPOSED[len(stride)](in_channels, out_channels, tuple(stride), tuple(stride), bias=False)
+def upsampling(in_channels: int, out_channels: int, stride: Sequence[int], bias: bool = False) -> nn.Module:
+    """A transposed convolution whose kernel is its stride: every output voxel has one source."""
+    return _TRANSPOSED[len(stride)](in_channels, out_channels, tuple(stride), tuple(stride), bias=bias)
 
 
-def head(in_channels: int, classes: int, dimensions: int) -> nn.Module:
-    """A 1×1(×1) convolution without bias that turns features into logits."""
-    return _CONVOLUTIONS[dimensions](in_channels, classes, 1, bias=False)
+def average_pooling(stride: Sequence[int]) -> nn.Module:
+    """The mean of every block of ``stride`` voxels."""
+    return _AVERAGES[len(stride)](tuple(stride), tuple(stride))
+
+
+def head(in_channels: int, classes: int, dimensions: int, bias: bool = False) -> nn.Module:
+    """A 1×1(×1) convolution that turns features into logits."""
+    return _CONVOLUTIONS[dimensions](in_channels, classes, 1, bias=bias)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+_POOLINGS = (nn.AvgPool2d, nn.AvgPool3d)
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,33 @@ class Cost:
     parameters: int
     macs: int  # of convolutions alone; a transposed one has one kernel entry per output voxel (kernel = stride)
     macs_table_2: int  # as the paper's Table 2 counts them, see ``network_cost``
+    convolved_elements: int  # outputs of all convolutions, what nnU-Net's rule of memory counts
 
 
 def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[int]) -> Cost:
     """The cost of ``network`` (on torch's ``meta`` device: nothing is computed) for one patch.
 
     Table 2's convention counts a transposed convolution as its whole kernel per *output* voxel, 1 per output of a
-    convolution with bias, 2 per normalised element and 1 per activation; it gives the paper's 585.43 G (3D) and
-    65.55 G (2D).
+    convolution with bias, 2 per normalised element, 1 per activation and 1 per element that is averaged; it gives the
+    paper's 585.43 G (3D) and 65.55 G (2D). Additions of a residual network count nothing.
     """
-    macs = table_2 = 0
+    macs = table_2 = elements = 0
 
     def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs, table_2
+        nonlocal macs, table_2, elements
         if isinstance(layer, _CONVOLUTIONS + _TRANSPOSED):
             kernel = math.prod(layer.kernel_size) * layer.in_channels * layer.out_channels
             voxels = output[0, 0].numel()
             proper = inputs[0][0, 0].numel() if isinstance(layer, _TRANSPOSED) else voxels
             macs += kernel * proper
             table_2 += kernel * voxels + (output[0].numel() if layer.bias is not None else 0)
+            elements += output[0].numel()
         elif isinstance(layer, _NORMS):
             table_2 += 2 * output[0].numel()
         elif isinstance(layer, nn.LeakyReLU):
             table_2 += output[0].numel()
+        elif isinstance(layer, _POOLINGS):
+            table_2 += inputs[0][0].numel()
 
     hooks = [layer.register_forward_hook(count) for layer in network.modules() if not list(layer.children())]
     try:
@@ -53,4 +58,4 @@ def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[in
     finally:
         for hook in hooks:
             hook.remove()
-    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs, table_2)
+    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs, table_2, elements)
