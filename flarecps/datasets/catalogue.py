@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flarecps.datasets.findings import Complaints, Finding
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, Split, choose_split, read_splits
 from flarecps.errors import DatasetError
@@ -61,22 +62,26 @@ class Catalogue:
             annotated={case.name: case.annotated for case in self.cases if case.annotated is not None},
         )
 
-    def with_split(self, split: Split) -> Catalogue:
+    def with_split(self, split: Split, complaints: Complaints | None = None) -> Catalogue:
         """The same data set with the roles of ``split``; cases it does not name are left out.
 
-        Raises DatasetError for a name the data set does not have, a labelled or validation case without labels, and
-        annotated label ids it does not know.
+        Raises DatasetError for annotated label ids it does not know; a name the data set does not have, and a labelled
+        or validation case without labels, go to ``complaints``, which raises by default.
         """
+        complaints = complaints or Complaints()
         by_name = {case.name: case for case in self.cases}
         roles: list[tuple[str, Role]] = [(name, "labelled") for name in split.labelled + split.validation]
         roles += [(name, "unlabelled") for name in split.unlabelled]
         roles += [(name, "test") for name in split.test]
         unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in by_name]
-        if unknown:
-            raise DatasetError(
-                f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}; "
-                f"case names are file names without _0000 and suffix"
-            )
+        for name in dict.fromkeys(unknown):
+            complaints.add(
+                Finding(
+                    name, "missing-file",
+                    f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}",
+                    "case names: file names without _0000 and suffix",
+                )
+            )  # fmt: skip
         for name, ids in split.annotated.items():
             strange = sorted(set(ids) - set(self.labels.values()))
             if strange:
@@ -84,23 +89,29 @@ class Catalogue:
         cases = tuple(
             replace(by_name[name], role=role, annotated=split.annotated.get(name, by_name[name].annotated))
             for name, role in roles
+            if name in by_name
         )
-        chosen = replace(self, cases=cases, validation_names=split.validation)
-        _check_labelled(chosen)
+        held_out = tuple(name for name in split.validation if name in by_name)
+        chosen = replace(self, cases=cases, validation_names=held_out)
+        _check_labelled(chosen, complaints)
         return chosen
 
 
-def read_catalogue(dataset: Path | str, split: str | None = None) -> Catalogue:
+def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Complaints | None = None) -> Catalogue:
     """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
 
     ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
     do not. Raises DatasetError: missing folder, no images, no labelled case, images and labels unmatched, a case with
     the wrong number of channels, one name twice, or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
+
+    With ``complaints`` that collect, what concerns single cases or the numbering of labels is kept there instead of
+    raised: the cases that can't be listed are left out, and label ids stay as they are written.
     """
+    complaints = complaints or Complaints()
     root = Path(dataset)
-    listing = list_folder(root)
+    listing = list_folder(root, complaints)
     where = str(root / "dataset.json")
-    labels = _read_labels(listing.description.get("labels"), where)
+    labels = _read_labels(listing.description.get("labels"), where, complaints)
     channels = _read_channels(listing)
     catalogue = Catalogue(
         root=root,
@@ -111,16 +122,16 @@ def read_catalogue(dataset: Path | str, split: str | None = None) -> Catalogue:
         cases=listing.cases,
         layout=listing.layout,
     )
-    _check_cases(catalogue)
+    catalogue = replace(catalogue, cases=_sound_cases(catalogue, complaints))
     splits_path = root / "splits.json"
     splits = read_splits(splits_path) if split is not None or splits_path.is_file() else {}
     if split is not None or DEFAULT_SPLIT in splits:
-        return catalogue.with_split(choose_split(splits, split, splits_path))
-    _check_labelled(catalogue)
+        return catalogue.with_split(choose_split(splits, split, splits_path), complaints)
+    _check_labelled(catalogue, complaints)
     return catalogue
 
 
-def _read_labels(content: Any, where: str) -> dict[str, int]:
+def _read_labels(content: Any, where: str, complaints: Complaints) -> dict[str, int]:
     """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id."""
     if not isinstance(content, Mapping) or not content:
         raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
@@ -139,12 +150,18 @@ def _read_labels(content: Any, where: str) -> dict[str, int]:
     ids = [label for _, label in pairs]
     if len(labels) != len(pairs) or len(set(ids)) != len(ids):
         raise DatasetError(f"{where}: two labels share a name or an id; expected each once")
-    if list(labels.values()) != list(range(len(labels))) or len(labels) > _MAX_LABEL + 1:
+    if ids and not 0 <= min(ids) <= max(ids) <= _MAX_LABEL:
+        raise DatasetError(f"{where}: label ids {sorted(ids)}; expected 0 to {_MAX_LABEL}: renumber the labels")
+    if list(labels.values()) != list(range(len(labels))):
         proposal = ", ".join(f"{old}->{new}" for new, old in enumerate(labels.values()) if new != old)
-        raise DatasetError(
-            f"{where}: label ids {list(labels.values())} are not 0, 1, 2, ... without gaps (at most {_MAX_LABEL}); "
-            f"renumber the label files and dataset.json: {proposal}"
-        )
+        complaints.add(
+            Finding(
+                "", "label-ids",
+                f"{where}: label ids {list(labels.values())}",
+                "0, 1, 2, ... without gaps",
+                f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
+            )
+        )  # fmt: skip
     if len(labels) < 2:
         raise DatasetError(f'{where}: no structure besides background in "labels"')
     return labels
@@ -174,24 +191,35 @@ def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple
     return pairs
 
 
-def _check_cases(catalogue: Catalogue) -> None:
+def _sound_cases(catalogue: Catalogue, complaints: Complaints) -> tuple[Case, ...]:
+    """The cases that can be used: each name once, one file per channel."""
     if not any(case.role == "labelled" for case in catalogue.cases):
         raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
-    seen: dict[str, Case] = {}
+    sound: dict[str, Case] = {}
     for case in catalogue.cases:
-        if case.name in seen:
-            raise DatasetError(
-                f"{case.images[0]}: the case name {case.name!r} is taken by {seen[case.name].images[0]}; rename one"
-            )
-        seen[case.name] = case
-        if len(case.images) != len(catalogue.channels):
-            raise DatasetError(
-                f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
-                f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)}); one file per channel is needed"
-            )
+        if case.name in sound:
+            complaints.add(
+                Finding(
+                    case.name, "same-name",
+                    f"{case.images[0]}: the case name {case.name!r} is taken by {sound[case.name].images[0]}",
+                    "one scan per name",
+                )
+            )  # fmt: skip
+        elif len(case.images) != len(catalogue.channels):
+            complaints.add(
+                Finding(
+                    case.name, "channel-count",
+                    f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
+                    f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)})",
+                    "one file per channel",
+                )
+            )  # fmt: skip
+        else:
+            sound[case.name] = case
+    return tuple(sound.values())
 
 
-def _check_labelled(catalogue: Catalogue) -> None:
+def _check_labelled(catalogue: Catalogue, complaints: Complaints) -> None:
     if not catalogue.labelled:
         raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
     missing = [case for case in catalogue.labelled if case.labels is None]
@@ -199,8 +227,12 @@ def _check_labelled(catalogue: Catalogue) -> None:
         raise DatasetError(
             f"{catalogue.root}: no labelled case: {len(missing)} training images, none with a label file of its name"
         )
-    if missing:
-        raise DatasetError(
-            f"{missing[0].images[0]}: training image without labels ({len(missing)} such cases); add labels called "
-            f"{missing[0].name}, or move the image to imagesUn/ (unlabelled)"
-        )
+    for case in missing:
+        complaints.add(
+            Finding(
+                case.name, "image-without-labels",
+                f"{case.images[0]}: training image without labels ({len(missing)} such cases)",
+                f"labels called {case.name}",
+                "add them, or move the image to imagesUn/ (unlabelled)",
+            )
+        )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.datasets.findings import Complaints, Finding
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import is_scan_file, scan_name
 
@@ -41,25 +42,28 @@ class Listing:
     description: Mapping[str, Any]
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, complaints: Complaints | None = None) -> Listing:
     """The cases of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2, plain.
 
     Cases come sorted by name within labelled, unlabelled, test. A training image without labels is listed as labelled
     with ``labels=None``: ``catalogue`` decides whether that is a mistake. Raises DatasetError when the folder is
-    missing, fits no layout, or has labels without an image.
+    missing or fits no layout; labels without an image, odd channels and missing files go to ``complaints`` (which
+    raises by default), and the files concerned are left out.
     """
+    complaints = complaints or Complaints()
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
     description = _read_description(root / "dataset.json")
     flare_labelled = _flare22_labelled(root)
     if flare_labelled is not None:
-        return _list_flare22(root, flare_labelled, description)
+        return _list_flare22(root, flare_labelled, description, complaints)
     if description is not None and isinstance(description.get("training"), list):
-        return Listing("MSD", _list_msd(root, description), description)
+        return Listing("MSD", _list_msd(root, description, complaints), description)
     if (root / "imagesTr").is_dir():
         cases = _list_roles(
             [(root / "imagesTr", root / "labelsTr", "labelled"), (root / "imagesUn", None, "unlabelled"),
-             (root / "imagesTs", root / "labelsTs", "test")]
+             (root / "imagesTs", root / "labelsTs", "test")],
+            complaints,
         )  # fmt: skip
         return Listing("nnU-Net", cases, _required(description, root))
     if (root / "images").is_dir():
@@ -67,7 +71,8 @@ def list_folder(root: Path) -> Listing:
         test = root / "test"
         cases = _list_roles(
             [(root / "images", root / "labels", "labelled"), (_images_of(unlabelled), None, "unlabelled"),
-             (_images_of(test), test / "labels", "test")]
+             (_images_of(test), test / "labels", "test")],
+            complaints,
         )  # fmt: skip
         return Listing("plain", cases, _required(description, root))
     raise DatasetError(
@@ -92,7 +97,7 @@ def _scans_in(folder: Path | None) -> list[Path]:
     )
 
 
-def _list_roles(places: list[tuple[Path, Path | None, Role]]) -> tuple[Case, ...]:
+def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: Complaints) -> tuple[Case, ...]:
     """The cases of several (images folder, labels folder, role); one rule on channel endings for all of them.
 
     ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit).
@@ -109,18 +114,25 @@ def _list_roles(places: list[tuple[Path, Path | None, Role]]) -> tuple[Case, ...
             name, channel = (match["name"], int(match["channel"])) if match else (scan_name(path), 0)
             channels.setdefault(name, []).append((channel, path))
         orphans = sorted(set(labels) - set(channels))
-        if orphans and role == "labelled":
-            raise DatasetError(
-                f"{labels[orphans[0]]}: labels without an image ({len(orphans)} such files in {labels_folder}); "
-                f"expected an image called {orphans[0]}_0000 beside the others: add it or remove the labels"
-            )
+        for orphan in orphans if role == "labelled" else []:
+            complaints.add(
+                Finding(
+                    orphan, "labels-without-image",
+                    f"{labels[orphan]}: labels without an image ({len(orphans)} such files in {labels_folder})",
+                    f"an image called {orphan}_0000 beside the others",
+                )
+            )  # fmt: skip
         for name, images in sorted(channels.items()):
             numbers = [channel for channel, _ in sorted(images)]
             if numbers != list(range(len(numbers))):
-                raise DatasetError(
-                    f"{images[0][1]}: case {name!r} has the channels {numbers}; expected 0, 1, ... once each "
-                    f"(file names ending in _0000, _0001, ...)"
-                )
+                complaints.add(
+                    Finding(
+                        name, "channel-count",
+                        f"{images[0][1]}: case {name!r} has the channels {numbers}",
+                        "0, 1, ... once each (file names ending in _0000, _0001, ...)",
+                    )
+                )  # fmt: skip
+                continue
             cases.append(Case(name, role, tuple(path for _, path in sorted(images)), labels.get(name)))
     return tuple(cases)
 
@@ -139,7 +151,7 @@ def _flare22_labelled(root: Path) -> Path | None:
     return None
 
 
-def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | None) -> Listing:
+def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | None, complaints: Complaints) -> Listing:
     """FLARE22 as its organisers ship it; validation and tuning folders count as test."""
     places: list[tuple[Path, Path | None, Role]] = [(labelled / "images", labelled / "labels", "labelled")]
     for parent in dict.fromkeys([root, labelled.parent]):
@@ -153,10 +165,10 @@ def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | N
         "channel_names": {"0": "CT"},
         "left_right_pairs": FLARE22_PAIRS,
     }
-    return Listing("FLARE22", _list_roles(places), description if description is not None else preset)
+    return Listing("FLARE22", _list_roles(places, complaints), description if description is not None else preset)
 
 
-def _list_msd(root: Path, description: Mapping[str, Any]) -> tuple[Case, ...]:
+def _list_msd(root: Path, description: Mapping[str, Any], complaints: Complaints) -> tuple[Case, ...]:
     """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
     cases = []
     for entry in description["training"]:
@@ -164,9 +176,13 @@ def _list_msd(root: Path, description: Mapping[str, Any]) -> tuple[Case, ...]:
             raise DatasetError(f'{root / "dataset.json"}: "training" must list {{"image": path, "label": path}}')
         image = root / entry["image"]
         labels = root / entry["label"] if entry.get("label") else None
-        for path in (image, labels):
-            if path is not None and not path.exists():
-                raise DatasetError(f"{path}: listed in dataset.json but not there; complete the download")
+        absent = [path for path in (image, labels) if path is not None and not path.exists()]
+        for path in absent:
+            complaints.add(
+                Finding(scan_name(image), "missing-file", f"{path}: listed in dataset.json but not there", "the file")
+            )
+        if absent:
+            continue
         cases.append(Case(scan_name(image), "labelled", (image,), labels))
     unlabelled = [Case(scan_name(path), "unlabelled", (path,)) for path in _scans_in(root / "imagesUn")]
     listed = description.get("test", [])
