@@ -43,13 +43,20 @@ class DeepSupervision:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
-    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor], annotated: Tensor | None = None) -> Tensor:
-        """Σ weight × loss(output, target); ``outputs`` and ``targets`` finest first, one target per output.
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        annotated: Tensor | None = None,
+        counted: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Σ weight × loss(output, target); ``outputs``, ``targets`` and ``counted`` finest first, one per output.
 
-        A scale of weight 0 takes part multiplied by 0, so that its head has a gradient (of zero): DDP then
-        needs no search for unused parameters.
+        ``counted``, if given, says which voxels take part. A scale of weight 0 takes part by a sum over nothing, so
+        that its head has a gradient (of zero): DDP then needs no search for unused parameters.
         """
+        masks = [()] * len(outputs) if counted is None else [(mask,) for mask in counted]
         total = torch.zeros((), device=outputs[0].device)
-        for weight, output, target in zip(scale_weights(len(outputs)), outputs, targets, strict=True):
-            total = total + (weight * self.loss(output, target, annotated) if weight else 0.0 * output.float().sum())
+        for weight, output, target, mask in zip(scale_weights(len(outputs)), outputs, targets, masks, strict=True):
+            total = total + (weight * self.loss(output, target, annotated, *mask) if weight else output[:0].sum())
         return total

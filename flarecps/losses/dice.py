@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from flarecps.losses.cross_entropy import merge_unannotated
+from flarecps.losses.class_sums import class_sums
+from flarecps.losses.cross_entropy import joined_classes
 from flarecps.losses.ranks import rank_count, sum_over_ranks
 
 SMOOTH = 1e-5  # in numerator and denominator, nnU-Net's
 
 
 def soft_dice(
-    probabilities: Float[Tensor, "batch klass *spatial"],
-    labels: Integer[Tensor, " batch *spatial"],
+    overlap: Float[Tensor, "batch klass"],
+    predicted: Float[Tensor, "batch klass"],
+    present: Float[Tensor, "batch klass"],
     batch_dice: bool = True,
 ) -> Float[Tensor, "rows foreground"]:
-    """Soft Dice per foreground class, background (class 0) left out.
+    """Soft Dice per foreground class, background (class 0) left out, from the sums over each sample's voxels.
 
     One row over the whole batch with ``batch_dice`` (where training is distributed, that of all ranks together), else
     one row per sample. Dice = (2 Σpy + s) / (Σp + Σy + s) with s = 1e-5, not squared; a class absent from the target
-    scores s / (Σp + s). The one-hot target is never built: each class reads its own probabilities under a boolean mask.
+    scores s / (Σp + s).
 
-    >>> p = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    >>> soft_dice(p, torch.tensor([[0, 1]]))
-    tensor([[1.]])
+    >>> sums = torch.tensor([[8.0, 3.0], [6.0, 1.0]])
+    >>> soft_dice(sums, sums + 1, sums + 1)
+    tensor([[0.6667]])
     """
-    spatial = tuple(range(1, labels.ndim))
-    axes = (0, *spatial) if batch_dice else spatial
-    overlaps, volumes = [], []
-    for label in range(1, probabilities.shape[1]):
-        predicted, present = probabilities[:, label], labels == label
-        overlaps.append(torch.where(present, predicted, 0).sum(axes))
-        volumes.append(predicted.sum(axes) + present.sum(axes))
-    sums = torch.stack([torch.stack(overlaps, dim=-1), torch.stack(volumes, dim=-1)])
-    overlap, volume = sum_over_ranks(sums) if batch_dice else sums
-    dice = (2 * overlap + SMOOTH) / (volume + SMOOTH)
-    return dice[None] if batch_dice else dice
+    sums = torch.stack([overlap, predicted + present])[:, :, 1:]
+    if batch_dice:
+        sums = sum_over_ranks(sums.sum(1, keepdim=True))
+    return (2 * sums[0] + SMOOTH) / (sums[1] + SMOOTH)
 
 
 def dice_cross_entropy(
@@ -46,32 +40,47 @@ def dice_cross_entropy(
     labels: Integer[Tensor, " batch *spatial"],
     batch_dice: bool = True,
     annotated: Bool[Tensor, "batch klass"] | None = None,
+    counted: Bool[Tensor, " batch *broadcastable"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy minus the mean soft Dice of the foreground classes: −1 is perfect.
 
     ``annotated`` says which classes were annotated in each sample (None: all). Where a class was not, its probability
     counts as background's and its Dice leaves the mean; a batch without any annotated foreground has cross-entropy
-    only. Where training is distributed, the average of this loss over the ranks (equally many samples each) is the loss
-    of the whole batch, and so is the average of its gradients, which DDP takes.
+    only. ``counted`` says which voxels take part (None: all; sizes of 1 stand for whole axes); the others are as if the
+    patch did not have them, a patch without any leaves the means, and a batch without any has the loss 0. Where
+    training is distributed, the average of this loss over the ranks (equally many samples each) is the loss of the
+    whole batch, and so is the average of its gradients, which DDP takes.
     """
-    if annotated is not None and not annotated.all():
-        logits = merge_unannotated(logits, annotated)
-    # under autocast the sums over a patch need more than 16 bits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.long()
-    entropy = F.cross_entropy(logits, labels)
-    dice = soft_dice(logits.softmax(1), labels, batch_dice)
-    if annotated is None:
-        return entropy - dice.mean()
-    if batch_dice:
-        counted = sum_over_ranks(annotated.any(0, keepdim=True)[:, 1:].float()) > 0
-        total = counted.sum()
+    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated)
+    sums = class_sums(logits, labels, joined, counted)
+    voxels = sums.present.sum(1)
+    if counted is None:
+        entropy = sums.entropy.sum() / labels.numel()
     else:
-        counted = annotated[:, 1:]
-        total = sum_over_ranks(counted.sum()) / rank_count()  # an average over ranks is then the mean over all samples
-    if not total:
-        return entropy
-    return entropy - torch.where(counted, dice, 0).sum() / total
+        entropy = sums.entropy.sum() / _average_of_ranks(voxels.sum())
+    dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice)
+    if annotated is None and counted is None:
+        return entropy - dice.mean()
+    takes_part = torch.ones_like(dice)
+    if annotated is not None:
+        takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice.dtype), batch_dice)
+    if counted is not None:
+        takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
+    number = takes_part.sum().clamp_min(1) if batch_dice else _average_of_ranks(takes_part.sum())
+    return entropy - (takes_part * dice).sum() / number
+
+
+def _anywhere(values: Tensor, batch_dice: bool) -> Tensor:
+    """1 where a sample has anything; one row for the samples of all ranks together where Dice has one."""
+    return (sum_over_ranks(values.sum(0, keepdim=True)) > 0).to(values.dtype) if batch_dice else values
+
+
+def _average_of_ranks(number: Tensor) -> Tensor:
+    """What a rank divides its own sum by, so that the average over ranks is the whole sum over the whole number.
+
+    Where there is nothing at all, the smallest number there can be: the sum is 0 then, and so is the quotient.
+    """
+    return (sum_over_ranks(number) / rank_count()).clamp_min(1 / rank_count())
 
 
 class DiceCrossEntropy(nn.Module):
@@ -85,5 +94,7 @@ class DiceCrossEntropy(nn.Module):
         super().__init__()
         self.batch_dice = batch_dice
 
-    def forward(self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None) -> Tensor:
-        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated)
+    def forward(
+        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
+        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated, counted)

@@ -62,7 +62,9 @@ def test_perfect_prediction_scores_minus_one() -> None:
 
 
 def test_absent_class_scores_nearly_nothing() -> None:
-    dice = soft_dice(torch.full((1, 2, 10), 0.5), torch.zeros(1, 10, dtype=torch.long))
+    dice = soft_dice(
+        overlap=torch.tensor([[5.0, 0]]), predicted=torch.full((1, 2), 5.0), present=torch.tensor([[10.0, 0.0]])
+    )
     assert dice.item() == pytest.approx(1e-5 / (5 + 1e-5), rel=1e-4)
 
 
