@@ -85,7 +85,7 @@ def plan(
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     _show(decided, console)
     console.print(f"written: {out}", markup=False)
-    if decided.memory_gb > gpu_memory_gb:
+    if patch is not None and decided.memory_gb > gpu_memory_gb:
         note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
     for outcome in failed:

@@ -45,15 +45,18 @@ class MemoryModel:
         return self.elements * REFERENCE_BATCH[self.dimensions] / SMALLEST_BATCH
 
     def elements_per_patch(self, patch: Sequence[int], topology: Topology) -> int:
-        """Outputs of all convolutions of one U-Net for one patch: two a stage both ways, upsampling, and heads."""
+        """Outputs of the convolutions of one U-Net for one patch: two a stage both ways, upsampling, the finest head.
+
+        The coarser heads of deep supervision are left out, as by nnU-Net, whose reference is counted so.
+        """
         size, sizes, elements = np.array(patch, dtype=np.int64), [], 0
         for features, stride in zip(topology.features, topology.strides, strict=True):
             size = size // np.array(stride)
             sizes.append(int(size.prod()))
             elements += 2 * features * sizes[-1]
         for features, voxels in zip(topology.features[:-1], sizes[:-1], strict=True):
-            elements += (3 * features + self.class_count) * voxels
-        return elements
+            elements += 3 * features * voxels
+        return elements + self.class_count * sizes[0]
 
     def batch(self, patch: Sequence[int], topology: Topology, labelled_voxels: float) -> int:
         """Patches per stream: as many as fit, at most 5 % of the labelled voxels, at least 2."""

@@ -52,6 +52,8 @@ def plan_dataset(
     order = axis_order(target) if order is None else order
     spacing = in_network_order(target, order)
     shape = in_network_order(median_shape_voxels(fingerprint.cases, target), order)
+    if dimensions == 3 and shape[0] <= 1:
+        raise PlanError(f"{catalogue.root}: most scans have a single slice; plan with --dimensions 2")
     seen = slice(3 - dimensions, 3)  # a 2D network does not see the first axis
     memory = MemoryModel(gpu_memory_gb, dimensions, len(catalogue.labels))
     if patch_voxels is None:

@@ -76,8 +76,8 @@ def test_the_paper_with_four_times_nnunets_memory() -> None:
     assert plan.patch_voxels == (112, 160, 128)
     assert plan.global_batch == {"labelled": 2, "unlabelled": 2}
     assert plan.batch_dice  # nnU-Net would add a low-resolution stage to data of this size
-    assert plan.memory_gb == pytest.approx(30.0, abs=0.1)
-    two = a_plan(cases, dimensions=2, gpu_memory_gb=34.0)
+    assert plan.memory_gb == pytest.approx(29.74, abs=0.01)
+    two = a_plan(cases, dimensions=2, gpu_memory_gb=32.0)
     assert two.patch_voxels == (512, 512)
     assert len(two.topology.features) == 8
     assert two.global_batch == {"labelled": 12, "unlabelled": 12}
