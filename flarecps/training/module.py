@@ -15,8 +15,15 @@ from torchmetrics import MeanMetric
 
 from flarecps import checkpoint, metric_names
 from flarecps.errors import ConfigError
-from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, cross_pseudo_losses, downsampled_labels
-from flarecps.networks import PlainUNet, he_normal_
+from flarecps.losses import (
+    DeepSupervision,
+    DiceCrossEntropy,
+    LinearRamp,
+    PseudoLabelFilter,
+    cross_pseudo_losses,
+    downsampled_labels,
+)
+from flarecps.networks import PlainUNet, compile_in_place, he_normal_, lay_out
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.optimisation import SmoothedLoss, step_schedulers
@@ -52,6 +59,9 @@ class CrossPseudoSupervision(LightningModule):
         cross_pseudo_supervision: false trains one network on the labelled scans alone: the supervised control.
         one_mean: one CPS loss over labelled and unlabelled patches together, as in the authors' code, instead of two
             terms added, as in the paper.
+        pseudo_labels: which of them are believed; null believes all, as the paper does.
+        compile: compile each sibling: true, or one of torch.compile's modes; checkpoints are the same either way.
+        channels_last: keep images and weights with channels innermost in memory.
         clip_norm: largest gradient norm of a sibling.
         window_step: step of validation's sliding window, as a share of the patch.
         initial_seed: of the siblings' weights, which are drawn independently.
@@ -68,6 +78,9 @@ class CrossPseudoSupervision(LightningModule):
         ramp: LinearRamp | None = None,
         cross_pseudo_supervision: bool = True,
         one_mean: bool = False,
+        pseudo_labels: PseudoLabelFilter | None = None,
+        compile: bool | str = False,
+        channels_last: bool = False,
         clip_norm: float = 12.0,
         window_step: float = 0.5,
         initial_seed: int = 0,
@@ -78,6 +91,8 @@ class CrossPseudoSupervision(LightningModule):
         self.siblings = nn.ModuleList(
             _sibling(network, self.plan, seed=initial_seed + index) for index in range(1 + cross_pseudo_supervision)
         )
+        self.memory_format = lay_out(self.siblings, self.plan.dimensions, channels_last)
+        compile_in_place(self.siblings, compile)
         loss = loss or DiceCrossEntropy()
         if loss.batch_dice is None:
             loss.batch_dice = self.plan.batch_dice
@@ -87,6 +102,7 @@ class CrossPseudoSupervision(LightningModule):
         self.scheduler = scheduler
         self.cross_pseudo_supervision = cross_pseudo_supervision
         self.one_mean = one_mean
+        self.pseudo_labels = pseudo_labels
         self.clip_norm = clip_norm
         self.window_step = window_step
         self.smoothed_loss = SmoothedLoss(len(self.siblings))
@@ -119,13 +135,15 @@ class CrossPseudoSupervision(LightningModule):
         labelled = len(images)
         if with_pseudo_labels:
             images = torch.cat([images, batch["unlabelled"]["image"]])
+        images = images.to(memory_format=self.memory_format)
         outputs = [sibling(images) for sibling in self.siblings]
         targets = [downsampled_labels(labels, output.shape[2:]) for output in outputs[0]]
         annotated = batch["labelled"].get("annotated")
         supervised = [self.loss([scale[:labelled] for scale in output], targets, annotated) for output in outputs]
         if with_pseudo_labels:
             first, second = outputs
-            return supervised, list(cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean))
+            crossed = cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean, self.pseudo_labels)
+            return supervised, list(crossed)
         return supervised, [torch.zeros_like(loss) for loss in supervised]
 
     @property

@@ -1,0 +1,38 @@
+"""How the siblings are executed: memory layout and compilation, neither of which changes what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from flarecps.errors import ConfigError
+
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+MODES = ("default", "max-autotune-no-cudagraphs")  # the others replay CUDA graphs, which own the networks' outputs
+
+
+def lay_out(networks: Iterable[nn.Module], dimensions: int, channels_last: bool) -> torch.memory_format:
+    """The memory format that images should have; the weights of ``networks`` are given it, in place."""
+    if not channels_last:
+        return torch.contiguous_format
+    memory_format = _CHANNELS_LAST[dimensions]
+    for network in networks:
+        network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs leave it out
+    return memory_format
+
+
+def compile_in_place(networks: Iterable[nn.Module], mode: bool | str) -> None:
+    """Let every network be compiled when it is first called; ``mode`` is one of torch.compile's, or true for default.
+
+    The names in ``state_dict`` stay as they are, so a checkpoint does not tell whether its networks were compiled.
+    Raises ``ConfigError`` for a mode that does not fit two siblings whose outputs are needed at once.
+    """
+    if mode is False:
+        return
+    name = "default" if mode is True else str(mode)
+    if name not in MODES:
+        raise ConfigError(f"model.compile is '{name}'; expected false, true or '{MODES[-1]}'")
+    for network in networks:
+        network.compile(mode=name, dynamic=False)  # training and validation each have one shape of their own
