@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 
 from flarecps.data.augmentation import AugmentationSettings, patch_augmentation, volume_patch
-from flarecps.data.draws import DrawSequence, Stream, check_ranks
+from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
 from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
-from flarecps.data.subjects import PatchSubjects, StreamSettings
+from flarecps.data.subjects import PatchSubjects, StreamSettings, batch_of
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
 from flarecps.errors import ConfigError, DatasetError, StoreError
@@ -47,6 +48,7 @@ class ScanDataModule(LightningDataModule):
         seed: every draw depends on it.
         unlabelled: false trains on labelled patches alone.
         max_unlabelled: use only the first so many unlabelled cases.
+        validation_patches: so many patches of the validation cases, always the same, are scored after every epoch.
         predict_input: a scan or a folder of scans for `predict`.
     """
 
@@ -66,6 +68,7 @@ class ScanDataModule(LightningDataModule):
         seed: int = 0,
         unlabelled: bool = True,
         max_unlabelled: int | None = None,
+        validation_patches: int = 16,
         predict_input: str | None = None,
     ) -> None:
         super().__init__()
@@ -77,12 +80,14 @@ class ScanDataModule(LightningDataModule):
         _check_number("iterations_per_epoch", iterations_per_epoch, at_least=1)
         _check_number("workers", workers, at_least=0)
         _check_number("seed", seed, at_least=0)
+        _check_number("validation_patches", validation_patches, at_least=0)
         if not 0 <= foreground_share <= 1:
             raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
         self.iterations_per_epoch = iterations_per_epoch
         self.foreground_share = foreground_share
         self.workers = workers
         self.seed = seed
+        self.validation_patches = validation_patches
         self.predict_input = predict_input
         settings = AugmentationSettings() if augmentation is True else augmentation
         self.augmentation = (
@@ -154,16 +159,19 @@ class ScanDataModule(LightningDataModule):
         self._loaders = list(loaders.values())
         return CombinedLoader(loaders, mode="min_size")
 
-    def _patch_loader(self, stream: Stream, names: tuple[str, ...]) -> PatchLoader:
+    def _subjects(self, stream: Stream, names: tuple[str, ...], batch: int) -> PatchSubjects:
         settings = StreamSettings(
             names=names,
             patch_voxels=self.patch_voxels,
-            batch=self.global_batch[stream],
+            batch=batch,
             foreground_share=self.foreground_share,
-            augmentation=self.augmentation,
+            augmentation=None if stream == "validation" else self.augmentation,
             annotated=self.annotated,
         )
-        subjects = PatchSubjects(self.store, settings, volume_patch(self.patch_voxels), stream == "labelled")
+        return PatchSubjects(self.store, settings, volume_patch(self.patch_voxels), stream != "unlabelled")
+
+    def _patch_loader(self, stream: Stream, names: tuple[str, ...]) -> PatchLoader:
+        subjects = self._subjects(stream, names, self.global_batch[stream])
         sequence = DrawSequence(
             self.seed, stream, self.global_batch[stream], self.iterations_per_epoch, self.rank, self.ranks
         )
@@ -172,6 +180,18 @@ class ScanDataModule(LightningDataModule):
         else:
             workers = max(1, (self.workers + (stream == "labelled")) // 2)
         return PatchLoader(subjects, sequence, self.clock, workers)
+
+    def read_validation_patches(self) -> Iterator[dict[str, Any]]:
+        """This process's share of the validation patches, each a batch of one (see ``batch_of``), not augmented.
+
+        Their addresses never change, so that epochs can be compared. None where there are no validation cases.
+        """
+        if not self.validation_names:
+            return
+        subjects = self._subjects("validation", self.validation_names, self.validation_patches)
+        for index in range(self.rank, self.validation_patches, self.ranks):
+            subject = subjects[Draw(self.seed, epoch=0, stream="validation", index=index)]
+            yield batch_of([subject], dimensions=len(self.patch_voxels))
 
     def val_dataloader(self) -> OneByOne | list[Any]:
         """This process's validation cases, whole: see ``read_whole_case``; an empty list when there are none."""

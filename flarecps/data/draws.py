@@ -17,8 +17,8 @@ import numpy as np
 from flarecps.errors import ConfigError
 from flarecps.typing import Triple
 
-Stream = Literal["labelled", "unlabelled"]
-_STREAM_NUMBER: dict[Stream, int] = {"labelled": 0, "unlabelled": 1}  # part of the address: never renumber
+Stream = Literal["labelled", "unlabelled", "validation"]
+_STREAM_NUMBER: dict[Stream, int] = {"labelled": 0, "unlabelled": 1, "validation": 2}  # never renumber
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ class StreamSettings:
 class PatchSubjects(tio.SubjectsDataset):
     """Training patches by their address: ``subjects[draw]`` reads, cuts and augments one, in whatever process asks.
 
-    A subject has ``image`` (C, S, H, W) float32, ``case``, ``index``; in the labelled stream also ``labels``
-    (1, S, H, W) uint8 and ``annotated`` (classes,) bool. The unlabelled stream never opens a label file. TorchIO's
-    own data set would hold whole scans and a transform for them: neither is wanted, so its constructor is not used.
+    A subject has ``image`` (C, S, H, W) float32, ``case``, ``index`` and ``location``, the patch's first voxel in the
+    stored scan (before it is augmented); in the labelled stream also ``labels`` (1, S, H, W) uint8 and ``annotated``
+    (classes,) bool. The unlabelled stream never opens a label file. TorchIO's own data set would hold whole scans and
+    a transform for them: neither is wanted, so its constructor is not used.
     """
 
     def __init__(self, store: CaseStore, settings: StreamSettings, patch: Triple, is_labelled: bool) -> None:
@@ -63,6 +64,7 @@ class PatchSubjects(tio.SubjectsDataset):
             draw.index, self.settings.batch, self.settings.foreground_share
         )
         lower = choose_lower(generator, record.shape, self.patch, record.samples if forced else None)
+        location = lower
         augmentation = self.settings.augmentation
         pose = augmentation.draw_pose(generator) if augmentation else None
         shape = self.patch
@@ -74,7 +76,7 @@ class PatchSubjects(tio.SubjectsDataset):
         if labels is not None:
             content["labels"] = tio.LabelMap(tensor=torch.from_numpy(labels)[None])
             content["annotated"] = self._annotated_classes(name)
-        subject = tio.Subject(content, case=name, index=draw.index)
+        subject = tio.Subject(content, case=name, index=draw.index, location=location)
         if augmentation is not None:
             subject["generator"], subject["pose"] = generator, pose
             subject = augmentation(subject)
@@ -93,8 +95,9 @@ class PatchSubjects(tio.SubjectsDataset):
 
 
 def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> dict[str, Any]:
-    """One batch: ``image`` (B, C, *patch) float32, ``case`` (list of names), ``index`` (B,) int64; where the subjects
-    have labels also ``labels`` (B, 1, *patch) uint8 and ``annotated`` (B, classes) bool. A 2D patch has two axes.
+    """One batch: ``image`` (B, C, *patch) float32, ``case`` (list of names), ``index`` (B,) and ``location`` (B, 3)
+    int64; where the subjects have labels also ``labels`` (B, 1, *patch) uint8 and ``annotated`` (B, classes) bool. A 2D
+    patch has two axes, and three numbers of location.
     """
     first = subjects[0]
     batch: dict[str, Any] = {
@@ -106,6 +109,7 @@ def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> dict[str, Any]
         batch["annotated"] = torch.stack([subject.annotated for subject in subjects])
     batch["case"] = [subject["case"] for subject in subjects]
     batch["index"] = torch.tensor([subject.index for subject in subjects], dtype=torch.int64)
+    batch["location"] = torch.tensor([subject["location"] for subject in subjects], dtype=torch.int64)
     return batch
 
 

@@ -159,8 +159,8 @@ def test_batches_hold_what_the_contract_says(store):
     assert len(first) == len(second) == 3
     for number, batch in enumerate(first):
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
-        assert list(labelled) == ["image", "labels", "annotated", "case", "index"]
-        assert list(unlabelled) == ["image", "case", "index"]
+        assert list(labelled) == ["image", "labels", "annotated", "case", "index", "location"]
+        assert list(unlabelled) == ["image", "case", "index", "location"]
         assert labelled["image"].shape == (4, 1, 8, 12, 8)
         assert labelled["image"].dtype == unlabelled["image"].dtype == torch.float32
         assert labelled["labels"].shape == (4, 1, 8, 12, 8)
@@ -168,6 +168,7 @@ def test_batches_hold_what_the_contract_says(store):
         assert labelled["annotated"].shape == (4, 4)
         assert labelled["annotated"].dtype == torch.bool
         assert unlabelled["image"].shape == (2, 1, 8, 12, 8)
+        assert (labelled["location"].shape, unlabelled["location"].shape) == ((4, 3), (2, 3))
         assert labelled["index"].tolist() == [number * 4 + place for place in range(4)]
         assert unlabelled["index"].tolist() == [number * 2 + place for place in range(2)]
         assert set(labelled["case"]) <= set(data.labelled_names)
@@ -177,9 +178,9 @@ def test_batches_hold_what_the_contract_says(store):
     assert not torch.equal(epochs(module(store, seed=6), 1)[0][0]["labelled"]["image"], first[0]["labelled"]["image"])
 
 
-def test_zero_two_and_three_workers_give_identical_batches(store):
+def test_zero_one_and_four_workers_give_identical_batches(store):
     alone = epochs(module(store), 2)
-    for workers in (2, 3):
+    for workers in (1, 2, 3, 4):
         assert_equal(epochs(module(store, workers=workers), 2), alone)
 
 
@@ -234,6 +235,11 @@ def test_plain_patches_are_what_the_store_holds(store):
         inside = image != 0  # 0 is outside; no label has 100 HU
         np.testing.assert_allclose(image[inside], ((HU_OF[labels] - 100) / 100)[inside], atol=1e-6)
         assert (labels[~inside] == 0).all()
+        for name, location, patch in zip(
+            *(batch["labelled"][key] for key in ("case", "location", "image")), strict=True
+        ):
+            stored, _ = CaseStore(store).read_patch(name, tuple(location.tolist()), (8, 12, 8), labels=False)
+            np.testing.assert_array_equal(patch.numpy(), stored)
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -404,6 +410,29 @@ def test_validation_cases_come_whole_and_once(store):
     assert case["image"].shape == (1, *SHAPE)
     assert case["spacing_mm"] == (2.0, 1.0, 1.5)
     assert fit(data, num_sanity_val_steps=0, max_epochs=1).validated == list(data.validation_names)
+
+
+@pytest.mark.parametrize("kind", ["store", "flat_store"])
+def test_validation_patches_are_the_same_in_every_epoch_and_shared_by_the_ranks(kind, request):
+    folder = request.getfixturevalue(kind)
+    data = module(folder, fold=0, validation_patches=5)
+    data.clock.set(0)
+    patches = list(data.read_validation_patches())
+    data.clock.set(3)
+    assert_equal(list(data.read_validation_patches()), patches)
+    assert len(patches) == 5
+    assert [patch["index"].tolist() for patch in patches] == [[index] for index in range(5)]
+    assert {patch["case"][0] for patch in patches} <= set(data.validation_names)
+    forced = patches[-1]["labels"]
+    assert forced.any(), "the last ones of a batch hold a structure, as in training"
+    shares = []
+    for rank in range(2):
+        part = module(folder, fold=0, validation_patches=5)
+        part.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        shares.append(list(part.read_validation_patches()))
+    assert [len(share) for share in shares] == [3, 2]
+    assert_equal(sorted(shares[0] + shares[1], key=lambda patch: int(patch["index"])), patches)
+    assert not list(module(folder, fold="all").read_validation_patches())
 
 
 def test_no_validation_cases_is_no_obstacle(store):
