@@ -2,111 +2,213 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flarecps.casework import Outcome, work_through
-from flarecps.datasets.catalogue import Catalogue
-from flarecps.datasets.examination import Examination, Finding, LabelSet, Severity, examine
+from flarecps.datasets.catalogue import Catalogue, read_catalogue
+from flarecps.datasets.examination import COARSE_HU, Examination, examine
+from flarecps.datasets.findings import SEVERITIES, Complaints, Finding, Severity, by_severity
+from flarecps.datasets.label_checks import LabelSet
+from flarecps.datasets.proposals import Renumbering, propose_annotated, propose_renumbering
+from flarecps.datasets.twins import find_twins
 
-__all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspection_to_json"]
+__all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_folder", "inspection_to_json"]
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+FEWEST_ORIENTATIONS = 20  # cases, before one that is stored differently is odd
+ODD_SHARE = 0.05
+FORMAT = "flarecps-inspection"
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All findings, worst first and then by case, and a summary in plain JSON types with units in its names."""
+    """All findings, worst first; what every case showed; a summary in plain JSON types; and the proposals."""
 
     findings: tuple[Finding, ...]
     summary: dict[str, Any]
+    catalogue: Catalogue
+    examined: Mapping[str, Examination]
+    renumbering: Renumbering | None = None
 
     @property
     def breaks_training(self) -> bool:
         """Whether any finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
+    def role_of(self, name: str) -> str:
+        """labelled, validation, unlabelled or test; empty for a name that is no case."""
+        if name in self.catalogue.validation_names:
+            return "validation"
+        return next((case.role for case in self.catalogue.cases if case.name == name), "")
 
-def inspect_catalogue(catalogue: Catalogue, workers: int = 1, progress: bool = True) -> Inspection:
+    def annotated_proposal(self) -> dict[str, Any]:
+        """The split with a list of drawn structures for every labelled case that lacks some."""
+        voxels = {name: one.label_voxels for name, one in self.examined.items() if one.label_voxels}
+        return propose_annotated(self.catalogue, voxels)
+
+
+def inspect_folder(
+    dataset: Path | str, split: str | None = None, workers: int = 1, progress: bool = True
+) -> Inspection:
+    """The inspection of a data set folder; its own faults (labels without image, …) are findings too.
+
+    Raises DatasetError where there is no data set to speak of: no folder, no images, no labels, no dataset.json.
+    """
+    complaints = Complaints(collect=True)
+    catalogue = read_catalogue(dataset, split, complaints)
+    return inspect_catalogue(catalogue, workers, progress, tuple(complaints.findings))
+
+
+def inspect_catalogue(
+    catalogue: Catalogue, workers: int = 1, progress: bool = True, already: tuple[Finding, ...] = ()
+) -> Inspection:
     """Read every image and every label map that training or testing uses, and say what is wrong.
 
-    Errors would break training or make its result false: unreadable or truncated files, NaN, grids that differ, label
-    values dataset.json does not know, swapped sides, a scan that is in training and test at once. Warnings are worth
-    a look; notes are for the record. One bad case never hides the others.
+    Errors would break training or make its result false; warnings are worth a look; notes are for the record
+    (`flarecps.datasets.findings.KINDS` has them all). One bad case never hides the others. ``already``: findings
+    about the folder that are to be listed too.
     """
     label_set = LabelSet(
         {label: name for name, label in catalogue.labels.items()},
         catalogue.left_right_pairs,
-        catalogue.channels[0].upper() == "CT",
+        tuple(channel.upper() == "CT" for channel in catalogue.channels),
     )
     cases = [(case.name, (case, label_set)) for case in catalogue.cases]
     outcomes = work_through(examine, cases, workers, "Inspecting", progress)
     examined = {one.name: one.value for one in outcomes if one.value is not None}
-    findings = [finding for one in examined.values() for finding in one.findings]
+    findings = [*already, *(finding for one in examined.values() for finding in one.findings)]
     findings += [_stopped(one) for one in outcomes if one.error is not None]
-    findings += _duplicates(catalogue, examined)
+    findings += _twin_findings(catalogue, examined)
     findings += _never_drawn(catalogue, examined)
-    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.case, finding.code))
-    return Inspection(tuple(findings), _summary(catalogue, examined, findings))
+    findings += _odd_orientations(examined)
+    findings.sort(key=by_severity)
+    found = {label for one in examined.values() for label in one.label_voxels}
+    renumbering = propose_renumbering(catalogue.labels, found)
+    return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """The inspection as plain JSON types."""
+    names = {label: name for name, label in inspection.catalogue.labels.items()}
     return {
-        "format": "flarecps-inspection",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "breaks_training": inspection.breaks_training,
         "summary": inspection.summary,
-        "findings": [asdict(finding) for finding in inspection.findings],
+        "findings": [finding.to_json() for finding in inspection.findings],
+        "renumbering": None if inspection.renumbering is None else inspection.renumbering.to_json(),
+        "annotated": inspection.annotated_proposal().get("annotated", {}),
+        "cases": {
+            case.name: _case_record(inspection.role_of(case.name), inspection.examined[case.name], names)
+            for case in inspection.catalogue.cases
+            if case.name in inspection.examined
+        },
     }
 
 
+def volumes_ml(one: Examination, names: Mapping[int, str]) -> dict[str, float]:
+    """The volume of every known structure of a case in millilitres; {} without labels or grid."""
+    if one.spacing_mm is None:
+        return {}
+    ml = float(np.prod(one.spacing_mm)) / 1000
+    return {
+        names[label]: round(voxels * ml, 3) for label, voxels in one.label_voxels.items() if label and label in names
+    }
+
+
+def _case_record(role: str, one: Examination, names: Mapping[int, str]) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": role, "readable": one.shape_voxels is not None}
+    if one.shape_voxels is not None and one.spacing_mm is not None and one.intensities is not None:
+        record |= {
+            "shape_voxels": list(one.shape_voxels),
+            "spacing_mm": [round(edge, 5) for edge in one.spacing_mm],
+            "stored_as": one.stored_as,
+            "lowest": one.intensities[0],
+            "highest": one.intensities[1],
+            "content_sha256": one.marks.exact,
+        }
+    if one.label_voxels:
+        record["volumes_ml"] = volumes_ml(one, names)
+    return record
+
+
 def _stopped(outcome: Outcome[Examination]) -> Finding:
-    return Finding(outcome.name, "error", "unreadable", f"could not be examined: {outcome.error}")
+    return Finding(outcome.name, "not-examined", f"could not be examined: {outcome.error}", "a case like the others")
 
 
-def _duplicates(catalogue: Catalogue, examined: dict[str, Examination]) -> list[Finding]:
-    """Scans with equal voxels: a leak when training (with or without labels) and test or validation share one."""
+def _twin_findings(catalogue: Catalogue, examined: Mapping[str, Examination]) -> Iterator[Finding]:
+    """Scans that are the same scan, and label maps that belong to two different ones."""
     held_out = set(catalogue.validation_names)
     roles = {case.name: "validation" if case.name in held_out else case.role for case in catalogue.cases}
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name, one in examined.items():
-        if one.content:
-            groups[one.content].append(name)
-    findings = []
-    for names in groups.values():
-        if len(names) < 2:
-            continue
-        listed = ", ".join(f"{name} ({roles[name]})" for name in names)
+    order = ("labelled", "unlabelled", "validation", "test")
+    same_scan: dict[str, int] = {}
+    for number, twins in enumerate(find_twins({name: one.marks for name, one in examined.items()})):
+        names = sorted(twins.names, key=lambda name: order.index(roles[name]))
+        same_scan |= dict.fromkeys(names, number)
         kinds = {roles[name] for name in names}
-        leak = kinds & {"labelled", "unlabelled"} and kinds & {"test", "validation"}
-        findings.append(
-            Finding(names[0], "error", "leak",
-                    f"the same scan is used in training and to judge it: {listed}: remove it from one of the two")
-            if leak
-            else Finding(names[0], "warning", "duplicate", f"the same scan several times: {listed}: keep one")
-        )  # fmt: skip
-    return findings
+        listed = ", ".join(f"{name} ({roles[name]})" for name in names)
+        if kinds & {"labelled", "unlabelled"} and kinds & {"test", "validation"}:
+            code, expected = "leak", "training and judged scans to be different"
+        elif kinds == {"labelled", "unlabelled"}:
+            code, expected = "pool-overlap", "each scan in one role"
+        else:
+            code, expected = "duplicate", "each scan once"
+        yield Finding(names[0], code, f"the same scan: {listed}: {twins.alike}", expected)
+    owners: dict[str, list[str]] = defaultdict(list)
+    for name, one in examined.items():
+        if one.labels_mark:
+            owners[one.labels_mark].append(name)
+    for names in owners.values():
+        different = len({same_scan.get(name, -1 - index) for index, name in enumerate(names)})
+        if different > 1:
+            yield Finding(names[0], "same-labels", f"{', '.join(names)} have equal labels", "each scan to have its own")
 
 
-def _never_drawn(catalogue: Catalogue, examined: dict[str, Examination]) -> list[Finding]:
+def _never_drawn(catalogue: Catalogue, examined: Mapping[str, Examination]) -> list[Finding]:
     """Structures that no labelled case holds; nothing can be learned about them."""
     labelled = [examined[case.name].label_voxels for case in catalogue.labelled if case.name in examined]
     if not any(labelled):
         return []
     drawn = {label for counts in labelled for label in counts}
     return [
-        Finding("", "error", "never-drawn",
-                f"{name} (id {label}) is in no labelled case: remove it from dataset.json, or label it somewhere")
+        Finding("", "never-drawn", f"{name} (id {label}) is in no labelled case", "every structure in some case")
         for name, label in catalogue.labels.items()
         if label and label not in drawn
-    ]  # fmt: skip
+    ]
 
 
-def _summary(catalogue: Catalogue, examined: dict[str, Examination], findings: list[Finding]) -> dict[str, Any]:
+def _odd_orientations(examined: Mapping[str, Examination]) -> Iterator[Finding]:
+    """The few cases that are stored in another order than nearly all."""
+    stored = {name: one.stored_as for name, one in examined.items() if one.stored_as}
+    counts = Counter(stored.values())
+    if len(stored) < FEWEST_ORIENTATIONS or not counts:
+        return
+    usual, most = counts.most_common(1)[0]
+    if len(stored) - most <= ODD_SHARE * len(stored):
+        for name, codes in stored.items():
+            if codes != usual:
+                mirrored = " and mirror-handed" if _handedness(codes) != _handedness(usual) else ""
+                yield Finding(
+                    name, "odd-orientation", f"stored as {codes}{mirrored}, {most} of {len(stored)} as {usual}", usual
+                )
+
+
+def _handedness(codes: str) -> float:
+    """+1 for a right-handed storage order, -1 for a mirrored one (column, row, slice codes such as "RAS")."""
+    axes = np.zeros((3, 3))
+    for stored, code in enumerate(codes):
+        axis = next(axis for axis, pair in enumerate(("RL", "AP", "SI")) if code in pair)
+        axes[axis, stored] = 1 if code in "RAS" else -1
+    return float(np.sign(np.linalg.det(axes)))
+
+
+def _summary(catalogue: Catalogue, examined: Mapping[str, Examination], findings: list[Finding]) -> dict[str, Any]:
     readable = [one for one in examined.values() if one.shape_voxels is not None]
     with_labels = [one.label_voxels for one in examined.values() if one.label_voxels]
     summary: dict[str, Any] = {
@@ -124,10 +226,15 @@ def _summary(catalogue: Catalogue, examined: dict[str, Examination], findings: l
             name: sum(label in counts for counts in with_labels) for name, label in catalogue.labels.items() if label
         },
         "cases_with_labels": len(with_labels),
+        "stored_as": dict(Counter(one.stored_as for one in readable).most_common()),
     }
     if readable:
         summary["shape_voxels"] = _spread([one.shape_voxels for one in readable], int)
         summary["spacing_mm"] = _spread([one.spacing_mm for one in readable], float)
+        summary["extent_mm"] = _spread(
+            [np.multiply(one.shape_voxels, one.spacing_mm) for one in readable if one.shape_voxels and one.spacing_mm],
+            float,
+        )
         values = [one.intensities for one in readable if one.intensities is not None]
         summary["intensities"] = {"lowest": min(low for low, _ in values), "highest": max(high for _, high in values)}
     return summary
@@ -138,3 +245,13 @@ def _spread(triples: list[Any], kind: type) -> dict[str, list[Any]]:
     table = np.asarray(triples, float)
     rows = {"lowest": table.min(axis=0), "median": np.median(table, axis=0), "highest": table.max(axis=0)}
     return {name: [kind(round(float(value), 4)) for value in row] for name, row in rows.items()}
+
+
+def coarse_histograms(inspection: Inspection) -> dict[str, np.ndarray]:
+    """Voxels per bin of ``COARSE_HU``, summed over the CTs of each role; roles without any are left out."""
+    sums: dict[str, np.ndarray] = {}
+    for name, one in inspection.examined.items():
+        if one.histogram:
+            role = inspection.role_of(name)
+            sums[role] = sums.get(role, np.zeros(len(COARSE_HU) - 1)) + np.asarray(one.histogram, float)
+    return sums

@@ -1,0 +1,87 @@
+"""What the doctor proposes: consecutive label ids, and lists of the structures that were drawn in each case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flarecps.datasets.catalogue import Catalogue
+from flarecps.datasets.splits import Split, split_to_json
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """A proposed map of label ids, the ``labels`` of dataset.json that go with it, and why."""
+
+    ids: dict[int, int]  # old -> new; ids not named stay
+    labels: dict[str, int]
+    reason: str
+
+    @property
+    def words(self) -> str:
+        """The map as ``flarecps relabel --ids`` reads it: "63=1,126=2"."""
+        return ",".join(f"{old}={new}" for old, new in self.ids.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """The proposal as plain JSON types; ``dataset_json`` is the fragment to put into dataset.json."""
+        return {
+            "reason": self.reason,
+            "ids": {str(old): new for old, new in self.ids.items()},
+            "dataset_json": {"labels": self.labels},
+            "command": f"flarecps relabel LABELS OUT --ids {self.words}",
+        }
+
+    @property
+    def fragment(self) -> str:
+        """The ``labels`` entry of dataset.json on one line."""
+        return f'"labels": {json.dumps(self.labels, ensure_ascii=False)}'
+
+
+def propose_renumbering(labels: Mapping[str, int], found: Iterable[int]) -> Renumbering | None:
+    """The map to consecutive ids, or None where there is nothing to renumber.
+
+    ``labels`` are dataset.json's, ``found`` all ids in the label maps. Gaps in dataset.json are closed. If the maps
+    hold exactly as many structures as dataset.json names, but other ids, they are paired in ascending order. Otherwise
+    each unknown id becomes a structure of its own, after the known ones, to be named or mapped to 0 by the user.
+
+    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [0, 63, 126]).ids
+    {63: 1, 126: 2}
+    """
+    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: labels[name]))}
+    ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
+    drawn = sorted(set(found) - {0})
+    unknown = [label for label in drawn if label not in labels.values()]
+    if not unknown:
+        reason = "dataset.json leaves gaps between its ids"
+        return Renumbering(ids, closed, reason) if ids else None
+    if len(drawn) == len(closed) - 1:
+        paired = {old: new for new, old in enumerate(drawn, start=1) if old != new}
+        reason = (
+            f"the label maps hold {len(drawn)} ids, as many as dataset.json names: paired in ascending order; "
+            "check with the pictures that the names fit"
+        )
+        return Renumbering(paired, closed, reason)
+    extended = dict(closed)
+    for label in unknown:
+        ids[label] = len(extended)
+        extended[f"unknown {label}"] = len(extended)
+    reason = "unknown ids become structures of their own: name them, or write ID=0 to clear them"
+    return Renumbering(dict(sorted(ids.items())), extended, reason)
+
+
+def propose_annotated(catalogue: Catalogue, label_voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
+    """The data set's split with, for each labelled case that lacks a structure, the ids that are drawn in it.
+
+    It is what splits.json holds, to be reviewed: a structure that the patient does not have belongs on the list too.
+    ``label_voxels``: voxels per id of every case with labels that could be read; cases already listed keep their list.
+    """
+    split = catalogue.split
+    known = set(catalogue.labels.values()) - {0}
+    annotated = dict(split.annotated)
+    for name in split.labelled + split.validation:
+        drawn = known & set(label_voxels.get(name, {}))
+        if drawn and drawn != known and name not in annotated:
+            annotated[name] = tuple(sorted(drawn))
+    return split_to_json(Split(split.labelled, split.unlabelled, split.test, split.validation, annotated))

@@ -1,0 +1,156 @@
+"""Which scans are the same scan: by their voxels, whatever file name, compression, number type, order or header.
+
+Three marks, each a few bytes per scan or slice, so that thousands of scans are compared without keeping any:
+
+- ``exact``: the values in their order. Equal for copies in any format.
+- ``shuffled``: the values in no order. Equal for flipped, turned or transposed copies too.
+- ``slices``: one mark per slice that shows something, of its values above its lowest one, in no order. Equal for slices
+  cut out of another scan, flipped, or shifted by a constant (stored values against HU).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from flarecps.typing import ScanArray
+
+FEWEST_SHOWN = 64  # voxels above a slice's lowest value, and
+FEWEST_VALUES = 16  # different values among them: fewer could be equal by chance (air, a mask)
+FEWEST_SHARED = 2  # equal slices that make two scans one
+COMPARED_TOGETHER = 20  # scans that hold one slice; of more, the first are enough to join them all
+SIXTY_FOUR_BITS = (1 << 64) - 1
+WIDEST_RANGE = 1 << 20  # of integers that are counted instead of mixed one by one
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What recognises a scan (see the module); plain and small."""
+
+    exact: str = ""
+    shuffled: int = 0
+    slices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Scans that are one: their names, and in words how they are alike."""
+
+    names: tuple[str, ...]
+    alike: str
+
+
+def marks_of(array: ScanArray) -> Marks:
+    """The marks of a scan (channel, slice, row, column); the slices' are those of the first channel."""
+    shuffled = 0
+    slices: list[int] = []
+    for number, channel in enumerate(array):
+        for plane in channel:
+            values, counts = _values(plane)
+            bits = _bits(values)
+            shuffled += int((_mixed(bits) * counts).sum(dtype=np.uint64))
+            if number == 0 and _shows_something(values, counts):
+                slices.append(int((_mixed(_bits(values - values.min())) * counts).sum(dtype=np.uint64)))
+    shape = hashlib.sha256(repr((len(array), sorted(array.shape[1:]))).encode()).digest()[:8]
+    whole = (shuffled & SIXTY_FOUR_BITS) ^ int.from_bytes(shape, "little")
+    return Marks(content_hash(array), whole, tuple(dict.fromkeys(slices)))
+
+
+def content_hash(array: ScanArray) -> str:
+    """A hash of the values and shape of a scan, whatever the file's name, compression and number type."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for channel in array:
+        for plane in channel:  # plane by plane, so that no second copy of the scan is in memory
+            digest.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def find_twins(marks: Mapping[str, Marks]) -> list[Twins]:
+    """Groups of two or more scans that are the same or share slices, in the order of ``marks``."""
+    parent = {name: name for name in marks}
+    words: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    def join(first: str, second: str, alike: str) -> None:
+        first, second = root(first), root(second)
+        if first != second:
+            parent[second] = first
+            words.setdefault(first, words.get(second, alike))
+
+    for same in _groups({name: one.exact for name, one in marks.items()}):
+        for name in same[1:]:
+            join(same[0], name, "equal voxels")
+    for same in _groups({name: one.shuffled for name, one in marks.items() if one.exact}):
+        for name in same[1:]:
+            join(same[0], name, "equal voxels in another order (flipped or turned)")
+    for (first, second), shared in sorted(_shared_slices(marks).items()):
+        of = min(len(marks[first].slices), len(marks[second].slices))
+        if shared >= FEWEST_SHARED:
+            join(first, second, f"{shared} equal slices of {of}")
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in marks:
+        groups[root(name)].append(name)
+    return [Twins(tuple(names), words[first]) for first, names in groups.items() if len(names) > 1]
+
+
+def _groups(keys: Mapping[str, str | int]) -> list[list[str]]:
+    found: dict[str | int, list[str]] = defaultdict(list)
+    for name, key in keys.items():
+        if key:
+            found[key].append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def _shared_slices(marks: Mapping[str, Marks]) -> Counter[tuple[str, str]]:
+    """How many slice marks each pair of scans shares; pairs without any are not listed."""
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, one in marks.items():
+        for mark in one.slices:
+            holders[mark].append(name)
+    shared: Counter[tuple[str, str]] = Counter()
+    for names in holders.values():
+        shared.update(combinations(names[:COMPARED_TOGETHER], 2))
+        shared.update((names[0], name) for name in names[COMPARED_TOGETHER:])
+    return shared
+
+
+def _values(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and how often each occurs (int64 or float32, uint64); a float's voxels are listed one by one."""
+    if plane.dtype.kind in "iu":
+        lowest, highest = int(plane.min()), int(plane.max())
+        if highest - lowest < WIDEST_RANGE:
+            counts = np.bincount(plane.ravel().astype(np.int64) - lowest)
+            present = np.flatnonzero(counts)
+            return present + lowest, counts[present].astype(np.uint64)
+    values = plane.ravel().astype(np.float32)
+    return values, np.ones(values.size, np.uint64)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """The values as the bits of float32, so that 40 and 40.0 are the same; -0 is 0."""
+    return (values.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """64 scrambled bits for each: sums of them are equal for equal multisets only (Steele's SplitMix64)."""
+    mixed = bits * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _shows_something(values: np.ndarray, counts: np.ndarray) -> bool:
+    above = values > values.min()
+    if int(counts[above].sum()) < FEWEST_SHOWN:
+        return False
+    shown = values[above]
+    return len(np.unique(shown[:: max(1, len(shown) // 4096)])) >= FEWEST_VALUES
