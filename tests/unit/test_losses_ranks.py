@@ -20,7 +20,18 @@ ANNOTATED = {
     "unequal": torch.tensor([[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.bool),
     "none": torch.tensor([[1, 0, 0, 0]] * BATCH, dtype=torch.bool),
 }
-CASES = [(batch_dice, annotated) for batch_dice in (True, False) for annotated in ANNOTATED]
+COUNTED = {
+    "all": None,
+    # 3 % of rank 0's voxels and 80 % of rank 1's
+    "voxels": torch.rand(BATCH, 4, 5, 6, generator=torch.Generator().manual_seed(2))
+    < torch.tensor([0.03, 0.8, 0.03, 0.8]).view(BATCH, 1, 1, 1),
+    "patches": torch.tensor([True, False, True, False]).view(BATCH, 1, 1, 1),  # none of rank 1's
+    "one patch": torch.tensor([False, True, False, False]).view(BATCH, 1, 1, 1),
+    "nothing": torch.zeros(BATCH, 1, 1, 1, dtype=torch.bool),
+}
+CASES = [(batch_dice, annotated, "all") for batch_dice in (True, False) for annotated in ANNOTATED]
+CASES += [(batch_dice, "all", counted) for batch_dice in (True, False) for counted in list(COUNTED)[1:]]
+CASES += [(batch_dice, "unequal", "voxels") for batch_dice in (True, False)]
 
 
 def problem(annotated: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,14 +48,16 @@ def problem(annotated: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def loss_and_gradient(
-    batch_dice: bool, annotated: torch.Tensor | None, rank: int = 0, ranks: int = 1
+    batch_dice: bool, known_name: str, counted_name: str, rank: int = 0, ranks: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What one rank computes from every ``ranks``-th sample."""
+    annotated, counted = ANNOTATED[known_name], COUNTED[counted_name]
     weights, inputs, labels = problem(annotated)
     weights.requires_grad_()
     logits = torch.einsum("kc,bc...->bk...", weights, inputs[rank::ranks])
     known = None if annotated is None else annotated[rank::ranks]
-    loss = dice_cross_entropy(logits, labels[rank::ranks], batch_dice, known)
+    mask = None if counted is None else counted[rank::ranks]
+    loss = dice_cross_entropy(logits, labels[rank::ranks], batch_dice, known, mask)
     loss.backward()
     assert weights.grad is not None
     return loss.detach(), weights.grad
@@ -54,10 +67,7 @@ def compute_share(rank: int, folder: str) -> None:
     """One process's work: everything it found, written to ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    found = {
-        f"{batch_dice} {name}": loss_and_gradient(batch_dice, ANNOTATED[name], rank, RANKS)
-        for batch_dice, name in CASES
-    }
+    found = {str(case): loss_and_gradient(*case, rank, RANKS) for case in CASES}
     _, inputs, labels = problem(None)
     sums = class_sums(inputs[rank::RANKS], labels[rank::RANKS] % 3)
     dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice=True)
@@ -72,11 +82,11 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize(("batch_dice", "annotated"), CASES)
-def test_the_average_over_ranks_is_the_whole_batch(shares: list[dict], batch_dice: bool, annotated: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_average_over_ranks_is_the_whole_batch(shares: list[dict], case: tuple[bool, str, str]) -> None:
     """DDP averages gradients, so the average of the ranks' gradients must be the whole batch's."""
-    loss, gradient = loss_and_gradient(batch_dice, ANNOTATED[annotated])
-    found = [share["losses"][f"{batch_dice} {annotated}"] for share in shares]
+    loss, gradient = loss_and_gradient(*case)
+    found = [share["losses"][str(case)] for share in shares]
     torch.testing.assert_close(torch.stack([one[0] for one in found]).mean(0), loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.stack([one[1] for one in found]).mean(0), gradient, rtol=1e-5, atol=1e-6)
 
