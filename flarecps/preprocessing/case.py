@@ -16,7 +16,9 @@ from flarecps.preprocessing.intensity import channel_statistics
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume
-from flarecps.volumes.resampling import coarse_axis, resample, resample_labels, resampled_shape
+from flarecps.volumes.resampling import coarse_axis, resample, resample_into, resample_labels, resampled_shape
+
+FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the field of view
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,19 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     if labels is not None:
         check_labels(volume, labels, plan.labels.values(), name)
     is_hu = plan.intensity.scheme == "ct"
-    array = to_hu(volume.array) if is_hu else volume.array
-    box = field_box(array, FILL_HU if is_hu else 0)
-    array = crop(array, box).astype(np.float32)
-    statistics = channel_statistics(array)
+    box = field_box(volume.array, FIELD_HU if is_hu else 0)
+    array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
     shape = resampled_shape(box.shape, volume.space.spacing_mm, target)
     coarse = coarse_axis(volume.space.spacing_mm, target)
-    image = _to_network(resample(array, shape, order=3, coarse_axis=coarse), plan.axis_order)
+    to_type = to_hu if is_hu else None
+    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if is_hu else np.float32)
+    for channel, out in zip(array, image, strict=True):
+        resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=to_type, after=to_type)
     label_map = None
     if labels is not None:
-        label_map = _to_network(resample_labels(crop(labels.array[0], box), shape, coarse), plan.axis_order)
+        resampled = resample_labels(crop(labels.array[0], box), shape, coarse)
+        label_map = np.ascontiguousarray(resampled.transpose(plan.axis_order))
     way_back = WayBack(
         scan_shape=volume.space.shape,
         scan_spacing_mm=volume.space.spacing_mm,
@@ -97,7 +101,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         network_shape=in_network_order(shape, plan.axis_order),
         network_spacing_mm=in_network_order(target, plan.axis_order),
     )
-    return Prepared(to_hu(image) if is_hu else image, label_map, way_back, statistics)
+    return Prepared(image, label_map, way_back, channel_statistics(array, to_type))
 
 
 def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
@@ -141,12 +145,6 @@ def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:
 def _coarse_axis_back(way_back: WayBack) -> int | None:
     spacing_mm = in_canonical_order(way_back.network_spacing_mm, way_back.axis_order)
     return coarse_axis((spacing_mm[0], spacing_mm[1], spacing_mm[2]), way_back.scan_spacing_mm)
-
-
-def _to_network(array: np.ndarray, order: Triple) -> np.ndarray:
-    """The last three axes, canonical, in network order; contiguous."""
-    lead = array.ndim - 3
-    return np.ascontiguousarray(array.transpose(*range(lead), *(lead + axis for axis in order)))
 
 
 def _from_network(array: np.ndarray, order: Triple) -> np.ndarray:

@@ -38,19 +38,20 @@ def field_box(array: ScanArray, empty_value: float) -> Box:
 
     A voxel is empty when it holds ``empty_value``, or less where that is negative: on a scale that reaches below zero,
     as HU do, scanners fill outside their field with -1024, -2000 or -3024 alike. A scan that is empty throughout keeps
-    its full box.
+    its full box. Looks at one slice at a time, so that it needs no memory to speak of.
     """
-    filled = np.zeros(array.shape[1:], bool)
+    slices, rows, columns = (np.zeros(edge, bool) for edge in array.shape[1:])
     for channel in array:
-        filled |= channel > empty_value if empty_value < 0 else channel != empty_value
-    lower, upper = [], []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        found = np.flatnonzero(filled.any(axis=others))
-        if not len(found):
-            return Box((0, 0, 0), (array.shape[1], array.shape[2], array.shape[3]))
-        lower.append(int(found[0]))
-        upper.append(int(found[-1]) + 1)
+        for number, section in enumerate(channel):
+            filled = section > empty_value if empty_value < 0 else section != empty_value
+            in_rows = filled.any(axis=1)
+            slices[number] |= in_rows.any()
+            rows |= in_rows
+            columns |= filled.any(axis=0)
+    if not slices.any():
+        return Box((0, 0, 0), (array.shape[1], array.shape[2], array.shape[3]))
+    found = [np.flatnonzero(filled) for filled in (slices, rows, columns)]
+    lower, upper = [int(one[0]) for one in found], [int(one[-1]) + 1 for one in found]
     return Box((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
 
 

@@ -1,26 +1,38 @@
-"""Scans and label maps on another grid, axis by axis, with small matrices.
+"""Scans and label maps on another grid, axis by axis, slab by slab.
 
-Interpolation at fixed positions is a linear map of the samples of one axis, so a volume is resampled by three matrix
-products. The matrices reproduce ``skimage.transform.resize(order, mode="edge", anti_aliasing=False, clip=True)``, the
-operation nnU-Net's models were trained with, at a fraction of its time and memory.
+The operators of `axis_operators` reproduce ``skimage.transform.resize(order, mode="edge", anti_aliasing=False,
+clip=True)``, the operation nnU-Net's models were trained with, at a fraction of its time. Memory holds the input as it
+was stored, the result, and one array between them where all three axes change.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import ndimage
 
 from flarecps.typing import LabelArray, NormalisedArray, ScanArray, SpacingMm, Triple
+from flarecps.volumes.axis_operators import (
+    NEGLIGIBLE,
+    along,
+    apply_operator,
+    axis_operator,
+    banded,
+    nearest_indices,
+    product,
+    with_edge,
+)
 
 ANISOTROPY_LIMIT = 3.0  # nnU-Net: a spacing more than 3 times another is resampled apart (nearest neighbour)
 SAME_SPACING = 1e-3  # relative; headers carry float32, so equal spacings differ by rounding
-BLOCK = 32  # rows of an operator applied at once (16 to 64 are about equally fast)
-NEGLIGIBLE = (
-    1e-9  # weights of the spline's prefilter fall by 0.27 a voxel; below this they are under float32's rounding
-)
-TIE = 1e-5  # label probabilities closer than this are equal but for rounding; the lower label keeps the voxel
+# Label weights closer than this are equal. So small, because nnU-Net compares float64 sums: at a place that is midway
+# but for rounding (as with a factor of 3) rounding decides there and here alike, and the maps agree voxel by voxel.
+TIE = float(np.finfo(np.float64).eps)
+SLAB_VOXELS = 1 << 20  # 4 MB of float32 at a time: it stays in the processor's cache
+
+Conversion = Callable[[np.ndarray], np.ndarray]
+Window = tuple[slice, slice]  # of one axis: the outputs that a label has weight in, and the inputs that give it
 
 
 def resampled_shape(shape: Triple, spacing_mm: SpacingMm, target_mm: SpacingMm) -> Triple:
@@ -54,78 +66,112 @@ def resample(array: ScanArray, shape: Triple, order: int = 3, coarse_axis: int |
     ``order`` is the spline's (0 nearest, 1 linear, 3 cubic). No value leaves the range of its channel. With
     ``coarse_axis`` that axis is resampled by nearest neighbour, and each of its slices keeps its own range.
     """
-    if tuple(array.shape[1:]) == tuple(shape):
-        return np.array(array, dtype=np.float32)
     resampled = np.empty((len(array), *shape), np.float32)
     for channel, out in zip(array, resampled, strict=True):
-        _resample_channel(np.asarray(channel, np.float32), shape, order, coarse_axis, out)
+        resample_into(out, channel, order, coarse_axis)
     return resampled
+
+
+def resample_into(
+    out: np.ndarray,
+    channel: np.ndarray,
+    order: int = 3,
+    coarse_axis: int | None = None,
+    before: Conversion | None = None,
+    after: Conversion | None = None,
+) -> None:
+    """Fill ``out`` (slice, row, column; any strides) with ``channel`` on its grid, as `resample` does.
+
+    ``before`` converts stored values slab by slab before they are resampled (it must never decrease), ``after`` what
+    comes out, to the type of ``out``: neither needs the whole scan in float32.
+    """
+    before, after = before or _unchanged, after or _unchanged
+    if out.shape == channel.shape:
+        for slab in slabs(channel.shape):
+            out[slab] = after(before(channel[slab]))
+    elif coarse_axis is not None:
+        _slice_by_slice(channel, coarse_axis, order, out, before, after)
+    else:
+        _all_axes(channel, order, out, before, after)
 
 
 def resample_labels(labels: LabelArray, shape: Triple, coarse_axis: int | None = None) -> LabelArray:
     """``labels`` (slice, row, column) on a grid of ``shape`` voxels: the label with most linear weight at each voxel.
 
-    Labels are treated one by one within their bounding boxes, so memory does not grow with their number. Only labels
-    that are present can come out; equal weights go to the lower label. With ``coarse_axis`` that axis is nearest.
+    Labels are treated one by one within their bounding boxes, slab by slab, so memory does not grow with their number.
+    Only labels that are present can come out. Equal weights go to the nearest voxel's label if it is among them, else
+    to the lowest. With ``coarse_axis`` that axis is nearest.
     """
     labels = np.asarray(labels)
     if tuple(labels.shape) == tuple(shape):
         return labels.copy()
     if coarse_axis is not None and shape[coarse_axis] != labels.shape[coarse_axis]:
-        in_plane = _replaced(shape, coarse_axis, labels.shape[coarse_axis])
+        in_plane = with_edge(shape, coarse_axis, labels.shape[coarse_axis])
         return _nearest_along(resample_labels(labels, in_plane), coarse_axis, shape[coarse_axis])
-    present, boxes = _labels_and_boxes(labels)
-    winner = np.full(shape, present[0], labels.dtype)
-    best = np.zeros(shape, np.float32)
-    for label, box in zip(present, boxes, strict=True):
-        weight, region = _linear_weight(labels[box] == label, box, labels.shape, shape)
-        ahead = weight > best[region] + TIE
-        best[region][ahead] = weight[ahead]
-        winner[region][ahead] = label
-    return winner
+    operators = [_linear_operator(n_in, n_out) for n_in, n_out in zip(labels.shape, shape, strict=True)]
+    resampled = np.zeros(shape, labels.dtype)
+    windows = _windows(labels, operators)
+    for slab in slabs(shape):
+        reached = [(label, _windows_in(slab, operators[0], here)) for label, here in windows]
+        here = [(label, one) for label, one in reached if one is not None]
+        if here:
+            _fill_labels(resampled, labels, operators, here)
+    return resampled
 
 
-@lru_cache(maxsize=64)
-def axis_operator(n_in: int, n_out: int, order: int) -> np.ndarray:
-    """The (n_out, n_in) float64 matrix that resamples one axis: what interpolation does to each unit vector.
-
-    Voxel borders coincide (output i lies at input (i + ½)·n_in/n_out − ½), samples beyond the edge repeat it, and
-    for order 3 the spline's prefilter is part of the matrix.
-    """
-    zoom = n_out / n_in
-    columns = [ndimage.zoom(unit, zoom, order=order, mode="nearest", grid_mode=True) for unit in np.eye(n_in)]
-    operator = np.stack(columns, axis=1)
-    operator.setflags(write=False)  # it is shared by all callers
-    return operator
+def slabs(shape: tuple[int, ...], axis: int = 0) -> Iterator[slice]:
+    """Parts of about `SLAB_VOXELS` voxels, along one axis of an array of ``shape`` (slice, row, column)."""
+    step = max(1, SLAB_VOXELS * shape[axis] // max(1, int(np.prod(shape))))
+    for first in range(0, shape[axis], step):
+        yield slice(first, min(first + step, shape[axis]))
 
 
-@lru_cache(maxsize=64)
-def nearest_indices(n_in: int, n_out: int) -> np.ndarray:
-    """The input index nearest to each of ``n_out`` output voxels of one axis; midway, the higher one.
-
-    >>> nearest_indices(4, 2).tolist()
-    [1, 3]
-    """
-    indices = (2 * np.arange(n_out) + 1) * n_in // (2 * n_out)  # whole numbers: no rounding decides a tie
-    indices.setflags(write=False)
-    return indices
+def _unchanged(array: np.ndarray) -> np.ndarray:
+    return array
 
 
-def _resample_channel(channel: np.ndarray, shape: Triple, order: int, coarse: int | None, out: np.ndarray) -> None:
-    if coarse is not None and shape[coarse] != channel.shape[coarse]:
-        if shape[coarse] < channel.shape[coarse]:  # picking slices and interpolating within them commute: fewer first
-            _resample_channel(_nearest_along(channel, coarse, shape[coarse]), shape, order, coarse, out)
-            return
-        in_plane = np.empty(_replaced(shape, coarse, channel.shape[coarse]), np.float32)
-        _resample_channel(channel, in_plane.shape, order, coarse, in_plane)
-        np.take(in_plane, nearest_indices(in_plane.shape[coarse], shape[coarse]), axis=coarse, out=out, mode="clip")
+def _slice_by_slice(
+    channel: np.ndarray, coarse: int, order: int, out: np.ndarray, before: Conversion, after: Conversion
+) -> None:
+    """Every slice across the coarse axis is resampled and clipped alone; along that axis, the nearest is taken."""
+    sources, results = np.moveaxis(channel, coarse, 0), np.moveaxis(out, coarse, 0)
+    nearest = nearest_indices(len(sources), len(results))
+    used, copies = np.unique(nearest, return_inverse=True)
+    for slab in slabs((len(used), *sources.shape[1:])):
+        made = before(sources[used[slab]]).astype(np.float32, order="C", copy=False)
+        lowest, highest = made.min(axis=(1, 2), keepdims=True), made.max(axis=(1, 2), keepdims=True)
+        for axis in sorted((1, 2), key=lambda axis: results.shape[axis] / sources.shape[axis]):
+            made = _along(made, axis, results.shape[axis], order)
+        made = after(np.clip(made, lowest, highest))
+        first, last = np.searchsorted(copies, (slab.start, slab.stop))
+        results[first:last] = made[copies[first:last] - slab.start]
+
+
+def _all_axes(channel: np.ndarray, order: int, out: np.ndarray, before: Conversion, after: Conversion) -> None:
+    """Two axes in slabs along the third, then the third: the one that grows most, so that least lies in between."""
+    first, second, last = sorted(range(3), key=lambda axis: out.shape[axis] / channel.shape[axis])
+    lowest, highest = before(np.array([channel.min(), channel.max()]))
+    n_in, n_out = channel.shape[last], out.shape[last]
+    between = np.empty(with_edge(out.shape, last, n_in), np.float32) if n_in != n_out else None
+    for slab in slabs(channel.shape, last):
+        here = along(last, slab)
+        made = before(channel[here]).astype(np.float32, order="C", copy=False)
+        for axis in (first, second):
+            made = _along(made, axis, out.shape[axis], order)
+        if between is None:
+            out[here] = after(np.clip(made, lowest, highest))
+        else:
+            between[here] = made
+    if between is None:
         return
-    clipped_together = None if coarse is None else tuple(axis for axis in range(3) if axis != coarse)
-    lowest = channel.min(axis=clipped_together, keepdims=True)
-    highest = channel.max(axis=clipped_together, keepdims=True)
-    for axis in sorted(range(3), key=lambda axis: shape[axis] / channel.shape[axis]):  # least work first
-        channel = _along(channel, axis, shape[axis], order)
-    np.clip(channel, lowest, highest, out=out)
+    if order == 0:
+        for slab in slabs(out.shape, last):
+            out[along(last, slab)] = after(between.take(nearest_indices(n_in, n_out)[slab], axis=last))
+        return
+    for outputs, inputs, weights in banded(axis_operator(n_in, n_out, order), between.dtype):
+        made = np.empty(with_edge(out.shape, last, len(weights)), np.float32)
+        product(weights, between[along(last, inputs)], last, made)
+        out[along(last, outputs)] = after(np.clip(made, lowest, highest, out=made))
 
 
 def _along(array: np.ndarray, axis: int, n_out: int, order: int) -> np.ndarray:
@@ -134,61 +180,81 @@ def _along(array: np.ndarray, axis: int, n_out: int, order: int) -> np.ndarray:
         return array
     if order == 0:
         return _nearest_along(array, axis, n_out)
-    return _apply(axis_operator(n_in, n_out, order), array, axis)
+    return apply_operator(axis_operator(n_in, n_out, order), array, axis)
 
 
 def _nearest_along(array: np.ndarray, axis: int, n_out: int) -> np.ndarray:
     return array.take(nearest_indices(array.shape[axis], n_out), axis=axis)
 
 
-def _apply(operator: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
-    """``operator`` (n_out, n_in) applied along one axis of a 3D float32 array, without moving axes about.
-
-    Each output depends on a few neighbours only, so the operator is applied in blocks of rows, each to the part of the
-    input that it reaches: on 512×512×119 voxels, ten times fewer seconds than the whole matrix at once.
-    """
-    result = np.empty(_replaced(array.shape, axis, len(operator)), np.float32)
-    for first in range(0, len(operator), BLOCK):
-        rows = operator[first : first + BLOCK]
-        reached = np.flatnonzero(np.abs(rows).max(axis=0) > NEGLIGIBLE)
-        inputs = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 1)
-        outputs = slice(first, first + len(rows))
-        weights = np.ascontiguousarray(rows[:, inputs], dtype=np.float32)
-        if axis == 0:
-            np.matmul(weights, array[inputs].reshape(weights.shape[1], -1), out=result[outputs].reshape(len(rows), -1))
-        elif axis == 1:
-            np.matmul(weights, array[:, inputs], out=result[:, outputs])
-        else:
-            np.matmul(array[:, :, inputs], weights.T, out=result[:, :, outputs])
-    return result
+def _linear_operator(n_in: int, n_out: int) -> np.ndarray:
+    return np.eye(n_in) if n_in == n_out else axis_operator(n_in, n_out, 1)
 
 
-def _replaced(shape: tuple[int, ...], axis: int, edge: int) -> Triple:
-    first, second, third = (edge if here == axis else length for here, length in enumerate(shape))
-    return first, second, third
+def _windows(labels: np.ndarray, operators: list[np.ndarray]) -> list[tuple[int, list[Window]]]:
+    """Every label that is present, ascending and without 0, and its window along each axis."""
+    found = []
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        here = [_window(operator, slice(0, len(operator)), one) for operator, one in zip(operators, box, strict=True)]
+        if None not in here:  # a label between coarse samples may vanish
+            found.append((label, here))
+    return found
 
 
-def _labels_and_boxes(labels: np.ndarray) -> tuple[list[int], list[tuple[slice, ...]]]:
-    """The labels present, ascending, and a box around each (label 0's is the whole grid)."""
-    boxes: list[tuple[slice, ...] | None] = [tuple(slice(0, edge) for edge in labels.shape)]
-    boxes += ndimage.find_objects(labels)
-    found = [(label, box) for label, box in enumerate(boxes) if box is not None and (label or (labels == 0).any())]
-    return [label for label, _ in found], [box for _, box in found]
+def _windows_in(slab: slice, operator: np.ndarray, windows: list[Window]) -> list[Window] | None:
+    """A label's windows within one slab of the first axis, or None where it has no weight there."""
+    outputs, inputs = windows[0]
+    part = slice(max(outputs.start, slab.start), min(outputs.stop, slab.stop))
+    first = _window(operator, part, inputs) if part.start < part.stop else None
+    return None if first is None else [first, *windows[1:]]
 
 
-def _linear_weight(
-    mask: np.ndarray, box: tuple[slice, ...], shape_in: tuple[int, ...], shape_out: Triple
-) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Linear weight of a label, given by its mask within ``box``, and the output region outside which it is 0."""
-    region, operators = [], []
-    for taken, n_in, n_out in zip(box, shape_in, shape_out, strict=True):
-        operator = axis_operator(n_in, n_out, 1) if n_in != n_out else np.eye(n_in)
-        reached = np.flatnonzero(operator[:, taken].max(axis=1) > NEGLIGIBLE)
-        given = slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
-        region.append(given)
-        operators.append(operator[given, taken])
-    weight = mask.astype(np.float32)
-    for axis in sorted(range(3), key=lambda axis: len(operators[axis]) / mask.shape[axis]):
-        if shape_in[axis] != shape_out[axis]:
-            weight = _apply(operators[axis], weight, axis)
-    return weight, tuple(region)
+def _window(operator: np.ndarray, outputs: slice, inputs: slice) -> Window | None:
+    """Those of ``outputs`` that ``inputs`` have weight in, and those of ``inputs`` that give it; None if none."""
+    weighs = operator[outputs, inputs] > NEGLIGIBLE
+    given, taken = np.flatnonzero(weighs.any(axis=1)), np.flatnonzero(weighs.any(axis=0))
+    if not len(given):
+        return None
+    return (
+        slice(outputs.start + int(given[0]), outputs.start + int(given[-1]) + 1),
+        slice(inputs.start + int(taken[0]), inputs.start + int(taken[-1]) + 1),
+    )
+
+
+def _fill_labels(
+    resampled: np.ndarray, labels: np.ndarray, operators: list[np.ndarray], present: list[tuple[int, list[Window]]]
+) -> None:
+    """Write ``resampled``, which holds 0, where the labels ``present`` have weight. What they leave is label 0's."""
+    lower = [min(windows[axis][0].start for _, windows in present) for axis in range(3)]
+    upper = [max(windows[axis][0].stop for _, windows in present) for axis in range(3)]
+    block = tuple(slice(first, last) for first, last in zip(lower, upper, strict=True))
+    near = [
+        nearest_indices(n, len(operator))[one] for n, operator, one in zip(labels.shape, operators, block, strict=True)
+    ]
+    nearest = labels[np.ix_(*near)]
+    winner = np.zeros(nearest.shape, labels.dtype)
+    best, nearests, rest = np.zeros(nearest.shape), np.zeros(nearest.shape), np.ones(nearest.shape)
+    for label, windows in present:
+        weight = _linear_weight(label, labels, operators, windows)
+        here = tuple(slice(one.start - low, one.stop - low) for (one, _), low in zip(windows, lower, strict=True))
+        rest[here] -= weight
+        ahead = weight > best[here] + TIE
+        np.copyto(best[here], weight, where=ahead)
+        np.copyto(winner[here], label, where=ahead)
+        np.copyto(nearests[here], weight, where=nearest[here] == label)
+    np.copyto(nearests, rest, where=nearest == 0)
+    np.copyto(winner, 0, where=rest >= best - TIE)
+    np.copyto(winner, nearest, where=nearests >= np.maximum(best, rest, out=best) - TIE)
+    resampled[block] = winner
+
+
+def _linear_weight(label: int, labels: np.ndarray, operators: list[np.ndarray], windows: list[Window]) -> np.ndarray:
+    """The linear weight of ``label`` on the outputs of its windows, float64."""
+    weight = (labels[tuple(inputs for _, inputs in windows)] == label).astype(np.float64)
+    parts = [operator[outputs, inputs] for operator, (outputs, inputs) in zip(operators, windows, strict=True)]
+    for axis in sorted(range(3), key=lambda axis: len(parts[axis]) / weight.shape[axis]):
+        if operators[axis].shape[0] != operators[axis].shape[1]:
+            weight = apply_operator(parts[axis], weight, axis)
+    return weight

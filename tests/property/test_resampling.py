@@ -122,10 +122,18 @@ def test_background_is_not_invented_where_there_is_none() -> None:
     assert (resample_labels(np.zeros((4, 5, 6), np.uint8), (9, 2, 9)) == 0).all()
 
 
-def test_a_tie_goes_to_the_lower_label() -> None:
+def test_a_tie_goes_to_the_nearest_voxels_label() -> None:
+    """Halving puts an output voxel midway between 0 and 5; the nearest voxel, midway, is the higher one."""
     labels = np.zeros((4, 2, 2), np.uint8)
-    labels[1:] = 5  # halving puts the first output voxel midway between 0 and 5
-    assert resample_labels(labels, (2, 2, 2))[:, 0, 0].tolist() == [0, 5]
+    labels[1:] = 5
+    assert resample_labels(labels, (2, 2, 2))[:, 0, 0].tolist() == [5, 5]
+    assert resample_labels(labels[::-1], (2, 2, 2))[:, 0, 0].tolist() == [5, 0]
+
+
+def test_a_tie_that_the_nearest_voxel_is_no_part_of_goes_to_the_lowest_label() -> None:
+    labels = np.array([[[3, 1], [1, 1]], [[2, 2], [2, 3]]], np.uint8)  # the centre: 3/8 of 1, 3/8 of 2; nearest is a 3
+    assert resample_labels(labels, (1, 1, 1)).item() == 1
+    assert resample_labels(np.where(labels == 1, 0, labels), (1, 1, 1)).item() == 0
 
 
 def test_labels_twice_as_fine_and_back_are_the_labels() -> None:
