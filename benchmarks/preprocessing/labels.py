@@ -1,0 +1,106 @@
+"""Label maps on another grid: flarecps against nnU-Net v2's own resampling, Dice per structure.
+
+    FLARECPS_PEER_PYTHON=.peers/bin/python python benchmarks/preprocessing/labels.py OUT LABELS.nii.gz ...
+
+Each map is brought to several spacings by both (nnU-Net's ``resample_data_or_seg_to_shape`` in its own environment).
+Structures of more than 1000 voxels in nnU-Net's result count; the smallest Dice of each spacing is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from flarecps.volumes.io import read_labels, scan_name
+from flarecps.volumes.resampling import coarse_axis, resample_labels, resampled_shape
+
+HERE = Path(__file__).resolve().parent
+FEWEST_VOXELS = 1000
+# Factors on the map's own spacing (slice, row, column), or mm: finer, coarser, exactly half, anisotropic, separate z.
+TARGETS = {
+    "1 mm isotropic": (1.0, 1.0, 1.0),
+    "1.5 mm isotropic": (1.5, 1.5, 1.5),
+    "own x 0.8": (-0.8, -0.8, -0.8),
+    "own x 1.37": (-1.37, -1.37, -1.37),
+    "own x 2": (-2.0, -2.0, -2.0),
+    "slices x 0.6, in plane x 1.2": (-0.6, -1.2, -1.2),
+    "5 mm slices, 0.9 mm in plane": (5.0, 0.9, 0.9),
+}
+
+
+def main() -> None:
+    """Resample with both, write OUT/labels.csv, print a table; exit 1 when a structure is below 0.999."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("maps", type=Path, nargs="+")
+    options = parser.parse_args()
+    peer = os.environ.get("FLARECPS_PEER_PYTHON")
+    if not peer:
+        sys.exit("FLARECPS_PEER_PYTHON is not set: `make peers` installs nnU-Net and prints the line that sets it")
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = [row for path in options.maps for row in compare(path, peer)]
+    with open(options.out / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    show(rows)
+    if min(row["dice"] for row in rows) < 0.999:
+        sys.exit(1)
+
+
+def compare(path: Path, peer: str) -> list[dict]:
+    """A row per spacing and structure of one map."""
+    volume = read_labels(path)
+    labels, spacing = volume.array[0], volume.space.spacing_mm
+    jobs, ours = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        np.save(folder / "labels.npy", labels)
+        for number, (name, factors) in enumerate(TARGETS.items()):
+            target = tuple(-value * own if value < 0 else value for value, own in zip(factors, spacing, strict=True))
+            shape = resampled_shape(labels.shape, spacing, target)
+            coarse = coarse_axis(spacing, target)
+            ours[name] = resample_labels(labels, shape, coarse)
+            job = {"labels": "labels.npy", "out": f"{number}.npy", "shape": shape, "spacing_mm": spacing}
+            jobs.append({**job, "target_mm": target, "name": name, "separate": coarse is not None})
+        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+        subprocess.run([peer, str(HERE / "peer_labels.py"), scratch], check=True, stdout=subprocess.DEVNULL)
+        rows = []
+        for job in jobs:
+            theirs = np.load(folder / job["out"])
+            mine = ours[job["name"]]
+            for label in np.unique(theirs[theirs > 0]):
+                a, b = mine == label, theirs == label
+                if b.sum() <= FEWEST_VOXELS:
+                    continue
+                dice = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+                row = {"map": scan_name(path), "target": job["name"], "separate_z": job["separate"]}
+                rows.append({**row, "label": int(label), "voxels": int(b.sum()), "dice": round(dice, 6)})
+    print(f"{scan_name(path)}: worst {min(row['dice'] for row in rows):.5f} of {len(rows)}", flush=True)
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    """The smallest Dice of each spacing, as a Markdown table."""
+    print("\n| target | structures | separate z | smallest Dice | its size, voxels | below 0.999 |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name in TARGETS:
+        of = [row for row in rows if row["target"] == name]
+        if not of:
+            continue
+        worst = min(of, key=lambda row: row["dice"])
+        apart = len({row["map"] for row in of if row["separate_z"]})
+        below = sum(row["dice"] < 0.999 for row in of)
+        print(f"| {name} | {len(of)} | {apart} maps | {worst['dice']:.5f} | {worst['voxels']} | {below} |")
+
+
+if __name__ == "__main__":
+    main()
