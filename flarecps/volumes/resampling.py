@@ -42,7 +42,7 @@ def resampled_shape(shape: Triple, spacing_mm: SpacingMm, target_mm: SpacingMm) 
     (200, 410, 410)
     """
     first, second, third = (
-        max(1, round(edge * here / there)) for edge, here, there in zip(shape, spacing_mm, target_mm, strict=True)
+        max(1, round(here / there * edge)) for edge, here, there in zip(shape, spacing_mm, target_mm, strict=True)
     )
     return first, second, third
 
