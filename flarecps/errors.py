@@ -31,3 +31,7 @@ class CheckpointError(FlarecpsError):
 
 class ConfigError(FlarecpsError):
     """Settings that contradict each other or the data."""
+
+
+class TrainingError(FlarecpsError):
+    """A training that can't go on; raised on all of its processes at once, with the same message."""

@@ -6,6 +6,8 @@ LOSS_TOTAL = "train/loss"
 LAMBDA = "train/lambda"
 PATCHES_PER_SECOND = "throughput/patches_per_s"
 DATA_WAIT = "throughput/data_wait_share"
+HEALTH_VANISHED = "health/vanished_classes"  # how many of them
+HEALTH_HELD = "health/lambda_held_epochs"  # for how many epochs λ was kept from rising
 DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over cases, then organs
 
 
@@ -32,3 +34,33 @@ def dsc_mean(stage: str = "validation") -> str:
 def dsc(source: str, organ: str, stage: str = "validation") -> str:
     """DSC of an organ; ``source`` is ``sibling_1``, ``sibling_2`` or ``average``."""
     return f"{stage}/dsc/{source}/{organ.replace(' ', '_')}"
+
+
+def patch_loss(sibling: int) -> str:
+    """Loss of one sibling on the validation patches, as if they were one batch."""
+    return f"validation_patches/loss/sibling_{sibling}"
+
+
+def patch_dsc(sibling: int, organ: str) -> str:
+    """DSC of an organ over the voxels of all validation patches together."""
+    return f"validation_patches/dsc/sibling_{sibling}/{organ.replace(' ', '_')}"
+
+
+def patch_dsc_mean(sibling: int) -> str:
+    """Mean of ``patch_dsc`` over organs."""
+    return f"validation_patches/dsc/sibling_{sibling}/mean"
+
+
+def health_agreement(organ: str) -> str:
+    """Dice between the siblings' labels of unlabelled patches."""
+    return f"health/agreement/{organ.replace(' ', '_')}"
+
+
+def health_volume(sibling: int, organ: str) -> str:
+    """Share of an organ in one sibling's labels of unlabelled patches, divided by its share in the labelled scans."""
+    return f"health/volume_ratio/sibling_{sibling}/{organ.replace(' ', '_')}"
+
+
+def health_entropy(organ: str) -> str:
+    """Mean entropy (0 certain, 1 none the wiser) of unlabelled voxels that a sibling calls this organ."""
+    return f"health/entropy/{organ.replace(' ', '_')}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -26,23 +25,22 @@ from flarecps.losses import (
 from flarecps.networks import PlainUNet, compile_in_place, he_normal_, lay_out
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
-from flarecps.training.optimisation import SmoothedLoss, step_schedulers
+from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
+from flarecps.training.health import (
+    CollapseWatch,
+    OnCollapse,
+    PseudoLabelHealth,
+    class_priors,
+    named_health,
+    vanished,
+)
+from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss, step_schedulers
 from flarecps.training.validation import OrganScores, named_scores, sibling_labels
 
 # in_channels, classes, features, strides, kernels -> network
 NetworkFactory: TypeAlias = Callable[
     [int, int, Sequence[int], Sequence[Sequence[int]], Sequence[Sequence[int]]], nn.Module
 ]
-
-NNUNET_SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
-NNUNET_PLATEAU = partial(
-    torch.optim.lr_scheduler.ReduceLROnPlateau,
-    mode="min",
-    factor=0.2,
-    patience=30,
-    threshold=1e-3,
-    threshold_mode="abs",
-)
 
 
 class CrossPseudoSupervision(LightningModule):
@@ -62,6 +60,12 @@ class CrossPseudoSupervision(LightningModule):
         pseudo_labels: which of them are believed; null believes all, as the paper does.
         compile: compile each sibling: true, or one of torch.compile's modes; checkpoints are the same either way.
         channels_last: keep images and weights with channels innermost in memory.
+        on_collapse: what a class that vanishes from the pseudo-labels does: warn, or hold λ until it is back.
+        vanished_below: a class has vanished when its share of the unlabelled voxels, in either sibling's labels, is
+            less than this times its share of the labelled scans.
+        on_nonfinite: what a loss that is not a number does: stop the training, or fp32 to repeat the step in full
+            precision.
+        most_repeats_in_a_row: so many steps may be repeated one after another; with one more the training stops.
         clip_norm: largest gradient norm of a sibling.
         window_step: step of validation's sliding window, as a share of the patch.
         initial_seed: of the siblings' weights, which are drawn independently.
@@ -73,14 +77,18 @@ class CrossPseudoSupervision(LightningModule):
         network: NetworkFactory = PlainUNet,
         topology: Topology | None = None,
         loss: DiceCrossEntropy | None = None,
-        optimizer: OptimizerCallable = NNUNET_SGD,
-        scheduler: LRSchedulerCallable = NNUNET_PLATEAU,
+        optimizer: OptimizerCallable = NesterovSGD,
+        scheduler: LRSchedulerCallable = Plateau,
         ramp: LinearRamp | None = None,
         cross_pseudo_supervision: bool = True,
         one_mean: bool = False,
         pseudo_labels: PseudoLabelFilter | None = None,
         compile: bool | str = False,
         channels_last: bool = False,
+        on_collapse: OnCollapse = "warn",
+        vanished_below: float = 0.01,
+        on_nonfinite: OnNonfinite = "stop",
+        most_repeats_in_a_row: int = 10,
         clip_norm: float = 12.0,
         window_step: float = 0.5,
         initial_seed: int = 0,
@@ -106,6 +114,11 @@ class CrossPseudoSupervision(LightningModule):
         self.clip_norm = clip_norm
         self.window_step = window_step
         self.smoothed_loss = SmoothedLoss(len(self.siblings))
+        self.finite_steps = FiniteSteps(on_nonfinite, most_repeats_in_a_row)
+        self.vanished_below = vanished_below
+        self.class_priors = class_priors(self.plan)
+        self.health = PseudoLabelHealth(self.plan.class_count)
+        self.collapse_watch = CollapseWatch(on_collapse, self.plan.labels)
         names = [metric_names.LOSS_TOTAL]
         for number in range(1, 1 + len(self.siblings)):
             names += [metric_names.supervised_loss(number), metric_names.cross_pseudo_loss(number)]
@@ -115,41 +128,57 @@ class CrossPseudoSupervision(LightningModule):
     # -- the step
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
-        weight = self.weight_of_pseudo_labels
-        supervised, crossed = self.losses(batch, with_pseudo_labels=weight > 0)
-        total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()  # equation 3
-        self.manual_backward(total)
-        for sibling, optimizer in zip(self.siblings, self._optimizers(), strict=True):
-            nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm)
+        step = self.finite_steps.take(lambda: self.differentiated(batch), batch, self.current_epoch)
+        for optimizer in self._optimizers():
             optimizer.step()
             optimizer.zero_grad()
-        self._remember(total, supervised, crossed)
+        self._remember(step)
 
-    def losses(self, batch: dict[str, dict[str, Any]], with_pseudo_labels: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Lsup and Lcps of every sibling, in that order (paper, equations 1 and 2).
+    def differentiated(self, batch: dict[str, dict[str, Any]]) -> Step:
+        """The losses of a batch, their gradients in the siblings and clipped (paper, equations 1 to 3)."""
+        self.zero_grad()
+        weight = self.weight_of_pseudo_labels
+        labelled = len(batch["labelled"]["image"])
+        outputs = self.outputs(batch, with_unlabelled=weight > 0)
+        supervised = self.supervised_losses(outputs, batch["labelled"])
+        crossed = self.cross_pseudo_losses(outputs, labelled)
+        total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()
+        self.manual_backward(total)
+        norms = [nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm) for sibling in self.siblings]
+        unlabelled = [scales[0][labelled:].detach() for scales in outputs]
+        return Step(total, supervised, crossed, norms, unlabelled)
 
-        Without pseudo-labels (λ = 0, or the supervised control) the unlabelled patches are not computed at all: what is
-        multiplied by 0 teaches nothing, and instance norm keeps patches independent of each other.
+    def outputs(self, batch: dict[str, dict[str, Any]], with_unlabelled: bool) -> list[list[Tensor]]:
+        """Each sibling's logits, finest scale first: of the labelled patches, then of the unlabelled ones.
+
+        While λ is 0 (and in the supervised control) the unlabelled patches are not computed at all: what is multiplied
+        by 0 teaches nothing, and instance norm keeps patches independent of each other.
         """
-        images, labels = batch["labelled"]["image"], batch["labelled"]["labels"][:, 0]
-        labelled = len(images)
-        if with_pseudo_labels:
+        images = batch["labelled"]["image"]
+        if with_unlabelled:
             images = torch.cat([images, batch["unlabelled"]["image"]])
         images = images.to(memory_format=self.memory_format)
-        outputs = [sibling(images) for sibling in self.siblings]
-        targets = [downsampled_labels(labels, output.shape[2:]) for output in outputs[0]]
-        annotated = batch["labelled"].get("annotated")
-        supervised = [self.loss([scale[:labelled] for scale in output], targets, annotated) for output in outputs]
-        if with_pseudo_labels:
-            first, second = outputs
-            crossed = cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean, self.pseudo_labels)
-            return supervised, list(crossed)
-        return supervised, [torch.zeros_like(loss) for loss in supervised]
+        return [sibling(images) for sibling in self.siblings]
+
+    def supervised_losses(self, outputs: list[list[Tensor]], labelled: dict[str, Any]) -> list[Tensor]:
+        """Lsup of every sibling (equation 1)."""
+        labels, annotated = labelled["labels"][:, 0], labelled.get("annotated")
+        targets = [downsampled_labels(labels, scale.shape[2:]) for scale in outputs[0]]
+        return [self.loss([scale[: len(labels)] for scale in scales], targets, annotated) for scales in outputs]
+
+    def cross_pseudo_losses(self, outputs: list[list[Tensor]], labelled: int) -> list[Tensor]:
+        """Lcps of every sibling (equation 2); 0 without unlabelled patches, which come after ``labelled`` others."""
+        if len(outputs[0][0]) == labelled:
+            return [torch.zeros((), device=self.device)] * len(outputs)
+        first, second = outputs
+        return list(cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean, self.pseudo_labels))
 
     @property
     def weight_of_pseudo_labels(self) -> float:
-        """λ of the present epoch; 0 in the supervised control."""
-        return self.ramp(self.current_epoch) if self.cross_pseudo_supervision else 0.0
+        """λ of the present epoch; 0 in the supervised control. Epochs in which it was held do not count."""
+        if not self.cross_pseudo_supervision:
+            return 0.0
+        return self.ramp(self.current_epoch - self.collapse_watch.held_epochs)
 
     def on_train_epoch_end(self) -> None:
         means = {name: metric.compute() for name, metric in self._named_means()}
@@ -164,6 +193,23 @@ class CrossPseudoSupervision(LightningModule):
         }
         self.log_dict({**means, **rates, metric_names.LAMBDA: self.weight_of_pseudo_labels})  # equal on all ranks
         step_schedulers(self._schedulers(), watched)
+        self._watch_pseudo_labels()
+
+    def _watch_pseudo_labels(self) -> None:
+        """Log the epoch's pseudo-label health, and let a class that has vanished have its consequence."""
+        if not self.health.update_called:  # λ was 0
+            return
+        health = self.health.compute()  # of all ranks
+        self.health.reset()
+        gone = vanished(health["shares"].cpu(), self.class_priors, self.vanished_below)
+        self.collapse_watch.update(gone, self.current_epoch)
+        self.log_dict(
+            {
+                **named_health(health, self.class_priors, self.plan.labels),
+                metric_names.HEALTH_VANISHED: float(len(gone)),
+                metric_names.HEALTH_HELD: float(self.collapse_watch.held_epochs),
+            }
+        )
 
     # -- optimisers
 
@@ -226,15 +272,20 @@ class CrossPseudoSupervision(LightningModule):
 
     def on_load_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
         checkpoint.check_fits(checkpoint_content, self.plan, self.siblings)
+        for name, state in self.state_dict().items():  # what an older version did not keep starts anew
+            if name.endswith("_extra_state"):
+                checkpoint_content["state_dict"].setdefault(name, state)
 
     # -- running means
 
-    def _remember(self, total: Tensor, supervised: list[Tensor], crossed: list[Tensor]) -> None:
+    def _remember(self, step: Step) -> None:
         means: Any = self.epoch_means
-        means[_attribute(metric_names.LOSS_TOTAL)].update(total.detach())
-        for number, (lsup, lcps) in enumerate(zip(supervised, crossed, strict=True), start=1):
+        means[_attribute(metric_names.LOSS_TOTAL)].update(step.total.detach())
+        for number, (lsup, lcps) in enumerate(zip(step.supervised, step.crossed, strict=True), start=1):
             means[_attribute(metric_names.supervised_loss(number))].update(lsup.detach())
             means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
+        if len(step.unlabelled[0]):
+            self.health.update(step.unlabelled)
 
     def _named_means(self) -> list[tuple[str, Any]]:
         return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]

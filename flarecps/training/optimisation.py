@@ -1,15 +1,43 @@
-"""The learning rate's schedule: what the plateau watches, and how it remembers."""
+"""The optimiser and the learning rate's schedule: their numbers, what the plateau watches, and how it remembers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 SMOOTHING = 0.93  # weight of the past in nnU-Net v1's moving average of the epoch's loss
+
+
+class NesterovSGD(SGD):
+    """Stochastic gradient descent with nnU-Net's numbers."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        momentum: float = 0.99,
+        nesterov: bool = True,
+        weight_decay: float = 3e-5,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+class Plateau(ReduceLROnPlateau):
+    """nnU-Net v1's plateau: 30 epochs in which the smoothed loss fell by less than 0.001 lower the rate.
+
+    The threshold is absolute; torch's own default takes it relative to the loss.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: float = 0.2, patience: int = 30, threshold: float = 1e-3) -> None:
+        super().__init__(
+            optimizer, mode="min", factor=factor, patience=patience, threshold=threshold, threshold_mode="abs"
+        )
 
 
 class SmoothedLoss(nn.Module):

@@ -1,0 +1,57 @@
+"""How fast the training is, and how long it waits for its data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from flarecps import metric_names
+
+
+class Throughput(Callback):
+    """Logs patches per second (of all processes) and the share of an epoch's steps spent waiting for batches.
+
+    A step's wait runs from the end of the step before until its batch is there. The first batch of an epoch is left
+    out: while it is made, its predecessor's validation and checkpoint are, too. A step ends when its loss has been
+    checked, which on a GPU waits for the device; so what is computed is not mistaken for waiting.
+    """
+
+    def __init__(self) -> None:
+        self.wait_s = self.busy_s = 0.0
+        self.patches = 0
+        self._ended: float | None = None  # of the step before
+        self._began = 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the steps' time, 0 to 1."""
+        total_s = self.wait_s + self.busy_s
+        return self.wait_s / total_s if total_s else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.wait_s = self.busy_s = 0.0
+        self.patches = 0
+        self._ended = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._began = time.monotonic()
+        if self._ended is not None:
+            self.wait_s += self._began - self._ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.monotonic()
+        self.busy_s += self._ended - self._began
+        self.patches += sum(len(part["image"]) for part in batch.values())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = self.wait_s + self.busy_s
+        pl_module.log_dict(
+            {
+                metric_names.PATCHES_PER_SECOND: self.patches * trainer.world_size / seconds if seconds else 0.0,
+                metric_names.DATA_WAIT: self.wait_share,
+            }
+        )

@@ -1,0 +1,131 @@
+"""Steps whose loss or gradient is not a finite number never reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from flarecps.errors import TrainingError
+from flarecps.training.ranks import of_all_ranks, on_all_ranks
+
+OnNonfinite = Literal["stop", "fp32"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The losses of one batch, whose gradients are in the siblings; the losses are still connected to their graph."""
+
+    total: Tensor
+    supervised: list[Tensor]  # Lsup per sibling
+    crossed: list[Tensor]  # Lcps per sibling, before λ
+    norms: list[Tensor]  # of each sibling's gradient, before clipping; under DDP of the averaged gradient
+    unlabelled: list[Tensor]  # each sibling's finest logits of the unlabelled patches, none while λ is 0
+
+    @property
+    def is_finite(self) -> Tensor:
+        """Whether the loss and every gradient are."""
+        return torch.stack([value.isfinite() for value in (self.total, *self.norms)]).all()
+
+
+class FiniteSteps(nn.Module):
+    """Lets finite steps pass; the others stop the training, or are computed again in full precision.
+
+    All ranks decide alike. How many steps in a row had to be repeated is kept in the checkpoint.
+    """
+
+    def __init__(self, on_nonfinite: OnNonfinite, most_repeats_in_a_row: int) -> None:
+        super().__init__()
+        self.on_nonfinite = on_nonfinite
+        self.most_repeats_in_a_row = most_repeats_in_a_row
+        self.repeats_in_a_row = 0
+
+    def take(self, compute: Callable[[], Step], batch: Mapping[str, Any], epoch: int) -> Step:
+        """The step that ``compute`` gives for ``batch``, with finite gradients.
+
+        ``compute`` is called under the caller's precision, and once more without autocast if that was not enough and
+        ``on_nonfinite`` is ``fp32``. Raises ``TrainingError`` when no finite step is to be had, or when too many in
+        a row had to be repeated.
+        """
+        step = compute()
+        if on_all_ranks(step.is_finite):
+            self.repeats_in_a_row = 0
+            return step
+        what = _described(step, batch, epoch)
+        device = step.total.device.type
+        if not torch.is_autocast_enabled(device):
+            raise TrainingError(f"{what}; in full precision, so no repetition would help. {_CURE}")
+        if self.on_nonfinite == "stop":
+            raise TrainingError(f"{what}. {_CURE}, or have such steps repeated: model.on_nonfinite fp32")
+        self.repeats_in_a_row += 1
+        if self.repeats_in_a_row > self.most_repeats_in_a_row:
+            raise TrainingError(
+                f"{what}; {self.most_repeats_in_a_row} steps in a row before it were repeated in full precision, the "
+                "most that model.most_repeats_in_a_row allows. Train with trainer.precision 32-true, or lower the "
+                "learning rate"
+            )
+        rank_zero_warn(f"{what}; the step is repeated in full precision", category=RuntimeWarning)
+        with torch.autocast(device, enabled=False):
+            step = compute()
+        if not on_all_ranks(step.is_finite):
+            raise TrainingError(f"{_described(step, batch, epoch)}, even in full precision. {_CURE}")
+        return step
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What the checkpoint keeps."""
+        return {"repeats_in_a_row": self.repeats_in_a_row}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Go on from a checkpoint."""
+        self.repeats_in_a_row = state["repeats_in_a_row"]
+
+
+_CURE = (
+    "The weights are as they were before this step, and the last checkpoint is whole. Look at these scans (flarecps "
+    "inspect), lower the learning rate"
+)
+
+
+def addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
+    """Where each patch of a batch comes from, one phrase a patch.
+
+    >>> part = {"case": ["a"], "index": torch.tensor([4]), "location": torch.tensor([[1, 2, 3]])}
+    >>> addresses({"labelled": part}, epoch=7)
+    ['labelled a from voxel (1, 2, 3) on (epoch 7, index 4)']
+    """
+    return [
+        f"{stream} {case} from voxel {tuple(location)} on (epoch {epoch}, index {index})"
+        for stream, part in batch.items()
+        if "case" in part
+        for case, location, index in zip(part["case"], part["location"].tolist(), part["index"].tolist(), strict=True)
+    ]
+
+
+def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
+    """What is not finite and in which patches, the same words on every rank: those of the ranks with such a loss."""
+    patches = [f"{stream} {len(part['image'])} patches" for stream, part in batch.items()]
+    told = of_all_ranks(
+        {
+            "losses": [_number(value) for value in (step.total, *step.supervised, *step.crossed)],
+            "norms": [_number(norm) for norm in step.norms],
+            "finite": bool(step.total.isfinite()),
+            "patches": addresses(batch, epoch) or patches,
+        }
+    )
+    guilty = [one for one in told if not one["finite"]] or told
+    siblings = len(step.supervised)
+    first = guilty[0]
+    total, *parts = first["losses"]
+    return (
+        f"loss or gradient is not finite in epoch {epoch}: L {total}, Lsup {', '.join(parts[:siblings])}, "
+        f"Lcps {', '.join(parts[siblings:])}, gradient norms {', '.join(first['norms'])}; patches: "
+        + "; ".join(patch for one in guilty for patch in one["patches"])
+    )
+
+
+def _number(value: Tensor) -> str:
+    return f"{float(value):.4g}"

@@ -1,0 +1,164 @@
+"""Are the pseudo-labels sound? Agreement, volume and entropy per class, and what a vanished class does to λ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Integer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from flarecps import metric_names
+from flarecps.anatomy import organs_of
+from flarecps.planning.plan import Plan
+
+OnCollapse = Literal["warn", "hold"]
+ENTROPY_EVERY = 2  # voxels along each axis: an eighth of a volume tells a mean entropy as well as all of it
+
+
+def agreement(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, " klass"]:
+    """Dice between the siblings per class; nan where neither predicts it. Rows are sibling 1's labels.
+
+    >>> agreement(torch.tensor([[6, 1], [1, 2]])).tolist()[1]
+    0.6666666666666666
+    """
+    counts = confusion.double()
+    return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
+
+
+def volume_shares(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, "siblings klass"]:
+    """Each sibling's share of the voxels per class.
+
+    >>> volume_shares(torch.tensor([[6, 1], [1, 2]])).tolist()
+    [[0.7, 0.3], [0.7, 0.3]]
+    """
+    counts = confusion.double()
+    return torch.stack([counts.sum(1), counts.sum(0)]) / counts.sum()
+
+
+def vanished(shares: Float[Tensor, "siblings klass"], prior: Float[Tensor, " klass"], below: float) -> list[int]:
+    """Classes whose share is less than ``below`` times their prior in either sibling; never background.
+
+    A class without a prior (0: in no labelled scan) can't vanish.
+
+    >>> vanished(torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]), torch.tensor([0.8, 0.1, 0.1]), below=0.01)
+    [2]
+    """
+    gone = (shares < below * prior).any(0) & (prior > 0)
+    return [int(label) for label in gone.nonzero() if label > 0]
+
+
+def voxel_entropy(logits: Float[Tensor, "batch klass *spatial"]) -> Float[Tensor, " batch *spatial"]:
+    """Entropy of softmax over the classes, divided by its greatest value: 0 is certain, 1 knows nothing.
+
+    >>> voxel_entropy(torch.zeros(1, 4, 1)).item()
+    1.0
+    """
+    log_p = torch.log_softmax(logits.float(), 1)
+    return -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
+
+
+def class_priors(plan: Plan) -> Float[Tensor, " klass"]:
+    """Each class's share of the labelled scans' voxels, by the plan's fingerprint; 0 where it says nothing."""
+    structures = plan.fingerprint.get("structures", {})
+    prior = torch.zeros(plan.class_count, dtype=torch.float64)
+    for name, label in plan.labels.items():
+        if label:
+            prior[label] = structures.get(name, {}).get("share_of_labelled_voxels", 0.0)
+    return prior
+
+
+class PseudoLabelHealth(Metric):
+    """What the siblings make of the unlabelled patches since the last reset, exact over any number of ranks."""
+
+    full_state_update = False
+    confusion: Tensor  # voxels by label of sibling 1 (row) and of sibling 2 (column)
+    entropy: Tensor  # summed over the voxels that a sibling calls a class, by class
+    entropy_voxels: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("entropy", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("entropy_voxels", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(self, logits: Sequence[Tensor]) -> None:
+        """Count one batch: the finest logits (B, C, *patch) of both siblings for the same unlabelled patches."""
+        first, second = (one.argmax(1) for one in logits)
+        pairs = torch.bincount((first * self.classes + second).flatten(), minlength=self.classes**2)
+        self.confusion += pairs.view(self.classes, self.classes)
+        axes = [slice(None, None, ENTROPY_EVERY)] * (first.ndim - 1)
+        for one, labels in zip(logits, (first, second), strict=True):
+            entropy = voxel_entropy(one[(slice(None), slice(None), *axes)])
+            called = nn.functional.one_hot(labels[(slice(None), *axes)].flatten(), self.classes).to(entropy.dtype)
+            self.entropy += entropy.flatten() @ called
+            self.entropy_voxels += called.sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``agreement`` (C,), ``shares`` (siblings, C) and mean ``entropy`` (C,); nan where there are no voxels."""
+        return {
+            "agreement": agreement(self.confusion),
+            "shares": volume_shares(self.confusion),
+            "entropy": self.entropy / self.entropy_voxels,
+        }
+
+
+def named_health(health: dict[str, Tensor], prior: Tensor, labels: dict[str, int]) -> dict[str, float]:
+    """The health of every structure under its logged names; what is undefined is left out."""
+    named = {}
+    for organ in organs_of(labels):
+        named[metric_names.health_agreement(organ.name)] = float(health["agreement"][organ.id])
+        named[metric_names.health_entropy(organ.name)] = float(health["entropy"][organ.id])
+        if prior[organ.id] > 0:
+            for number, share in enumerate(health["shares"][:, organ.id], start=1):
+                named[metric_names.health_volume(number, organ.name)] = float(share / prior[organ.id])
+    return {name: value for name, value in named.items() if not math.isnan(value)}
+
+
+class CollapseWatch(nn.Module):
+    """Remembers which classes have vanished from the pseudo-labels, and for how many epochs that held λ back.
+
+    What it decides is equal on all ranks, because it is told numbers that are, and kept in the checkpoint.
+    """
+
+    def __init__(self, on_collapse: OnCollapse, labels: dict[str, int]) -> None:
+        super().__init__()
+        self.on_collapse = on_collapse
+        self.names = {label: name for name, label in labels.items()}
+        self.vanished: list[int] = []
+        self.held_epochs = 0
+
+    def update(self, vanished: Sequence[int], epoch: int) -> None:
+        """Take note of the classes that are vanished at the end of ``epoch``; says what is new."""
+        gone = [label for label in vanished if label not in self.vanished]
+        back = [label for label in self.vanished if label not in vanished]
+        self.vanished = list(vanished)
+        hold = self.on_collapse == "hold"
+        if gone:
+            then = "λ is held until they recover" if hold else "model.on_collapse: hold would keep λ from rising"
+            rank_zero_warn(
+                f"epoch {epoch}: pseudo-labels of unlabelled patches hold (almost) no {self._named(gone)}; {then}",
+                category=RuntimeWarning,
+            )
+        if back:
+            still = f"; still missing: {self._named(self.vanished)}" if self.vanished else ""
+            rank_zero_info(f"epoch {epoch}: pseudo-labels hold {self._named(back)} again{still}")
+        if hold and self.vanished:
+            self.held_epochs += 1
+
+    def _named(self, labels: Sequence[int]) -> str:
+        return ", ".join(self.names[label] for label in labels)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"vanished": list(self.vanished), "held_epochs": self.held_epochs}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.vanished, self.held_epochs = list(state["vanished"]), int(state["held_epochs"])

@@ -1,0 +1,49 @@
+"""What the processes of one training must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flarecps.losses.ranks import rank_count
+
+_FACTOR = 1_000_003  # odd, so that no bit of an earlier tensor is lost as the sums wrap around
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
+
+def on_all_ranks(value: Tensor) -> bool:
+    """Whether ``value`` (one truth value) is true on every rank; all ranks must ask, and all get the same answer."""
+    if rank_count() > 1:
+        value = value.to(torch.int32)
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value)
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """Every rank's ``value``, in the order of the ranks; all ranks must ask."""
+    if rank_count() == 1:
+        return [value]
+    values: list[Any] = [None] * rank_count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def digest(tensors: Iterable[Tensor]) -> int:
+    """One number that depends on every bit of ``tensors`` and on their order.
+
+    >>> weights = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
+    >>> digest(weights) == digest([tensor.clone() for tensor in weights])
+    True
+    >>> digest(weights) == digest(weights[::-1])
+    False
+    """
+    total: Tensor | None = None
+    for tensor in tensors:
+        own = tensor.contiguous().view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
+        total = own if total is None else total * _FACTOR + own
+    return 0 if total is None else int(total)
