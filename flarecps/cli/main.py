@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("flarecps.cli.demo", "demo", "see the whole road on a synthetic abdomen: phantom to report"),
     "phantom": Command("flarecps.cli.phantom", "phantom", "write a synthetic abdominal CT data set with 13 organs"),
     "inspect": Command("flarecps.cli.inspect", "inspect", "check a data set; exit 1 when it would break training"),
+    "relabel": Command("flarecps.cli.relabel", "relabel", "give label maps other ids, as inspect proposes"),
     "plan": Command("flarecps.cli.plan", "plan", "derive spacing, patch, network and intensities from a data set"),
     "preprocess": Command("flarecps.cli.preprocess", "preprocess", "crop and resample a data set into a case store"),
     "fit": Command("flarecps.cli.training", "main", "train from a config (Lightning's fit)"),

@@ -126,9 +126,7 @@ def _remark(name: str, remark: str) -> Finding:
 
 def _grid_findings(name: str, space: Space) -> Iterator[Finding]:
     if min(space.shape) < FEWEST_VOXELS:
-        yield Finding(
-            name, "few-voxels", f"{_times(space.shape)} voxels", f"at least {FEWEST_VOXELS} along each axis"
-        )
+        yield Finding(name, "few-voxels", f"{_times(space.shape)} voxels", f"at least {FEWEST_VOXELS} along each axis")
     if min(space.spacing_mm) < SPACING_MM[0] or max(space.spacing_mm) > SPACING_MM[1]:
         yield Finding(
             name, "extreme-spacing", f"spacing {_times(space.spacing_mm)} mm",
@@ -207,7 +205,7 @@ def _examine_labels(
     if has_hu:
         findings += place_findings(case.name, labels, volume.array[0], label_set)
     digest = hashlib.sha256(repr(labels.shape).encode())
-    digest.update(np.ascontiguousarray(labels))
+    digest.update(np.ascontiguousarray(labels).data)
     return counts, digest.hexdigest(), decided
 
 

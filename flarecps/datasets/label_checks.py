@@ -87,7 +87,9 @@ def drawn_findings(case: Case, counts: Mapping[int, int], label_set: LabelSet) -
         )  # fmt: skip
     absent = sorted(annotated - set(counts) - {0})
     if absent:
-        yield Finding(case.name, "absent", f"no voxel of {_named(absent, label_set)}", "every structure of dataset.json")
+        yield Finding(
+            case.name, "absent", f"no voxel of {_named(absent, label_set)}", "every structure of dataset.json"
+        )
 
 
 def place_findings(case: str, labels: LabelArray, hu: np.ndarray, label_set: LabelSet) -> Iterator[Finding]:

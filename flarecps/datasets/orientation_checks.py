@@ -61,7 +61,7 @@ def label_centres(labels: LabelArray, spacing_mm: SpacingMm, names: Mapping[int,
         counts = np.bincount(plane.ravel(), minlength=256)
         by_row = np.zeros((256, plane.shape[0]))
         by_column = np.zeros((256, plane.shape[1]))
-        for label in np.flatnonzero(counts[1:]) + 1:
+        for label in (np.flatnonzero(counts[1:]) + 1).tolist():
             mask = plane == label
             by_row[label], by_column[label] = mask.sum(axis=1), mask.sum(axis=0)
         sums += np.stack([counts * (index + 0.5), by_row @ rows, by_column @ columns], axis=1)
@@ -117,7 +117,8 @@ def _votes(
     centres: Centres, table: tuple[tuple[str, str], ...], axis: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs of drawn structures that are the right and the wrong way round along an axis."""
-    right_way, wrong_way = [], []
+    right_way: list[tuple[str, str]] = []
+    wrong_way: list[tuple[str, str]] = []
     for upper_word, lower_word in table:
         for upper in _named(centres, upper_word):
             for lower in _named(centres, lower_word):

@@ -1,0 +1,44 @@
+"""``flarecps relabel``: label maps with other ids, as the data set doctor proposes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bool = True) -> int:
+    """Write every label map of a folder into another one with other ids; all other ids stay, the headers too.
+
+    Exit code 1 when a map could not be written (the others are).
+
+    Args:
+        labels: folder of label maps, or one file
+        out: folder to write into, not the same one
+        ids: old and new ids, as 63=1,126=2; 0 clears
+        workers: processes at work, one map each
+        progress: show progress and the time left
+    """
+    from rich.console import Console
+
+    from flarecps.casework import work_through
+    from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
+    from flarecps.errors import DatasetError
+    from flarecps.volumes.io import find_scans, scan_name
+
+    table = parse_ids(ids)
+    if not labels.exists():
+        raise DatasetError(f"{labels}: no such file or folder; expected label maps: check the path")
+    files = find_scans(labels) if labels.is_dir() else [labels]
+    if not files:
+        raise DatasetError(f"{labels}: no label maps in it; expected NIfTI, NRRD or MHA files")
+    if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
+        raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
+    orders = [(file.name, RelabelOrder(file, out / f"{scan_name(file)}.nii.gz", table)) for file in files]
+    outcomes = work_through(relabel_file, orders, workers, "Relabelling", progress)
+    console = Console()
+    for outcome in outcomes:
+        if outcome.error is not None:
+            console.print(f"{outcome.name}: {outcome.error}", style="bold red", markup=False, highlight=False)
+    failed = sum(outcome.failed for outcome in outcomes)
+    changed = sum(outcome.value or 0 for outcome in outcomes)
+    console.print(f"{out}: {len(files) - failed} label maps, {changed} voxels renumbered", markup=False)
+    return 1 if failed else 0
