@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from flarecps.typing import Triple
 
+_DISPUTED = 255  # as a label between neighbours that disagree; were it a real one, it would be voted on like those
 _SLACK_VOXELS = 1e-3  # float32 coordinates may land this far outside their exact bounds
 
 
@@ -51,15 +52,24 @@ class Pose:
         shape = upper - lower + 1
         return (int(lower[0]), int(lower[1]), int(lower[2])), (int(shape[0]), int(shape[1]), int(shape[2]))
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether the axes mix; a patch that is only scaled is interpolated axis by axis."""
+        return bool(np.any(self.matrix - np.diag(np.diag(self.matrix))))
+
     def coordinates(self, patch: Triple) -> list[np.ndarray]:
         """For every voxel of the patch its position in the region of ``reach``: one float32 array per axis.
 
-        In-plane there are two, of the patch's rows and columns, that hold for every slice.
+        In-plane there are two, of the patch's rows and columns, that hold for every slice. They broadcast to the
+        patch's shape, and only where the axes mix do they have it.
         """
         first = 1 if self.in_plane else 0
         lower, _ = self.reach(patch)
         centre = (np.array(patch, dtype=np.float64) - 1) / 2
         offsets = [np.arange(size) - middle for size, middle in zip(patch, centre, strict=True)]
+        if not self.is_turned:
+            own = [centre[axis] - lower[axis] + self.matrix[axis, axis] * offsets[axis] for axis in range(first, 3)]
+            return list(np.ix_(*(place.astype(np.float32) for place in own)))
         found = []
         for axis in range(first, 3):
             terms = [self.matrix[axis, other] * offsets[other] for other in range(first, 3)]
@@ -188,24 +198,32 @@ def sample_labels(labels: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.n
     """The labels at fractional positions: for each the label with the largest share in linear interpolation.
 
     ``labels``: uint8 (L, *region), L maps that are all sampled at the same positions. ``coordinates``: per axis of
-    the region an array of the output's shape, within [0, size - 1]. The result is uint8 (L, *output). On ties the
-    lowest label wins, as with an argmax over interpolated one-hot maps, which this equals without making them: only
-    where the 2^n neighbours disagree are their weights added up.
+    the region an array that broadcasts to the output's shape, within [0, size - 1]. The result is uint8 (L, *output).
+    On ties the lowest label wins, as with an argmax over interpolated one-hot maps, which this equals without making
+    them: only where the 2^n neighbours disagree are their weights added up.
     """
-    region, output = labels.shape[1:], coordinates[0].shape
+    region, output = labels.shape[1:], np.broadcast_shapes(*(place.shape for place in coordinates))
     if not labels.any():
         return np.zeros((len(labels), *output), dtype=np.uint8)
     bases = [np.clip(place.astype(np.int32), 0, size - 2) for place, size in zip(coordinates, region, strict=True)]
-    least = most = labels
-    for axis in range(1, labels.ndim):
-        ahead, behind = _shifted(axis, labels.ndim)
-        least, most = np.minimum(least[ahead], least[behind]), np.maximum(most[ahead], most[behind])
-    cells = np.ravel_multi_index(tuple(base.ravel() for base in bases), least.shape[1:])
-    sampled = least.reshape(len(labels), -1)[:, cells]
-    unsure_map, unsure = np.nonzero(sampled != most.reshape(len(labels), -1)[:, cells])
-    if len(unsure):
-        corner = [base.ravel()[unsure] for base in bases]
-        beyond = [place.ravel()[unsure] - start for place, start in zip(coordinates, corner, strict=True)]
+    agreed = _agreed(labels)
+    if bases[0].shape == output:
+        cells = bases[0]
+        for base, size in zip(bases[1:], agreed.shape[2:], strict=True):
+            cells = cells * np.int32(size) + base
+        sampled = agreed.reshape(len(labels), -1).take(cells.ravel(), axis=1)
+    else:
+        for axis, base in enumerate(bases, start=1):
+            agreed = agreed.take(base.ravel(), axis=axis)
+        sampled = agreed.reshape(len(labels), -1)
+    disputed = np.flatnonzero(sampled == _DISPUTED)
+    if len(disputed):
+        unsure_map, unsure = np.divmod(disputed, sampled.shape[1])
+        places = np.unravel_index(unsure, output)
+        corner = [np.broadcast_to(base, output)[places] for base in bases]
+        beyond = [
+            np.broadcast_to(place, output)[places] - start for place, start in zip(coordinates, corner, strict=True)
+        ]
         votes, weights = [], []
         for steps in np.ndindex(*(2,) * len(region)):
             position = tuple(start + step for start, step in zip(corner, steps, strict=True))
@@ -216,6 +234,16 @@ def sample_labels(labels: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.n
             weights.append(weight)
         sampled[unsure_map, unsure] = _most_voted(np.stack(votes), np.stack(weights))
     return sampled.reshape(len(labels), *output)
+
+
+def _agreed(labels: np.ndarray) -> np.ndarray:
+    """For every cell between 2^n neighbours their label where they agree, else ``_DISPUTED``; one cell fewer an axis."""
+    least = most = labels
+    for axis in range(1, labels.ndim):
+        ahead, behind = _shifted(axis, labels.ndim)
+        least, most = np.minimum(least[ahead], least[behind]), np.maximum(most[ahead], most[behind])
+    most[least != most] = _DISPUTED
+    return most
 
 
 def _most_voted(votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -232,14 +260,31 @@ def _most_voted(votes: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _sample_image(image: torch.Tensor, coordinates: Sequence[np.ndarray], patch: Triple) -> torch.Tensor:
     """``image`` (C, *region) linearly interpolated at ``coordinates``, (C, *patch)."""
     channels, axes = len(image), len(coordinates)
+    output = np.broadcast_shapes(*(place.shape for place in coordinates))
+    if coordinates[0].shape != output:
+        sampled = image.numpy()
+        for axis, place in enumerate(coordinates, start=image.ndim - axes):
+            sampled = _interpolated(sampled, place.ravel(), axis)
+        return torch.from_numpy(np.ascontiguousarray(sampled))
     region = image.shape[-axes:]
-    grid = np.empty((*coordinates[0].shape, axes), dtype=np.float32)
+    grid = np.empty((*output, axes), dtype=np.float32)
     for axis, (place, size) in enumerate(zip(coordinates, region, strict=True)):
         np.multiply(place, np.float32(2 / (size - 1)), out=grid[..., axes - 1 - axis])  # last axis first
     grid -= 1
     stacked = image.reshape(1, -1, *region)  # in-plane, slices are channels
     sampled = functional.grid_sample(stacked, torch.from_numpy(grid)[None], mode="bilinear", align_corners=True)
     return sampled.reshape(channels, *patch)
+
+
+def _interpolated(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """``array`` linearly interpolated along one axis at ``positions`` within [0, size - 1]."""
+    lower = np.clip(positions.astype(np.int32), 0, array.shape[axis] - 2)
+    share = (positions - lower).reshape([-1 if here == axis else 1 for here in range(array.ndim)])
+    below, above = array.take(lower, axis=axis), array.take(lower + 1, axis=axis)
+    above -= below
+    above *= share
+    above += below
+    return above
 
 
 def _leading(labels: np.ndarray, axes: int) -> np.ndarray:
