@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from flarecps import atomic
 from flarecps.errors import PlanError
-from flarecps.planning.reading import Reader
+from flarecps.planning.reading import Reader, RepeatedKeyError, without_repeats
 from flarecps.typing import SpacingMm, Triple
 
 FORMAT = "flarecps-plan"
@@ -167,13 +167,15 @@ def checked(plan: Plan, where: str = "plan") -> Plan:
 def read_plan(path: Path | str) -> Plan:
     """The plan in a JSON file; ``PlanError`` names the file when it is missing, not JSON, or not a sound plan."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise PlanError(f"{path}: no such plan file; 'flarecps plan DATASET --out {path}' writes one") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: not valid JSON ({error}); undo the last edit, or write it again with 'flarecps plan'"
         ) from error
+    except RepeatedKeyError as error:
+        raise PlanError(f"{path}: '{error}' stands twice in one object; remove one of the two") from error
     return plan_from_json(content, str(path))
 
 
@@ -249,6 +251,13 @@ def _check_agreement(plan: Plan, reader: Reader) -> None:
                 f"axis {axis} to be a multiple of {stride}, the product of the strides on that axis",
                 f"use {nearest}, or remove a stage from 'topology'",
             )
+    deepest = [size // stride for size, stride in zip(plan.patch_voxels, plan.topology.total_stride, strict=True)]
+    if max(deepest) == 1:
+        raise reader.wrong(
+            "patch_voxels",
+            "more than one voxel at the deepest stage, or instance normalisation has nothing to normalise",
+            "use a larger patch, or remove a stage from 'topology'",
+        )
     known = set(plan.labels.values()) - {0}
     for pair in plan.left_right_pairs:
         if not set(pair) <= known or pair[0] == pair[1]:

@@ -119,6 +119,19 @@ class Reader:
                 raise PlanError(f"{self.where}: '{self.prefix}{key}' is not an entry of a plan; {hint}")
 
 
+class RepeatedKeyError(ValueError):
+    """A key that stands twice in one JSON object; its text is the key."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these entries (for ``json.loads``); ``RepeatedKeyError`` instead of silently taking the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return content
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -26,7 +26,8 @@ def target_spacing_mm(cases: Sequence[CaseShape]) -> SpacingMm:
     """
     spacings = np.array([case.spacing_mm for case in cases], dtype=float)
     shapes = np.array([case.shape_voxels for case in cases], dtype=float)
-    target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    # nnU-Net's arithmetic: of an even number, np.median can differ from it in the last bit, and a shape then by a voxel
+    target, shape = np.percentile(spacings, 50, axis=0), np.percentile(shapes, 50, axis=0)
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
     coarsest_other = float(target[others].max())

@@ -107,6 +107,27 @@ def test_the_file_names_format_version_and_units() -> None:
         ("intensity.sd_hu", 0, ["'intensity.sd_hu' is 0", "above 0"]),
         ("intensity.low_hu", 500, ["'intensity.low_hu' is 500", "less than high_hu (295"]),
         ("intensity", None, ["'intensity' holds null"]),
+        ("patch_voxels", [2, 4, 4], ["'patch_voxels'", "more than one voxel at the deepest stage", "larger patch"]),
+        ("patch_voxels", [32, 66, 64], ["'patch_voxels'", "axis 1", "multiple of 4", "use 64"]),
+        ("spacing_mm", [2.5, -0.8, 0.8], ["'spacing_mm'", "each above 0"]),
+        ("version", "1", ["'version' is \"1\"", "a whole number"]),
+        ("labels", {"background": 0, "liver": 1, "spleen": 1}, ["'labels'", "repeats", "renumber"]),
+        ("labels", {"background": 0, "liver": "1"}, ["'labels'", "whole-number ids"]),
+        ("labels", {"background": 0}, ["'labels'", "at least one structure"]),
+        ("labels", {"background": 0} | {f"s{i}": i for i in range(1, 257)}, ["'labels'", "at most 255 structures"]),
+        ("left_right_pairs", [[2, 2]], ["'left_right_pairs'", "two different label ids"]),
+        ("left_right_pairs", [[2]], ["'left_right_pairs'", "2 whole numbers"]),
+        ("topology.features", [], ["'topology.features'", "a list of whole numbers"]),
+        ("topology.features", [32, 0, 128], ["'topology.features'", "at least 1"]),
+        ("topology.strides", [[1, 1, 1], [1, 2], [2, 2, 2]], ["'topology.strides'", "3 whole numbers"]),
+        ("topology.strides", [[1, 1, 1], [0, 2, 2], [2, 2, 2]], ["'topology.strides'", "at least 1"]),
+        ("topology.kernels", [[1, 3, 3], [3, 3, 3]], ["'topology.kernels'", "3 entries, one per stage"]),
+        ("median_shape_voxels", [100, 300], ["'median_shape_voxels'", "3 whole numbers"]),
+        ("global_batch.unlabelled", -1, ["'global_batch.unlabelled' is -1", "at least 0"]),
+        ("global_batch.test", 2, ["'global_batch.test' is not an entry"]),
+        ("intensity.source", "everything", ["'intensity.source'", "'global' or 'foreground'"]),
+        ("intensity.low", -900, ["'intensity.low' is not an entry", "'low_hu'"]),
+        ("memory_gb", -1, ["'memory_gb' is -1", "at least 0"]),
         ("batch_dice", 1, ["'batch_dice' is 1", "true or false"]),
         ("spacing", [1, 1, 1], ["'spacing' is not an entry", "did you mean 'spacing_mm'?"]),
     ],
@@ -118,6 +139,45 @@ def test_a_wrong_entry_is_explained(path: str, value: Any, said: list[str]) -> N
     assert message.startswith("my_plan.json: ")
     for words in said:
         assert words in message
+
+
+def entries(content: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths of all entries that the format names; labels and the fingerprint are free inside."""
+    paths = []
+    for key, value in content.items():
+        paths.append(prefix + key)
+        if isinstance(value, dict) and key not in ("labels", "fingerprint"):
+            paths += entries(value, f"{prefix}{key}.")
+    return paths
+
+
+NO_ENTRY_TAKES = [..., None, {"x": []}, "x", [None], float("inf")]
+LEGAL = [("dataset", "x"), ("fingerprint", {"x": []})]  # free text, and an object for people
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (path, value)
+        for path in entries(plan_to_json(a_plan()))
+        for value in NO_ENTRY_TAKES
+        if (path, value) not in LEGAL
+    ],
+    ids=str,
+)
+def test_no_entry_may_be_missing_or_of_another_kind(path: str, value: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_from_json(changed(path, value), "my_plan.json")
+    assert str(caught.value).startswith("my_plan.json: ")
+    assert f"'{path}" in str(caught.value)
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path / "plan.json", a_plan())
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text.replace('"batch_dice": true', '"batch_dice": true,\n "batch_dice": false'))
+    with pytest.raises(PlanError, match=r"plan\.json: 'batch_dice' stands twice"):
+        read_plan(tmp_path / "plan.json")
 
 
 def test_a_misspelt_key_is_pointed_out_where_it_is_missed() -> None:
