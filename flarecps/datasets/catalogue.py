@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.datasets.findings import Complaints, Finding
+from flarecps.datasets.label_names import label_names
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, Split, choose_split, read_splits
 from flarecps.errors import DatasetError
 
 __all__ = ["Case", "Catalogue", "Role", "read_catalogue"]
-
-_MAX_LABEL = 255  # labels are stored as uint8
 
 
 @dataclass(frozen=True)
@@ -132,26 +131,8 @@ def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Co
 
 
 def _read_labels(content: Any, where: str, complaints: Complaints) -> dict[str, int]:
-    """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id."""
-    if not isinstance(content, Mapping) or not content:
-        raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
-    pairs = []
-    for key, value in content.items():
-        name, label = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
-        if isinstance(label, list):
-            raise DatasetError(f"{where}: label {name!r} is a region (a list of ids); give every structure one id")
-        try:
-            pairs.append((str(name), int(label)))
-        except (TypeError, ValueError):
-            raise DatasetError(f"{where}: label {name!r} has the id {label!r}; expected a whole number") from None
-    if all(label != 0 for _, label in pairs):
-        pairs.append(("background", 0))
-    labels = dict(sorted(pairs, key=lambda pair: pair[1]))
-    ids = [label for _, label in pairs]
-    if len(labels) != len(pairs) or len(set(ids)) != len(ids):
-        raise DatasetError(f"{where}: two labels share a name or an id; expected each once")
-    if ids and not 0 <= min(ids) <= max(ids) <= _MAX_LABEL:
-        raise DatasetError(f"{where}: label ids {sorted(ids)}; expected 0 to {_MAX_LABEL}: renumber the labels")
+    """``{name: id}`` ascending by id; a gap in the ids is complained of: networks have a channel for every id."""
+    labels = label_names(content, where)
     if list(labels.values()) != list(range(len(labels))):
         proposal = ", ".join(f"{old}->{new}" for new, old in enumerate(labels.values()) if new != old)
         complaints.add(
@@ -162,8 +143,6 @@ def _read_labels(content: Any, where: str, complaints: Complaints) -> dict[str, 
                 f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
             )
         )  # fmt: skip
-    if len(labels) < 2:
-        raise DatasetError(f'{where}: no structure besides background in "labels"')
     return labels
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from flarecps.anatomy import FLARE22_LABELS
+from flarecps.datasets.label_names import label_names
 from flarecps.errors import DatasetError
 
 DATASET_JSON = "dataset.json"
@@ -40,8 +41,8 @@ def label_set(labels: Path | None, predictions: Path, references: Path) -> tuple
 def read_label_set(path: Path) -> dict[str, int]:
     """The "labels" of a dataset.json as ``{name: id}`` ascending by id, background (0) left out.
 
-    Reads nnU-Net v2's ``{name: id}`` and MSD's ``{"id": name}``. Raises DatasetError for a missing file, no JSON, no
-    structure, a region (several ids), an id that is not 1 to 255, or one given twice.
+    Reads nnU-Net v2's ``{name: id}`` and MSD's ``{"id": name}``; ids may have gaps. Raises DatasetError for a missing
+    file, no JSON, and what `label_names` refuses.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -49,23 +50,8 @@ def read_label_set(path: Path) -> dict[str, int]:
         raise DatasetError(f'{path}: no such file; expected a dataset.json with "labels"') from None
     except (OSError, ValueError) as error:
         raise DatasetError(f'{path}: not readable as JSON ({error}); expected a dataset.json with "labels"') from error
-    entries = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(entries, dict):
-        raise DatasetError(f'{path}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
-    found: dict[str, int] = {}
-    for key, value in entries.items():
-        name, label = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
-        try:
-            number = int(label)
-        except (TypeError, ValueError):
-            raise DatasetError(f"{path}: label {name!r} has the id {label!r}; expected one whole number") from None
-        if not 0 <= number <= 255 or number in found.values():
-            raise DatasetError(f"{path}: label {name!r} has the id {number}; expected 0 to 255, each once")
-        found[name] = number
-    structures = {name: number for name, number in sorted(found.items(), key=lambda entry: entry[1]) if number}
-    if not structures:
-        raise DatasetError(f'{path}: no structure besides background in "labels"')
-    return structures
+    names = label_names(content.get("labels") if isinstance(content, dict) else None, str(path))
+    return {name: number for name, number in names.items() if number}
 
 
 def _first_file(*candidates: Path) -> Path | None:

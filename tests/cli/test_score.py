@@ -267,8 +267,10 @@ def test_where_the_label_set_comes_from(run: Run, folders: tuple[Path, Path], tm
     [
         ("{", "not readable as JSON"),
         ("[]", 'expected "labels"'),
-        ('{"labels": {"liver": [1, 2]}}', "expected one whole number"),
-        ('{"labels": {"liver": 1, "spleen": 1}}', "each once"),
+        ('{"labels": {"liver": [1, 2]}}', "is a region"),
+        ('{"labels": {"liver": "one"}}', "expected a whole number"),
+        ('{"labels": {"liver": 256}}', "expected 0 to 255"),
+        ('{"labels": {"liver": 1, "spleen": 1}}', "expected each once"),
         ('{"labels": {"background": 0}}', "no structure besides background"),
     ],
 )

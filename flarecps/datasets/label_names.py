@@ -1,0 +1,40 @@
+"""The names and ids of structures as a dataset.json gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flarecps.errors import DatasetError
+
+LARGEST_ID = 255  # labels are stored as uint8
+
+
+def label_names(content: Any, where: str) -> dict[str, int]:
+    """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id, background (0) added.
+
+    Ids may have gaps. Raises DatasetError, naming ``where``, for no mapping, a region (several ids), an id that is no
+    whole number from 0 to 255, a name or id given twice, and no structure besides background.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
+    pairs = []
+    for key, value in content.items():
+        name, label = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
+        if isinstance(label, list):
+            raise DatasetError(f"{where}: label {name!r} is a region (a list of ids); give every structure one id")
+        try:
+            pairs.append((str(name), int(label)))
+        except (TypeError, ValueError):
+            raise DatasetError(f"{where}: label {name!r} has the id {label!r}; expected a whole number") from None
+    if all(label != 0 for _, label in pairs):
+        pairs.append(("background", 0))
+    labels = dict(sorted(pairs, key=lambda pair: pair[1]))
+    ids = [label for _, label in pairs]
+    if len(labels) != len(pairs) or len(set(ids)) != len(ids):
+        raise DatasetError(f"{where}: two labels share a name or an id; expected each once")
+    if not 0 <= min(ids) <= max(ids) <= LARGEST_ID:
+        raise DatasetError(f"{where}: label ids {sorted(ids)}; expected 0 to {LARGEST_ID}: renumber the labels")
+    if len(labels) < 2:
+        raise DatasetError(f'{where}: no structure besides background in "labels"')
+    return labels
