@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from flarecps.errors import ScanError
-from flarecps.planning.histogram import Histogram
 from flarecps.volumes.io import Volume
 
 
@@ -17,7 +18,8 @@ def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: s
             f"{path}: labels of case '{name}' are on another grid than the image {volume.source.path}: "
             f"{volume.space.difference(labels.space)}; resample the labels onto the image, or pair the right files"
         )
-    unknown = sorted(set(Histogram.of(labels.array).filled()) - set(known))
+    present = {label for section in labels.array[0] for label in np.flatnonzero(np.bincount(section[section != 0]))}
+    unknown = sorted(int(label) for label in present - set(known))
     if unknown:
         raise ScanError(
             f"{path}: labels of case '{name}' hold the value{'s' if len(unknown) > 1 else ''} "

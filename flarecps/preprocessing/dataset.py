@@ -29,7 +29,7 @@ def preprocess_dataset(
     cases = shard(catalogue.cases, share)
     present = {case.name for case in cases if is_current(store, case, plan)}
     waiting = [(case.name, (case, plan, store)) for case in cases if case.name not in present]
-    done = {outcome.name: outcome for outcome in work_through(_preprocess, waiting, workers, "Preprocess", progress)}
+    done = {outcome.name: outcome for outcome in work_through(preprocess_case, waiting, workers, "Preprocess", progress)}
     return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
 
 
@@ -46,7 +46,8 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             )
 
 
-def _preprocess(entry: tuple[Case, Plan, Path]) -> Done:
+def preprocess_case(entry: tuple[Case, Plan, Path]) -> Done:
+    """One case from its files into the store: (case, plan, store) in one argument, as `work_through` hands it over."""
     case, plan, store = entry
     volume = read_channels(case.images)
     labels = None if case.labels is None else read_labels(case.labels)

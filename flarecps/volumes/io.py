@@ -88,7 +88,13 @@ def read_channels(paths: Sequence[Path | str]) -> Volume:
     if len(volumes) == 1:
         return first
     warnings = tuple(f"{volume.source.path.name}: {remark}" for volume in volumes for remark in volume.warnings)
-    return Volume(np.concatenate([volume.array for volume in volumes]), first.space, first.source, warnings)
+    space, source = first.space, first.source
+    dtype = np.result_type(*(volume.array for volume in volumes))
+    channels = np.empty((len(volumes), *space.shape), dtype)
+    del first, volume
+    for channel in channels:  # a file's own array is let go once it is copied: all of them twice would be too much
+        channel[...] = volumes.pop(0).array[0]
+    return Volume(channels, space, source, warnings)
 
 
 def read_labels(path: Path | str) -> Volume:
@@ -97,21 +103,24 @@ def read_labels(path: Path | str) -> Volume:
     Raises ScanError for fractions, negative numbers and numbers above 255, and as `read_volume`.
     """
     volume = read_volume(path)
-    array = volume.array
-    if array.dtype.kind == "f":
-        whole = np.rint(array)
-        if fractions := int(np.count_nonzero(np.abs(array - whole) > WHOLE_TOLERANCE)):
-            raise ScanError(
-                f"{path}: {fractions} voxels are not whole numbers; expected labels 0, 1, 2, …: "
-                "is it the scan, or a map resampled without nearest neighbour?"
-            )
-        array = whole
-    lowest, highest = array.min(), array.max()
+    labels, lowest, highest, fractions = np.empty(volume.array.shape, np.uint8), 0.0, 0.0, 0
+    if volume.array.dtype == np.uint8:
+        return volume
+    for section, result in zip(volume.array[0], labels[0], strict=True):  # one slice at a time: files may be float64
+        whole = np.rint(section) if section.dtype.kind == "f" else section
+        fractions += int(np.count_nonzero(np.abs(section - whole) > WHOLE_TOLERANCE)) if whole is not section else 0
+        lowest, highest = min(lowest, float(whole.min())), max(highest, float(whole.max()))
+        result[...] = np.clip(whole, 0, 255) if section.dtype != np.int8 else np.maximum(whole, 0)
+    if fractions:
+        raise ScanError(
+            f"{path}: {fractions} voxels are not whole numbers; expected labels 0, 1, 2, …: "
+            "is it the scan, or a map resampled without nearest neighbour?"
+        )
     if lowest < 0 or highest > 255:
         raise ScanError(
             f"{path}: values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
         )
-    return Volume(array.astype(np.uint8, copy=False), volume.space, volume.source, volume.warnings)
+    return Volume(labels, volume.space, volume.source, volume.warnings)
 
 
 def read_space(path: Path | str) -> Space:

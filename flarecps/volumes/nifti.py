@@ -25,7 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
-from flarecps.volumes.space import Space, as_direction, nearest_orthonormal
+from flarecps.volumes.space import Space, as_direction, canonical_reorientation, nearest_orthonormal
 
 SUFFIXES = (".nii", ".nii.gz")
 HEADER_BYTES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
@@ -54,16 +54,17 @@ def is_nifti(path: Path) -> bool:
 def read_nifti(path: Path) -> StoredScan:
     """Voxels, grid and warnings of a NIfTI-1 or -2 file; integers stay integers where the scaling allows.
 
-    Raises ScanError when the file is not NIfTI, truncated, damaged, or holds several frames or components.
+    The array is a view in stored order on memory in canonical order, so bringing it there copies nothing. Raises
+    ScanError when the file is not NIfTI, truncated, damaged, or holds several frames or components.
     """
     with _opened(path) as (image, stream):
         space, warnings = _grid(path, image.header)
         proxy = cast(Any, image.dataobj)
-        stored = np.asarray(proxy.get_unscaled())
+        stream.seek(int(proxy.offset))
+        voxels = _read_voxels(stream, space, proxy.dtype, float(proxy.slope), float(proxy.inter))
         while stream.read(1 << 20):  # to the end: gzip's check sum is compared there
             pass
-        voxels = stored.reshape(space.shape[::-1], order="F").T
-        return StoredScan(_scaled(voxels, float(proxy.slope), float(proxy.inter)), space, warnings)
+        return StoredScan(voxels, space, warnings)
 
 
 def read_nifti_space(path: Path) -> tuple[Space, tuple[str, ...]]:
@@ -242,17 +243,39 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
     return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
 
 
-def _scaled(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Stored numbers as intensities: integers where slope and intercept are whole numbers, else float32."""
-    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    if voxels.dtype.kind in "iu":
-        if (slope, inter) == (1.0, 0.0):
-            return native
-        if slope.is_integer() and inter.is_integer():
-            ends = [int(native.min()) * int(slope) + int(inter), int(native.max()) * int(slope) + int(inter)]
-            for kind in (np.int16, np.int32):
-                if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
-                    return (native.astype(np.int64) * int(slope) + int(inter)).astype(kind)
-    if (slope, inter) == (1.0, 0.0):
-        return native.astype(np.float32, copy=False)
-    return (native.astype(np.float64) * slope + inter).astype(np.float32)
+def _read_voxels(stream: Any, space: Space, dtype: np.dtype, slope: float, inter: float) -> np.ndarray:
+    """Intensities (slice, row, column): integers where slope and intercept are whole numbers, else float32.
+
+    One stored slice at a time, so that memory holds little more than the result.
+    """
+    whole = dtype.kind in "iu" and slope.is_integer() and inter.is_integer()
+    voxels = _in_canonical_memory(space, dtype.newbyteorder("=") if whole else np.dtype(np.float32))
+    needed = math.prod(voxels.shape[1:]) * dtype.itemsize
+    for number, section in enumerate(voxels):
+        data = stream.read(needed)
+        if len(data) < needed:
+            raise EOFError(f"its voxels end in slice {number + 1} of {len(voxels)}")
+        numbers = np.frombuffer(data, dtype).reshape(section.shape)
+        section[...] = numbers if whole or (slope, inter) == (1.0, 0.0) else numbers.astype(np.float64) * slope + inter
+    return _scaled(voxels, space, int(slope), int(inter)) if whole and (slope, inter) != (1.0, 0.0) else voxels
+
+
+def _scaled(stored: np.ndarray, space: Space, slope: int, inter: int) -> np.ndarray:
+    """Stored integers as intensities, in the smallest of int16, int32 and float32 that holds them all."""
+    ends = [int(stored.min()) * slope + inter, int(stored.max()) * slope + inter]
+    fitting = [np.dtype(kind) for kind in (np.int16, np.int32) if _holds(kind, ends)]
+    kind = fitting[0] if fitting else np.dtype(np.float32)
+    scaled = stored if stored.dtype == kind else _in_canonical_memory(space, kind)
+    for section, result in zip(stored, scaled, strict=True):
+        result[...] = section.astype(np.int64 if fitting else np.float64) * slope + inter
+    return scaled
+
+
+def _holds(kind: Any, numbers: list[int]) -> bool:
+    return np.iinfo(kind).min <= min(numbers) and max(numbers) <= np.iinfo(kind).max
+
+
+def _in_canonical_memory(space: Space, dtype: np.dtype) -> np.ndarray:
+    """An empty array in the stored order of ``space`` whose memory is in canonical order."""
+    reorientation = canonical_reorientation(space.direction)
+    return reorientation.undo(np.empty(reorientation.apply_to_space(space).shape, dtype))
