@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -81,12 +85,87 @@ def test_a_bad_scan_is_named_and_the_others_are_done(
     assert CaseStore(store).names == ("a", "c", "t", "u")
 
 
+def test_shares_of_a_job_array_make_the_same_plan(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    words = ["--workers", "1", "--no-progress"]
+    assert main(["plan", str(dataset), "--out", f"{alone}.json", "--fingerprints", str(alone), *words]) == 0
+    for share in ("2/2", "1/2"):
+        more = ["--fingerprints", str(shared), "--shard", share]
+        assert main(["plan", str(dataset), "--out", f"{shared}.json", *more, *words]) == 0
+        assert f"share {share}: 2 of 2 scans fingerprinted" in capsys.readouterr().out
+        assert not Path(f"{shared}.json").exists()
+    assert main(["plan", str(dataset), "--out", f"{shared}.json", "--fingerprints", str(shared)]) == 0
+    assert "Fingerprint" not in capsys.readouterr().err  # all are there: no scan is read, no progress shown
+    assert Path(f"{shared}.json").read_bytes() == Path(f"{alone}.json").read_bytes()
+    files = sorted(path.relative_to(alone) for path in alone.rglob("*.json"))
+    assert [str(path) for path in files] == [*(f"cases/{name}.json" for name in "abcu"), "fingerprint.json"]
+    for path in files:
+        assert (alone / path).read_bytes() == (shared / path).read_bytes()
+
+
+def test_a_bad_scan_in_a_share_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = dataset / "imagesTr" / "a_0000.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:2000])
+    words = ["--out", str(tmp_path / "plan.json"), "--fingerprints", str(tmp_path / "kept"), "--shard", "1/4"]
+    assert main(["plan", str(dataset), *words, "--workers", "1", "--no-progress"]) == 1
+    captured = capsys.readouterr()
+    assert "share 1/4: 0 of 1 scans fingerprinted" in captured.out
+    assert "not fingerprinted: a:" in captured.err
+
+
+KILLED_AT_THE_THIRD_SCAN = """
+import os, signal, sys
+from flarecps.cli.main import main
+from flarecps.planning import fingerprint_files
+real, seen = fingerprint_files.fingerprint_case, []
+def fingerprint_case(*arguments, **named):
+    seen.append(named["name"])
+    if len(seen) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **named)
+fingerprint_files.fingerprint_case = fingerprint_case
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_continues_to_the_same_plan(dataset: Path, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+
+    def words(name: Path) -> list[str]:
+        more = ["--fingerprints", str(name), "--workers", "1", "--no-progress"]
+        return ["plan", str(dataset), "--out", f"{name}.json", *more]
+
+    assert main(words(undisturbed)) == 0
+    ended = subprocess.run([sys.executable, "-c", KILLED_AT_THE_THIRD_SCAN, *words(killed)])
+    assert ended.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (killed / "cases").iterdir()) == ["a.json", "b.json"]
+    assert main(words(killed)) == 0
+    for name in ("cases/a.json", "cases/b.json", "cases/c.json", "cases/u.json", "fingerprint.json"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert Path(f"{killed}.json").read_bytes() == Path(f"{undisturbed}.json").read_bytes()
+
+
+def test_features_of_nnunet_v2_in_2d(dataset: Path, tmp_path: Path) -> None:
+    plans = []
+    for more in ([], ["--most-features", "512"]):
+        words = ["--dimensions", "2", "--spacing", "[3, 0.1, 0.1]", "--gpu-memory", "24", *more]
+        assert main(["plan", str(dataset), "--out", str(tmp_path / "p.json"), "--workers", "1", *words]) == 0
+        plans.append(read_plan(tmp_path / "p.json"))
+    assert [max(plan.topology.features) for plan in plans] == [480, 512]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--out", "plan.txt"], "expected the name of a .json file"),
         (["--out", "plan.json", "--patch", "[30, 30, 30]"], "use 32×32×32"),
         (["--out", "plan.json", "--split", "few"], "splits.json"),
+        (["--out", "plan.json", "--shard", "1/4"], "expected --fingerprints FOLDER"),
+        (["--out", "plan.json", "--shard", "5/4", "--fingerprints", "kept"], "expected I/N with I from 1 to N"),
+        (["--out", "plan.json", "--most-features", "0"], "expected at least 1"),
+        (["--out", "plan.json", "--spacing", "[90, 1, 1]"], "plan with --dimensions 2"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -131,3 +210,29 @@ def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
         right, left = (np.argwhere(labels == label)[:, 2].mean() for label in (3, 4))
         assert right > left  # in RAS order columns grow to the patient's right
         assert image.shape[1:] == labels.shape == record.shape
+
+
+def test_real_mr(shared_data: Path, tmp_path: Path) -> None:
+    """Two left-atrium scans (LGE-MR): no HU anywhere, every scan is scaled by itself; cut to where they are not 0."""
+    small = tmp_path / "la"
+    for folder in ("imagesTr", "labelsTr"):
+        (small / folder).mkdir(parents=True)
+        for path in sorted((shared_data / "la" / folder).iterdir())[:2]:
+            (small / folder / path.name).symlink_to(path)
+    (small / "dataset.json").write_text((shared_data / "la" / "dataset.json").read_text())
+    plan, kept = tmp_path / "plan.json", tmp_path / "kept"
+    words = ["--out", str(plan), "--fingerprints", str(kept), "--workers", "1", "--no-progress"]
+    assert main(["plan", str(small), *words]) == 0
+    found = read_plan(plan)
+    assert found.intensity.scheme == "zscore"
+    assert found.fingerprint["intensity_hu"] == {}
+    assert found.spacing_mm == pytest.approx((0.625, 0.625, 0.625))
+    content = json.loads((kept / "fingerprint.json").read_text())
+    assert content["histogram_hu"] is None
+    for case in content["cases"]:
+        labels = nibabel.load(small / "labelsTr" / f"{case['name']}.nii.gz").get_fdata()
+        assert case["label_voxels"]["1"] == np.count_nonzero(labels == 1)
+        assert case["volumes_ml"]["1"] == pytest.approx(np.count_nonzero(labels == 1) * 0.625**3 / 1000, rel=1e-4)
+        image = nibabel.load(small / "imagesTr" / f"{case['name']}_0000.nii.gz").get_fdata()
+        box = [int(np.ptp(axis)) + 1 for axis in np.nonzero(image)]
+        assert case["shape_voxels"] == box[::-1]  # nibabel counts columns first; RAS apart from flips
