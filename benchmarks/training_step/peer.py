@@ -1,6 +1,6 @@
 """The other side of `compare.py`: nnU-Net v2's network, loss and optimiser. Runs in the peers' environment.
 
-    python peer.py check EXCHANGE.pt ANSWER.pt
+    python peer.py check EXCHANGE.pt ANSWER.pt [EXCHANGE.pt ANSWER.pt ...]
     python peer.py measure --patch 112 160 128 --batch 2 --device cuda --precision bf16
 
 `check` computes with nnU-Net's classes what `ours.py exchange` computed with ours. `measure` prints one line of JSON:
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     if options.what == "check":
-        exchange, answer = options.files
-        torch.save(check(torch.load(exchange, weights_only=True)), answer)
+        for exchange, answer in zip(options.files[::2], options.files[1::2], strict=True):
+            torch.save(check(torch.load(exchange, weights_only=True)), answer)
     else:
         print(json.dumps(measure(options)))
 
@@ -48,7 +48,7 @@ def main() -> None:
 def check(given: dict[str, Any]) -> dict[str, Any]:
     """Parameter count, logits at every scale and, where labels are given, the loss, with the weights of the other
     side."""
-    network = build(given["network"], given["arguments"])
+    network = build(given["network"], given["arguments"]).to(given["images"].dtype)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     left = {id(parameter): name for name, parameter in network.named_parameters()}
     with torch.no_grad():
@@ -59,7 +59,6 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
             if not name.endswith(".bias") or name.split(".")[1] not in ("transpconvs", "seg_layers"):
                 raise SystemExit(f"no weights were given for {name}")
             parameters[name].zero_()
-    network = network.to(given["images"].dtype)
     answer: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
     with torch.no_grad():
         answer["logits"] = network(given["images"])
