@@ -35,3 +35,7 @@ class ConfigError(FlarecpsError):
 
 class TrainingError(FlarecpsError):
     """A training that can't go on; raised on all of its processes at once, with the same message."""
+
+
+class WorkerError(FlarecpsError):
+    """A process that prepared data and died, usually for want of memory."""

@@ -14,6 +14,7 @@ from flarecps.data.augmentation import AugmentationSettings, patch_augmentation,
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
 from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
 from flarecps.data.subjects import PatchSubjects, StreamSettings, batch_of
+from flarecps.data.worker_deaths import diagnosis
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
 from flarecps.errors import ConfigError, DatasetError, StoreError
@@ -227,6 +228,13 @@ class ScanDataModule(LightningDataModule):
         if labels is not None:
             case["labels"] = torch.from_numpy(labels)
         return case | {"case": name, "spacing_mm": self.store.record(name).spacing_mm}
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what memory, what to do."""
+        tables = [loader.subjects.whereabouts for loader in self._loaders if loader.subjects.whereabouts is not None]
+        death = diagnosis(exception, tables, self.workers)
+        if death is not None:
+            raise death from exception
 
     def teardown(self, stage: str) -> None:
         """Let the workers go."""

@@ -12,7 +12,8 @@ import torchio as tio
 from torch.utils.data import DataLoader, Sampler
 
 from flarecps.data.draws import Draw, DrawSequence
-from flarecps.data.subjects import PatchSubjects, batch_of
+from flarecps.data.subjects import Failure, PatchSubjects, batch_of
+from flarecps.data.worker_deaths import Whereabouts
 from flarecps.typing import Triple
 
 _BATCHES_AHEAD = 2  # that the workers of a stream prepare
@@ -82,6 +83,12 @@ class PatchQueue(tio.Queue):
         """Patches until the epoch ends (TorchIO's own count would walk through all addresses)."""
         return self.patches_wanted
 
+    def _get_next_subject(self) -> tio.Subject:
+        subject = super()._get_next_subject()
+        if isinstance(subject, Failure):
+            raise subject.error
+        return subject
+
     def _get_subjects_iterable(self) -> Iterator[tio.Subject]:
         """As TorchIO's, but prefetching by the batch and with a generator of its own: the global one is untouched."""
         ahead = math.ceil(_BATCHES_AHEAD * self.max_length / self.num_workers) if self.num_workers else None
@@ -141,6 +148,7 @@ class PatchLoader:
         """The queue whose next patch opens this batch: the present one, or a new one after a jump."""
         if self._queue is None or self._position != (epoch, iteration):
             self.close()
+            self.subjects.whereabouts = Whereabouts(self.workers)
             addresses = AddressSampler(self.sequence, epoch, iteration)
             self._queue = PatchQueue(self.subjects, addresses, self.subjects.patch, self.workers)
             self._position = (epoch, iteration)

@@ -237,7 +237,7 @@ def sample_labels(labels: np.ndarray, coordinates: Sequence[np.ndarray]) -> np.n
 
 
 def _agreed(labels: np.ndarray) -> np.ndarray:
-    """For every cell between 2^n neighbours their label where they agree, else ``_DISPUTED``; one cell fewer an axis."""
+    """For every cell between 2^n neighbours the label they agree on, else ``_DISPUTED``; each axis is one shorter."""
     least = most = labels
     for axis in range(1, labels.ndim):
         ahead, behind = _shifted(axis, labels.ndim)

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torchio as tio
+from torch.utils.data import get_worker_info
 
 from flarecps.data.augmentation import PatchAugmentation
 from flarecps.data.draws import Draw, choose_case, choose_lower, is_forced_foreground
+from flarecps.data.worker_deaths import Whereabouts
+from flarecps.errors import FlarecpsError
 from flarecps.preprocessing.store import CaseStore
 from flarecps.typing import Triple
 
@@ -31,6 +34,13 @@ class StreamSettings:
     annotated: Mapping[str, Sequence[int]]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What a worker hands over instead of a patch: an error raised there would arrive wrapped in a traceback's text."""
+
+    error: FlarecpsError
+
+
 class PatchSubjects(tio.SubjectsDataset):
     """Training patches by their address: ``subjects[draw]`` reads, cuts and augments one, in whatever process asks.
 
@@ -45,6 +55,7 @@ class PatchSubjects(tio.SubjectsDataset):
         self.settings = settings
         self.patch = patch
         self.is_labelled = is_labelled
+        self.whereabouts: Whereabouts | None = None  # where workers note what they read
         self._annotated: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -55,10 +66,21 @@ class PatchSubjects(tio.SubjectsDataset):
         """Nothing: there are no subjects before an address is given."""
         return []
 
-    def __getitem__(self, draw: Draw) -> tio.Subject:  # type: ignore[override]
-        """The patch at this address."""
+    def __getitem__(self, draw: Draw) -> tio.Subject | Failure:  # type: ignore[override]
+        """The patch at this address; in a worker, a ``Failure`` when it can't be read."""
+        worker = get_worker_info()
+        try:
+            return self._patch_at(draw, None if worker is None else worker.id)
+        except FlarecpsError as error:
+            if worker is None:
+                raise
+            return Failure(error)
+
+    def _patch_at(self, draw: Draw, worker: int | None) -> tio.Subject:
         generator = draw.generator()
         name = choose_case(generator, self.settings.names)
+        if worker is not None and self.whereabouts is not None:
+            self.whereabouts.note(worker, name, draw)
         record = self.store.record(name)
         forced = self.is_labelled and is_forced_foreground(
             draw.index, self.settings.batch, self.settings.foreground_share

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
+import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +21,9 @@ from scipy import ndimage
 from flarecps.data.augmentation import AugmentationSettings
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.data.draws import Draw
+from flarecps.data.worker_deaths import Whereabouts, diagnosis
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.errors import ConfigError, StoreError
+from flarecps.errors import ConfigError, StoreError, WorkerError
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import Prepared, WayBack
 from flarecps.preprocessing.store import CaseStore, prepare_store, write_case
@@ -392,6 +397,49 @@ def test_epoch_cut_short_is_followed_by_the_next_ones_first_batch(store):
     whole = fit(module(store)).seen
     cut = fit(module(store), limit_train_batches=2).seen
     assert cut == [entry for entry in whole if entry[1] < 2]
+
+
+class KillAWorker(Callback):
+    """What the kernel does to a process when memory runs out."""
+
+    def on_train_batch_end(self, trainer, *_):
+        worker = multiprocessing.active_children()[0]
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+
+def test_a_worker_that_dies_is_named_by_its_scan_and_the_memory_it_had(store):
+    data = module(store, workers=2, iterations_per_epoch=50)
+    with pytest.raises(WorkerError, match=r"killed by signal|died") as caught:
+        fit(data, KillAWorker())
+    message = str(caught.value)
+    assert re.search(r"while it read case '(case|free)_\d' \((un)?labelled, epoch 0, index \d+\)", message)
+    assert re.search(r"with [\d.]+ of [\d.]+ GiB RAM", message)
+    assert "data.workers lower than 2" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …"), "shm-size"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 9) exited unexpectedly"), "data.workers lower than 3"),
+        (RuntimeError("shapes do not match"), None),
+        (ValueError("DataLoader worker (pid 7)"), None),
+    ],
+)
+def test_only_the_death_of_a_worker_is_diagnosed(error, cure):
+    found = diagnosis(error, [Whereabouts(3)], workers=3)
+    assert found is None if cure is None else cure in str(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_is_named_without_a_workers_traceback(tmp_path, workers):
+    store = make_store(tmp_path / "store")
+    (store / "cases" / "case_3" / "image.b2nd").write_bytes(b"not an array")
+    with pytest.raises(StoreError) as caught:
+        epochs(module(store, workers=workers, iterations_per_epoch=20), 1)
+    assert "case_3" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_validation_cases_come_whole_and_once(store):

@@ -1,0 +1,86 @@
+"""What a data worker was doing when it died, and what usually helps.
+
+A worker that is killed can't say so itself. Each therefore notes, before it reads a patch, whose it is and how much
+memory was free, in a table that the training process shares; PyTorch's error names only the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+
+from flarecps.data.draws import Draw
+from flarecps.errors import WorkerError
+
+LINE_BYTES = 512
+SHARED_MEMORY = Path("/dev/shm")
+GIB = 2**30
+
+
+class Whereabouts:
+    """One line of text per worker, in memory that all processes share; made before the workers are."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._lines = multiprocessing.RawArray(ctypes.c_char, max(workers, 1) * LINE_BYTES)
+
+    def note(self, worker: int, case: str, draw: Draw) -> None:
+        """Write down what ``worker``, the present process, is about to read, and what memory is free."""
+        line = (
+            f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{free_memory()}"
+        ).encode()[: LINE_BYTES - 1]
+        start = worker * LINE_BYTES
+        self._lines[start : start + LINE_BYTES] = line.ljust(LINE_BYTES, b"\0")
+
+    def lines(self) -> dict[int, tuple[str, str]]:
+        """By process id, what it read last and what memory was free then."""
+        raw = bytes(self._lines)
+        found = {}
+        for worker in range(self.workers):
+            line = raw[worker * LINE_BYTES : (worker + 1) * LINE_BYTES].rstrip(b"\0").decode(errors="replace")
+            process, _, rest = line.partition("\t")
+            if process.isdigit():
+                reading, _, memory = rest.partition("\t")
+                found[int(process)] = (reading, memory)
+        return found
+
+
+def free_memory() -> str:
+    """RAM and shared memory that are free now, in words."""
+    memory = psutil.virtual_memory()
+    words = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB RAM"
+    if SHARED_MEMORY.is_dir():
+        shared = shutil.disk_usage(SHARED_MEMORY)
+        words += f" and {shared.free / GIB:.2f} of {shared.total / GIB:.2f} GiB shared memory"
+    return words + " free"
+
+
+def diagnosis(error: BaseException, tables: list[Whereabouts], workers: int) -> WorkerError | None:
+    """What to tell the user when ``error`` is PyTorch's word that a data worker died; None when it is not."""
+    message = str(error)
+    named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
+    if not isinstance(error, RuntimeError) or named is None:
+        return None
+    dead = map(int, named[1].split(","))
+    noted = {process: line for table in tables for process, line in table.lines().items()}
+    read = [noted[process] for process in dead if process in noted]
+    doing = "; ".join(f"while it read {what}, with {memory} before" for what, memory in read) or (
+        f"before it read a patch; now {free_memory()}"
+    )
+    signal = re.search(r"killed by signal: ([\w ]+)", message)
+    by = f" ({signal[1].strip()})" if signal else ""
+    if signal and signal[1].startswith("Bus"):
+        cure = "shared memory ran out: give the container more (docker run --shm-size 8g), or set data.workers lower"
+    else:
+        cure = (
+            f"usually memory ran out: set data.workers lower than {workers}, ask the cluster for more memory per job "
+            "(--mem), or train with data.workers 0 to see whether this case is the cause; 'flarecps preprocess "
+            "DATASET PLAN --out STORE' says whether it is whole"
+        )
+    return WorkerError(f"a data worker died{by} {doing}. {cure[0].upper()}{cure[1:]}")
