@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flarecps.checkpoint import load_plain
 from flarecps.data.datamodule import ScanDataModule
-from flarecps.errors import CheckpointError, ConfigError
+from flarecps.errors import CheckpointError, ConfigError, TrainingError
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.checkpoints import BEST, FOLDER, LAST, checkpoint_callbacks
+from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
+from flarecps.training.callbacks.patches import PatchValidation
 from flarecps.training.callbacks.progress import TrainingProgress
+from flarecps.training.callbacks.ranks import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.segmentation import SegmentationWriter
+from flarecps.training.callbacks.throughput import Throughput
+from flarecps.training.checkpoint_files import WholeCheckpoints, remove_partial
 from flarecps.training.dashboards import default_loggers, finish_dashboards
 from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.start_weights import start_from
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
@@ -32,11 +40,14 @@ TRAINER_DEFAULTS = {
 }
 
 
+USER_MISTAKE = 2  # exit code, as in main
+
+
 class RunConfig(SaveConfigCallback):
     """Writes the whole resolved configuration to ``RUN/config.yaml`` when training starts."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and stage == "fit":
+        if trainer.is_global_zero and stage == "fit" and not self.config.get("dry_run"):
             run = Path(trainer.default_root_dir)
             run.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
@@ -63,6 +74,17 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="start anew in a run folder that holds checkpoints"
         )
+        parser.add_argument(
+            "--init",
+            type=str | None,
+            default=None,
+            help="fit: start from the weights of this checkpoint; one network's become sibling 1's",
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="fit: take a few steps, print memory, step time and the time to the end, and write nothing",
+        )
 
     @property
     def run_folder(self) -> Path:
@@ -74,8 +96,15 @@ class TrainingCLI(LightningCLI):
             self._find_checkpoint()
 
     def before_fit(self) -> None:
-        """With ``overwrite``, let the older run's checkpoints go: its best must not pass for this run's."""
-        if self._get(self.config, "overwrite") and self._get(self.config, "ckpt_path") is None:
+        """Load start weights; with ``overwrite``, let the older run's checkpoints go: its best is not this run's."""
+        resumed = self._get(self.config, "ckpt_path") is not None
+        start = self._get(self.config, "init")
+        if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
+            rank_zero_info(start_from(start, self.model.plan, self.model.siblings))
+        if self._is_dry_run:
+            return
+        remove_partial(self.run_folder / FOLDER)
+        if self._get(self.config, "overwrite") and not resumed:
             for old in (LAST, BEST):
                 (self.run_folder / FOLDER / f"{old}.ckpt").unlink(missing_ok=True)
 
@@ -93,11 +122,17 @@ class TrainingCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         data: ScanDataModule = self.datamodule
         callbacks: list[Any] = []
+        if self._is_dry_run:
+            return self._dry_trainer(given)
         if self.subcommand == "fit":
             callbacks += [
+                PatchValidation(),
+                RanksInSync(),
+                Throughput(),
                 *checkpoint_callbacks(run, bool(data.validation_names), given["check_val_every_n_epoch"] or 1),
                 RunRecord(run, ["flarecps", *self.words]),
             ]
+            kwargs["plugins"] = _with_whole_checkpoints(given["plugins"])
             if given["logger"] in (None, True):
                 kwargs.setdefault("logger", default_loggers(run, name=run.name))
         elif given["logger"] is None:
@@ -108,12 +143,34 @@ class TrainingCLI(LightningCLI):
             callbacks.append(TrainingProgress())
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
 
+    @property
+    def _is_dry_run(self) -> bool:
+        return self.subcommand == "fit" and bool(self._get(self.config, "dry_run"))
+
+    def _dry_trainer(self, given: Any) -> Trainer:
+        """A trainer for a few steps without validation, checkpoints and loggers."""
+        iterations = self.datamodule.iterations_per_epoch
+        steps = len(STEPS_WITH_PSEUDO_LABELS)
+        few = {
+            "max_epochs": -(-steps // iterations),
+            "limit_train_batches": min(steps, iterations),
+            "limit_val_batches": 0,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        return self._instantiate_trainer({**given, **few}, [DryRun(given["max_epochs"] or 0, iterations)])
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let a checkpoint's hyperparameters override config and command line."""
 
     def _find_checkpoint(self) -> None:
         """``ckpt_path: last`` or ``best`` means this run's own; a run with checkpoints is never overwritten unasked."""
         given = self._get(self.config, "ckpt_path")
+        if self._is_dry_run:
+            self.config[self.subcommand]["ckpt_path"] = None
+            return
         folder = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER
         if given in (LAST, BEST):
             given = folder / f"{given}.ckpt"
@@ -134,6 +191,12 @@ class TrainingCLI(LightningCLI):
             )
 
 
+def _with_whole_checkpoints(given: Any) -> list[Any]:
+    """The config's plugins, and ``WholeCheckpoints`` unless one of them writes checkpoints."""
+    plugins = given if isinstance(given, list) else [] if given is None else [given]
+    return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
+
+
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
     """The store's plan with what the config says instead of it: the plan this run trains by."""
     return plan_to_json(replace(data.plan, patch_voxels=data.patch_voxels, global_batch=data.global_batch))
@@ -146,6 +209,10 @@ def main(arguments: list[str]) -> int:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         TrainingCLI(arguments, save_config_callback=RunConfig)
+    except TrainingError:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the same
+            return USER_MISTAKE
+        raise
     finally:
         finish_dashboards()
     return 0

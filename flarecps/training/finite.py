@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from flarecps.errors import TrainingError
-from flarecps.training.ranks import of_all_ranks, on_all_ranks
+from flarecps.training.ranks import of_all_ranks, on_all_ranks, warn
 
 OnNonfinite = Literal["stop", "fp32"]
 
@@ -68,7 +67,7 @@ class FiniteSteps(nn.Module):
                 "most that model.most_repeats_in_a_row allows. Train with trainer.precision 32-true, or lower the "
                 "learning rate"
             )
-        rank_zero_warn(f"{what}; the step is repeated in full precision", category=RuntimeWarning)
+        warn(f"{what}; the step is repeated in full precision")
         with torch.autocast(device, enabled=False):
             step = compute()
         if not on_all_ranks(step.is_finite):

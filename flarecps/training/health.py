@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Integer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.planning.plan import Plan
+from flarecps.training.ranks import warn
 
 OnCollapse = Literal["warn", "hold"]
 ENTROPY_EVERY = 2  # voxels along each axis: an eighth of a volume tells a mean entropy as well as all of it
@@ -142,10 +143,7 @@ class CollapseWatch(nn.Module):
         hold = self.on_collapse == "hold"
         if gone:
             then = "λ is held until they recover" if hold else "model.on_collapse: hold would keep λ from rising"
-            rank_zero_warn(
-                f"epoch {epoch}: pseudo-labels of unlabelled patches hold (almost) no {self._named(gone)}; {then}",
-                category=RuntimeWarning,
-            )
+            warn(f"epoch {epoch}: pseudo-labels of unlabelled patches hold (almost) no {self._named(gone)}; {then}")
         if back:
             still = f"; still missing: {self._named(self.vanished)}" if self.vanished else ""
             rank_zero_info(f"epoch {epoch}: pseudo-labels hold {self._named(back)} again{still}")

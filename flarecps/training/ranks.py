@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from flarecps.losses.ranks import rank_count
 
+_log = logging.getLogger("flarecps.training")
 _FACTOR = 1_000_003  # odd, so that no bit of an earlier tensor is lost as the sums wrap around
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
+
+@rank_zero_only
+def warn(message: str) -> None:
+    """Say something once, on rank 0, on standard error (by Python's logging, so that a program can listen)."""
+    _log.warning("warning: %s", message)
 
 
 def on_all_ranks(value: Tensor) -> bool:

@@ -16,7 +16,7 @@ PLAIN_LINE_EVERY_S = 20.0  # where there is no terminal to redraw a bar on
 
 
 class TrainingProgress(ProgressBar):
-    """One bar over all steps with λ, losses, DSC, patches per second and the time to the end.
+    """One bar over all steps with λ, loss, DSC, patches per second, the wait for data and the time to the end.
 
     The time left comes from the wall clock of this session's epochs, validation included.
     """
@@ -86,13 +86,15 @@ class TrainingProgress(ProgressBar):
         left = seconds / taken * (self._steps(trainer) - step)
         patches = sum(len(part["image"]) for part in batch.values()) * trainer.world_size
         metrics = trainer.callback_metrics
-        words = [f"{taken * patches / max(seconds, 1e-9):.1f} patches/s", f"{_clock(left)} left"]
+        words = [f"{taken * patches / max(seconds, 1e-9):.1f} patches/s", f"{clock(left)} left"]
         if metric_names.LOSS_TOTAL in metrics:
             words.insert(0, f"loss {metrics[metric_names.LOSS_TOTAL]:.3f}")
         if metrics.get(metric_names.LAMBDA, 0) > 0:
             words.insert(1, f"λ {metrics[metric_names.LAMBDA]:.3f}")
         if metric_names.DSC_MEAN in metrics:
             words.insert(-2, f"DSC {metrics[metric_names.DSC_MEAN]:.3f}")
+        if metric_names.DATA_WAIT in metrics:
+            words.insert(-1, f"data wait {metrics[metric_names.DATA_WAIT]:.0%}")
         return " · ".join(words)
 
     @staticmethod
@@ -105,7 +107,12 @@ class TrainingProgress(ProgressBar):
         return int((trainer.max_epochs or 0) * trainer.num_training_batches)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours (where there are any), minutes and seconds.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
