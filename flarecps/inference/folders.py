@@ -68,7 +68,7 @@ def requests_for(scans: Path, output: Path, channels: int = 1) -> list[Request]:
 
 
 def segment_folder(
-    checkpoint: Path | str,
+    checkpoint: Path | str | Sequence[Path | str],
     scans: Path | str,
     output: Path | str,
     workers: int = 1,
@@ -80,19 +80,21 @@ def segment_folder(
 
     Finished cases are skipped unless ``overwrite``; a scan that fails keeps its error and the others go on. A
     folder ``output`` also gets a dataset.json with the label set. ``workers`` processes segment a scan each, every one
-    with its own copy of the networks; 1 stays in this process. ``settings`` are those of ``Segmenter.load``.
+    with its own copy of the networks; 1 stays in this process. Several checkpoints are averaged. ``settings`` are
+    those of ``Segmenter.load``.
     """
-    checkpoint, scans, output = Path(checkpoint), Path(scans), Path(output)
+    scans, output = Path(scans), Path(output)
+    checkpoints = (checkpoint,) if isinstance(checkpoint, str | Path) else tuple(checkpoint)
     if not scans.exists():  # a mistyped path is answered before the model is loaded
         requests_for(scans, output)
-    task = _Task(checkpoint, tuple(sorted(settings.items())), overwrite)
+    task = _Task(tuple(Path(one) for one in checkpoints), tuple(sorted(settings.items())), overwrite)
     try:
         plan = task.segmenter().plan
         requests = requests_for(scans, output, len(plan.channels))
         if requests[0].result != output:
             _describe(output, plan, overwrite)
         if len(requests) == 1:
-            task = _Task(task.checkpoint, task.settings, overwrite, show_progress=progress)
+            task = _Task(task.checkpoints, task.settings, overwrite, show_progress=progress)
             return work_through(task, [(requests[0].name, requests[0])], progress=False)
         return work_through(task, [(one.name, one) for one in requests], workers, "Segmenting", progress)
     finally:
@@ -103,27 +105,27 @@ def segment_folder(
 class _Task:
     """Segments one request; travels to worker processes, where the model is loaded once."""
 
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
     settings: tuple[tuple[str, Any], ...]
     overwrite: bool
     show_progress: bool = field(default=False)
 
     def segmenter(self) -> Segmenter:
-        return _loaded(self.checkpoint, self.settings)
+        return _loaded(self.checkpoints, self.settings)
 
     def __call__(self, request: Request) -> Segmented:
         if request.result.exists() and not self.overwrite:
             return Segmented(request.result, 0.0, skipped=True)
         began = time.monotonic()
         volume = read_channels(request.scans)
-        labels = self.segmenter()(volume, self.show_progress)
+        labels = self.segmenter()(volume, self.show_progress, began)
         write_labels(request.result, labels, volume.source)
         return Segmented(request.result, time.monotonic() - began, warnings=volume.warnings)
 
 
 @lru_cache(maxsize=1)
-def _loaded(checkpoint: Path, settings: tuple[tuple[str, Any], ...]) -> Segmenter:
-    return Segmenter.load(checkpoint, **dict(settings))
+def _loaded(checkpoints: tuple[Path, ...], settings: tuple[tuple[str, Any], ...]) -> Segmenter:
+    return Segmenter.load(checkpoints, **dict(settings))
 
 
 def _by_patient(scans: Sequence[Path], channels: int) -> list[tuple[str, tuple[Path, ...]]]:

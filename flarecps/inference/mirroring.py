@@ -14,7 +14,7 @@ from flarecps.planning.plan import Plan
 
 @dataclass(frozen=True)
 class Mirroring:
-    """Which axes of a patch are mirrored, in all combinations: 2 ** len(axes) passes through the network.
+    """Which axes of a patch are mirrored, in all combinations.
 
     ``axes`` count from 0 over the patch's own axes, (slice, row, column) in 3D and (row, column) in 2D. In a scan
     mirrored along ``lateral_axis``, a network trained with swapped labels calls the right kidney the left one: the
@@ -28,6 +28,11 @@ class Mirroring:
     def __post_init__(self) -> None:
         if len(set(self.axes)) != len(self.axes) or not all(0 <= axis <= 2 for axis in self.axes):
             raise ValueError(f"axes is {self.axes}, expected each of the patch's axes (0, 1, 2) at most once")
+
+    @property
+    def passes(self) -> int:
+        """How often a window goes through the network."""
+        return int(2 ** len(self.axes))
 
     def average(self, scores_of: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:
         """The mean of ``scores_of`` (B, K, *patch) over the mirrored ``tiles`` (B, C, *patch), each turned back."""

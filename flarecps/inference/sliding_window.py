@@ -1,22 +1,26 @@
-"""Whole-scan class probabilities from a network that sees only patches."""
+"""Whole-scan scores from a network that sees only patches, handed on slab by slab."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from itertools import product
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
+from flarecps.inference.footing import Footing, Ladder
 from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.slab_sums import SlabSums, uncovered_scores
 
 Network: TypeAlias = Callable[[Tensor], Tensor]  # (B, C, *patch) -> logits (B, K, *patch)
 Accumulate: TypeAlias = Literal["softmax", "logits"]
+Place: TypeAlias = tuple[slice, slice, slice]  # of a window in the padded volume
 
 SIGMA_PER_PATCH = 1 / 8  # nnU-Net's; the patch's edge lies at 4σ, where the weight is exp(-8) per axis
 
@@ -52,12 +56,13 @@ def window_count(shape: Sequence[int], patch_voxels: Sequence[int], step: float)
     >>> window_count((20, 64, 64), (64, 64), step=0.7)
     20
     """
-    patch = _volume_patch(patch_voxels)
-    return math.prod(map(len, windows(shape, patch, step)))
+    return math.prod(map(len, windows(shape, volume_patch(patch_voxels), step)))
 
 
-def _volume_patch(patch_voxels: Sequence[int]) -> tuple[int, ...]:
-    return (1,) * (3 - len(patch_voxels)) + tuple(patch_voxels)
+def volume_patch(patch_voxels: Sequence[int]) -> tuple[int, int, int]:
+    """The patch in three numbers: one slice thick for a 2D network."""
+    first, second, third = (1,) * (3 - len(patch_voxels)) + tuple(patch_voxels)
+    return first, second, third
 
 
 def gaussian_weights(patch: Sequence[int]) -> Tensor:
@@ -73,6 +78,221 @@ def gaussian_weights(patch: Sequence[int]) -> Tensor:
 def _axis_weights(length: int) -> Tensor:
     distance = torch.arange(length, dtype=torch.float64) - length // 2
     return torch.exp(-0.5 * (distance / (length * SIGMA_PER_PATCH)) ** 2).float()
+
+
+class Course:
+    """The windows' step and mirroring; this one keeps to them, whatever the time."""
+
+    def __init__(self, step: float, mirroring: Mirroring | None = None) -> None:
+        self.step = step
+        self.mirroring = mirroring
+
+    def ran(self, count: int, seconds: float, left: Callable[[float], int]) -> None:
+        """Told after every batch: ``count`` windows took ``seconds``; ``left(step)`` windows remain."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where windows go: the volume, padded with 0 to the patch on axes that are shorter, and the image in it."""
+
+    image_shape: tuple[int, ...]
+    patch: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the padded volume."""
+        return tuple(max(edge, size) for edge, size in zip(self.image_shape, self.patch, strict=True))
+
+    @property
+    def inside(self) -> Place:
+        """The image's place in the padded volume."""
+        before = [(padded - edge) // 2 for padded, edge in zip(self.shape, self.image_shape, strict=True)]
+        first, second, third = (slice(b, b + edge) for b, edge in zip(before, self.image_shape, strict=True))
+        return first, second, third
+
+    def place(self, corner: Sequence[int]) -> Place:
+        """The window that begins at ``corner``."""
+        first, second, third = (slice(at, at + size) for at, size in zip(corner, self.patch, strict=True))
+        return first, second, third
+
+    def of_image(self, place: Place) -> Place:
+        """The part of the image, in its own voxels, that a window sees."""
+        first, second, third = (
+            slice(max(window.start - image.start, 0), min(window.stop, image.stop) - image.start)
+            for window, image in zip(place, self.inside, strict=True)
+        )
+        return first, second, third
+
+    def tile(self, image: Tensor, place: Place, convert: Callable[[Tensor], Tensor]) -> Tensor:
+        """The converted image (C, *patch) in a window, 0 around it."""
+        part = self.of_image(place)
+        inner = convert(image[(slice(None), *part)])
+        if inner.shape[1:] == self.patch:
+            return inner
+        tile = inner.new_zeros((len(inner), *self.patch))
+        at = tuple(
+            slice(p.start + image.start - window.start, p.stop + image.start - window.start)
+            for p, image, window in zip(part, self.inside, place, strict=True)
+        )
+        tile[(slice(None), *at)] = inner
+        return tile
+
+
+def scores_by_slab(
+    networks: Sequence[Network],
+    image: Tensor,
+    patch_voxels: Sequence[int],
+    classes: int,
+    course: Course,
+    ladder: Ladder,
+    accumulate: Accumulate = "softmax",
+    convert: Callable[[Tensor], Tensor] = Tensor.float,
+    wanted: Callable[[Place], bool] = lambda part: True,
+    advance: Callable[[], None] | None = None,
+) -> Iterator[Tensor]:
+    """Scores (K, n, H, W) of ``image`` (C, S, H, W), n slices at a time, in order, together all S.
+
+    The scores are class probabilities, or with ``accumulate="logits"`` mean logits; float32, or float16 where the sums
+    are. A slab is handed on when no further window touches it, is a view, and is gone when the next is asked for. Only
+    a window's depth of scores is ever in memory.
+
+    ``convert`` makes the network's float32 input of the part of ``image`` in a window (padding is 0 after it).
+    Windows of which ``wanted(place in the image)`` is false are left out; a voxel in no window is background.
+    ``course`` may change step and mirroring on the way. When a GPU's memory runs out, ``ladder`` is
+    stepped down and the windows tried again; nothing is lost.
+    """
+    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, ladder)
+    frame = Frame(tuple(image.shape[1:]), volume_patch(patch_voxels))
+    weights = gaussian_weights(frame.patch)
+    sums = SlabSums(frame.shape[1:], uncovered_scores(classes, accumulate), ladder.now.sums_on, ladder.now.half_sums)
+    inside, depth = frame.inside, frame.patch[0]
+    begin, step = 0, course.step
+    while begin < frame.shape[0]:
+        if begin == 0 or course.step != step:
+            step = course.step
+            rest = tuple(begin + start for start in _starts(frame.shape[0] - begin, depth, step))
+            across = tuple(product(*windows(frame.shape[1:], frame.patch[1:], step)))
+        layers = max(1, min(ladder.now.batch // len(across), len(rest)))
+        now, rest = rest[:layers], rest[layers:]
+        begin = rest[0] if rest else frame.shape[0]
+        places = [frame.place((first, *others)) for first, others in product(now, across)]
+        chosen = [place for place in places if wanted(frame.of_image(place))]
+        run.enough_room(sums, now[-1] + depth)
+        _call(advance, len(places) - len(chosen))
+
+        while chosen:
+            began = time.monotonic()
+            batch, chosen = chosen[: ladder.now.batch], chosen[ladder.now.batch :]
+            tiles = torch.stack([frame.tile(image, place, convert) for place in batch])
+            run.count(tiles, batch, course.mirroring, sums, weights, (classes, *frame.patch))
+            _call(advance, len(batch))
+            course.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
+        with torch.no_grad():
+            finished = sums.finish(begin)
+            visible = slice(max(inside[0].start - sums.first, 0), max(min(begin, inside[0].stop) - sums.first, 0))
+            if visible.start < visible.stop:
+                yield finished[:, visible, inside[1], inside[2]]
+            sums.forget(begin)
+
+
+def _windows_left(frame: Frame, begin: int, in_layer: int, step: float) -> int:
+    """Those in the present layer, and all that begin at slice ``begin`` or later."""
+    deep = frame.shape[0] - begin
+    return in_layer + (window_count((deep, *frame.shape[1:]), frame.patch, step) if deep else 0)
+
+
+def _call(advance: Callable[[], None] | None, times: int) -> None:
+    for _ in range(times if advance is not None else 0):
+        advance()  # type: ignore[misc]  # not None, see the range
+
+
+@dataclass
+class _Run:
+    """Windows through the networks and into the sums, on whatever footing the ladder has reached."""
+
+    networks: tuple[Network, ...]
+    flat: bool
+    accumulate: Accumulate
+    ladder: Ladder
+
+    def __post_init__(self) -> None:
+        self._move()
+
+    def _move(self) -> None:
+        for network in self.networks:
+            if isinstance(network, nn.Module):
+                network.to(self.ladder.now.device)
+
+    def enough_room(self, sums: SlabSums, last: int) -> None:
+        """Make the sums hold slices up to ``last``, in RAM if the GPU has no room for them."""
+        while self._fitting(partial(sums.reach, last)) is None:
+            self._step_down(sums)
+
+    def count(
+        self,
+        tiles: Tensor,
+        places: Sequence[Place],
+        mirroring: Mirroring | None,
+        sums: SlabSums,
+        weights: Tensor,
+        expected: tuple[int, ...],
+    ) -> None:
+        """Add the scores of ``tiles`` (B, C, *patch) at ``places``; fewer at a time when they do not fit."""
+        done = 0
+        while done < len(tiles):
+            part = slice(done, done + self.ladder.now.batch)
+            found = self._fitting(partial(self._scores, tiles[part], mirroring))
+            if found is None:
+                self._step_down(sums)
+                continue
+            if found.shape[1:] != expected:
+                raise ValueError(
+                    f"the network gives {tuple(found.shape[1:])} (classes, patch) for a window, expected {expected}"
+                )
+            weights = weights.to(sums.device)
+            for place, score in zip(places[part], found.to(sums.device), strict=True):
+                sums.add(place, score, weights)
+            done += len(found)
+
+    def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
+        """The networks' mean scores (B, K, *patch)."""
+        device = self.ladder.now.device
+        with torch.no_grad(), _autocast(device):
+            tiles = tiles.to(device)
+            tiles = tiles.squeeze(2) if self.flat else tiles
+            scores = _scores_of_one(self.networks[0], tiles, self.accumulate, mirroring)
+            for other in self.networks[1:]:
+                scores += _scores_of_one(other, tiles, self.accumulate, mirroring)
+            if len(self.networks) > 1:
+                scores /= len(self.networks)
+            return scores.unsqueeze(2) if self.flat else scores
+
+    def _fitting(self, work: Callable[[], Tensor]) -> Tensor | None:
+        """What ``work`` gives, or None when the GPU's memory ran out."""
+        try:
+            with torch.no_grad():
+                return work()
+        except torch.OutOfMemoryError:
+            return None
+
+    def _step_down(self, sums: SlabSums) -> None:
+        """The next footing, outside the except clause so that the failed tensors are freed."""
+        self.ladder.step_down()
+        self._move()
+        with torch.no_grad():
+            sums.to(self.ladder.now.sums_on, self.ladder.now.half_sums)
+
+
+def _scores_of_one(network: Network, tiles: Tensor, accumulate: Accumulate, mirroring: Mirroring | None) -> Tensor:
+    def one(x: Tensor) -> Tensor:
+        logits = network(x).float()
+        return torch.softmax(logits, dim=1) if accumulate == "softmax" else logits
+
+    return one(tiles) if mirroring is None else mirroring.average(one, tiles)
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
 
 
 def predict_probabilities(
@@ -107,82 +327,27 @@ def predict_probabilities(
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1 window at a time")
     networks = (network,) if callable(network) else tuple(network)
-    flat = len(patch_voxels) == 2
-    patch = _volume_patch(patch_voxels)
     device = torch.device(device)
     sums_on = torch.device(accumulate_on) if accumulate_on is not None else device
-
-    def scores_of(tiles: Tensor) -> Tensor:
-        tiles = tiles.squeeze(2) if flat else tiles
-        scores = _scores(networks[0], tiles, accumulate, mirroring)
-        for other in networks[1:]:
-            scores = scores + _scores(other, tiles, accumulate, mirroring)
-        scores = scores / len(networks)
-        return scores.unsqueeze(2) if flat else scores
-
-    with torch.inference_mode(), _autocast(device):
-        padded, inside = _pad_to(image, patch)
-        starts = windows(padded.shape[1:], patch, step)
-        weights = gaussian_weights(patch).to(sums_on)
-        sums = torch.zeros((classes, *padded.shape[1:]), dtype=torch.float32, device=sums_on)
-        for corners in _batches(product(*starts), batch):
-            places = [tuple(slice(lower, lower + size) for lower, size in zip(c, patch, strict=True)) for c in corners]
-            tiles = torch.stack([padded[(slice(None), *place)] for place in places]).to(device, torch.float32)
-            scores = scores_of(tiles)
-            if scores.shape[1:] != (classes, *patch):
-                raise ValueError(f"the network gives {tuple(scores.shape[1:])} (classes, patch) for a window, "
-                                 f"expected {(classes, *patch)}")  # fmt: skip
-            for place, score in zip(places, scores.to(sums_on), strict=True):
-                sums[(slice(None), *place)].addcmul_(score, weights)
-                if advance is not None:
-                    advance()
-        _divide_by_weights(sums, starts, patch)
-        sums = sums[(slice(None), *inside)]
-        return torch.softmax(sums, dim=0) if accumulate == "logits" else sums
+    slabs = scores_by_slab(
+        networks,
+        image,
+        patch_voxels,
+        classes,
+        Course(step, mirroring),
+        Ladder([Footing(batch, device, sums_on)]),
+        accumulate,
+        advance=advance,
+    )
+    scores = whole(slabs, (classes, *image.shape[1:]), sums_on)
+    return torch.softmax(scores, dim=0) if accumulate == "logits" else scores
 
 
-def _scores(network: Network, tiles: Tensor, accumulate: Accumulate, mirroring: Mirroring | None) -> Tensor:
-    def one(x: Tensor) -> Tensor:
-        logits = network(x).float()
-        return torch.softmax(logits, dim=1) if accumulate == "softmax" else logits
-
-    return one(tiles) if mirroring is None else mirroring.average(one, tiles)
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
-
-
-def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """The image with 0 around it wherever it is smaller than the patch, and where the image lies in it."""
-    missing = [max(size - length, 0) for size, length in zip(patch, image.shape[1:], strict=True)]
-    before = [width // 2 for width in missing]
-    inside = tuple(slice(b, b + length) for b, length in zip(before, image.shape[1:], strict=True))
-    if not any(missing):
-        return image, inside
-    widths = [w for b, m in zip(reversed(before), reversed(missing), strict=True) for w in (b, m - b)]
-    return functional.pad(image, widths), inside
-
-
-def _divide_by_weights(sums: Tensor, starts: Sequence[Sequence[int]], patch: Sequence[int]) -> None:
-    """Divide by each voxel's sum of weights, in place.
-
-    Windows are all combinations of starts and the Gaussian is a product over axes, hence so is the sum of weights:
-    three short vectors instead of a volume.
-    """
-    for axis, (first, size) in enumerate(zip(starts, patch, strict=True), start=1):
-        weight = torch.zeros(sums.shape[axis], dtype=torch.float64)
-        for start in first:
-            weight[start : start + size] += _axis_weights(size).double()
-        sums /= weight.to(sums.device, torch.float32).reshape([-1 if a == axis else 1 for a in range(sums.ndim)])
-
-
-def _batches(corners: Iterator[tuple[int, ...]], batch: int) -> Iterator[list[tuple[int, ...]]]:
-    chunk: list[tuple[int, ...]] = []
-    for corner in corners:
-        chunk.append(corner)
-        if len(chunk) == batch:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def whole(slabs: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+    """Slabs along the second axis put together: float32 of ``shape`` (K, S, H, W)."""
+    together = torch.empty(tuple(shape), dtype=torch.float32, device=device)
+    done = 0
+    for slab in slabs:
+        together[:, done : done + slab.shape[1]] = slab
+        done += slab.shape[1]
+    return together

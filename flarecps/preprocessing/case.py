@@ -82,7 +82,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     box = field_box(volume.array, FIELD_HU if is_hu else 0)
     array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
-    shape = resampled_shape(box.shape, volume.space.spacing_mm, target)
+    shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
     image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if is_hu else np.float32)
@@ -102,6 +102,11 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         network_spacing_mm=in_network_order(target, plan.axis_order),
     )
     return Prepared(image, label_map, way_back, channel_statistics(array, to_type))
+
+
+def network_shape(shape: Triple, spacing_mm: SpacingMm, plan: Plan) -> Triple:
+    """The network's grid, in its own order of axes, for a scan that fills its field of view."""
+    return in_network_order(resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm)), plan.axis_order)
 
 
 def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
@@ -132,6 +137,11 @@ def probabilities_to_scan_labels(probabilities: np.ndarray, way_back: WayBack) -
         labels[better] = label
         np.maximum(best, resampled, out=best)
     return uncrop(labels, way_back.box, way_back.scan_shape, 0)
+
+
+def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:
+    """The canonical shape that a scan of ``shape`` at ``spacing_mm`` has at the plan's spacing."""
+    return resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm))
 
 
 def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:

@@ -1,0 +1,72 @@
+"""Where windows are computed and how many at a time, and the way down when a GPU's memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from flarecps.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Footing:
+    """How the windows of a scan are computed: none of it changes labels beyond rounding.
+
+    ``batch`` windows at a time go through the networks on ``device``; the sums over windows are kept on ``sums_on``,
+    with ``half_sums`` in half precision.
+    """
+
+    batch: int = 1
+    device: torch.device = field(default=CPU)
+    sums_on: torch.device = field(default=CPU)
+    half_sums: bool = False
+
+    def __str__(self) -> str:
+        precision = "half" if self.half_sums else "single"
+        windows = "1 window" if self.batch == 1 else f"{self.batch} windows"
+        return f"{windows} at a time on {self.device}, sums in {precision} precision on {self.sums_on}"
+
+
+def footings(batch: int, device: torch.device, half_sums: bool) -> tuple[Footing, ...]:
+    """The footing wanted and those below it, each needing less GPU memory than the one before.
+
+    Half as many windows at a time, down to one; then the sums move to RAM; then the networks do.
+
+    >>> [str(one) for one in footings(2, torch.device("cuda"), True)][-1]
+    '1 window at a time on cpu, sums in single precision on cpu'
+    """
+    ladder = [Footing(batch, device, device, half_sums)]
+    while batch > 1:
+        batch //= 2
+        ladder.append(Footing(batch, device, device, half_sums))
+    if device.type != "cpu":
+        ladder += [Footing(1, device, CPU), Footing(1, CPU, CPU)]
+    return tuple(ladder)
+
+
+class Ladder:
+    """The footing that is stood on now, of several; ``step_down`` takes the next one."""
+
+    def __init__(self, steps: Sequence[Footing]) -> None:
+        self.steps = tuple(steps)
+        self.place = 0
+
+    @property
+    def now(self) -> Footing:
+        """The present footing."""
+        return self.steps[self.place]
+
+    def step_down(self) -> None:
+        """Take the next footing, or raise ConfigError when this was the last."""
+        if self.place + 1 == len(self.steps):
+            raise ConfigError(
+                f"device {self.now.device}: not enough memory for one window, even with {self.now}; close other "
+                "programs on it, or use --device cpu"
+            )
+        self.place += 1
+        if self.now.device.type == "cuda" or self.now.sums_on.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,147 @@
+"""What a scan will cost in memory and time, foretold from sizes and one measured window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flarecps.inference.export import Mode
+from flarecps.inference.footing import Footing
+from flarecps.inference.meters import CUDA_CONTEXT_BYTES
+from flarecps.inference.sliding_window import window_count
+from flarecps.typing import Triple
+
+FLOAT, HALF, LABEL = 4, 2, 1  # bytes a voxel
+
+# Seconds per million voxels on one thread of a 2.5 GHz server core; corrected while a scan runs.
+PREPARING_S = 0.1
+EXPORTING_S = {"normal": 0.03, "fast": 0.05, "fastest": 0.01}
+WRITING_S = 0.04
+
+
+@dataclass(frozen=True)
+class Job:
+    """The sizes that decide what a scan costs. Shapes are (slice, row, column), the network's in its own order."""
+
+    scan_shape: Triple
+    network_shape: Triple
+    network_bytes: int  # a voxel of the image on the network's grid
+    axis_order: Triple
+    channels: int
+    classes: int
+    patch_voxels: tuple[int, ...]
+
+    @property
+    def between_voxels(self) -> int:
+        """Of the array between the scan's grid and the network's: all axes but the one that grows most are done."""
+        canonical = tuple(self.network_shape[self.axis_order.index(axis)] for axis in range(3))
+        pairs = sorted(zip(self.scan_shape, canonical, strict=True), key=lambda pair: pair[1] / pair[0])
+        (_, first), (_, second), (last, after) = pairs
+        return first * second * last if last != after else 0
+
+    @property
+    def scan_voxels(self) -> int:
+        """Of one channel."""
+        return math.prod(self.scan_shape)
+
+    @property
+    def network_voxels(self) -> int:
+        """Of one channel on the network's grid."""
+        return math.prod(self.network_shape)
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        """The network's grid with every edge at least the patch's."""
+        patch = (1,) * (3 - len(self.patch_voxels)) + self.patch_voxels
+        first, second, third = (max(edge, size) for edge, size in zip(self.network_shape, patch, strict=True))
+        return first, second, third
+
+    @property
+    def depth(self) -> int:
+        """Slices that one window is deep."""
+        return self.patch_voxels[0] if len(self.patch_voxels) == 3 else 1
+
+
+@dataclass(frozen=True)
+class WindowCost:
+    """One window, measured: through all networks once, unmirrored."""
+
+    seconds: float
+    ram_bytes: int  # rise above what was there before
+    vram_bytes: int  # peak of all tensors, the networks' weights among them
+    weights_bytes: int  # of the networks, on the GPU
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory at its highest, by phase, in bytes."""
+
+    before: int
+    preparing: int
+    windows: int
+    writing: int
+
+    @property
+    def peak(self) -> int:
+        """The highest of the phases."""
+        return max(self.before, self.preparing, self.windows, self.writing)
+
+
+def forecast_ram(job: Job, footing: Footing, window: WindowCost, now_bytes: int, mode: Mode) -> Memory:
+    """The process's resident memory while the scan is done, if it is ``now_bytes`` now, with the scan read.
+
+    While windows run, memory holds the image on the network's grid, the sums' slabs, the labels, and what the batch
+    takes. Nothing of it grows with classes × scan.
+    """
+    image = job.channels * job.network_voxels * job.network_bytes
+    preparing = now_bytes + _preparing_bytes(job)
+    labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
+    windows = now_bytes + image + labels + _plane_bytes(job)
+    if footing.sums_on.type == "cpu":
+        windows += sums_bytes(job, footing)
+    if footing.device.type == "cpu":
+        windows += footing.batch * window.ram_bytes
+    writing = now_bytes + 2 * job.scan_voxels * LABEL
+    return Memory(now_bytes, preparing, windows, writing)
+
+
+def forecast_vram(job: Job, footing: Footing, window: WindowCost) -> int:
+    """GPU memory as the driver counts it, in bytes; 0 on the CPU."""
+    if footing.device.type == "cpu":
+        return 0
+    activations = footing.batch * (window.vram_bytes - window.weights_bytes)
+    sums = sums_bytes(job, footing) if footing.sums_on.type != "cpu" else 0
+    return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + sums
+
+
+def forecast_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:
+    """Time from the scan's array to its file. ``passes`` per window (mirrors); ``share`` of windows that are run."""
+    windows = window_count(job.network_shape, job.patch_voxels, step) * share
+    return windows * passes * window.seconds + side_seconds(job, mode)
+
+
+def side_seconds(job: Job, mode: Mode) -> float:
+    """The time of everything but the network."""
+    million = job.scan_voxels / 1e6
+    return million * (PREPARING_S * job.channels + EXPORTING_S[mode] + WRITING_S)
+
+
+def sums_bytes(job: Job, footing: Footing) -> int:
+    """The slabs of sums: a window's depth (more when few windows fill a batch), every class and the weights."""
+    _, rows, columns = job.padded
+    across = window_count((1, rows, columns), (1, *job.patch_voxels[-2:]), 0.7)
+    layers = max(1, footing.batch // across)
+    depth = min(job.padded[0], job.depth * layers)
+    return depth * rows * columns * (job.classes * (HALF if footing.half_sums else FLOAT) + FLOAT)
+
+
+def _preparing_bytes(job: Job) -> int:
+    """Where voxels are filled, as truth values twice; then the image on the network's grid, beside what lies between
+    the grids: the two axes that shrink most are resampled first."""
+    image = job.channels * job.network_voxels * job.network_bytes
+    return max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
+
+
+def _plane_bytes(job: Job) -> int:
+    """Two planes of scores on the network's grid, and the border voxels that are interpolated at a time."""
+    return 3 * job.classes * job.padded[1] * job.padded[2] * FLOAT
