@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 8
 SHOWN_NAMES = 5
+KEPT = "cases"  # folder of OUT for the scores of single cases
+DISTANCE_TITLES = {
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "volume_error_ml": "volume error (ml)",
+    "volume_error_relative": "volume error (%)",
+}
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 FAILED = 1  # exit code: some cases could not be scored
 
 
@@ -24,15 +32,19 @@ def score(
     out: Path,
     protocol: Literal["official", "strict"] = "official",
     labels: Path | None = None,
+    tolerance_mm: str | None = None,
     workers: int = 0,
+    shard: str | None = None,
 ) -> int:
     """Score label maps against references: DSC and NSD per organ and case, mean ± SD over cases.
 
-    Files belong together by name. OUT gets scores.csv (FLARE22's columns), scores.json and scores.md. The exit code is
-    1 when a case could not be scored; the others are scored all the same.
+    Files belong together by name. OUT gets scores.csv (FLARE22's columns), scores.json (everything) and scores.md. The
+    exit code is 1 when a case could not be scored; the others are scored all the same. Every case's scores are kept in
+    OUT/cases as they are done: an interrupted command, started again, continues, and only label maps that changed are
+    scored anew.
 
     The label set is that of --labels, else of a dataset.json in or above the references' folder or in the predictions'
-    folder, else FLARE22's 13 organs. NSD tolerances are FLARE22's, in mm (2 to 7 by organ), 2 mm for other structures.
+    folder, else FLARE22's 13 organs.
 
     Args:
         predictions: folder of predicted label maps (NIfTI, NRRD, MHA), or one file.
@@ -42,40 +54,76 @@ def score(
             slices, NSD 0 below DSC 0.2, 4 decimals, missing predictions left out); strict counts missing predictions as
             0, crops nothing, requires equal grids, leaves empty-in-both out of means, and adds HD95 and ASSD in mm.
         labels: dataset.json (or its folder) that names the structures.
+        tolerance_mm: tolerance of NSD; a number for all (3), by organ (liver=5,RK=3), both (2,liver=5), or a JSON file
+            with an object of organs. Organs left out keep FLARE22's (2 to 7 mm by organ), 2 mm for other structures.
         workers: processes that score cases in parallel; 0 takes one per core, at most 8.
+        shard: I/N scores the I-th of N shares of the cases into OUT/cases, for job arrays; after all shares, the
+            command without --shard writes the tables.
     """
     from rich.console import Console
 
-    from flarecps.atomic import write_text
+    from flarecps.anatomy import organs_of
     from flarecps.evaluation.label_sets import label_set
-    from flarecps.evaluation.scores import score_folders, write_scores
-    from flarecps.reporting.run_folder import read_scores
-    from flarecps.reporting.tables import scores_markdown
+    from flarecps.evaluation.scores import score_folders
+    from flarecps.evaluation.tolerances import read_tolerances
 
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)
-    table = score_folders(predictions, references, structures, protocol, workers or _cores())
-    if table.cases:
-        write_scores(table, out)
-        scores = read_scores(out / "scores.csv")
-        notes = _notes(table)
-        write_text(out / "scores.md", scores_markdown(scores, f"Scores ({protocol} protocol)", notes))
-        _show(table, scores, console)
-        console.print(f"labels: {origin}", *notes, sep="\n", highlight=False, markup=False, soft_wrap=True)
-        written = f"written: {out}/scores.csv, scores.json, scores.md"
-        console.print(written, highlight=False, markup=False, soft_wrap=True)
+    tolerances_mm = read_tolerances(tolerance_mm, organs_of(structures)) if tolerance_mm is not None else {}
+    table = score_folders(
+        predictions,
+        references,
+        structures,
+        protocol,
+        workers or _cores(),
+        tolerances_mm=tolerances_mm,
+        keep=out / KEPT,
+        share=shard,
+    )
+    if shard is not None:
+        said = f"share {shard}: {_count(len(table.cases), 'case')} scored, kept in {out / KEPT}"
+        console.print(f"{said}; after all shares the command without --shard writes the tables", **PLAIN)
+    elif table.cases:
+        _write_and_show(table, out, [f"labels: {origin}", *_notes(table)], console)
     for name, error in table.failed.items():
-        problems.print(f"not scored: {name}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        problems.print(f"not scored: {name}: {error}", style="red", **PLAIN)
     if table.failed:
         left_out = f"{len(table.failed)} of {len(table.failed) + len(table.cases)} cases could not be scored"
-        means = "; the means leave them out" if table.cases else "; nothing was written"
-        problems.print(left_out + means, highlight=False, soft_wrap=True)
+        means = "; the means leave them out" if table.cases else "; no tables were written"
+        problems.print(left_out + means, **PLAIN)
     return FAILED if table.failed else 0
+
+
+def _write_and_show(table: ScoreTable, out: Path, notes: list[str], console: Console) -> None:
+    from flarecps.atomic import write_text
+    from flarecps.evaluation.scores import write_scores
+    from flarecps.reporting.run_folder import read_scores
+    from flarecps.reporting.tables import markdown_table, scores_markdown
+
+    write_scores(table, out)
+    scores = read_scores(out / "scores.csv")
+    page = scores_markdown(scores, f"Scores ({table.protocol} protocol)", notes[1:])
+    _show(table, scores, console)
+    if table.protocol == "strict":
+        heading, body = ["organ", *DISTANCE_TITLES.values(), "both found"], _distance_rows(table)
+        page += (
+            "\n## Distances and volumes\n\nMean ± SD over cases; distances where prediction and reference both hold "
+        )
+        page += f"the organ, volumes as prediction minus reference.\n\n{markdown_table(heading, body)}"
+        _show_rows("distances and volumes, prediction minus reference: mean ± SD", heading, body, console)
+    write_text(out / "scores.md", page)
+    console.print(*notes, f"written: {out}/scores.csv, scores.json, scores.md", sep="\n", **PLAIN)
 
 
 def _notes(table: ScoreTable) -> list[str]:
     """What a reader of the means must know."""
+    from flarecps.anatomy import organs_of
+
     notes = []
+    preset = {organ.name: organ.tolerance_mm for organ in organs_of({organ.name: organ.id for organ in table.organs})}
+    changed = [f"{o.name} {o.tolerance_mm:g} mm" for o in table.organs if o.tolerance_mm != preset[o.name]]
+    if changed:
+        notes.append(f"NSD with tolerances other than FLARE22's: {', '.join(changed)}")
     if table.missing:
         fate = "left out, as FLARE22's script does" if table.protocol == "official" else "scored 0"
         notes.append(f"{_count(len(table.missing), 'reference')} without a prediction, {fate}: {_some(table.missing)}")
@@ -95,19 +143,41 @@ def _notes(table: ScoreTable) -> list[str]:
     return notes
 
 
-def _show(table: ScoreTable, scores: Scores, console: Console) -> None:
-    from rich.table import Table
+def _distance_rows(table: ScoreTable) -> list[list[str]]:
+    """HD95 and ASSD (mm), volume error (ml and %) per organ, and of how many cases the distances are."""
+    from flarecps.reporting.tables import NO_NUMBER
 
-    from flarecps.reporting.tables import MEAN_ROW, score_rows
+    rows = []
+    for organ in table.organs:
+        cells = []
+        for measure in DISTANCE_TITLES:
+            of, scale = table.of_organ(organ.name, measure), 100.0 if measure == "volume_error_relative" else 1.0
+            mean = NO_NUMBER if of.mean is None else f"{scale * of.mean:.2f}"
+            cells.append(mean if of.sd is None else f"{mean} ± {scale * of.sd:.2f}")
+        rows.append([organ.name, *cells, str(table.of_organ(organ.name, "hd95_mm").n)])
+    return rows
+
+
+def _show(table: ScoreTable, scores: Scores, console: Console) -> None:
+    from flarecps.reporting.tables import score_rows
 
     title = f"{_count(len(table.cases), 'case')}, {table.protocol} protocol: mean ± SD over cases"
-    shown = Table("organ", title=title, title_justify="left")
-    for heading in ("DSC", "NSD", "cases"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for row in score_rows(scores):
-        if row.title == MEAN_ROW:
+    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
+    _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
+
+
+def _show_rows(title: str, heading: list[str], rows: list[list[str]], console: Console) -> None:
+    from rich.table import Table
+
+    from flarecps.reporting.tables import MEAN_ROW
+
+    shown = Table(heading[0], title=title, title_justify="left")
+    for column in heading[1:]:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        if row[0] == MEAN_ROW:
             shown.add_section()
-        shown.add_row(row.title, *row.cells, str(row.n))
+        shown.add_row(*row)
     console.print(shown)
 
 

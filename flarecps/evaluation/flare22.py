@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from scipy.ndimage import find_objects
 
 from flarecps.anatomy import Organ
@@ -23,6 +23,7 @@ from flarecps.evaluation.surface import (
     robust_hausdorff_mm,
     surface_distances,
 )
+from flarecps.evaluation.volume import relative_volume_error, volume_error_ml, volume_ml
 from flarecps.typing import SpacingMm
 
 Protocol: TypeAlias = Literal["official", "strict"]
@@ -55,6 +56,17 @@ class OrganScore:
     prediction_ml: float = 0.0
     remark: str = ""
 
+    @property
+    def volume_error_ml(self) -> float | None:
+        """Prediction minus reference in ml, of the whole masks; None when both are empty."""
+        empty = not self.prediction_ml and not self.reference_ml
+        return None if empty else volume_error_ml(self.prediction_ml, self.reference_ml)
+
+    @property
+    def volume_error_relative(self) -> float | None:
+        """The volume error as a share of the reference (0.1: a tenth too much); None when the reference is empty."""
+        return relative_volume_error(self.prediction_ml, self.reference_ml) if self.reference_ml else None
+
 
 class _Volumes(TypedDict):
     reference_ml: float
@@ -62,23 +74,31 @@ class _Volumes(TypedDict):
 
 
 def score_case(
-    prediction: LabelMap, reference: LabelMap, spacing_mm: SpacingMm, organs: Sequence[Organ], protocol: Protocol
+    prediction: LabelMap,
+    reference: LabelMap,
+    spacing_mm: SpacingMm,
+    organs: Sequence[Organ],
+    protocol: Protocol,
+    histogram: Int64[np.ndarray, "256 256"] | None = None,
 ) -> dict[str, OrganScore]:
     """The scores of every organ, by name, of one pair of uint8 label maps on one grid.
 
     For ``official`` both arrays must be in the voxel order of their files: its crop goes along the slice axis as
-    stored. Raises ScanError for label values that are no organ's, ValueError for different shapes.
+    stored. ``histogram`` is the pair's `joint_histogram` where the caller has it. Raises ScanError for label values
+    that are no organ's, ValueError for different shapes.
     """
-    histogram = joint_histogram(prediction, reference)
+    histogram = joint_histogram(prediction, reference) if histogram is None else histogram
     for whose, counts in (("prediction", histogram.sum(axis=1)), ("reference", histogram.sum(axis=0))):
         check_values(whose, np.flatnonzero(counts), organs)
     overlaps = overlap_per_label(histogram, [organ.id for organ in organs])
     boxes_p, boxes_r = find_objects(prediction), find_objects(reference)
-    ml = float(np.prod(spacing_mm)) / 1000.0
     scores = {}
     for organ in organs:
         overlap = overlaps[organ.id]
-        volumes = _Volumes(reference_ml=overlap.reference * ml, prediction_ml=overlap.prediction * ml)
+        volumes = _Volumes(
+            reference_ml=volume_ml(overlap.reference, spacing_mm),
+            prediction_ml=volume_ml(overlap.prediction, spacing_mm),
+        )
         box = _joint_box(_box_of(boxes_p, organ.id), _box_of(boxes_r, organ.id))
         if protocol == "official":
             scores[organ.name] = _official(prediction, reference, box, spacing_mm, organ, overlap, volumes)

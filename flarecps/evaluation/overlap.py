@@ -10,6 +10,7 @@ from jaxtyping import Int64, UInt8
 
 _SLAB_VOXELS = 1 << 21  # counted at once: bounds the memory to some 20 MB whatever the scan's size
 _VALUES = 256
+EXCHANGED_OWN_DSC, EXCHANGED_OTHER_DSC = 0.1, 0.5  # far below any usable organ, and above mere neighbourhood
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,25 @@ def dice_per_label(
     {1: 0.8, 2: 0.0, 3: nan}
     """
     return overlap_per_label(joint_histogram(prediction, reference), labels)
+
+
+def exchanged_labels(histogram: Int64[np.ndarray, "256 256"], labels: Iterable[int]) -> list[tuple[int, int, float]]:
+    """Labels that look exchanged, as (label in the prediction, label in the reference, their DSC).
+
+    A predicted label that hardly meets its own reference (DSC below 0.1) but lies on another's (0.5 and more): sides
+    taken for each other, or the numbers of another label set. Empty labels are never in it.
+    """
+    labels = list(labels)
+    prediction, reference = histogram.sum(axis=1), histogram.sum(axis=0)
+    found = []
+    for label in labels:
+        others = {
+            other: Overlap(int(prediction[label]), int(reference[other]), int(histogram[label, other])).dsc
+            for other in labels
+            if prediction[label] and reference[other]
+        }
+        if others and others.get(label, 0.0) < EXCHANGED_OWN_DSC:
+            best = max(others, key=others.__getitem__)
+            if best != label and others[best] >= EXCHANGED_OTHER_DSC:
+                found.append((label, best, others[best]))
+    return found

@@ -1,96 +1,48 @@
-"""Scores of a folder of predictions against a folder of references: worked out in parallel, kept as CSV and JSON."""
+"""Scores of a folder of predictions against a folder of references: paired by name, worked out in parallel, resumable.
+
+With a folder to keep them in, every case's scores are a file of their own there as soon as they are known
+(`kept_scores`), so an interrupted run continues, and the shards of a job array share the work.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import platform
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import nibabel
 import numpy as np
-import scipy
 
-from flarecps import __version__
 from flarecps.anatomy import Organ, organs_of
-from flarecps.atomic import write_json, write_text
-from flarecps.casework import work_through
+from flarecps.casework import shard, work_through
 from flarecps.errors import DatasetError, ScanError
-from flarecps.evaluation.flare22 import BOTH_EMPTY, OrganScore, Protocol, score_case, score_missing
+from flarecps.evaluation.flare22 import Protocol, score_case, score_missing
+from flarecps.evaluation.kept_scores import made_from, read_kept, write_kept
+from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
+from flarecps.evaluation.score_table import MEASURES, CaseScore, ScoreTable, Summary, summarise, to_csv, write_scores
+from flarecps.evaluation.tolerances import with_tolerances
 from flarecps.typing import SpacingMm
 from flarecps.volumes.io import Volume, is_scan_file, read_labels, scan_name
 
-FORMAT, FORMAT_VERSION = "flarecps-scores", 1
-MEASURES = ("dsc", "nsd")
-CSV_DECIMALS = 6  # official scores arrive rounded to 4
+__all__ = [
+    "MEASURES", "CaseFiles", "CaseScore", "ScoreTable", "Summary",
+    "score_files", "score_folders", "summarise", "to_csv", "write_scores",
+]  # fmt: skip
+
 NO_REFERENCE = "a prediction without reference: there is no label file of this name in {folder}"
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """What is needed to score one case; ``prediction`` None: there is none."""
+    """What is needed to score one case; ``prediction`` None: there is none. ``kept``: the file for its scores."""
 
     prediction: Path | None
     reference: Path
     organs: tuple[Organ, ...]
     protocol: Protocol
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """The scores of one case by organ name; ``file_name`` is what FLARE's tables call the case."""
-
-    file_name: str
-    organs: dict[str, OrganScore]
-    missing: bool = False
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation (n - 1; None for n < 2) of ``n`` scores; mean None for n = 0."""
-
-    mean: float | None
-    sd: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """All scores of one comparison, and what went wrong: cases by name, failed ones with their error.
-
-    ``missing`` names the references without prediction: in no mean under ``official``, scored 0 under ``strict``.
-    """
-
-    protocol: Protocol
-    organs: tuple[Organ, ...]
-    cases: dict[str, CaseScore]
-    failed: dict[str, str]
-    missing: tuple[str, ...]
-
-    def of_organ(self, organ: str, measure: str) -> Summary:
-        """One organ's ``dsc``, ``nsd``, ``hd95_mm`` or ``assd_mm`` over the cases that have a number."""
-        return summarise([getattr(case.organs[organ], measure) for case in self.cases.values()])
-
-    def overall(self, measure: str) -> Summary:
-        """The mean of the organs' means (FLARE's later years); SD and n are of the cases' means over organs."""
-        organs = [self.of_organ(organ.name, measure).mean for organ in self.organs]
-        cases = [
-            summarise([getattr(score, measure) for score in case.organs.values()]).mean for case in self.cases.values()
-        ]
-        over_cases = summarise(cases)
-        return Summary(summarise(organs).mean, over_cases.sd, over_cases.n)
-
-
-def summarise(values: Sequence[float | None]) -> Summary:
-    """Mean, SD and number of the values that are not None."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return Summary(None, None, 0)
-    return Summary(float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None, len(found))
+    kept: Path | None = None
 
 
 def score_folders(
@@ -100,15 +52,33 @@ def score_folders(
     protocol: Protocol = "official",
     workers: int = 1,
     progress: bool = True,
+    *,
+    tolerances_mm: Mapping[str, float] | None = None,
+    keep: Path | None = None,
+    share: str | None = None,
 ) -> ScoreTable:
     """The scores of every prediction (``official``) or every reference (``strict``) of two folders, or of two files.
 
     Files belong together when their names without suffix are equal. A case that can't be scored is kept as failed and
     the others are scored: unreadable files, different grids (``official``: different sizes; it only warns of other
-    differences), values outside ``labels``, predictions without reference. Raises DatasetError for a missing or empty
-    folder, one name twice, and when no name is common to both.
+    differences), values outside ``labels``, predictions without reference.
+
+    Args:
+        predictions: folder of label maps, or one file.
+        references: folder of label maps of the same names, or one file.
+        labels: ``{name: id}``.
+        protocol: whose rules count.
+        workers: processes.
+        progress: whether a bar is shown.
+        tolerances_mm: NSD's tolerance by organ name, where it is not to be FLARE22's (2 mm for other structures).
+        keep: folder in which every case's scores are kept as ``NAME.json``. What is there and was made from the same
+            files with the same settings is taken as it is.
+        share: ``"I/N"``: only every Nth case, from the Ith.
+
+    Raises DatasetError for a missing or empty folder, one name twice, and when no name is common to both; ConfigError
+    when ``share`` is not I/N.
     """
-    organs = organs_of(dict(labels))
+    organs = with_tolerances(organs_of(dict(labels)), tolerances_mm or {})
     found_p, found_r = _label_files(predictions), _label_files(references)
     if predictions.is_file() and references.is_file():
         found_p = {next(iter(found_r)): predictions}
@@ -118,19 +88,37 @@ def score_folders(
             f"{predictions}: no prediction has the name of a reference in {references} (the first are called "
             f"{next(iter(found_p))!r} and {next(iter(found_r))!r}); give prediction and reference the same name"
         )
-    missing = tuple(name for name in found_r if name not in found_p)
+    missing = [name for name in found_r if name not in found_p]
     # Quirk: official walks the prediction folder, so a missing prediction costs nothing there.
     names = sorted(found_r) if protocol == "strict" else shared
-    cases = [(name, CaseFiles(found_p.get(name), found_r[name], organs, protocol)) for name in names]
-    outcomes = work_through(score_files, cases, workers, title="Scoring", progress=progress)
+    cases = {
+        name: CaseFiles(found_p.get(name), found_r[name], organs, protocol, keep / f"{name}.json" if keep else None)
+        for name in shard(names, share)
+    }
+    scored = {name: score for name, case in cases.items() if (score := _kept(case)) is not None}
+    waiting = [(name, case) for name, case in cases.items() if name not in scored]
+    title = f"Scoring ({len(scored)} of {len(cases)} there already)" if scored else "Scoring"
+    if keep is not None and waiting:
+        keep.mkdir(parents=True, exist_ok=True)
+    outcomes = work_through(score_files, waiting, workers, title=title, progress=progress)
     failed = {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
-    failed |= {name: NO_REFERENCE.format(folder=references) for name in found_p if name not in found_r}
-    scored = {outcome.name: outcome.value for outcome in outcomes if outcome.value is not None}
-    return ScoreTable(protocol, organs, scored, dict(sorted(failed.items())), missing)
+    scored |= {outcome.name: outcome.value for outcome in outcomes if outcome.value is not None}
+    for name in shard([name for name in found_p if name not in found_r], share):
+        failed[name] = NO_REFERENCE.format(folder=references) + _perhaps(name, missing)
+    in_order = {name: scored[name] for name in cases if name in scored}
+    return ScoreTable(protocol, organs, in_order, dict(sorted(failed.items())), tuple(missing))
 
 
 def score_files(case: CaseFiles) -> CaseScore:
-    """The scores of one case from its files. Raises ScanError for unreadable or unfitting label maps."""
+    """The scores of one case from its files, kept where ``case`` says. Raises ScanError for unfitting label maps."""
+    made = _made_from(case)  # before reading: a file that changes meanwhile makes the kept scores stale
+    score = _score(case)
+    if case.kept is not None:
+        write_kept(case.kept, made, score)
+    return score
+
+
+def _score(case: CaseFiles) -> CaseScore:
     reference = read_labels(case.reference)
     if case.prediction is None:
         scores = score_missing(reference.array[0], reference.space.spacing_mm, case.organs)
@@ -153,62 +141,40 @@ def score_files(case: CaseFiles) -> CaseScore:
             f"{case.prediction}: not on the grid of its reference ({difference}): segment the scan that the reference "
             f"was drawn on, without resampling or cropping it"
         )
+    histogram = joint_histogram(*maps)
+    warnings += _exchanged(histogram, case.organs)
+    warnings += [f"prediction: {remark}" for remark in prediction.warnings]
+    warnings += [f"reference: {remark}" for remark in reference.warnings]
     file_name = case.reference.name if case.protocol == "strict" else case.prediction.name
-    scores = score_case(*maps, spacing_mm, case.organs, case.protocol)
+    scores = score_case(*maps, spacing_mm, case.organs, case.protocol, histogram)
     return CaseScore(file_name, scores, warnings=tuple(warnings))
 
 
-def write_scores(table: ScoreTable, out: Path) -> None:
-    """Write ``scores.csv`` (FLARE's columns) and ``scores.json`` (everything known) into the folder ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "scores.csv", to_csv(table))
-    write_json(out / "scores.json", to_json(table))
+def _made_from(case: CaseFiles) -> dict[str, Any]:
+    return made_from(case.prediction, case.reference, case.organs, case.protocol)
 
 
-def to_csv(table: ScoreTable) -> str:
-    """One row per case: Name, then {Organ}_DSC of every organ, then {Organ}_NSD; an empty cell where not scored."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Name", *(f"{organ.column}_{measure.upper()}" for measure in MEASURES for organ in table.organs)])
-    for case in table.cases.values():
-        values = [getattr(case.organs[organ.name], measure) for measure in MEASURES for organ in table.organs]
-        writer.writerow([case.file_name, *("" if value is None else round(value, CSV_DECIMALS) for value in values)])
-    return text.getvalue()
+def _kept(case: CaseFiles) -> CaseScore | None:
+    if case.kept is None or not case.kept.is_file():
+        return None
+    try:
+        return read_kept(case.kept, _made_from(case))
+    except OSError:  # an unreadable label map is reported when it is to be scored
+        return None
 
 
-def to_json(table: ScoreTable) -> dict[str, Any]:
-    """The table as plain types: settings, versions, summaries per organ and overall, scores per case, failures."""
-    measures = MEASURES if table.protocol == "official" else (*MEASURES, "hd95_mm", "assd_mm")
-    return {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "protocol": table.protocol,
-        "labels": {organ.name: organ.id for organ in table.organs},
-        "tolerances_mm": {organ.name: organ.tolerance_mm for organ in table.organs},
-        "versions": {
-            "flarecps": __version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "scipy": scipy.__version__,
-        },
-        "mean": {measure: asdict(table.overall(measure)) for measure in measures},
-        "organs": {
-            organ.name: {measure: asdict(table.of_organ(organ.name, measure)) for measure in measures}
-            | {"empty_in_both": sum(case.organs[organ.name].remark == BOTH_EMPTY for case in table.cases.values())}
-            for organ in table.organs
-        },
-        "cases": {
-            name: {
-                "file": case.file_name,
-                "missing": case.missing,
-                "warnings": list(case.warnings),
-                "organs": {organ: asdict(score) for organ, score in case.organs.items()},
-            }
-            for name, case in table.cases.items()
-        },
-        "missing_predictions": list(table.missing),
-        "failed": table.failed,
-    }
+def _exchanged(histogram: np.ndarray, organs: Sequence[Organ]) -> list[str]:
+    names = {organ.id: f"{organ.name} ({organ.id})" for organ in organs}
+    return [
+        f"the prediction's {names[ours]} lies on the reference's {names[theirs]} (DSC {dsc:.2f}): are labels exchanged?"
+        for ours, theirs, dsc in exchanged_labels(histogram, names)
+    ]
+
+
+def _perhaps(name: str, missing: Sequence[str]) -> str:
+    """Which reference without prediction a prediction without reference may have been meant for."""
+    close = [other for other in missing if other in name] or difflib.get_close_matches(name, missing, n=1)
+    return f"; if it belongs to {close[0]!r}, which has no prediction, give it that name" if close else ""
 
 
 def _label_files(path: Path) -> dict[str, Path]:
