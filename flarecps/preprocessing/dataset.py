@@ -10,10 +10,20 @@ from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import prepare_case
-from flarecps.preprocessing.store import is_current, prepare_store, write_case
+from flarecps.preprocessing.checksums import damage, write_manifest
+from flarecps.preprocessing.store import (
+    check_store,
+    clear_leftovers,
+    is_current,
+    is_finished,
+    prepare_store,
+    remove_case,
+    write_case,
+)
 from flarecps.volumes.io import read_channels, read_labels
 
 Done = Literal["written", "present"]
+Verdict = str  # "": whole; otherwise what is wrong
 
 
 def preprocess_dataset(
@@ -27,10 +37,38 @@ def preprocess_dataset(
     check_plan_fits(plan, catalogue)
     prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
-    present = {case.name for case in cases if is_current(store, case, plan)}
-    waiting = [(case.name, (case, plan, store)) for case in cases if case.name not in present]
-    done = {outcome.name: outcome for outcome in work_through(preprocess_case, waiting, workers, "Preprocess", progress)}
+    clear_leftovers(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
+    waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
+    done = {
+        outcome.name: outcome for outcome in work_through(preprocess_case, waiting, workers, "Preprocess", progress)
+    }
+    write_manifest(store)
     return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
+
+
+def verify_dataset(
+    catalogue: Catalogue, plan: Plan, store: Path, workers: int, share: str | None = None, progress: bool = True
+) -> list[Outcome[Verdict]]:
+    """What every case's checksums say; each case that is not as it was written leaves the store, so that the next
+    `preprocess_dataset` writes it again. ``share`` as there.
+    """
+    check_plan_fits(plan, catalogue)
+    check_store(store, plan)
+    entries = [(case.name, (case.name, store)) for case in shard(catalogue.cases, share)]
+    outcomes = work_through(verify_case, entries, workers, "Verify", progress)
+    write_manifest(store)
+    return outcomes
+
+
+def verify_case(entry: tuple[str, Path]) -> Verdict:
+    """What is wrong with a stored case, in words; "" when it is whole. A damaged one is taken out of the store."""
+    name, store = entry
+    if not is_finished(store, name):
+        return "missing"
+    found = damage(store / "cases" / name)
+    if found is not None:
+        remove_case(store, name)
+    return found or ""
 
 
 def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:

@@ -2,19 +2,24 @@
 
 One directory::
 
-    STORE/plan.json  store.json  splits.json
-    STORE/cases/NAME/image.b2nd  [labels.b2nd  samples.b2nd]  case.json
+    STORE/plan.json  store.json  splits.json  manifest.sha256
+    STORE/cases/NAME/image.b2nd  [labels.b2nd  samples.b2nd]  case.json  checksums.sha256
 
-Images are int16 HU (CT) or float32, not normalised: intensity scaling is applied when a patch is read.
-A case folder appears whole (temporary name, then rename), so an interrupted run continues where it stopped.
+Images are int16, HU (CT) or with a scale and offset that case.json holds, or float32 where 16 bits are not enough; not
+normalised: intensity scaling is applied when a patch is read. A case folder appears whole (temporary name, then
+rename), so an interrupted run continues where it stopped, and nothing in it depends on when or by whom it was written.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
+import uuid
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,16 +34,23 @@ from flarecps.datasets.splits import DEFAULT_SPLIT, split_to_json
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared, WayBack
+from flarecps.preprocessing.checksums import write_checksums
 from flarecps.preprocessing.intensity import normalise
+from flarecps.preprocessing.quantisation import Scaling, quantised, restored
 from flarecps.preprocessing.samples import sample_voxels
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
 
 FORMAT = "flarecps-store"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1: no checksums, and scans other than CT in float32
 # Chunks are what the disk is asked for, blocks what is decompressed. Measured on CT: a patch of 112×160×128 reads in
 # 9 ms (15 ms with flat blocks), one of 32×32×32 in 0.4 ms; the size on disk hardly changes.
 CHUNK = {2: (1, 1024, 1024), 3: (32, 128, 128)}
 BLOCK = {2: (1, 128, 128), 3: (16, 32, 32)}
+DAMAGED = (
+    "missing or damaged; 'flarecps preprocess … --verify' finds all such cases, a run without it writes them again"
+)
+LEFTOVER = re.compile(f"^{re.escape(atomic.PARTIAL_PREFIX)}([0-9a-f]{{8}}-)?")
 OPEN_ARRAYS = 256  # per process: each takes up to 0.2 MB and one of the (usually 1024) files a process may open
 SAMPLED_CASES = 128  # per process whose voxel samples stay in memory, at most some 100 MB with 13 organs
 
@@ -57,6 +69,7 @@ class CaseRecord:
     sample_counts: dict[int, int]  # voxels kept per structure, by label id
     way_back: WayBack
     folder: Path
+    scaling: Scaling | None = None  # stored int16 to intensities; None: stored as they are
 
     @property
     def samples(self) -> dict[int, np.ndarray]:
@@ -70,7 +83,7 @@ class CaseStore:
     def __init__(self, path: Path | str) -> None:
         """Raises ``StoreError`` when ``path`` is not a case store."""
         self.path = Path(path)
-        _read_manifest(self.path)
+        _read_description(self.path)
         self._records: dict[str, CaseRecord] = {}
         self._arrays: OrderedDict[Path, Any] = OrderedDict()
         self._process = os.getpid()
@@ -118,6 +131,8 @@ class CaseStore:
         inside = tuple(slice(first, last) for first, last in zip(begin, end, strict=True))
         target = tuple(slice(first - start, last - start) for first, last, start in zip(begin, end, lower, strict=True))
         image = self._array(record.folder / "image.b2nd")[(slice(None), *inside)]
+        if record.scaling is not None:
+            image = restored(image, record.scaling)
         image = normalise(image, self.plan.intensity, record.statistics)
         image = _placed(image, (slice(None), *target), (len(image), *shape))
         if not labels:
@@ -141,6 +156,15 @@ class CaseStore:
         return self._arrays[path]
 
 
+def check_store(store: Path, plan: Plan) -> None:
+    """Nothing, or ``StoreError`` when ``store`` is no case store or was made by a plan that stores other voxels."""
+    if _read_description(store)["preprocessing_hash"] != plan.preprocessing_hash():
+        raise StoreError(
+            f"{store}: holds cases preprocessed with another plan ({_difference(store, plan)}); expected the same "
+            f"grid, labels and channels; choose another --out, or delete this folder first"
+        )
+
+
 def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     """Make the folder, or check that what is in it was made by a plan that stores the same voxels.
 
@@ -148,12 +172,7 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     roles). Raises ``StoreError`` when ``store`` holds something else.
     """
     if (store / "store.json").exists():
-        found = _read_manifest(store)["preprocessing_hash"]
-        if found != plan.preprocessing_hash():
-            raise StoreError(
-                f"{store}: holds cases preprocessed with another plan ({_difference(store, plan)}); expected the same "
-                f"grid, labels and channels; choose another --out, or delete this folder first"
-            )
+        check_store(store, plan)
     elif store.exists() and (not store.is_dir() or any(store.iterdir())):
         raise StoreError(f"{store}: exists and is not a case store; choose a new or empty folder for --out")
     (store / "cases").mkdir(parents=True, exist_ok=True)
@@ -180,31 +199,73 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
 
 
 def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
-    """Write one case folder, whole or not at all; a folder of that name is replaced."""
+    """Write one case folder, whole or not at all; a folder of that name is replaced.
+
+    Raises ``StoreError`` when the disk is full or the quota used up; nothing of the case is left behind then.
+    """
     folder = store / "cases" / case.name
-    partial = folder.with_name(atomic.PARTIAL_PREFIX + case.name)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_array(partial / "image.b2nd", prepared.image, plan.dimensions)
+    partial = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{case.name}")
+    try:
+        partial.mkdir(parents=True)
+        _write_files(partial, prepared, case, plan)
+        remove_case(store, case.name)
+        os.rename(partial, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreError(
+                f"{store}: no room to write case '{case.name}' ({error.strerror}); free some, or raise the quota, and "
+                "run the same command again: finished cases are kept"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _read_samples.cache_clear()
+
+
+def remove_case(store: Path, name: str) -> None:
+    """Take a case out of the store: at once (it is renamed), so that nobody meets half of it."""
+    folder = store / "cases" / name
+    if folder.is_dir():
+        leaving = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{name}")
+        os.rename(folder, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def clear_leftovers(store: Path, mine: Collection[str], known: Collection[str]) -> None:
+    """Remove what killed runs left of the cases ``mine``, and of cases that are not ``known`` to the data set any more.
+
+    What belongs to other cases may be another job's work in progress.
+    """
+    for path in (store / "cases").glob(f"{atomic.PARTIAL_PREFIX}*"):
+        name = LEFTOVER.sub("", path.name)
+        if name in mine or name not in known:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
+    image, scaling = prepared.image, None
+    if plan.intensity.scheme != "ct":
+        image, scaling = quantised(image, prepared.statistics["sd"])
+    _write_array(folder / "image.b2nd", image, plan.dimensions)
     samples: dict[int, np.ndarray] = {}
     if prepared.labels is not None:
-        _write_array(partial / "labels.b2nd", prepared.labels, plan.dimensions)
+        _write_array(folder / "labels.b2nd", prepared.labels, plan.dimensions)
         samples = sample_voxels(prepared.labels, case.name)
-        _write_samples(partial / "samples.b2nd", samples)
+        _write_samples(folder / "samples.b2nd", samples)
     content = {
         "name": case.name,
         "shape_voxels": list(prepared.image.shape[1:]),
         "spacing_mm": list(prepared.way_back.network_spacing_mm),
         "has_labels": prepared.labels is not None,
+        "scaling": None if scaling is None else scaling.to_dict(),
         "statistics": prepared.statistics,
         "samples": {str(label): len(voxels) for label, voxels in samples.items()},
         "way_back": prepared.way_back.to_dict(),
         "made_from": made_from(case, plan),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
-    atomic.write_json(partial / "case.json", content)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(partial, folder)
-    _read_samples.cache_clear()
+    atomic.write_json(folder / "case.json", content)
+    write_checksums(folder)
 
 
 def made_from(case: Case, plan: Plan) -> dict[str, Any]:
@@ -214,7 +275,7 @@ def made_from(case: Case, plan: Plan) -> dict[str, Any]:
         "preprocessing_hash": plan.preprocessing_hash(),
         "role": case.role,
         "annotated": None if case.annotated is None else list(case.annotated),
-        "files": [[path.name, _size_bytes(path)] for path in files],
+        "files": [[path.name, size_bytes(path)] for path in files],
     }
 
 
@@ -224,11 +285,17 @@ def is_finished(store: Path, name: str) -> bool:
 
 
 def is_current(store: Path, case: Case, plan: Plan) -> bool:
-    """Whether the case is there, whole, and made from the same files and grid."""
-    if not is_finished(store, case.name):
+    """Whether the case is there, whole by the sizes of its files, and made from the same files and grid.
+
+    What sizes can't show, `checksums.damage` does.
+    """
+    folder = store / "cases" / case.name
+    try:
+        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    content = json.loads((store / "cases" / case.name / "case.json").read_text(encoding="utf-8"))
-    return content.get("made_from") == made_from(case, plan)
+    return content["bytes"] == sizes and content.get("made_from") == made_from(case, plan)
 
 
 def _read_record(store: Path, name: str) -> CaseRecord:
@@ -237,7 +304,11 @@ def _read_record(store: Path, name: str) -> CaseRecord:
             f"{store}: no case '{name}'; 'flarecps preprocess' writes cases here, and says at its end which failed"
         )
     folder = store / "cases" / name
-    content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    try:
+        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{folder / 'case.json'}: {DAMAGED}") from error
+    scaling = content.get("scaling")
     annotated = content["made_from"]["annotated"]
     return CaseRecord(
         name=name,
@@ -250,17 +321,22 @@ def _read_record(store: Path, name: str) -> CaseRecord:
         sample_counts={int(label): count for label, count in content["samples"].items()},
         way_back=WayBack.from_dict(content["way_back"]),
         folder=folder,
+        scaling=None if scaling is None else Scaling.from_dict(scaling),
     )
 
 
-def _read_manifest(store: Path) -> dict[str, Any]:
+def _read_description(store: Path) -> dict[str, Any]:
     try:
         content = json.loads((store / "store.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{store}: not a case store (no readable store.json); 'flarecps preprocess' makes one"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or content.get("version") not in READABLE_VERSIONS
+    ):
         raise StoreError(f"{store}: store.json is not of format '{FORMAT}', version {VERSION}; preprocess again")
     return content
 
@@ -298,12 +374,14 @@ def _write_samples(path: Path, samples: dict[int, np.ndarray]) -> None:
 
 
 def _write(path: Path, array: np.ndarray, **layout: Any) -> None:
-    """Both thread counts, because one alone is not obeyed and the file says it: stores must be equal bit by bit."""
+    """Packed in memory, then written here: blosc2, writing itself, does not say why it could not.
+
+    Both thread counts, because one alone is not obeyed and the file says it: stores must be equal bit by bit.
+    """
     parameters = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
     threads = blosc2.DParams(nthreads=1)
-    blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(path), mode="w", cparams=parameters, dparams=threads, **layout
-    )
+    packed = blosc2.asarray(np.ascontiguousarray(array), cparams=parameters, dparams=threads, contiguous=True, **layout)
+    path.write_bytes(packed.to_cframe())
 
 
 def _open(path: Path) -> Any:
@@ -311,9 +389,7 @@ def _open(path: Path) -> Any:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (FileNotFoundError, RuntimeError, OSError) as error:
-        raise StoreError(
-            f"{path}: missing or damaged; delete its folder and run 'flarecps preprocess' again"
-        ) from error
+        raise StoreError(f"{path}: {DAMAGED}") from error
 
 
 @lru_cache(maxsize=SAMPLED_CASES)
@@ -325,7 +401,7 @@ def _read_samples(folder: Path, counts: tuple[tuple[int, int], ...]) -> dict[int
     return {label: voxels[end - count : end] for (label, count), end in zip(counts, ends, strict=True)}
 
 
-def _size_bytes(path: Path) -> int:
+def size_bytes(path: Path) -> int:
     """Bytes of a file, or of all files in a folder (a DICOM series)."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

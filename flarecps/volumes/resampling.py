@@ -198,8 +198,9 @@ def _windows(labels: np.ndarray, operators: list[np.ndarray]) -> list[tuple[int,
         if box is None:
             continue
         here = [_window(operator, slice(0, len(operator)), one) for operator, one in zip(operators, box, strict=True)]
-        if None not in here:  # a label between coarse samples may vanish
-            found.append((label, here))
+        reached = [one for one in here if one is not None]
+        if len(reached) == 3:  # a label between coarse samples may vanish
+            found.append((label, reached))
     return found
 
 
