@@ -115,7 +115,9 @@ def _unreadable(name: str, error: ScanError) -> Finding:
     """A ScanError as a finding; its kind is known by its words."""
     message = str(error)
     code = next((code for words, code in UNREADABLE.items() if words in message), "unreadable")
-    return Finding(name, code, message.split("; expected")[0], WHAT_WAS_EXPECTED[code])
+    return Finding(
+        name, code, message.split("; expected")[0].split(": the file is probably")[0], WHAT_WAS_EXPECTED[code]
+    )
 
 
 def _remark(name: str, remark: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,12 @@ def inspect_catalogue(
     findings += [_stopped(one) for one in outcomes if one.error is not None]
     findings += _twin_findings(catalogue, examined)
     findings += _never_drawn(catalogue, examined)
+    findings += _absent(catalogue, examined)
     findings += _odd_orientations(examined)
     findings.sort(key=by_severity)
-    found = {label for one in examined.values() for label in one.label_voxels}
-    renumbering = propose_renumbering(catalogue.labels, found)
+    findings = [replace(one, found=_told_from(catalogue.root, one.found)) for one in findings]
+    maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
+    renumbering = propose_renumbering(catalogue.labels, maps)
     return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
 
 
@@ -138,6 +140,11 @@ def _case_record(role: str, one: Examination, names: Mapping[int, str]) -> dict[
     return record
 
 
+def _told_from(root: Path, words: str) -> str:
+    """A message with paths as seen from the data set's folder."""
+    return words.replace(f"{root}/", "").replace(f"{root}: ", "")
+
+
 def _stopped(outcome: Outcome[Examination]) -> Finding:
     return Finding(outcome.name, "not-examined", f"could not be examined: {outcome.error}", "a case like the others")
 
@@ -181,6 +188,19 @@ def _never_drawn(catalogue: Catalogue, examined: Mapping[str, Examination]) -> l
         for name, label in catalogue.labels.items()
         if label and label not in drawn
     ]
+
+
+def _absent(catalogue: Catalogue, examined: Mapping[str, Examination]) -> Iterator[Finding]:
+    """Structures that a case should hold and does not, unless no case holds them."""
+    drawn = {label for one in examined.values() for label in one.label_voxels}
+    for case in catalogue.cases:
+        counts = examined[case.name].label_voxels if case.name in examined else {}
+        if set(counts) <= {0}:
+            continue
+        annotated = set(catalogue.labels.values()) if case.annotated is None else set(case.annotated)
+        absent = [name for name, label in catalogue.labels.items() if label in (annotated & drawn) - {0} - set(counts)]
+        if absent:
+            yield Finding(case.name, "absent", f"no voxel of {', '.join(absent)}", "every structure of the set")
 
 
 def _odd_orientations(examined: Mapping[str, Examination]) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ def number_findings(case: Case, array: np.ndarray, counts: Mapping[int, int] | N
 
 
 def drawn_findings(case: Case, counts: Mapping[int, int], label_set: LabelSet) -> Iterator[Finding]:
-    """Ids that nobody named, structures that are not there, or are although they should not be."""
+    """Ids that nobody named, nothing at all, and structures that splits.json says are not drawn here."""
     unknown = {label: number for label, number in counts.items() if label > 0 and label not in label_set.names}
     if unknown:
         yield Finding(
@@ -85,11 +85,6 @@ def drawn_findings(case: Case, counts: Mapping[int, int], label_set: LabelSet) -
             case.name, "not-annotated", f"{_named(strange, label_set)} drawn",
             f"only what splits.json lists as annotated here: {_named(sorted(annotated - {0}), label_set) or 'nothing'}",
         )  # fmt: skip
-    absent = sorted(annotated - set(counts) - {0})
-    if absent:
-        yield Finding(
-            case.name, "absent", f"no voxel of {_named(absent, label_set)}", "every structure of dataset.json"
-        )
 
 
 def place_findings(case: str, labels: LabelArray, hu: np.ndarray, label_set: LabelSet) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,24 +39,25 @@ class Renumbering:
         return f'"labels": {json.dumps(self.labels, ensure_ascii=False)}'
 
 
-def propose_renumbering(labels: Mapping[str, int], found: Iterable[int]) -> Renumbering | None:
+def propose_renumbering(labels: Mapping[str, int], maps: Sequence[Collection[int]]) -> Renumbering | None:
     """The map to consecutive ids, or None where there is nothing to renumber.
 
-    ``labels`` are dataset.json's, ``found`` all ids in the label maps. Gaps in dataset.json are closed. If the maps
-    hold exactly as many structures as dataset.json names, but other ids, they are paired in ascending order. Otherwise
-    each unknown id becomes a structure of its own, after the known ones, to be named or mapped to 0 by the user.
+    ``labels`` are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json are closed. If the maps hold
+    exactly as many structures as dataset.json names, they are paired in ascending order. Otherwise an unknown id takes
+    the place of the one structure that is missing wherever it occurs; failing that it becomes a structure of its own,
+    after the known ones, to be named or mapped to 0 by the user.
 
-    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [0, 63, 126]).ids
+    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
     {63: 1, 126: 2}
     """
     closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: labels[name]))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
-    drawn = sorted(set(found) - {0})
-    unknown = [label for label in drawn if label not in labels.values()]
+    known = set(labels.values()) - {0}
+    drawn = sorted(set().union(*maps) - {0})
+    unknown = [label for label in drawn if label not in known]
     if not unknown:
-        reason = "dataset.json leaves gaps between its ids"
-        return Renumbering(ids, closed, reason) if ids else None
-    if len(drawn) == len(closed) - 1:
+        return Renumbering(ids, closed, "dataset.json leaves gaps between its ids") if ids else None
+    if len(drawn) == len(known):
         paired = {old: new for new, old in enumerate(drawn, start=1) if old != new}
         reason = (
             f"the label maps hold {len(drawn)} ids, as many as dataset.json names: paired in ascending order; "
@@ -64,11 +65,26 @@ def propose_renumbering(labels: Mapping[str, int], found: Iterable[int]) -> Renu
         )
         return Renumbering(paired, closed, reason)
     extended = dict(closed)
+    names = {label: name for name, label in labels.items()}
+    replaced: list[str] = []
     for label in unknown:
-        ids[label] = len(extended)
-        extended[f"unknown {label}"] = len(extended)
-    reason = "unknown ids become structures of their own: name them, or write ID=0 to clear them"
+        missing = _missing_with(label, known, maps)
+        if len(missing) == 1 and len([one for one in unknown if _missing_with(one, known, maps) == missing]) == 1:
+            name = names[missing.pop()]
+            ids[label] = closed[name]
+            replaced.append(f"{label} stands where {name} is missing")
+        else:
+            ids[label] = len(extended)
+            extended[f"unknown {label}"] = len(extended)
+    reason = "; ".join(replaced)
+    if len(replaced) < len(unknown):
+        reason += "; " * bool(reason) + "unknown ids become structures of their own: name them, or write ID=0 to clear"
     return Renumbering(dict(sorted(ids.items())), extended, reason)
+
+
+def _missing_with(label: int, known: set[int], maps: Sequence[Collection[int]]) -> set[int]:
+    """The known structures that are missing wherever ``label`` occurs."""
+    return set.intersection(*(known - set(held) for held in maps if label in held))
 
 
 def propose_annotated(catalogue: Catalogue, label_voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""The doctor's parts on their own: marks of scans, proposals, orientation rules, histogram rules, relabelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.datasets.examination import axis_codes
+from flarecps.datasets.hounsfield_checks import hounsfield_findings, hu_histogram
+from flarecps.datasets.orientation_checks import (
+    ABOVE,
+    IN_FRONT,
+    label_centres,
+    label_orientation_findings,
+    torso_findings,
+)
+from flarecps.datasets.proposals import propose_renumbering
+from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
+from flarecps.datasets.twins import content_hash, find_twins, marks_of
+from flarecps.errors import DatasetError, ScanError
+from flarecps.volumes.io import read_labels, read_volume, write_volume
+from flarecps.volumes.space import Space, canonical_reorientation
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def noise(seed: int, shape: tuple[int, ...] = (1, 10, 20, 24)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(40, 200, shape).astype(np.int16)
+
+
+# --- the same scan again
+
+
+def test_content_hash_sees_values_and_shape_only() -> None:
+    array = np.arange(24, dtype=np.int16).reshape(1, 2, 3, 4)
+    assert content_hash(array) == content_hash(np.asfortranarray(array.astype(np.float32)))
+    assert content_hash(array) != content_hash(array.reshape(1, 2, 4, 3))
+    assert content_hash(array) != content_hash(array + 1)
+
+
+@pytest.mark.parametrize(
+    ("copy", "words"),
+    [
+        (lambda a: a.astype(np.float32), "equal voxels"),
+        (lambda a: a[:, :, :, ::-1], "another order"),
+        (lambda a: a.transpose(0, 3, 1, 2), "another order"),
+        (lambda a: a + 1024, "10 equal slices of 10"),
+        (lambda a: (a + 1000).astype(np.float32), "10 equal slices of 10"),
+        (lambda a: a[:, 3:8], "5 equal slices of 5"),
+        (lambda a: a[:, 8:, ::-1], "2 equal slices of 2"),
+    ],
+)
+def test_twins_are_recognised(copy, words: str) -> None:  # type: ignore[no-untyped-def]
+    marks = {"a": marks_of(noise(1)), "b": marks_of(noise(2)), "copy": marks_of(copy(noise(1)))}
+    (twins,) = find_twins(marks)
+    assert twins.names == ("a", "copy")
+    assert words in twins.alike
+
+
+def test_different_scans_are_no_twins() -> None:
+    changed = noise(1)
+    changed[:, :, 5, 5] += 1  # one voxel of every slice
+    empty = np.full((1, 10, 20, 24), -1000, np.int16)  # slices of air are equal in all scans
+    padded = {name: np.concatenate([empty, noise(seed)], axis=1) for name, seed in (("p", 3), ("q", 4))}
+    mask = np.zeros((1, 10, 20, 24), np.uint8)
+    mask[:, :, 4:12, 4:14] = 1
+    others = {"mask": mask, "mask moved": np.roll(mask, 3, axis=3)}
+    scans = {"a": noise(1), "b": noise(2), "c": changed} | padded
+    assert find_twins({name: marks_of(array) for name, array in scans.items()}) == []
+    assert [one.alike for one in find_twins({name: marks_of(array) for name, array in others.items()})] == [
+        "equal voxels in another order (flipped or turned)"
+    ], "few different values: no slice marks"
+
+
+def test_integers_and_floats_have_the_same_marks() -> None:
+    array = noise(5)
+    fractions = array.astype(np.float32)
+    assert marks_of(array) == marks_of(fractions)
+    wide = array.astype(np.int32)
+    wide[0, 0, 0, 0] = 1 << 22  # too wide a range to be counted
+    assert marks_of(wide) == marks_of(wide.astype(np.float32))
+
+
+# --- label ids
+
+
+def test_gaps_in_dataset_json_are_closed() -> None:
+    proposal = propose_renumbering({"background": 0, "liver": 1, "spleen": 5}, [{0, 1, 5}])
+    assert proposal is not None
+    assert proposal.ids == {5: 2}
+    assert proposal.labels == {"background": 0, "liver": 1, "spleen": 2}
+    assert proposal.to_json()["command"] == "flarecps relabel LABELS OUT --ids 5=2"
+
+
+def test_unknown_ids() -> None:
+    labels = {"background": 0, "liver": 1, "spleen": 2, "aorta": 3}
+    assert propose_renumbering(labels, [{0, 1, 2, 3}]) is None
+    swapped_in = propose_renumbering(labels, [{0, 1, 2, 3}, {0, 1, 2, 30}, {0, 1, 30}])
+    assert swapped_in is not None
+    assert swapped_in.ids == {30: 3}
+    assert "30 stands where aorta is missing" in swapped_in.reason
+    new = propose_renumbering(labels, [{0, 1, 2, 3, 7, 9}, {-1, 0, 1}])
+    assert new is not None
+    assert new.ids == {-1: 4, 7: 5, 9: 6}
+    assert new.labels == labels | {"unknown -1": 4, "unknown 7": 5, "unknown 9": 6}
+    both = propose_renumbering({"background": 0, "liver": 1, "spleen": 5}, [{0, 1, 5, 8}])
+    assert both is not None
+    assert both.ids == {5: 2, 8: 3}
+
+
+def test_relabel(tmp_path: Path) -> None:
+    space = Space.canonical((6, 8, 10), (2.0, 1.0, 1.0))
+    stored = canonical_reorientation((0, -1.0, 0, 1.0, 0, 0, 0, 0, -1.0)).apply_to_space(space)
+    array = np.zeros(stored.shape, np.int16)
+    array[1, 2, 3], array[2, 2, 2], array[3, 3, 3] = 300, -1, 2
+    write_volume(tmp_path / "map.nii.gz", array, stored)
+    order = RelabelOrder(tmp_path / "map.nii.gz", tmp_path / "new/map.nii.gz", parse_ids("300=1, -1=0"))
+    assert relabel_file(order) == 2
+    before, after = read_volume(order.source), read_labels(order.out)
+    assert after.space.same_grid(before.space)
+    expected = before.array.copy()
+    expected[expected == 300], expected[expected == -1] = 1, 0
+    np.testing.assert_array_equal(after.array, expected)
+    with pytest.raises(ScanError, match=r"ids \[-1\] do not fit"):
+        relabel_file(RelabelOrder(order.source, order.out, parse_ids("300=1")))
+
+
+@pytest.mark.parametrize("words", ["3", "a=1", "1=256", "1=-1", "1=2,1=3", "", "1=2,"])
+def test_bad_ids(words: str) -> None:
+    with pytest.raises(DatasetError, match="ids"):
+        parse_ids(words)
+
+
+# --- orientation
+
+
+def test_axis_codes() -> None:
+    assert axis_codes((-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)) == "RAS"
+    assert axis_codes((0, 0.1, 1.0, -1.0, 0, 0, 0, -1.0, 0.1)) == "AIL"
+
+
+def codes_of(labels: np.ndarray, spacing_mm: tuple[float, float, float], names: dict[int, str]) -> set[str]:
+    centres = label_centres(labels, spacing_mm, names)
+    pairs = tuple((names[right], names[left]) for right, left in FLARE22_PAIRS if right in names)
+    return {one.code for one in label_orientation_findings("case", centres, pairs)[0]}
+
+
+def test_real_organs_lie_as_the_rules_say(shared_data: Path) -> None:
+    names = {label: name for name, label in FLARE22_LABELS.items()}
+    for path in sorted((shared_data / "flare22_labels").glob("*.nii.gz"))[:6]:
+        volume = read_labels(path)
+        labels = np.ascontiguousarray(volume.array[0][:, ::4, ::4])
+        spacing_mm = volume.space.spacing_mm
+        spacing_mm = (spacing_mm[0], 4 * spacing_mm[1], 4 * spacing_mm[2])
+        assert codes_of(labels, spacing_mm, names) == set()
+        assert codes_of(np.ascontiguousarray(labels[::-1]), spacing_mm, names) == {"upside-down"}
+        assert codes_of(np.ascontiguousarray(labels[:, ::-1]), spacing_mm, names) == {"back-to-front"}
+        assert codes_of(np.ascontiguousarray(labels[:, :, ::-1]), spacing_mm, names) == {"sides-swapped", "liver-left"}
+
+
+def test_no_pair_contradicts_another() -> None:
+    for table in (ABOVE, IN_FRONT):
+        assert len(set(table)) == len(table)
+        assert not {(low, high) for high, low in table} & set(table)
+
+
+def test_similar_names_are_not_confused() -> None:
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[8, 5, 5], labels[1, 5, 5] = 1, 2
+    names = {0: "background", 1: "gallbladder", 2: "liver"}
+    centres = label_centres(labels, (10.0, 10.0, 10.0), names)
+    assert label_orientation_findings("case", centres, ()) == ([], False), "a gallbladder is no bladder"
+    names = {0: "background", 1: "left_adrenal_gland", 2: "left_kidney"}
+    centres = label_centres(labels, (10.0, 10.0, 10.0), names)
+    assert label_orientation_findings("case", centres, ()) == ([], False), "above is decided, in front is not"
+    flipped = label_centres(np.ascontiguousarray(labels[::-1]), (10.0, 10.0, 10.0), names)
+    assert [one.code for one in label_orientation_findings("case", flipped, ())[0]] == ["upside-down"]
+
+
+def test_real_torsos_lie_as_their_voxels_say(shared_data: Path) -> None:
+    volume = read_volume(shared_data / "ct" / "example_3mm" / "ct.nii.gz")
+    assert list(torso_findings("case", volume.array[0], volume.space.spacing_mm)) == []
+    turned = [one.code for one in torso_findings("case", volume.array[0][:, ::-1], volume.space.spacing_mm)]
+    assert turned == ["maybe-back-to-front"]
+
+
+# --- Hounsfield units
+
+
+def body(seed: int = 0) -> np.ndarray:
+    """Half air, half soft tissue with fat and a little bone."""
+    generator = np.random.default_rng(seed)
+    hu = generator.normal(-1000, 10, (20, 40, 40))
+    hu[:, 8:36] = generator.normal(45, 20, (20, 28, 40))
+    hu[:, 8:12] = generator.normal(-100, 15, (20, 4, 40))
+    hu[:, 28:30] = generator.normal(600, 150, (20, 2, 40))
+    return np.rint(hu).clip(-1024, 3071)
+
+
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        (lambda hu: hu, []),
+        (lambda hu: hu.clip(-1024, 1023), []),
+        (lambda hu: np.where(hu < -1010, -3024, hu), []),  # fill outside the field of view
+        (lambda hu: hu + 1024, ["not-rescaled"]),
+        (lambda hu: hu + 1000, ["not-rescaled"]),
+        (lambda hu: np.where(hu < -1010, -2000, hu + 1024), ["not-rescaled"]),  # stored values with their fill
+        (lambda hu: hu - 1024, ["rescaled-twice"]),
+        (lambda hu: (hu - 1024).clip(-1024), ["rescaled-twice"]),
+        (lambda hu: (hu + 1024) / 4095, ["normalised"]),
+        (lambda hu: (hu - hu.mean()) / hu.std(), ["normalised"]),
+        (lambda hu: np.rint((hu.clip(-160, 240) + 160) / 400 * 255), ["eight-bit"]),
+        (lambda hu: np.abs(np.random.default_rng(3).normal(300, 100, hu.shape)), ["not-ct"]),  # as MR
+        (lambda hu: hu.clip(-160, 240), ["clipped"]),
+        (lambda hu: hu.clip(-1000, 300), ["clipped"]),
+        (lambda hu: hu[:, 12:28], ["no-air"]),
+        (lambda hu: np.where(hu > 900, 20000, hu), ["very-dense"]),
+    ],
+)
+def test_how_values_were_made(change, codes: list[str]) -> None:  # type: ignore[no-untyped-def]
+    for kind in (np.float32, np.int16):
+        values = change(body()).astype(np.float32)
+        if kind is np.int16:
+            if not (values == np.rint(values)).all():
+                continue
+            values = values.astype(np.int16)
+        ends = (int((values == values.min()).sum()), int((values == values.max()).sum()))
+        found = hounsfield_findings("case", hu_histogram(values), float(values.min()), float(values.max()), ends)
+        assert [one.code for one in found] == codes
