@@ -142,9 +142,10 @@ def _show_renumbering(console: Console, inspection: Inspection) -> None:
     if proposal is None:
         return
     console.print("proposed renumbering of the labels", style="bold")
-    for line in (
+    lines = [
         f"  why: {proposal.reason}",
         f"  label maps: flarecps relabel LABELS OUT --ids {proposal.words}",
-        f"  dataset.json: {proposal.fragment}",
-    ):
+        f"  dataset.json: {proposal.fragment or 'stays as it is'}",
+    ]
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -91,7 +91,7 @@ def inspect_catalogue(
     findings.sort(key=by_severity)
     findings = [replace(one, found=_told_from(catalogue.root, one.found)) for one in findings]
     maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
-    renumbering = propose_renumbering(catalogue.labels, maps)
+    renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs)
     return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
 
 

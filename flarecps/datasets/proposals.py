@@ -18,6 +18,8 @@ class Renumbering:
     ids: dict[int, int]  # old -> new; ids not named stay
     labels: dict[str, int]
     reason: str
+    left_right_pairs: tuple[tuple[int, int], ...] = ()
+    changes_dataset_json: bool = True
 
     @property
     def words(self) -> str:
@@ -29,41 +31,52 @@ class Renumbering:
         return {
             "reason": self.reason,
             "ids": {str(old): new for old, new in self.ids.items()},
-            "dataset_json": {"labels": self.labels},
+            "dataset_json": self.dataset_json,
             "command": f"flarecps relabel LABELS OUT --ids {self.words}",
         }
 
     @property
+    def dataset_json(self) -> dict[str, Any]:
+        """The entries that dataset.json must have."""
+        pairs = {"left_right_pairs": [list(pair) for pair in self.left_right_pairs]} if self.left_right_pairs else {}
+        return {"labels": self.labels} | pairs
+
+    @property
     def fragment(self) -> str:
-        """The ``labels`` entry of dataset.json on one line."""
-        return f'"labels": {json.dumps(self.labels, ensure_ascii=False)}'
+        """The changed entries of dataset.json on one line; empty where it stays as it is."""
+        if not self.changes_dataset_json:
+            return ""
+        return json.dumps(self.dataset_json, ensure_ascii=False)[1:-1]
 
 
-def propose_renumbering(labels: Mapping[str, int], maps: Sequence[Collection[int]]) -> Renumbering | None:
+def propose_renumbering(
+    labels: Mapping[str, int], maps: Sequence[Collection[int]], pairs: Sequence[tuple[int, int]] = ()
+) -> Renumbering | None:
     """The map to consecutive ids, or None where there is nothing to renumber.
 
-    ``labels`` are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json are closed. If the maps hold
-    exactly as many structures as dataset.json names, they are paired in ascending order. Otherwise an unknown id takes
-    the place of the one structure that is missing wherever it occurs; failing that it becomes a structure of its own,
-    after the known ones, to be named or mapped to 0 by the user.
+    ``labels`` and ``pairs`` (right, left) are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json
+    are closed. If the maps hold exactly as many structures as dataset.json names, they are paired in ascending order.
+    Otherwise an unknown id takes the place of the one structure that is missing wherever it occurs; failing that it
+    becomes a structure of its own, after the known ones, to be named or mapped to 0 by the user.
 
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
     {63: 1, 126: 2}
     """
     closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: labels[name]))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
+    renumbered = tuple((ids.get(right, right), ids.get(left, left)) for right, left in pairs)
     known = set(labels.values()) - {0}
     drawn = sorted(set().union(*maps) - {0})
     unknown = [label for label in drawn if label not in known]
     if not unknown:
-        return Renumbering(ids, closed, "dataset.json leaves gaps between its ids") if ids else None
+        return Renumbering(ids, closed, "dataset.json leaves gaps between its ids", renumbered) if ids else None
     if len(drawn) == len(known):
         paired = {old: new for new, old in enumerate(drawn, start=1) if old != new}
         reason = (
             f"the label maps hold {len(drawn)} ids, as many as dataset.json names: paired in ascending order; "
             "check with the pictures that the names fit"
         )
-        return Renumbering(paired, closed, reason)
+        return Renumbering(paired, closed, reason, renumbered, closed != dict(labels))
     extended = dict(closed)
     names = {label: name for name, label in labels.items()}
     replaced: list[str] = []
@@ -79,7 +92,7 @@ def propose_renumbering(labels: Mapping[str, int], maps: Sequence[Collection[int
     reason = "; ".join(replaced)
     if len(replaced) < len(unknown):
         reason += "; " * bool(reason) + "unknown ids become structures of their own: name them, or write ID=0 to clear"
-    return Renumbering(dict(sorted(ids.items())), extended, reason)
+    return Renumbering(dict(sorted(ids.items())), extended, reason, renumbered, extended != dict(labels))
 
 
 def _missing_with(label: int, known: set[int], maps: Sequence[Collection[int]]) -> set[int]:

@@ -23,7 +23,7 @@ from flarecps.reporting.overlays import (
     window_of,
 )
 from flarecps.reporting.pictures import INK, RULE, data_uri, new_figure, run_colour, style_axes
-from flarecps.reporting.views import VIEWS, telling_index
+from flarecps.reporting.views import VIEWS, View, telling_index
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume, read_channels, read_volume
 
@@ -31,6 +31,7 @@ PANEL_INCHES = 1.62
 GAP_INCHES = 0.04
 DOTS_PER_INCH = 100
 JPEG_QUALITY = 84
+MARGIN_VOXELS = 2  # of black around what is shown
 SMOOTH_BINS = 3
 ROLES = ("labelled", "unlabelled", "test", "validation")  # in the order of their colours
 LARGEST_LABEL = 255
@@ -63,22 +64,36 @@ def case_picture(order: PictureOrder) -> tuple[str, bool]:
     figure = new_figure(size, PANEL_INCHES, facecolor=NIGHT)
     spacing_mm = volume.space.spacing_mm
     for number, view in enumerate(VIEWS):
-        width, height = view.size_mm(image.shape, spacing_mm)
+        index = image.shape[view.cut] // 2 if labels is None else telling_index(labels, view)
+        box = _shown_box(image, view, index, window[0])
+        cut, drawn = image[box], None if labels is None else labels[box]
+        width, height = view.size_mm(cut.shape, spacing_mm)
         scale = PANEL_INCHES / max(width, height)
         left = number * (PANEL_INCHES + GAP_INCHES) + (PANEL_INCHES - width * scale) / 2
         bottom = (PANEL_INCHES - height * scale) / 2
         axes = figure.add_axes(
             (left / size, bottom / PANEL_INCHES, width * scale / size, height * scale / PANEL_INCHES)
         )
-        index = image.shape[view.cut] // 2 if labels is None else telling_index(labels, view)
-        draw_scan(axes, image, view, index, spacing_mm, window)
-        if labels is not None:
-            draw_film(axes, labels, view, index, spacing_mm, order.organs)
+        draw_scan(axes, cut, view, 0, spacing_mm, window)
+        if drawn is not None:
+            draw_film(axes, drawn, view, 0, spacing_mm, order.organs)
         if number == 0:
             edge_letters(axes, view)
     stream = io.BytesIO()
     figure.savefig(stream, format="jpeg", dpi=DOTS_PER_INCH, facecolor=NIGHT, pil_kwargs={"quality": JPEG_QUALITY})
     return data_uri(stream.getvalue(), "image/jpeg"), labels is not None
+
+
+def _shown_box(image: np.ndarray, view: View, index: int, black: float) -> tuple[slice, ...]:
+    """The one slice of a view, cut to what is not black, so that a head in a wide field of view is large."""
+    shown = image.take(index, axis=view.cut) > black
+    box = [slice(0, edge) for edge in image.shape]
+    box[view.cut] = slice(index, index + 1)
+    if shown.any():
+        for axis, other in ((view.down, view.across), (view.across, view.down)):
+            found = np.flatnonzero(shown.any(axis=int(other > axis)))
+            box[axis] = slice(max(0, int(found[0]) - MARGIN_VOXELS), int(found[-1]) + 1 + MARGIN_VOXELS)
+    return tuple(box)
 
 
 def _labels_of(case: Case, volume: Volume) -> LabelArray | None:
@@ -154,7 +169,7 @@ def volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     axes.set_ylim(len(volumes), 0)
     axes.set_yticks(np.arange(len(volumes)) + 0.5)
     axes.set_yticklabels(list(volumes), fontsize=9.5, color=INK, parse_math=False)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("volume per case, ml (logarithmic)")

@@ -596,7 +596,7 @@ def test_renumbering_is_proposed_and_cures(dataset: Path, tmp_path: Path, capsys
         shutil.rmtree(dataset / folder)
         new.rename(dataset / folder)
     description = json.loads((dataset / "dataset.json").read_text())
-    describe(dataset, left_right_pairs=[[2, proposal["dataset_json"]["labels"]["left kidney"]], [7, 8]])
+    assert proposal["dataset_json"]["left_right_pairs"] == [[2, 12], [7, 8]]
     describe(dataset, **proposal["dataset_json"])
     assert description["labels"]["duodenum"] == 15
     assert inspected(dataset).findings == ()
