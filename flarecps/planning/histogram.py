@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 1 << 22  # voxels converted at a time: bincount needs 8 bytes per voxel
+_CHUNK = 1 << 20  # voxels converted at a time: bincount needs 8 bytes per voxel
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,4 +19,4 @@ def to_hu(image: ScanArray) -> HuArray:
     if not np.issubdtype(image.dtype, np.integer):
         return np.clip(np.rint(image), FILL_HU, INT16_MAX).astype(np.int16)
     bounds = np.iinfo(image.dtype)  # NumPy refuses limits that the type can't hold
-    return np.clip(image, max(FILL_HU, int(bounds.min)), min(INT16_MAX, int(bounds.max))).astype(np.int16)
+    return np.clip(image, max(FILL_HU, int(bounds.min)), min(INT16_MAX, int(bounds.max))).astype(np.int16, copy=False)
