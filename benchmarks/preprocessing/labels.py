@@ -3,7 +3,8 @@
     FLARECPS_PEER_PYTHON=.peers/bin/python python benchmarks/preprocessing/labels.py OUT LABELS.nii.gz ...
 
 Each map is brought to several spacings by both (nnU-Net's ``resample_data_or_seg_to_shape`` in its own environment).
-Structures of more than 1000 voxels in nnU-Net's result count; the smallest Dice of each spacing is shown.
+Structures of more than 1000 voxels in nnU-Net's result count; the smallest Dice of each spacing is shown. Maps that
+OUT/labels.csv holds already stay in it, so a long list can be done in parts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def main() -> None:
     if not peer:
         sys.exit("FLARECPS_PEER_PYTHON is not set: `make peers` installs nnU-Net and prints the line that sets it")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = [row for path in options.maps for row in compare(path, peer)]
+    rows = kept(options.out / "labels.csv", {name_of(path) for path in options.maps})
+    rows += [row for path in options.maps for row in compare(path, peer)]
     with open(options.out / "labels.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -54,6 +56,21 @@ def main() -> None:
     show(rows)
     if min(row["dice"] for row in rows) < 0.999:
         sys.exit(1)
+
+
+def name_of(path: Path) -> str:
+    """A map's name with its folder's, which tells maps of the same name apart."""
+    return f"{path.resolve().parent.name}/{scan_name(path)}"
+
+
+def kept(table: Path, again: set[str]) -> list[dict]:
+    """The rows of an earlier run, but for maps that are done again."""
+    if not table.exists():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["map"] not in again]
+    numbers = {"label": int, "voxels": int, "voxels_that_differ": int, "dice": float}
+    return [row | {key: kind(row[key]) for key, kind in numbers.items()} for row in rows]
 
 
 def compare(path: Path, peer: str) -> list[dict]:
@@ -82,24 +99,30 @@ def compare(path: Path, peer: str) -> list[dict]:
                 if b.sum() <= FEWEST_VOXELS:
                     continue
                 dice = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
-                row = {"map": scan_name(path), "target": job["name"], "separate_z": job["separate"]}
-                rows.append({**row, "label": int(label), "voxels": int(b.sum()), "dice": round(dice, 6)})
-    print(f"{scan_name(path)}: worst {min(row['dice'] for row in rows):.5f} of {len(rows)}", flush=True)
+                row = {"map": name_of(path), "target": job["name"], "separate_z": "yes" if job["separate"] else ""}
+                row |= {"label": int(label), "voxels": int(b.sum()), "voxels_that_differ": int((a != b).sum())}
+                rows.append({**row, "dice": round(dice, 6)})
+    print(f"{name_of(path)}: worst {min(row['dice'] for row in rows):.5f} of {len(rows)}", flush=True)
     return rows
 
 
 def show(rows: list[dict]) -> None:
     """The smallest Dice of each spacing, as a Markdown table."""
-    print("\n| target | structures | separate z | smallest Dice | its size, voxels | below 0.999 |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print(
+        "\n| target | structures | separate z | smallest Dice | its size, voxels | below 0.999 | voxels that differ |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for name in TARGETS:
         of = [row for row in rows if row["target"] == name]
         if not of:
             continue
         worst = min(of, key=lambda row: row["dice"])
         apart = len({row["map"] for row in of if row["separate_z"]})
+        apart_voxels = sum(row["voxels_that_differ"] for row in of)
         below = sum(row["dice"] < 0.999 for row in of)
-        print(f"| {name} | {len(of)} | {apart} maps | {worst['dice']:.5f} | {worst['voxels']} | {below} |")
+        print(
+            f"| {name} | {len(of)} | {apart} maps | {worst['dice']:.5f} | {worst['voxels']} | {below} | {apart_voxels} |"
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from flarecps.preprocessing.store import (
     check_store,
     clear_leftovers,
     is_current,
-    is_finished,
     prepare_store,
     remove_case,
     write_case,
@@ -63,7 +62,7 @@ def verify_dataset(
 def verify_case(entry: tuple[str, Path]) -> Verdict:
     """What is wrong with a stored case, in words; "" when it is whole. A damaged one is taken out of the store."""
     name, store = entry
-    if not is_finished(store, name):
+    if not (store / "cases" / name).is_dir():
         return "missing"
     found = damage(store / "cases" / name)
     if found is not None:

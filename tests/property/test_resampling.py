@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.transform import resize
 
-from flarecps.volumes.resampling import coarse_axis, resample, resample_labels, resampled_shape
+from flarecps.volumes import resampling
+from flarecps.volumes.resampling import coarse_axis, resample, resample_into, resample_labels, resampled_shape
 
 SHAPES = [
     ((20, 31, 27), (33, 50, 41)),  # finer everywhere
@@ -68,6 +69,44 @@ def test_the_coarse_axis_is_nearest_and_its_slices_are_resized_alone(
     expected = np.moveaxis(ndimage.map_coordinates(slices, grid, order=0, mode="nearest"), 0, coarse)
     ours = resample(scan[None], target, order=3, coarse_axis=coarse)[0]
     assert np.abs(ours - expected).max() <= 1e-4 * scan.std()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(2, 14)] * 3),
+    target=st.tuples(*[st.integers(1, 24)] * 3),
+    coarse=st.sampled_from([None, 0, 1, 2]),
+    value=st.floats(-3e4, 3e4, width=32),
+)
+def test_constants_stay_constant_and_the_same_grid_changes_nothing(
+    shape: tuple[int, int, int], target: tuple[int, int, int], coarse: int | None, value: float
+) -> None:
+    assert (resample(np.full((1, *shape), value, np.float32), target, coarse_axis=coarse) == np.float32(value)).all()
+    scan, labels = anatomy(shape)[None], labelled(shape, 3)
+    np.testing.assert_array_equal(resample(scan, shape, coarse_axis=coarse), scan)
+    np.testing.assert_array_equal(resample_labels(labels, shape, coarse), labels)
+
+
+@pytest.mark.parametrize("coarse", [None, 0, 1, 2])
+@pytest.mark.parametrize(("shape", "target"), SHAPES)
+def test_slabs_leave_no_seams(
+    shape: tuple[int, int, int], target: tuple[int, int, int], coarse: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, labels = anatomy(shape), labelled(shape, 4)
+    whole, whole_labels = resample(scan[None], target, 3, coarse), resample_labels(labels, target, coarse)
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", 150)
+    assert np.abs(resample(scan[None], target, 3, coarse) - whole).max() <= 1e-6 * np.abs(scan).max()
+    np.testing.assert_array_equal(resample_labels(labels, target, coarse), whole_labels)
+
+
+def test_conversions_on_the_way_and_any_order_of_axes() -> None:
+    scan = anatomy((9, 20, 14))
+    expected = resample(np.clip(scan, -100, None)[None], (12, 11, 15))[0]
+    out = np.empty((15, 11, 12), np.int16)
+    resample_into(
+        out.transpose(2, 1, 0), scan, before=lambda slab: np.clip(slab, -100, None), after=lambda slab: np.rint(slab)
+    )
+    np.testing.assert_array_equal(out, np.rint(expected).astype(np.int16).transpose(2, 1, 0))
 
 
 def test_integers_are_taken_and_the_same_shape_is_a_copy() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from flarecps import casework
@@ -155,3 +158,32 @@ def test_the_pace_is_said_per_second_or_per_case(monkeypatch: pytest.MonkeyPatch
     pace.done = 100
     pace.total = 36_300
     assert pace.rate_and_rest() == "5.0 cases/s, 2:00:40 left"
+
+
+def _say_where_and_wait(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
+
+
+def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_casework import _say_where_and_wait\n"
+        "from flarecps.casework import work_through\n"
+        "if __name__ == '__main__':\n"
+        "    work_through(_say_where_and_wait, [(name, sys.argv[2]) for name in 'ab'], 2, progress=False)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "workers").mkdir()
+    words = [sys.executable, str(tmp_path / "program.py"), str(Path(__file__).parent), str(tmp_path / "workers")]
+    with subprocess.Popen(words) as parent:
+        started = time.monotonic()
+        while len(list((tmp_path / "workers").iterdir())) < 2:
+            assert time.monotonic() - started < 60
+            time.sleep(0.05)
+        workers = [psutil.Process(int(path.name)) for path in (tmp_path / "workers").iterdir()]
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +23,14 @@ from flarecps.errors import PlanError, StoreError
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing import dataset as preprocessing_dataset
 from flarecps.preprocessing import store as store_module
-from flarecps.preprocessing.dataset import preprocess_dataset
-from flarecps.preprocessing.intensity import normalise
+from flarecps.preprocessing.case import Prepared, WayBack
+from flarecps.preprocessing.checksums import damage
+from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset
+from flarecps.preprocessing.intensity import channel_statistics, normalise
+from flarecps.preprocessing.memory import case_bytes, workers_that_fit
+from flarecps.preprocessing.quantisation import quantised, restored
 from flarecps.preprocessing.samples import sample_voxels
-from flarecps.preprocessing.store import CaseStore
+from flarecps.preprocessing.store import CaseStore, prepare_store, write_case
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
@@ -301,3 +309,167 @@ def test_a_damaged_array_is_named(store: CaseStore) -> None:
     (store.path / "cases" / "a" / "image.b2nd").write_bytes(b"")
     with pytest.raises(StoreError, match=r"a/image\.b2nd: missing or damaged"):
         CaseStore(store.path).read_case("a")
+
+
+def test_every_case_lists_the_checksums_of_its_files(store: CaseStore) -> None:
+    for name in store.names:
+        folder = store.path / "cases" / name
+        listed = dict(reversed(line.split("  ")) for line in (folder / "checksums.sha256").read_text().splitlines())
+        there = {path.name for path in folder.iterdir()} - {"checksums.sha256"}
+        assert listed == {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in there}
+        assert damage(folder) is None
+
+
+def test_the_stores_manifest_is_what_sha256sum_reads(store: CaseStore) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "--strict", "manifest.sha256"], cwd=store.path, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+    listed = {line.split("  ")[1] for line in (store.path / "manifest.sha256").read_text().splitlines()}
+    stored = {f"cases/{name}" for name in content_of(store.path / "cases") if not name.endswith("checksums.sha256")}
+    assert listed == stored
+
+
+@pytest.mark.parametrize("file", ["image.b2nd", "labels.b2nd", "samples.b2nd", "case.json", "checksums.sha256"])
+@pytest.mark.parametrize("how", ["one bit", "cut off", "gone"])
+def test_damage_is_found_taken_out_and_written_again(
+    store: CaseStore, catalogue: Catalogue, file: str, how: str
+) -> None:
+    before = content_of(store.path)
+    path = store.path / "cases" / "a" / file
+    content = bytearray(path.read_bytes())
+    if how == "one bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "cut off":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    verdicts = verify_dataset(catalogue, a_plan(), store.path, workers=1, progress=False)
+    assert [one.name for one in verdicts if one.value] == ["a"]
+    assert CaseStore(store.path).names == ("b", "t", "u1", "u2")
+    assert " cases/a/" not in (store.path / "manifest.sha256").read_text()
+    verdicts = verify_dataset(catalogue, a_plan(), store.path, workers=1, progress=False)
+    assert [(one.name, one.value) for one in verdicts if one.value] == [("a", "missing")]
+    outcomes = preprocess_dataset(catalogue, a_plan(), store.path, workers=1, progress=False)
+    assert [one.value for one in outcomes] == ["written", *["present"] * 4]
+    assert content_of(store.path) == before
+
+
+def test_a_file_cut_short_is_written_again_without_being_verified(store: CaseStore, catalogue: Catalogue) -> None:
+    before = content_of(store.path)
+    path = store.path / "cases" / "u1" / "image.b2nd"
+    path.write_bytes(path.read_bytes()[:-1])
+    (store.path / "cases" / "b" / "case.json").write_text("{")
+    outcomes = preprocess_dataset(catalogue, a_plan(), store.path, workers=1, progress=False)
+    assert [one.name for one in outcomes if one.value == "written"] == ["b", "u1"]
+    assert content_of(store.path) == before
+
+
+def test_leftovers_of_killed_runs_go_but_not_another_jobs_work(store: CaseStore, catalogue: Catalogue) -> None:
+    for name in (".partial-01234567-a", ".partial-01234567-b", ".partial-89abcdef-gone"):
+        (store.path / "cases" / name).mkdir()
+    preprocess_dataset(catalogue, a_plan(), store.path, workers=1, share="1/5", progress=False)  # case a
+    assert [path.name for path in (store.path / "cases").glob(".*")] == [".partial-01234567-b"]
+    assert store.names == ("a", "b", "t", "u1", "u2")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name == "labels.b2nd" and "-b" in path.parent.name:
+            whole(path, data[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    outcomes = preprocess_dataset(catalogue, a_plan(), tmp_path / "store", workers=1, progress=False)
+    failed = {one.name: one.error or "" for one in outcomes if one.failed}
+    assert list(failed) == ["b"]
+    assert "no room to write case 'b' (No space left on device); free some" in failed["b"]
+    assert sorted(path.name for path in (tmp_path / "store" / "cases").iterdir()) == ["a", "t", "u1", "u2"]
+
+
+def test_a_limit_on_file_size_is_noticed(catalogue: Catalogue, tmp_path: Path) -> None:
+    """A real error of the operating system, in a process of its own: files may hold 4096 bytes there."""
+
+    def limited(queue) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            store_module._write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
+        except OSError as error:
+            queue.put(error.errno)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=limited, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == errno.EFBIG
+    child.join(timeout=60)
+
+
+def a_prepared_scan(array: np.ndarray) -> Prepared:
+    shape = array.shape[1:]
+    way_back = WayBack(shape, SPACING, (0, 0, 0), shape, (0, 1, 2), shape, SPACING)
+    return Prepared(array, None, way_back, channel_statistics(array))
+
+
+def stored_and_back(array: np.ndarray, catalogue: Catalogue, path: Path) -> tuple[np.ndarray, str]:
+    """Intensities that come back from a store of ``array``, and the type they were stored in."""
+    plan = a_plan(channels=tuple(f"MR{number}" for number in range(len(array))), intensity=Intensity("zscore"))
+    prepare_store(path, plan, replace(catalogue, channels=plan.channels))
+    prepared = a_prepared_scan(array)
+    write_case(path, prepared, Case("m", "unlabelled", (catalogue.cases[0].images[0],), None, None), plan)
+    patch = CaseStore(path).read_case("m")[0]
+    mean, sd = (np.array(prepared.statistics[key]).reshape(-1, 1, 1, 1) for key in ("mean", "sd"))
+    assert damage(path / "cases" / "m") is None
+    return patch * sd + mean, str(store_module._open(path / "cases" / "m" / "image.b2nd").dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 500.0, -3.0])
+def test_other_modalities_come_back_within_a_ten_thousandth_of_the_sd(
+    catalogue: Catalogue, tmp_path: Path, offset: float
+) -> None:
+    generator = np.random.default_rng(4)
+    scan = ((generator.gamma(4, 50, (2, *SHAPE)) + offset) * [[[[1.0]]], [[[0.001]]]]).astype(np.float32)
+    back, kind = stored_and_back(scan, catalogue, tmp_path / "mr")
+    assert kind == "int16"
+    for one, other in zip(back, scan, strict=True):
+        assert np.abs(one - other.astype(np.float64)).max() <= 1.1e-4 * other.std()
+
+
+def test_a_scan_too_wide_for_16_bits_stays_float32(catalogue: Catalogue, tmp_path: Path) -> None:
+    scan = np.random.default_rng(4).normal(100, 5, (1, *SHAPE)).astype(np.float32)
+    scan[0, 3, 3, 3] = 1e5
+    back, kind = stored_and_back(scan, catalogue, tmp_path / "mr")
+    assert kind == "float32"
+    np.testing.assert_allclose(back, scan, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("lowest", [0, 40_000])
+def test_whole_numbers_stay_exact(catalogue: Catalogue, tmp_path: Path, lowest: int) -> None:
+    scan = np.random.default_rng(5).integers(lowest, lowest + 200, (1, *SHAPE)).astype(np.float32)
+    stored, scaling = quantised(scan, [float(scan.std())])
+    assert scaling is not None
+    assert scaling.scale == (1.0,)
+    np.testing.assert_array_equal(restored(stored, scaling), scan)
+
+
+def test_a_constant_scan_is_stored_and_comes_back_as_zero(catalogue: Catalogue, tmp_path: Path) -> None:
+    back, _ = stored_and_back(np.full((1, *SHAPE), 7.25, np.float32), catalogue, tmp_path / "mr")
+    np.testing.assert_array_equal(back, np.float32(7.25))
+
+
+def test_workers_are_limited_by_memory(catalogue: Catalogue) -> None:
+    one = workers_that_fit(catalogue.cases, a_plan(), 1, available=0)
+    assert one == (1, one[1])
+    assert one[1] > 250 << 20
+    assert workers_that_fit(catalogue.cases, a_plan(), 5, available=3 * one[1]) == (3, 5 * one[1])
+    assert workers_that_fit(catalogue.cases, a_plan(), 5, available=6 * one[1]) == (5, 5 * one[1])
+    assert workers_that_fit([], a_plan(), 5, available=0)[0] == 5
+    whole = case_bytes(119 * 512 * 512, 190 * 380 * 380, channels=1, ct=True)
+    assert whole == (119 * 512 * 512 + 190 * 380 * 380) * 3 + 4 * 119 * 512 * 512 + (64 << 20)
