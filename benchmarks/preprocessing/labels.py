@@ -118,11 +118,9 @@ def show(rows: list[dict]) -> None:
             continue
         worst = min(of, key=lambda row: row["dice"])
         apart = len({row["map"] for row in of if row["separate_z"]})
-        apart_voxels = sum(row["voxels_that_differ"] for row in of)
+        differ = sum(row["voxels_that_differ"] for row in of)
         below = sum(row["dice"] < 0.999 for row in of)
-        print(
-            f"| {name} | {len(of)} | {apart} maps | {worst['dice']:.5f} | {worst['voxels']} | {below} | {apart_voxels} |"
-        )
+        print(f"| {name} | {len(of)} | {apart} maps | {worst['dice']:.5f} | {worst['voxels']} | {below} | {differ} |")
 
 
 if __name__ == "__main__":

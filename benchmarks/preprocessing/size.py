@@ -1,8 +1,8 @@
 """Bytes per case on disk, patch-read time and exactness of a case store, on real data.
 
-    python benchmarks/preprocessing/size.py OUT NAME=DATASET [NAME=DATASET ...] [NAME=SCAN,LABELS ...]
+    python benchmarks/preprocessing/size.py OUT NAME=DATASET [NAME=SCAN,LABELS ...] [NAME=DATASET@MM ...]
 
-Every data set (or single scan) is planned and preprocessed by the command line; single scans are brought to 1 mm.
+Every data set (or single scan) is planned and preprocessed by the command line; ``@MM`` sets an isotropic spacing.
 Raw float32 is 4 bytes per voxel of the result, what nnU-Net v2 hands to its own compression. Patches of 112×160×128
 are read and normalised at random places by one thread, first with the file in the page cache and unopened.
 """
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,16 @@ def main() -> None:
     """Preprocess, measure, write OUT/size.json, print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("data", nargs="+", help="NAME=FOLDER or NAME=SCAN,LABELS")
+    parser.add_argument("data", nargs="+", help="NAME=FOLDER or NAME=SCAN,LABELS, either with @MM")
     options = parser.parse_args()
     rows = []
     for entry in options.data:
         name, _, source = entry.partition("=")
+        source, _, spacing = source.partition("@")
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        single = "," in source
-        dataset = single_scan(folder / "data", *map(Path, source.split(","))) if single else Path(source)
-        store = preprocessed(dataset, folder, ["--spacing", "[1, 1, 1]"] if single else [])
+        dataset = single_scan(folder / "data", *map(Path, source.split(","))) if "," in source else Path(source)
+        store = preprocessed(dataset, folder, ["--spacing", f"[{spacing}, {spacing}, {spacing}]"] if spacing else [])
         rows.append({"name": name, **sizes(store), **patch_times(store), **round_trip(dataset, store)})
         print(json.dumps(rows[-1]), flush=True)
     (options.out / "size.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -109,24 +110,24 @@ def patch_times(path: Path) -> dict[str, float]:
 
 
 def round_trip(dataset: Path, path: Path) -> dict[str, float | str]:
-    """The largest difference, in SD of the scan, between a stored voxel and the same computed in float32."""
+    """The largest difference, in SD of the scan, between a stored voxel and the same computed in float32: 20 cases."""
     store = CaseStore(path)
-    worst, stored = 0.0, set()
+    worst, stored = 0.0, Counter()
     for case in read_catalogue(dataset).cases[:20]:
         record = store.record(case.name)
         array = store._array(record.folder / "image.b2nd")[:]
         kind = str(array.dtype)
         if store.plan.intensity.scheme == "ct":
-            stored.add(f"{kind} HU")
+            stored[f"{kind} HU"] += 1
             continue  # whole HU by contract
         if record.scaling is not None:
             kind += " exact" if set(record.scaling.scale) == {1.0} else " scaled"
             array = restored(array, record.scaling)
-        stored.add(kind)
+        stored[kind] += 1
         truth = prepare_case(read_channels(case.images), store.plan).image
         for one, other, sd in zip(array, truth, record.statistics["sd"], strict=True):
             worst = max(worst, float(np.abs(one.astype(np.float64) - other).max()) / sd)
-    return {"stored": ", ".join(sorted(stored)), "worst_sd": worst}
+    return {"stored": ", ".join(f"{count} {kind}" for kind, count in stored.most_common()), "worst_sd": worst}
 
 
 if __name__ == "__main__":

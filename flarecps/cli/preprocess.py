@@ -21,9 +21,9 @@ def preprocess(
 
     CT stays in HU (int16): intensities are scaled when a patch is read. Finished cases are skipped, so an interrupted
     run continues where it stopped. A case that can't be preprocessed is reported at the end, the others are done; exit
-    code 1 then. A worker takes 0.3 GB of RAM and, for a case of one channel, 3 bytes per voxel of the scan, 3 (CT) or
-    7 per voxel of the result and 4 per voxel of the larger: 0.7 GB for a CT of 512×512×119 voxels at 1 mm. Fewer
-    workers start where that does not fit.
+    code 1 then. A worker takes at most 0.33 GB of RAM and, for a case of one channel, 3 bytes per voxel of the scan, 3
+    (CT) or 7 per voxel of the result and 4 per voxel of the larger: 0.63 GB for a CT of 512×512×119 voxels at 1 mm.
+    Fewer workers start where that does not fit.
 
     Args:
         dataset: folder of the data set that the plan was made for
