@@ -22,9 +22,7 @@ def deformed(labels: np.ndarray, spacing_mm: tuple[float, float, float], seed: i
         offsets_mm = np.einsum("ir,arc,jc->aij", steps[1], plane, steps[2], optimize=True)
         source = [
             np.clip(np.rint(at + offset / step), 0, edge - 1).astype(np.intp)
-            for at, offset, step, edge in zip(
-                (place, rows, columns), offsets_mm, spacing_mm, labels.shape, strict=True
-            )
+            for at, offset, step, edge in zip((place, rows, columns), offsets_mm, spacing_mm, labels.shape, strict=True)
         ]
         bent[place] = labels[tuple(source)]
     return bent

@@ -36,7 +36,7 @@ def flarecps_side() -> Callable[[np.ndarray, np.ndarray, Spacing], Scores]:
 
 def peer_side(crop: bool) -> Callable[[np.ndarray, np.ndarray, Spacing], Scores]:
     """DSC and NSD of every organ by surface-distance; it calls names that NumPy 2 and SciPy no longer have."""
-    np.Inf, np.NaN = math.inf, math.nan
+    vars(np).update(Inf=math.inf, NaN=math.nan)
     scipy.ndimage.filters = scipy.ndimage.morphology = scipy.ndimage
     from surface_distance import metrics
 

@@ -25,7 +25,7 @@ from flarecps.volumes.io import read_labels, scan_name
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("flarecps", "surface-distance", "surface-distance-cropped")
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def main() -> None:

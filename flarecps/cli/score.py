@@ -16,11 +16,12 @@ MOST_WORKERS = 8
 SHOWN_NAMES = 5
 KEPT = "cases"  # folder of OUT for the scores of single cases
 DISTANCE_TITLES = {
-    "hd95_mm": "HD95 (mm)",
-    "assd_mm": "ASSD (mm)",
-    "volume_error_ml": "volume error (ml)",
-    "volume_error_relative": "volume error (%)",
+    "hd95_mm": "HD95, mm",
+    "assd_mm": "ASSD, mm",
+    "volume_error_ml": "volume, ml",
+    "volume_error_relative": "volume, %",
 }
+DISTANCES = "Distances, and volume of prediction minus reference"
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 FAILED = 1  # exit code: some cases could not be scored
 
@@ -105,12 +106,12 @@ def _write_and_show(table: ScoreTable, out: Path, notes: list[str], console: Con
     page = scores_markdown(scores, f"Scores ({table.protocol} protocol)", notes[1:])
     _show(table, scores, console)
     if table.protocol == "strict":
-        heading, body = ["organ", *DISTANCE_TITLES.values(), "both found"], _distance_rows(table)
+        heading = ["organ", *DISTANCE_TITLES.values(), "both found"]
         page += (
-            "\n## Distances and volumes\n\nMean ± SD over cases; distances where prediction and reference both hold "
+            f"\n## {DISTANCES}\n\nMean ± SD over cases; distances where prediction and reference both hold the organ "
         )
-        page += f"the organ, volumes as prediction minus reference.\n\n{markdown_table(heading, body)}"
-        _show_rows("distances and volumes, prediction minus reference: mean ± SD", heading, body, console)
+        page += f"(cases in the last column).\n\n{markdown_table(heading, _distance_rows(table))}"
+        _show_rows(f"{DISTANCES}: mean", heading, _distance_rows(table, with_sd=False), console)
     write_text(out / "scores.md", page)
     console.print(*notes, f"written: {out}/scores.csv, scores.json, scores.md", sep="\n", **PLAIN)
 
@@ -143,7 +144,7 @@ def _notes(table: ScoreTable) -> list[str]:
     return notes
 
 
-def _distance_rows(table: ScoreTable) -> list[list[str]]:
+def _distance_rows(table: ScoreTable, with_sd: bool = True) -> list[list[str]]:
     """HD95 and ASSD (mm), volume error (ml and %) per organ, and of how many cases the distances are."""
     from flarecps.reporting.tables import NO_NUMBER
 
@@ -153,7 +154,7 @@ def _distance_rows(table: ScoreTable) -> list[list[str]]:
         for measure in DISTANCE_TITLES:
             of, scale = table.of_organ(organ.name, measure), 100.0 if measure == "volume_error_relative" else 1.0
             mean = NO_NUMBER if of.mean is None else f"{scale * of.mean:.2f}"
-            cells.append(mean if of.sd is None else f"{mean} ± {scale * of.sd:.2f}")
+            cells.append(mean if of.sd is None or not with_sd else f"{mean} ± {scale * of.sd:.2f}")
         rows.append([organ.name, *cells, str(table.of_organ(organ.name, "hd95_mm").n)])
     return rows
 
