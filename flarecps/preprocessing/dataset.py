@@ -17,6 +17,7 @@ from flarecps.preprocessing.store import (
     is_current,
     prepare_store,
     remove_case,
+    said_when_full,
     write_case,
 )
 from flarecps.volumes.io import read_channels, read_labels
@@ -34,7 +35,8 @@ def preprocess_dataset(
     disagree, ``StoreError`` when the folder belongs to another plan.
     """
     check_plan_fits(plan, catalogue)
-    prepare_store(store, plan, catalogue)
+    with said_when_full(store, "its description"):
+        prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
     clear_leftovers(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]

@@ -19,7 +19,8 @@ import re
 import shutil
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -206,20 +207,28 @@ def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     folder = store / "cases" / case.name
     partial = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{case.name}")
     try:
-        partial.mkdir(parents=True)
-        _write_files(partial, prepared, case, plan)
-        remove_case(store, case.name)
-        os.rename(partial, folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreError(
-                f"{store}: no room to write case '{case.name}' ({error.strerror}); free some, or raise the quota, and "
-                "run the same command again: finished cases are kept"
-            ) from error
-        raise
+        with said_when_full(store, f"case '{case.name}'"):
+            partial.mkdir(parents=True)
+            _write_files(partial, prepared, case, plan)
+            remove_case(store, case.name)
+            os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _read_samples.cache_clear()
+
+
+@contextmanager
+def said_when_full(store: Path, what: str) -> Iterator[None]:
+    """A full disk or a used-up quota in the block becomes a ``StoreError`` that says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreError(
+            f"{store}: no room to write {what} ({error.strerror}); free some, or raise the quota, and run the same "
+            "command again: finished cases are kept"
+        ) from error
 
 
 def remove_case(store: Path, name: str) -> None:
