@@ -150,7 +150,7 @@ def _slice_by_slice(
 def _all_axes(channel: np.ndarray, order: int, out: np.ndarray, before: Conversion, after: Conversion) -> None:
     """Two axes in slabs along the third, then the third: the one that grows most, so that least lies in between."""
     first, second, last = sorted(range(3), key=lambda axis: out.shape[axis] / channel.shape[axis])
-    lowest, highest = before(np.array([channel.min(), channel.max()]))
+    lowest, highest = before(np.array([channel.min(), channel.max()])).astype(np.float32)  # as what they limit
     n_in, n_out = channel.shape[last], out.shape[last]
     between = np.empty(with_edge(out.shape, last, n_in), np.float32) if n_in != n_out else None
     for slab in slabs(channel.shape, last):
