@@ -1,0 +1,189 @@
+"""Budgets: words, what is foretold, what is traded in which order, and the pace kept while windows run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flarecps.errors import ConfigError
+from flarecps.inference.budget import PRESETS, Budget, budget_of, in_words, size_bytes
+from flarecps.inference.footing import CPU, Footing, Ladder, footings
+from flarecps.inference.forecast import Job, WindowCost, forecast_ram, forecast_seconds, forecast_vram, sums_bytes
+from flarecps.inference.meters import CUDA_CONTEXT_BYTES
+from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.pace import Pace
+from flarecps.inference.work_plan import MARGIN, WorkPlan, plan_in_words, plan_work
+
+MB, GB = 2**20, 2**30
+GPU = torch.device("cuda")
+JOB = Job(
+    scan_shape=(1000, 512, 512),
+    network_shape=(800, 320, 320),
+    network_bytes=2,
+    axis_order=(0, 1, 2),
+    channels=1,
+    classes=14,
+    patch_voxels=(96, 160, 160),
+)
+WINDOW = WindowCost(seconds=2.0, ram_bytes=800 * MB, vram_bytes=900 * MB, weights_bytes=120 * MB)
+WANTED = WorkPlan(Footing(4), 0.7, 8, False, "normal")
+
+
+def test_sizes_in_words() -> None:
+    assert size_bytes("28G") == size_bytes("28 GB") == size_bytes("28GiB") == 28 * GB
+    assert size_bytes("2048m") == 2 * GB
+    assert size_bytes("1.5k") == 1536
+    assert size_bytes("700000000") == 700000000
+    for wrong in ("", "G", "-1G", "0", "8 GiB of RAM", "1e9"):
+        with pytest.raises(ConfigError, match="max ram"):
+            size_bytes(wrong, "max ram")
+    assert in_words(28 * GB) == "28.0 GB"
+
+
+def test_the_preset_is_flares_tolerance_and_gives_way_to_options() -> None:
+    assert budget_of("flare22") == Budget(28 * GB, 2 * GB, 216.0) == PRESETS["flare22"]
+    assert budget_of("flare22", ram="8G", seconds=30) == Budget(8 * GB, 2 * GB, 30.0)
+    assert not budget_of()
+    assert budget_of(vram="4G")
+    with pytest.raises(ConfigError, match="flare23"):
+        budget_of("flare23")
+    with pytest.raises(ConfigError, match="max seconds"):
+        budget_of(seconds=0)
+
+
+def test_the_forecast_counts_what_is_in_memory() -> None:
+    """By hand, for the sizes above: voxels times bytes."""
+    scan, network = 1000 * 512 * 512, 800 * 320 * 320
+    assert sums_bytes(JOB, Footing(1)) == 96 * 320 * 320 * (14 + 1) * 4
+    assert sums_bytes(JOB, Footing(1, GPU, GPU, half_sums=True)) == 96 * 320 * 320 * (14 * 2 + 4)
+    planes = 3 * 14 * 320 * 320 * 4
+    memory = forecast_ram(JOB, Footing(2), WINDOW, 3 * GB, "normal")
+    sums = sums_bytes(JOB, Footing(2))
+    assert memory.windows == 3 * GB + network * 2 + scan + planes + sums + 2 * WINDOW.ram_bytes
+    assert memory.preparing == 3 * GB + max(2 * scan, network * 2 + 320 * 320 * 1000 * 4)  # slices grow most: last
+    assert memory.peak == max(memory.windows, memory.preparing)
+    on_gpu = Footing(2, GPU, GPU, half_sums=True)
+    assert forecast_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal").windows == 3 * GB + network * 2 + scan + planes
+    assert forecast_vram(JOB, on_gpu, WINDOW) == (
+        CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + sums_bytes(JOB, on_gpu)
+    )
+    assert forecast_vram(JOB, Footing(2), WINDOW) == 0
+
+
+def test_the_forecast_of_time_counts_passes() -> None:
+    windows = math.prod((12, 3, 3))  # by nnU-Net's rule: ceil((800 - 96) / 67.2) + 1, ceil((320 - 160) / 112) + 1
+    plain = forecast_seconds(JOB, WINDOW, 0.7, 1, 1.0, "normal")
+    mirrored = forecast_seconds(JOB, WINDOW, 0.7, 8, 0.5, "normal")
+    assert mirrored - plain == pytest.approx(windows * (8 * 0.5 - 1) * 2.0)
+
+
+def test_without_limits_nothing_is_traded() -> None:
+    plan, foretold = plan_work(JOB, WANTED, Budget(), WINDOW, GB, 1.0)
+    assert plan == WANTED
+    assert "traded" not in plan_in_words(plan, foretold, Budget())
+
+
+def test_memory_is_traded_in_order_and_no_more_than_needed() -> None:
+    def peak(footing: Footing) -> int:
+        return forecast_ram(JOB, footing, WINDOW, GB, "normal").peak
+
+    steps = [Footing(4), Footing(2), Footing(1), Footing(1, half_sums=True)]
+    for footing in steps:
+        budget = Budget(ram_bytes=math.ceil(peak(footing) * MARGIN))
+        plan, foretold = plan_work(JOB, WANTED, budget, WINDOW, GB, 1.0)
+        assert plan.footing == footing
+        assert foretold.ram.peak * MARGIN <= budget.ram_bytes
+        assert (plan.step, plan.mirrors, plan.mode) == (0.7, 8, "normal")
+    with pytest.raises(ConfigError, match="does not fit its budget") as refused:
+        plan_work(JOB, WANTED, Budget(ram_bytes=peak(steps[-1])), WINDOW, GB, 1.0)
+    assert in_words(peak(steps[-1])) in str(refused.value)
+
+
+def test_gpu_memory_is_traded_for_ram() -> None:
+    wanted = WorkPlan(Footing(4, GPU, GPU, True), 0.7, 1, False, "normal")
+    vram = {batch: forecast_vram(JOB, Footing(batch, GPU, GPU, True), WINDOW) for batch in (4, 2, 1)}
+    sums_in_ram = forecast_vram(JOB, Footing(1, GPU, CPU), WINDOW)
+    for limit, footing in [
+        (vram[2], Footing(2, GPU, GPU, True)),
+        (vram[1], Footing(1, GPU, GPU, True)),
+        (sums_in_ram, Footing(1, GPU, CPU)),
+        (sums_in_ram // 2, Footing(1, CPU, CPU)),
+    ]:
+        plan, _ = plan_work(JOB, wanted, Budget(vram_bytes=math.ceil(limit * MARGIN)), WINDOW, GB, 1.0)
+        assert plan.footing == footing
+
+
+def test_time_is_traded_in_order() -> None:
+    def seconds(step: float, passes: int, share: float, mode) -> float:
+        return forecast_seconds(JOB, WINDOW, step, passes, share, mode)
+
+    rungs = [
+        (seconds(0.7, 8, 1.0, "normal"), ()),
+        (seconds(0.7, 8, 0.6, "normal"), ("windows without body left out",)),
+        (seconds(0.7, 1, 0.6, "normal"), ("no mirroring",)),
+        (seconds(0.85, 1, 0.6, "normal"), ("step 0.85",)),
+        (seconds(1.0, 1, 0.6, "normal"), ("step 1",)),
+        (seconds(1.0, 1, 0.6, "fastest"), ("fastest mode",)),
+        (1.0, ("fastest mode",)),  # can't be met: the fastest plan
+    ]
+    for limit, last in rungs:
+        plan, foretold = plan_work(JOB, WANTED, Budget(seconds=limit), WINDOW, GB, 0.6)
+        assert plan.traded[-1:] == last
+        assert foretold.seconds <= limit or limit == 1.0
+    words = plan_in_words(plan, foretold, Budget(seconds=1.0))
+    assert "of 1 s" in words
+    assert "no mirroring" in words
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def paced(windows: int, pass_s: float, deadline_s: float, mirrored: bool = True) -> tuple[Pace, float]:
+    """Run windows one by one; a larger step leaves proportionally fewer (per axis, three axes)."""
+    clock = Clock()
+    pace = Pace(0.5, Mirroring((0, 1, 2)) if mirrored else None, clock.now + deadline_s, 5.0, clock=clock)
+    left = float(windows)
+    while left > 0.5:
+        step = pace.step
+        took = pass_s * (1 if pace.mirroring is None else 8)
+        clock.now += took
+        left -= 1
+        pace.ran(1, took, lambda wanted, left=left, step=step: math.ceil(left * (step / wanted) ** 3))
+        if pace.step != step:
+            left *= (step / pace.step) ** 3
+    return pace, clock.now - 100.0
+
+
+def test_the_pace_trades_only_what_the_time_needs() -> None:
+    pace, took = paced(100, 1.0, 810.0)
+    assert (pace.traded, took) == ([], 800.0)
+    pace, took = paced(100, 1.0, 200.0)
+    assert pace.traded == ["no mirroring any more"]
+    assert took <= 195
+    pace, took = paced(100, 1.0, 60.0)
+    assert pace.traded == ["no mirroring any more", "step 0.85 from here on"]
+    assert took <= 55
+    pace, _ = paced(100, 1.0, 1.0)  # can't be met
+    assert pace.step == 1.0
+
+
+def test_the_ladder_goes_down_to_the_cpu_and_ends() -> None:
+    ladder = Ladder(footings(4, GPU, True))
+    assert [(one.batch, one.device.type, one.sums_on.type) for one in ladder.steps] == [
+        (4, "cuda", "cuda"),
+        (2, "cuda", "cuda"),
+        (1, "cuda", "cuda"),
+        (1, "cuda", "cpu"),
+        (1, "cpu", "cpu"),
+    ]
+    assert [one.batch for one in footings(5, CPU, False)] == [5, 2, 1]
+    short = Ladder(footings(1, CPU, False))
+    with pytest.raises(ConfigError, match="not enough memory for one window"):
+        short.step_down()
