@@ -73,10 +73,12 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
 
     stages, dimensions = len(arguments["features"]), len(arguments["kernels"][0])
     convolution, norm = {2: (nn.Conv2d, nn.InstanceNorm2d), 3: (nn.Conv3d, nn.InstanceNorm3d)}[dimensions]
-    kind, depth = {
-        "PlainUNet": (PlainConvUNet, {"n_conv_per_stage": [arguments.get("convolutions", 2)] * stages}),
-        "ResidualEncoderUNet": (ResidualEncoderUNet, {"n_blocks_per_stage": arguments.get("blocks_per_stage")}),
-    }[name]
+    if name == "PlainUNet":
+        kind, encoder, decoder = PlainConvUNet, "n_conv_per_stage", arguments["convolutions"]
+        depth = [arguments["convolutions"]] * stages
+    else:
+        kind, encoder, decoder = ResidualEncoderUNet, "n_blocks_per_stage", arguments["decoder_convolutions"]
+        depth = arguments["blocks_per_stage"]
     return kind(
         arguments["in_channels"],
         stages,
@@ -85,14 +87,14 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
         arguments["kernels"],
         arguments["strides"],
         num_classes=arguments["classes"],
-        n_conv_per_stage_decoder=[arguments["convolutions"]] * (stages - 1),
+        n_conv_per_stage_decoder=[decoder] * (stages - 1),
         conv_bias=True,
         norm_op=norm,
         norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},
         deep_supervision=True,
-        **depth,
+        **{encoder: depth},
     )
 
 

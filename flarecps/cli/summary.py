@@ -44,11 +44,15 @@ def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
 
     from flarecps.networks import NETWORKS
     from flarecps.networks.cost import network_cost
+    from flarecps.planning.memory import MemoryModel
 
     network: Any = networks[0]
     with torch.device("meta"):
         twin = NETWORKS[type(network).__name__](**network.arguments)
     cost = network_cost(twin, len(plan.channels), plan.patch_voxels)
+    # the plan's estimate is for a plain U-Net; this network's feature maps may be more
+    planned = MemoryModel(0.0, plan.dimensions, plan.class_count).elements_per_patch(plan.patch_voxels, plan.topology)
+    memory_gb = plan.memory_gb * cost.convolved_elements / planned
     unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
     batch = plan.global_batch
     table = Table("quantity", "value", title=title, title_justify="left")
@@ -63,7 +67,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
         "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
         "global batch": f"{batch['labelled']} labelled + {batch['unlabelled']} unlabelled patches",
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
-        "memory of a step, estimated": f"{plan.memory_gb:.2f} GB",
+        "memory of a step, estimated": f"{memory_gb:.2f} GB",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -23,7 +23,7 @@ class Cost:
     parameters: int
     macs: int  # of convolutions alone; a transposed one has one kernel entry per output voxel (kernel = stride)
     macs_table_2: int  # as the paper's Table 2 counts them, see ``network_cost``
-    convolved_elements: int  # outputs of all convolutions, what nnU-Net's rule of memory counts
+    convolved_elements: int  # outputs of all convolutions but the coarser heads: what nnU-Net's rule of memory counts
 
 
 def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[int]) -> Cost:
@@ -34,6 +34,7 @@ def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[in
     paper's 585.43 G (3D) and 65.55 G (2D). Additions of a residual network count nothing.
     """
     macs = table_2 = elements = 0
+    coarser_heads = list(getattr(network, "heads", []))[:-1]
 
     def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs, table_2, elements
@@ -43,7 +44,7 @@ def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[in
             proper = inputs[0][0, 0].numel() if isinstance(layer, _TRANSPOSED) else voxels
             macs += kernel * proper
             table_2 += kernel * voxels + (output[0].numel() if layer.bias is not None else 0)
-            elements += output[0].numel()
+            elements += 0 if layer in coarser_heads else output[0].numel()
         elif isinstance(layer, _NORMS):
             table_2 += 2 * output[0].numel()
         elif isinstance(layer, nn.LeakyReLU):

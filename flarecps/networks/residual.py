@@ -52,8 +52,8 @@ class ResidualEncoderUNet(UNet):
         strides: per stage and axis; the first stage's are all 1.
         kernels: per stage and axis, odd.
         blocks_per_stage: residual blocks per encoder stage; null is nnU-Net's 1, 3, 4, 6, 6, …
-        convolutions: convolution blocks per decoder stage.
-        output_bias: biases in transposed convolutions and heads.
+        decoder_convolutions: convolution blocks per decoder stage (not named as PlainUNet's: a config that changes the
+            class keeps the values of settings that both have).
         deep_supervision: a head at every decoder level; false builds the finest alone.
     """
 
@@ -65,8 +65,7 @@ class ResidualEncoderUNet(UNet):
         strides: Sequence[Sequence[int]],
         kernels: Sequence[Sequence[int]],
         blocks_per_stage: Sequence[int] | None = None,
-        convolutions: int = 1,
-        output_bias: bool = True,
+        decoder_convolutions: int = 1,
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
@@ -78,15 +77,14 @@ class ResidualEncoderUNet(UNet):
         if len(blocks) != stages or min(blocks) < 1:
             raise ValueError(f"blocks_per_stage is {blocks}; expected {stages} numbers from 1 on, one per stage")
         self.arguments = {"in_channels": in_channels, "classes": classes, **topology, "blocks_per_stage": blocks}
-        self.arguments |= {"convolutions": convolutions, "output_bias": output_bias}
-        self.arguments |= {"deep_supervision": deep_supervision}
+        self.arguments |= {"decoder_convolutions": decoder_convolutions, "deep_supervision": deep_supervision}
         unit = (1,) * len(kernels[0])
         self.stem = ConvolutionBlock(in_channels, features[0], kernels[0], unit)
         widths = [features[0], *features]
         self.encoder = nn.ModuleList(
             _residual_stage(widths[i], widths[i + 1], kernels[i], strides[i], blocks[i]) for i in range(stages)
         )
-        self.build_decoder(convolutions, output_bias, deep_supervision)
+        self.build_decoder(decoder_convolutions, output_bias=True, deep_supervision=deep_supervision)
 
 
 def _residual_stage(

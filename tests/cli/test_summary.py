@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from stores import CONFIGS, TinyStores, fit
 
+from flarecps.checkpoint import read_checkpoint
 from flarecps.cli.main import main
 
 
@@ -32,18 +34,60 @@ def test_summary_of_a_config_and_of_its_checkpoint(
         assert ours in of_config
 
 
-def test_the_papers_numbers_come_from_its_config(
+def test_the_residual_encoder_is_a_choice_of_the_config(
     tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Table 2: 30.79 M parameters and 585.43 G."""
+    """Trained with a filter of pseudo-labels, read back from its checkpoint, and counted."""
+    monkeypatch.setenv("COLUMNS", "200")
+    network = {
+        "class_path": "flarecps.networks.ResidualEncoderUNet",
+        "init_args": {"blocks_per_stage": [1, 2, 1, 1]},
+    }
+    believed = {"class_path": "flarecps.losses.VoxelConfidence", "init_args": {"threshold": 0.6}}
+    settings = ["--model.network", json.dumps(network), "--model.pseudo_labels", json.dumps(believed)]
+    settings += ["--model.ramp", "{final: 0.5, length: 0, start: 0}", "--model.channels_last", "true"]
+    run = fit("phantom_3d.yaml", tiny_stores, tmp_path / "run", *settings, epochs=1)
+    capsys.readouterr()
+    assert main(["summary", str(run / "checkpoints" / "last.ckpt")]) == 0
+    shown = capsys.readouterr().out
+    assert "2 × ResidualEncoderUNet (3D)" in shown
+    model = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    sibling = model.siblings[0].network
+    assert [len(stage) for stage in sibling.encoder] == [1, 2, 1, 1]
+    assert f"{sum(parameter.numel() for parameter in sibling.parameters()):,}" in shown
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "macs", "table_2", "feature_maps"),
+    [
+        ("PlainUNet", "30.79 M", "523.58 G", "585.43 G", 520_522_240),  # the paper's Table 2
+        ("ResidualEncoderUNet", "101.95 M", "788.20 G", "850.69 G", 635_156_480),
+    ],
+)
+def test_the_papers_numbers_come_from_its_config(
+    network: str,
+    parameters: str,
+    macs: str,
+    table_2: str,
+    feature_maps: int,
+    tiny_stores: TinyStores,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory is nnU-Net's rule, 8 GB for 2 × 560e6 elements, for two siblings and 2 + 2 patches."""
     monkeypatch.setenv("COLUMNS", "200")
     settings = yaml.safe_load((CONFIGS / "flare22_3d.yaml").read_text())
     settings["data"] |= {"store": str(tiny_stores.three), "fold": "all"}
+    settings["model"]["network"] = {"class_path": f"flarecps.networks.{network}"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     assert main(["summary", "--config", str(tmp_path / "config.yaml")]) == 0
     shown = capsys.readouterr().out
-    assert "30.79 M" in shown
-    assert "585.43 G" in shown
+    for number in (parameters, macs, table_2):
+        assert number in shown
+    (line,) = (line for line in shown.splitlines() if "memory of a step" in line)
+    found = float(line.replace("│", " ").replace("GB", "").split()[-1])
+    assert found == pytest.approx(8 * feature_maps * 4 * 2 / (560e6 * 2), abs=0.05)
 
 
 def test_summary_wants_one_of_both() -> None:
