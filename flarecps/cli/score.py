@@ -106,11 +106,11 @@ def _write_and_show(table: ScoreTable, out: Path, notes: list[str], console: Con
     page = scores_markdown(scores, f"Scores ({table.protocol} protocol)", notes[1:])
     _show(table, scores, console)
     if table.protocol == "strict":
-        heading = ["organ", *DISTANCE_TITLES.values(), "both found"]
+        heading = ["organ", *DISTANCE_TITLES.values(), "cases"]
         page += (
             f"\n## {DISTANCES}\n\nMean ± SD over cases; distances where prediction and reference both hold the organ "
         )
-        page += f"(cases in the last column).\n\n{markdown_table(heading, _distance_rows(table))}"
+        page += f"(counted in the last column).\n\n{markdown_table(heading, _distance_rows(table))}"
         _show_rows(f"{DISTANCES}: mean", heading, _distance_rows(table, with_sd=False), console)
     write_text(out / "scores.md", page)
     console.print(*notes, f"written: {out}/scores.csv, scores.json, scores.md", sep="\n", **PLAIN)

@@ -41,8 +41,9 @@ class _MeanPerOrgan(Metric):
         shape = (len(self.measures), len(self.organs))
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        # A MetricCollection lets metrics of equal states share one update: those of other settings must never be equal.
-        settings = torch.tensor([[organ.id, organ.tolerance_mm] for organ in self.organs], dtype=torch.float64)
+        # A MetricCollection lets metrics share one update when their states are equal after the first scan, which
+        # chance can make them (a perfect scan). With their settings among the states only true siblings are equal.
+        settings = torch.tensor([self._settings(organ) for organ in self.organs], dtype=torch.float64)
         self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, prediction: Tensor, reference: Tensor, spacing_mm: SpacingMm) -> None:
@@ -66,6 +67,10 @@ class _MeanPerOrgan(Metric):
         """How many scans of this rank each organ's mean is of."""
         return self.count[self.measures.index(self.measure)]
 
+    def _settings(self, organ: Organ) -> tuple[float, ...]:
+        """What the sums of an organ depend on; another number of them in each family."""
+        raise NotImplementedError
+
     def _values(
         self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
     ) -> list[tuple[float | None, ...]]:
@@ -75,6 +80,9 @@ class _MeanPerOrgan(Metric):
 
 class _Counted(_MeanPerOrgan):
     measures = ("dsc", "volume_error_ml", "volume_error_relative")
+
+    def _settings(self, organ: Organ) -> tuple[float, ...]:
+        return (organ.id,)
 
     def _values(
         self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
@@ -95,6 +103,9 @@ class _Counted(_MeanPerOrgan):
 
 class _Surfaced(_MeanPerOrgan):
     measures = ("nsd", "hd95_mm", "assd_mm")
+
+    def _settings(self, organ: Organ) -> tuple[float, ...]:
+        return organ.id, organ.tolerance_mm
 
     def _values(
         self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
