@@ -23,7 +23,13 @@ class Step:
     supervised: list[Tensor]  # Lsup per sibling
     crossed: list[Tensor]  # Lcps per sibling, before λ
     norms: list[Tensor]  # of each sibling's gradient, before clipping; under DDP of the averaged gradient
-    unlabelled: list[Tensor]  # each sibling's finest logits of the unlabelled patches, none while λ is 0
+    finest: list[Tensor]  # each sibling's logits at full resolution, of the labelled patches, then the unlabelled ones
+    labelled: int  # how many are labelled; they are all while λ is 0
+
+    @property
+    def unlabelled(self) -> list[Tensor]:
+        """Each sibling's finest logits of the unlabelled patches."""
+        return [logits[self.labelled :] for logits in self.finest]
 
     @property
     def is_finite(self) -> Tensor:
@@ -94,10 +100,10 @@ def addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
 
     >>> part = {"case": ["a"], "index": torch.tensor([4]), "location": torch.tensor([[1, 2, 3]])}
     >>> addresses({"labelled": part}, epoch=7)
-    ['labelled a from voxel (1, 2, 3) on (epoch 7, index 4)']
+    ['labelled a at voxel (1, 2, 3) (epoch 7, index 4)']
     """
     return [
-        f"{stream} {case} from voxel {tuple(location)} on (epoch {epoch}, index {index})"
+        f"{stream} {case} at voxel {tuple(location)} (epoch {epoch}, index {index})"
         for stream, part in batch.items()
         if "case" in part
         for case, location, index in zip(part["case"], part["location"].tolist(), part["index"].tolist(), strict=True)
@@ -105,24 +111,20 @@ def addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
 
 
 def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
-    """What is not finite and in which patches, the same words on every rank: those of the ranks with such a loss."""
-    patches = [f"{stream} {len(part['image'])} patches" for stream, part in batch.items()]
-    told = of_all_ranks(
-        {
-            "losses": [_number(value) for value in (step.total, *step.supervised, *step.crossed)],
-            "norms": [_number(norm) for norm in step.norms],
-            "finite": bool(step.total.isfinite()),
-            "patches": addresses(batch, epoch) or patches,
-        }
-    )
-    guilty = [one for one in told if not one["finite"]] or told
-    siblings = len(step.supervised)
-    first = guilty[0]
-    total, *parts = first["losses"]
+    """What is not finite and in which patches, the same words on every rank.
+
+    Sums over ranks and batches carry one patch's nan everywhere, so the logits tell whose it is: patches with finite
+    ones are named only where all are.
+    """
+    names = addresses(batch, epoch)
+    sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in step.finest]).all(0).tolist()
+    guilty = [name for name, fine in zip(names, sound, strict=False) if not fine]
+    told = of_all_ranks((guilty, names))
+    patches = [name for own, _ in told for name in own] or [name for _, own in told for name in own]
+    lsup, lcps, norms = (", ".join(map(_number, values)) for values in (step.supervised, step.crossed, step.norms))
     return (
-        f"loss or gradient is not finite in epoch {epoch}: L {total}, Lsup {', '.join(parts[:siblings])}, "
-        f"Lcps {', '.join(parts[siblings:])}, gradient norms {', '.join(first['norms'])}; patches: "
-        + "; ".join(patch for one in guilty for patch in one["patches"])
+        f"loss or gradient is not finite in epoch {epoch}: L {_number(step.total)}, Lsup {lsup}, Lcps {lcps}, gradient "
+        f"norms {norms}; {'from' if any(own for own, _ in told) else 'though the logits are, in'} " + "; ".join(patches)
     )
 
 

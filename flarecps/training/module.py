@@ -145,8 +145,7 @@ class CrossPseudoSupervision(LightningModule):
         total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()
         self.manual_backward(total)
         norms = [nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm) for sibling in self.siblings]
-        unlabelled = [scales[0][labelled:].detach() for scales in outputs]
-        return Step(total, supervised, crossed, norms, unlabelled)
+        return Step(total, supervised, crossed, norms, [scales[0].detach() for scales in outputs], labelled)
 
     def outputs(self, batch: dict[str, dict[str, Any]], with_unlabelled: bool) -> list[list[Tensor]]:
         """Each sibling's logits, finest scale first: of the labelled patches, then of the unlabelled ones.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +17,23 @@ from stores import TinyStores, fit
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
+from flarecps.cli.main import main
+from flarecps.training.checkpoint_files import WholeCheckpoints
 
 RAMP = ["--model.ramp.start", 0, "--model.ramp.length", 3]  # λ differs in every epoch
 PLATEAU = [  # no epoch is good enough: the rate falls after the 3rd, if the first two have not been forgotten
     "--model.scheduler",
     "{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {patience: 2, factor: 0.5, threshold: 100}}",
 ]
-VALIDATED = ["--data.fold", 0, "--trainer.check_val_every_n_epoch", 2]
+HELD = ["--model.on_collapse", "hold", "--model.vanished_below", 100]  # every class counts as vanished: λ stays
+VALIDATED = ["--data.fold", 0, "--trainer.check_val_every_n_epoch", 2, "--data.validation_patches", 2]
 SMALL_BATCH = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 CASES = {
-    "cps": ("phantom_3d.yaml", RAMP),
-    "control": ("phantom_3d_supervised.yaml", RAMP),
+    "cps": ("phantom_3d.yaml", [*RAMP, *SMALL_BATCH]),
+    "control": ("phantom_3d_supervised.yaml", [*RAMP, *SMALL_BATCH]),
     "plateau, validated every 2 epochs": ("phantom_2d.yaml", [*RAMP, *PLATEAU, *VALIDATED, *SMALL_BATCH]),
+    "control, validated every 2 epochs": ("phantom_2d_supervised.yaml", [*PLATEAU, *VALIDATED, *SMALL_BATCH]),
+    "λ held": ("phantom_2d.yaml", [*RAMP, *HELD, *SMALL_BATCH]),
 }
 
 
@@ -46,8 +55,19 @@ def assert_identical(ours: Any, theirs: Any, where: str) -> None:
 
 
 def table(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what a clock measured."""
+    clocks = (metric_names.PATCHES_PER_SECOND, metric_names.DATA_WAIT)
     with (run / "csv" / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+        return [{name: row[name] for name in row if name not in clocks} for row in csv.DictReader(file)]
+
+
+def assert_same_training(ours: Path, theirs: Path) -> dict[str, Any]:
+    """Weights, momenta, schedulers, the λ hold and counters of both runs' last checkpoints are bit-identical."""
+    one, other = (load_plain(run / "checkpoints" / "last.ckpt") for run in (ours, theirs))
+    for entry in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "flarecps"):
+        assert_identical(one[entry], other[entry], entry)
+    assert table(ours) == table(theirs), "λ, losses, health and rates of all epochs, in one table"
+    return one
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,15 +77,15 @@ def test_two_and_two_epochs_are_four(case: str, tiny_stores: TinyStores, tmp_pat
     halves = fit(config, tiny_stores, tmp_path / "halves", *more, epochs=2)
     assert len([row for row in table(halves) if row[metric_names.LOSS_TOTAL]]) == 2
     fit(config, tiny_stores, halves, *more, "--ckpt_path", "last", epochs=4)
-    ours, theirs = (load_plain(run / "checkpoints" / "last.ckpt") for run in (halves, through))
-    for entry in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "flarecps"):
-        assert_identical(ours[entry], theirs[entry], entry)
+    ours = assert_same_training(halves, through)
     assert ours["flarecps"]["completed_epochs"] == 4
     assert ours["state_dict"]["smoothed_loss._extra_state"].isfinite().all()
     momentum = [state["momentum_buffer"] for state in ours["optimizer_states"][-1]["state"].values()]
     assert all(buffer.any() for buffer in momentum[:4])
-    assert table(halves) == table(through), "λ, losses and rates of all four epochs, in one table"
-    if "plateau" in case:
+    if case == "λ held":
+        assert ours["state_dict"]["collapse_watch._extra_state"]["held_epochs"] == 3, "not in epoch 0, where λ is 0"
+        assert [float(row[metric_names.LAMBDA]) for row in table(halves)] == pytest.approx([0, 1 / 6, 1 / 6, 1 / 6])
+    if "every 2 epochs" in case:
         initial = yaml.safe_load((through / "config.yaml").read_text())["model"]["optimizer"]["init_args"]["lr"]
         final = [state["param_groups"][0]["lr"] for state in ours["optimizer_states"]]
         assert final == [initial / 2] * len(final), "the schedulers did something that a resume could lose"
@@ -74,6 +94,63 @@ def test_two_and_two_epochs_are_four(case: str, tiny_stores: TinyStores, tmp_pat
         scores = [float(row[metric_names.DSC_MEAN]) for row in table(halves) if row[metric_names.DSC_MEAN]]
         (known,) = (one for name, one in ours["callbacks"].items() if metric_names.DSC_MEAN in name)
         assert float(known["best_model_score"]) == pytest.approx(max(scores)), "the last epoch's own score included"
+
+
+@pytest.mark.parametrize("case", ["cps", "control"])
+def test_a_killed_run_resumes_where_it_was(case: str, tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """``kill -9`` whenever it comes: in a step, while a checkpoint is written, between table and checkpoint."""
+    config, more = CASES[case]
+    killed, last = tmp_path / "killed", tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    process = multiprocessing.get_context("fork").Process(
+        target=fit, args=(config, tiny_stores, killed, *more), kwargs={"epochs": 1000}
+    )
+    process.start()
+    give_up = time.monotonic() + 60
+    while not (last.is_file() and load_plain(last)["flarecps"]["completed_epochs"] >= 2):  # a file is always whole
+        assert process.is_alive()
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (killed / "checkpoints" / ".partial-0123abcd-last.ckpt").write_bytes(b"as a process killed while writing leaves it")
+    completed = load_plain(last)["flarecps"]["completed_epochs"]
+    fit(config, tiny_stores, killed, *more, "--ckpt_path", "last", epochs=completed + 2)
+    through = fit(config, tiny_stores, tmp_path / "through", *more, epochs=completed + 2)
+    assert_same_training(killed, through)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_is_written_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that dies leaves the old file untouched and nothing of the new one; the disk has it before the name."""
+    files, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    files.save_checkpoint({"epoch": 1}, path)
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("disk"))
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("name"), rename(*names)))
+    files.save_checkpoint({"epoch": 2}, path)
+    assert order == ["disk", "name"]
+    assert torch.load(path, weights_only=True) == {"epoch": 2}
+    with pytest.raises(Exception, match="pickle"):
+        files.save_checkpoint({"epoch": lambda: 3}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_repeated_from_its_own_config(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """config.yaml is complete even where the first config left the optimiser and the scheduler out."""
+    short = tmp_path / "short.yaml"
+    topology = {"features": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]], "kernels": [[3, 3, 3], [3, 3, 3]]}
+    short.write_text(yaml.safe_dump({"model": {"topology": topology}}))
+    first = fit(short, tiny_stores, tmp_path / "first", *SMALL_BATCH, epochs=1)
+    again = ["fit", "--config", first / "config.yaml", "--trainer.default_root_dir", tmp_path / "again"]
+    assert main([str(word) for word in again]) == 0
+    content = assert_same_training(tmp_path / "again", first)
+    configs = [(run / "config.yaml").read_text() for run in (first, tmp_path / "again")]
+    assert configs[0].replace(str(first), str(tmp_path / "again")) == configs[1]
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.01, 0.99, True)
 
 
 def test_rows_of_epochs_that_were_lost_are_logged_anew(tiny_stores: TinyStores, tmp_path: Path) -> None:
