@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -17,6 +18,7 @@ import torch
 from flarecps.checkpoint import model_entry
 from flarecps.cli.main import main
 from flarecps.errors import CheckpointError, ConfigError, ScanError
+from flarecps.inference.budget import Budget
 from flarecps.inference.folders import requests_for, segment_folder
 from flarecps.inference.segmenter import Segmenter
 from flarecps.networks.unet import PlainUNet
@@ -172,6 +174,72 @@ def test_sizes_and_formats_come_back_in_place(tmp_path: Path, size, spacing_mm, 
         check_in_place(path, result)
 
 
+def write_dicom(folder: Path, image: sitk.Image, names: list[str]) -> None:
+    """A CT series, one file per slice, whose names say nothing about the slices' order."""
+    folder.mkdir()
+    series, study, frame = ("1.2.826.0.1.3680043.2.1125.1" + end for end in (".1", ".2", ".3"))
+    cosines = np.array(image.GetDirection()).reshape(3, 3).T[:2].ravel()
+    for number, name in enumerate(names):
+        piece = image[:, :, number]
+        position = image.TransformIndexToPhysicalPoint((0, 0, number))
+        tags = {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0008|0018": f"{series}.{number + 1}",
+            "0008|0060": "CT",
+            "0010|0020": "balls",
+            "0020|000d": study,
+            "0020|000e": series,
+            "0020|0052": frame,
+            "0020|0032": "\\".join(f"{value:.6f}" for value in position),
+            "0020|0037": "\\".join(f"{value:.8f}" for value in cosines),
+            "0018|0050": f"{image.GetSpacing()[2]:.6f}",
+            "0028|1052": "0",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / name))
+        writer.Execute(piece)
+
+
+def test_a_dicom_series_out_of_order(tmp_path: Path, checkpoint: Path) -> None:
+    image = scan((47, 50, 20), (2.3, 2.1, 4.5), rotated(turned(1, 2, 3), 9))
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    names = [f"{number:03d}.dcm" for number in np.random.default_rng(1).permutation(20)]
+    write_dicom(tmp_path / "series", image, names)
+    volume = read_volume(tmp_path / "series")
+    write_labels(tmp_path / "labels.nii.gz", Segmenter(plan_of(), [threshold])(volume), volume.source)
+    check_in_place(tmp_path / "scan.mha", tmp_path / "labels.nii.gz")
+
+
+@pytest.mark.parametrize("kind", ["4D", "qform only", "sform and qform differ", "sheared", "without codes"])
+def test_nifti_headers_are_carried_over(tmp_path: Path, kind: str) -> None:
+    """The labels' header places voxels as the scan's does, whatever it says; the labels are the scan's threshold."""
+    path, result = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    voxels = sitk.GetArrayFromImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(-1, 2, 3))).T
+    affine = np.array([[2.3, 0, 0, -50], [0, -2.1, 0, 48.0], [0, 0, 2.8, -60], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(voxels[..., None] if kind == "4D" else voxels, affine)
+    image.set_sform(affine, code=0 if kind in ("qform only", "without codes") else 2)
+    image.set_qform(affine, code=0 if kind == "without codes" else 1)
+    if kind == "sheared":
+        image.set_sform(affine + 0.3 * np.eye(4, k=1) * (np.arange(4) < 2)[:, None], code=2)
+    if kind == "sform and qform differ":
+        image.set_sform(affine + np.eye(4)[:, [3, 0, 1, 2]].T * 3, code=1)
+    nibabel.save(image, path)
+    volume = read_volume(path)
+    write_labels(result, Segmenter(plan_of(), [threshold])(volume), volume.source)
+    before, after = nibabel.load(path), nibabel.load(result)
+    assert after.shape == before.shape[:3]
+    for name in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d"):
+        np.testing.assert_array_equal(after.header[name], before.header[name])
+    np.testing.assert_array_equal(after.header["pixdim"], before.header["pixdim"])
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert dice(np.asarray(after.dataobj) > 0, voxels > 50) > 0.97
+    assert bool(volume.warnings) == (kind in ("sheared", "without codes", "sform and qform differ"))
+
+
 def test_another_axis_order(tmp_path: Path) -> None:
     path, result = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
     sitk.WriteImage(scan((25, 50, 47), (4.0, 2.1, 2.3), turned(1, 2, 3)), str(path))
@@ -200,18 +268,90 @@ def test_settings_that_contradict_themselves() -> None:
         ({"mirror_axes": (3,)}, r"mirror axes \[3\]"),
         ({"swap_left_right": True}, "without mirroring"),
         ({"device": "warp"}, "device 'warp'"),
+        ({"mode": "quick"}, "mode 'quick'"),
+        ({"accumulate": "votes"}, "accumulate 'votes'"),
     ]:
         with pytest.raises(ConfigError, match=words):
             Segmenter(plan_of(), [threshold], **settings)
 
 
+@pytest.mark.parametrize("mode", ["fast", "fastest"])
+def test_the_other_modes_come_back_in_place_too(tmp_path: Path, mode: str) -> None:
+    path, result = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    sitk.WriteImage(scan((60, 62, 48), (1.8, 1.7, 2.3), ORIENTATIONS["oblique, sagittal"]), str(path))
+    volume = read_volume(path)
+    segmenter = Segmenter(plan_of(axis_order=(2, 0, 1), spacing_mm=(2.0, 2.3, 1.9)), [threshold], mode=mode)
+    write_labels(result, segmenter(volume), volume.source)
+    check_in_place(path, result)
+
+
+def test_enforced_spacing_changes_what_is_seen_and_never_the_grid(tmp_path: Path) -> None:
+    path, result = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), ORIENTATIONS["oblique, flipped"]), str(path))
+    volume = read_volume(path)
+    segmenter = Segmenter(plan_of(), [threshold], enforce_spacing=True)
+    _, way_back = segmenter.probabilities(volume)
+    in_plane = [round(edge * 0.75 / 2.5) for edge in volume.space.shape[1:]]  # fewer than 150 slices: z is the scan's
+    assert way_back.network_shape == (round(volume.space.shape[0] * volume.space.spacing_mm[0] / 3.0), *in_plane)
+    write_labels(result, segmenter(volume), volume.source)
+    before, after = sitk.ReadImage(str(path)), sitk.ReadImage(str(result))
+    np.testing.assert_allclose(after.GetSpacing(), before.GetSpacing(), atol=1e-6)
+    np.testing.assert_allclose(after.GetDirection(), before.GetDirection(), atol=1e-6)
+    np.testing.assert_allclose(after.GetOrigin(), before.GetOrigin(), atol=1e-3)
+    depth = depth_mm(positions_of(before))  # voxels three times as coarse as they should be: rough, but in place
+    assert dice(sitk.GetArrayFromImage(after) > 0, depth > 0) > 0.85
+
+
+def test_air_and_region_leave_the_labels_as_they_are(tmp_path: Path) -> None:
+    """Balls in a long scan of air: most windows hold none of them."""
+    image = scan((47, 50, 200), (2.3, 2.1, 3.0), turned(1, 2, 3))
+    array = sitk.GetArrayFromImage(image)
+    array[array == 0] = -1000
+    in_air = sitk.GetImageFromArray(array)
+    in_air.CopyInformation(image)
+    sitk.WriteImage(in_air, str(tmp_path / "scan.nii.gz"))
+    volume = read_volume(tmp_path / "scan.nii.gz")
+    seen: list[int] = []
+
+    def counted(tiles: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tiles))
+        return threshold(tiles)
+
+    expected, windows = Segmenter(plan_of(), [counted])(volume), sum(seen)
+    for settings in ({"skip_air": True}, {"coarse_to_fine": True}, {"skip_air": True, "coarse_to_fine": True}):
+        seen.clear()
+        np.testing.assert_array_equal(Segmenter(plan_of(), [counted], **settings)(volume), expected)
+        assert sum(seen) < 0.8 * windows
+
+
+def test_a_budget_is_foretold_traded_and_reported(tmp_path: Path) -> None:
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    volume = read_volume(tmp_path / "scan.nii.gz")
+    expected = Segmenter(plan_of(), [threshold])(volume)
+    said: list[str] = []
+    ample = Segmenter(plan_of(), [threshold], say=said.append, budget=Budget(64 * 2**30, None, 1000.0))
+    np.testing.assert_array_equal(ample(volume), expected)
+    assert "foretold RAM" in said[0]
+    assert "of 64.0 GB" in said[0]
+    assert "traded" not in said[0]
+    assert "it took" in said[-1]
+    said.clear()
+    hasty = Segmenter(plan_of(), [threshold], say=said.append, mirror_axes="all", budget=Budget(seconds=1e-3))
+    assert np.count_nonzero(hasty(volume) != expected) < 0.01 * expected.size
+    for words in ("without body left out", "no mirroring", "step 1", "fastest mode"):
+        assert words in said[0]
+    tiny = Segmenter(plan_of(), [threshold], budget=Budget(ram_bytes=2**20))
+    with pytest.raises(ConfigError, match="does not fit its budget"):
+        tiny(volume)
+
+
 # -- checkpoints, folders and the command ----------------------------------------------------------------------------
 
 
-def write_checkpoint(path: Path, siblings: int = 2, plan: Plan | None = None) -> Path:
+def write_checkpoint(path: Path, siblings: int = 2, plan: Plan | None = None, seed: int = 5) -> Path:
     """A checkpoint as training writes it, of small untrained networks."""
     plan = plan or plan_of()
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     networks = torch.nn.ModuleList(
         PlainUNet(len(plan.channels), plan.class_count, plan.topology.features, plan.topology.strides,
                   plan.topology.kernels)
@@ -242,6 +382,36 @@ def test_siblings_and_their_average(tmp_path: Path, checkpoint: Path, small_scan
     assert len(Segmenter.load(control, "average").networks) == 1
     with pytest.raises(ConfigError, match="one network only"):
         Segmenter.load(control, "2")
+
+
+def test_checkpoints_of_folds_are_averaged(tmp_path: Path, checkpoint: Path, small_scan: sitk.Image, capsys) -> None:
+    sitk.WriteImage(small_scan, str(tmp_path / "scan.mha"))
+    volume = read_volume(tmp_path / "scan.mha")
+    other = write_checkpoint(tmp_path / "fold1.ckpt", siblings=1, seed=6)
+    pair = Segmenter.load([checkpoint, other]).probabilities(volume)[0]
+    one, two = (Segmenter.load(path).probabilities(volume)[0] for path in (checkpoint, other))
+    torch.testing.assert_close(pair, (one + two) / 2, atol=1e-5, rtol=0)
+    assert not torch.allclose(one, two, atol=1e-2)
+    words = [str(checkpoint), str(other), str(tmp_path / "scan.mha"), str(tmp_path / "out")]
+    assert main(["segment", *words, "--device", "cpu"]) == 0
+    written = read_volume(tmp_path / "out" / "scan.nii.gz").array[0]
+    np.testing.assert_array_equal(written, Segmenter.load([checkpoint, other], device="cpu")(volume))
+    finer = write_checkpoint(tmp_path / "finer.ckpt", plan=plan_of(spacing_mm=(2.0, 2.0, 2.0)))
+    with pytest.raises(ConfigError, match="its spacing_mm is"):
+        Segmenter.load([checkpoint, finer])
+
+
+def test_the_budget_at_the_command_line(tmp_path: Path, checkpoint: Path, small_scan: sitk.Image, capsys) -> None:
+    sitk.WriteImage(small_scan, str(tmp_path / "scan.mha"))
+    words = ["segment", str(checkpoint), str(tmp_path / "scan.mha"), str(tmp_path / "out"), "--budget", "flare22"]
+    assert main([*words, "--max-ram", "30G"]) == 0
+    said = capsys.readouterr().err
+    assert "of 30.0 GB" in said
+    assert "of 216 s" in said
+    assert main([*words, "--overwrite", "--max-ram", "1M"]) == 1
+    assert "does not fit its budget" in capsys.readouterr().err
+    assert main([*words, "--max-ram", "much"]) == 2
+    assert "max ram 'much'" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
