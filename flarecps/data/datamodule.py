@@ -191,7 +191,7 @@ class ScanDataModule(LightningDataModule):
             return
         subjects = self._subjects("validation", self.validation_names, self.validation_patches)
         for index in range(self.rank, self.validation_patches, self.ranks):
-            subject = subjects[Draw(self.seed, epoch=0, stream="validation", index=index)]
+            subject = subjects.patch_at(Draw(self.seed, epoch=0, stream="validation", index=index))
             yield batch_of([subject], dimensions=len(self.patch_voxels))
 
     def val_dataloader(self) -> OneByOne | list[Any]:

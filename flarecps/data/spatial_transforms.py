@@ -262,10 +262,10 @@ def _sample_image(image: torch.Tensor, coordinates: Sequence[np.ndarray], patch:
     channels, axes = len(image), len(coordinates)
     output = np.broadcast_shapes(*(place.shape for place in coordinates))
     if coordinates[0].shape != output:
-        sampled = image.numpy()
+        scaled = image.numpy()
         for axis, place in enumerate(coordinates, start=image.ndim - axes):
-            sampled = _interpolated(sampled, place.ravel(), axis)
-        return torch.from_numpy(np.ascontiguousarray(sampled))
+            scaled = _interpolated(scaled, place.ravel(), axis)
+        return torch.from_numpy(scaled)
     region = image.shape[-axes:]
     grid = np.empty((*output, axes), dtype=np.float32)
     for axis, (place, size) in enumerate(zip(coordinates, region, strict=True)):

@@ -70,13 +70,14 @@ class PatchSubjects(tio.SubjectsDataset):
         """The patch at this address; in a worker, a ``Failure`` when it can't be read."""
         worker = get_worker_info()
         try:
-            return self._patch_at(draw, None if worker is None else worker.id)
+            return self.patch_at(draw, None if worker is None else worker.id)
         except FlarecpsError as error:
             if worker is None:
                 raise
             return Failure(error)
 
-    def _patch_at(self, draw: Draw, worker: int | None) -> tio.Subject:
+    def patch_at(self, draw: Draw, worker: int | None = None) -> tio.Subject:
+        """The patch at this address; ``worker`` (its number) first notes what it is about to read."""
         generator = draw.generator()
         name = choose_case(generator, self.settings.names)
         if worker is not None and self.whereabouts is not None:

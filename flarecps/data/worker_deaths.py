@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from flarecps.data.draws import Draw
@@ -27,28 +28,26 @@ class Whereabouts:
     """One line of text per worker, in memory that all processes share; made before the workers are."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
         self._lines = multiprocessing.RawArray(ctypes.c_char, max(workers, 1) * LINE_BYTES)
 
     def note(self, worker: int, case: str, draw: Draw) -> None:
         """Write down what ``worker``, the present process, is about to read, and what memory is free."""
-        line = (
-            f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{free_memory()}"
-        ).encode()[: LINE_BYTES - 1]
-        start = worker * LINE_BYTES
-        self._lines[start : start + LINE_BYTES] = line.ljust(LINE_BYTES, b"\0")
+        line = f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{free_memory()}"
+        self._table()[worker] = line.encode()
 
     def lines(self) -> dict[int, tuple[str, str]]:
         """By process id, what it read last and what memory was free then."""
-        raw = bytes(self._lines)
         found = {}
-        for worker in range(self.workers):
-            line = raw[worker * LINE_BYTES : (worker + 1) * LINE_BYTES].rstrip(b"\0").decode(errors="replace")
-            process, _, rest = line.partition("\t")
+        for line in self._table():
+            process, _, rest = line.decode(errors="replace").partition("\t")
             if process.isdigit():
                 reading, _, memory = rest.partition("\t")
                 found[int(process)] = (reading, memory)
         return found
+
+    def _table(self) -> np.ndarray:
+        """The lines as an array of byte strings; NumPy cuts and pads them."""
+        return np.frombuffer(self._lines, dtype=f"S{LINE_BYTES}")
 
 
 def free_memory() -> str:
