@@ -33,10 +33,12 @@ def content(name: str) -> dict[str, Any]:
 def overrides(name: str) -> list[str]:
     """What must differ on a tiny store and a CPU; everything else is the config's own."""
     words = ["--model.ramp.start", "0"]  # so that the second epoch has pseudo-labels
-    if name in PAPER:  # too large for a CPU, and first validated after 50 epochs
+    if name in PAPER or name.startswith("la"):  # too large for a CPU
         words += ["--model.topology", SMALL_TOPOLOGY[2 if "_2d" in name else 3]]
+    if name in PAPER:  # first validated after 50 epochs
         words += ["--trainer.check_val_every_n_epoch", "1"]
-    if name.startswith("kbp"):
+        words += ["--trainer.strategy", "auto", "--data.workers", "0"]  # of one process
+    if name.startswith(("kbp", "la")):
         words += ["--data.split", "default"]
     return words
 
@@ -103,10 +105,28 @@ def test_flare22_configs_are_the_papers(name: str) -> None:
     assert round(cost.parameters / 1e6, 2) == MILLIONS[kind]
     assert round(cost.macs_table_2 / 1e9, 2) == GMACS[kind]
     assert patch == ([512, 512] if kind == "2d" else [112, 160, 128])
-    batch = 12 if kind == "2d" else 2
+    batch = {"2d": 12, "3d": 2, "3d_8gpu": 16}[name.removeprefix("flare22_").split("_supervised")[0].split(".")[0]]
+    assert config["trainer"]["devices"] == (8 if batch == 16 else 1)
     assert config["data"]["global_batch"] == {"labelled": batch, "unlabelled": batch}
     assert (config["trainer"]["max_epochs"], config["data"]["iterations_per_epoch"]) == (1000, 250)
     assert config["model"]["ramp"] == {"final": 0.5, "length": 500, "start": 0}
     assert config["model"]["loss"]["init_args"] == {"batch_dice": True}
     assert config["model"]["clip_norm"] == 12
     assert config["data"]["max_unlabelled"] == 1000
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name in PAPER or name.startswith("la")])
+def test_the_comment_states_the_patches_that_a_training_sees(name: str) -> None:
+    text, config = (CONFIGS / name).read_text(), content(name)
+    steps = config["trainer"]["max_epochs"] * config["data"]["iterations_per_epoch"]
+    assert f"{steps * config['data']['global_batch']['labelled']:,} labelled" in " ".join(text.split())
+
+
+def test_left_atrium_config_is_the_literatures_protocol() -> None:
+    """The protocol of UA-MT and its successors: 112×112×80, 2 + 2 patches, 6000 steps, 8 of 80 scans labelled."""
+    config = content("la_3d.yaml")
+    assert sorted(config["data"]["patch_voxels"]) == [80, 112, 112]
+    assert config["data"]["patch_voxels"][0] == 80, "the slice axis is the short one"
+    assert config["data"]["global_batch"] == {"labelled": 2, "unlabelled": 2}
+    assert config["trainer"]["max_epochs"] * config["data"]["iterations_per_epoch"] == 6000
+    assert (config["data"]["split"], config["data"]["fold"]) == ("8_labelled", "all")
