@@ -7,7 +7,9 @@ The rule, so that ``def plan(dataset: Path, *, out: Path, gpu_memory_gb: float =
 - a parameter with default is an option; a positional-only one (before ``/``) is positional and may be left out;
 - a positional list takes one or more words;
 - a unit at the end of a name (``_gb``, ``_mm``) becomes the option's placeholder; underscores become dashes;
-- a bool is ``--name`` and ``--no-name``.
+- a bool is ``--name`` and ``--no-name``;
+- an optional list is an option that takes one or more words;
+- ``*command`` takes the words after ``--`` as they are.
 """
 
 from __future__ import annotations
@@ -51,9 +53,16 @@ def call_with_words(function: Callable[..., int | None], words: Sequence[str], p
     Raises SystemExit: 0 after ``--help``, 2 with usage and message when the words do not fit.
     """
     parser, names = build_parser(function, prog)
+    parameters = inspect.signature(function).parameters.values()
+    rest: list[str] = []
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        words, rest = _at_dashes(list(words))
     given = vars(parser.parse_args([_dashes(word) for word in words]))
     arguments, options = [], {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            arguments += rest
+            continue
         value = given[names[parameter.name]]
         if parameter.kind is parameter.POSITIONAL_ONLY:
             arguments.append(value)
@@ -70,6 +79,10 @@ def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParse
     hints = get_type_hints(function)
     names = {}
     for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            own = parser.format_usage().removeprefix("usage: ").strip()
+            parser.usage = f"{own} [OPTIONS] -- {parameter.name.upper()} ...".replace("[-h] ", "")
+            continue
         stem, _, unit = parameter.name.rpartition("_")
         has_unit = bool(stem) and unit in _UNITS
         names[parameter.name] = stem if has_unit else parameter.name
@@ -95,6 +108,11 @@ def _add(
         parser.add_argument(name, metavar=name.upper(), **details)
         return
     option = "--" + name.replace("_", "-")
+    listed = next((kind for kind in get_args(hint) if get_origin(kind) is list), None)
+    if listed is not None:
+        details |= {"type": listed.__args__[0], "nargs": "+", "metavar": _PLACEHOLDERS[listed.__args__[0]]}
+        parser.add_argument(option, required=required, **details)
+        return
     if hint is bool:
         parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), **details)
         return
@@ -102,6 +120,12 @@ def _add(
     if unit is not None or kinds:
         details["metavar"] = unit or _PLACEHOLDERS[kinds[0]]
     parser.add_argument(option, required=required, **details)
+
+
+def _at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first ``--``, and those after it."""
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
 
 
 def _dashes(word: str) -> str:

@@ -1,0 +1,184 @@
+"""A comparison as people read it: the paper's Tables 3 to 6 (organs down, methods across, mean last) and differences.
+
+`means` and `differences` give tables of words that Markdown, LaTeX and the terminal only dress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flarecps.evaluation.comparison import OVERALL, Cell, Comparison, Difference
+from flarecps.evaluation.ranking import FLARE_MEASURES, Standing
+from flarecps.reporting.tables import NO_NUMBER, markdown_table
+
+TITLES = {"dsc": "DSC", "nsd": "NSD"}
+DECIMALS = 4  # FLARE's and the paper's
+SMALLEST_P = 0.0001
+MOST_METHODS_BESIDE = 3  # more get a table per measure, so that a page holds it
+DIFFERENCE_HEADING = ("difference", "interval", "p", "p (Holm)", "better/equal/worse", "cases")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One cell in words: ``rest`` follows the number ("± 0.0512 (0.0031)"); ``best``: no other method shows more."""
+
+    number: str
+    rest: str = ""
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        """Number and rest."""
+        return f"{self.number} {self.rest}".rstrip()
+
+
+@dataclass(frozen=True)
+class MeansTable:
+    """One table: its measures, each with a column per method; rows of organ and cells, the mean last."""
+
+    measures: tuple[str, ...]
+    methods: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Shown, ...]], ...]
+
+
+def means(comparison: Comparison) -> list[MeansTable]:
+    """The tables of means: all measures in one like the paper's Table 4, or one each where there are many methods."""
+    methods = tuple(method.name for method in comparison.methods)
+    if len(methods) > MOST_METHODS_BESIDE:
+        return [means_of(comparison, measure) for measure in comparison.measures]
+    return [_means(comparison, comparison.measures, methods)]
+
+
+def means_of(comparison: Comparison, measure: str) -> MeansTable:
+    """The table of one measure, like the paper's Table 3."""
+    return _means(comparison, (measure,), tuple(method.name for method in comparison.methods))
+
+
+def differences(comparison: Comparison, measure: str, method: str) -> list[tuple[str, ...]]:
+    """Rows of words under ``organ`` and `DIFFERENCE_HEADING`: one method minus the baseline in one measure."""
+    found = comparison.differences[measure][method]
+    return [(row_title(organ), *_difference_cells(found[organ])) for organ in (*comparison.organs, OVERALL)]
+
+
+def row_title(organ: str) -> str:
+    """An organ as the paper's tables call it: the name of FLARE's column (``RK``, ``Liver``)."""
+    return organ.replace("_", " ")
+
+
+def interval_title(comparison: Comparison) -> str:
+    """``95 % interval``."""
+    return f"{100 * comparison.confidence:g} % interval"
+
+
+def caption(comparison: Comparison) -> str:
+    """What the numbers of the tables of means are."""
+    seeds = any(len(method.files) > 1 for method in comparison.methods)
+    counts = sorted({len(method.cases) for method in comparison.methods})
+    cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    words = f"Mean ± SD over {cases} case{'' if counts == [1] else 's'}"
+    return words + (", in brackets SD over seeds." if seeds else ".")
+
+
+def method_sentence(comparison: Comparison) -> str:
+    """How differences, intervals and p were found."""
+    return (
+        f"Method minus {comparison.baseline.name}, paired by case; {interval_title(comparison)} by bootstrap over "
+        f"cases (BCa, {comparison.resamples} resamples, seed {comparison.seed}); p: Wilcoxon's signed ranks, "
+        "two-sided; p (Holm): corrected over the organs; the mean's p is one test of its own."
+    )
+
+
+def comparison_markdown(comparison: Comparison, remarks: Sequence[str], ranking: str = "") -> str:
+    """The whole page: means, differences by method and measure, the ranking if there is one, remarks."""
+    parts = ["# Comparison\n", caption(comparison) + "\n"]
+    for table in means(comparison):
+        heading = ["organ", *(f"{TITLES[m]} {name}" for m in table.measures for name in table.methods)]
+        body = [[title, *(_markdown_cell(cell) for cell in cells)] for title, cells in table.rows]
+        parts.append(markdown_table(heading, body))
+    if len(comparison.methods) > 1:
+        parts += ["## Differences\n", method_sentence(comparison) + "\n"]
+    heading = ["organ", *DIFFERENCE_HEADING]
+    heading[2] = interval_title(comparison)
+    for method in comparison.methods[1:]:
+        for measure in comparison.measures:
+            parts.append(f"### {method.name} minus {comparison.baseline.name}: {TITLES[measure]}\n")
+            parts.append(markdown_table(heading, differences(comparison, measure, method.name)))
+    if ranking:
+        parts += ["## FLARE's ranking\n", ranking]
+    if remarks:
+        parts += ["## To be known\n", "".join(f"- {remark}\n" for remark in remarks)]
+    return "\n".join(parts)
+
+
+def ranking_rows(standings: Sequence[Standing]) -> list[list[str]]:
+    """Rows of words under `RANKING_HEADING`, best first."""
+    return [
+        [one.method, str(one.place), f"{one.score:.3f}", *(f"{one.ranks[m.name]:.3f}" for m in FLARE_MEASURES)]
+        for one in standings
+    ]
+
+
+RANKING_HEADING = ["method", "place", "score", *(f"{m.name} (×{m.weight:g})" for m in FLARE_MEASURES)]
+RANKING_SENTENCE = (
+    "Score: mean rank per case over five measures, GPU and CPU at half weight; 1 is best; equal values share their "
+    "mean rank."
+)
+
+
+def ranking_markdown(standings: Sequence[Standing], cases: int) -> str:
+    """The ranking as a table, with what the score is."""
+    table = markdown_table(RANKING_HEADING, ranking_rows(standings))
+    return f"{RANKING_SENTENCE} {cases} case{'' if cases == 1 else 's'}.\n\n{table}"
+
+
+def _means(comparison: Comparison, measures: tuple[str, ...], methods: tuple[str, ...]) -> MeansTable:
+    rows = []
+    for organ in (*comparison.organs, OVERALL):
+        cells: list[Shown] = []
+        for measure in measures:
+            cells += _marked([comparison.cells[measure][method][organ] for method in methods])
+        rows.append((row_title(organ), tuple(cells)))
+    return MeansTable(measures, methods, tuple(rows))
+
+
+def _marked(cells: Sequence[Cell]) -> list[Shown]:
+    """The cells of one measure in words; the highest as shown are best, unless all that have a number are equal."""
+    numbers = [NO_NUMBER if cell.mean is None else f"{cell.mean:.{DECIMALS}f}" for cell in cells]
+    there = {number for number in numbers if number != NO_NUMBER}
+    highest = max(there, default=None) if len(there) > 1 else None
+    return [Shown(number, _spread(cell), number == highest) for number, cell in zip(numbers, cells, strict=True)]
+
+
+def _spread(cell: Cell) -> str:
+    words = [] if cell.sd is None else [f"± {cell.sd:.{DECIMALS}f}"]
+    return " ".join(words + ([] if cell.seeds_sd is None else [f"({cell.seeds_sd:.{DECIMALS}f})"]))
+
+
+def _markdown_cell(cell: Shown) -> str:
+    return f"**{cell.number}** {cell.rest}".rstrip() if cell.best else cell.text
+
+
+def _difference_cells(one: Difference) -> tuple[str, ...]:
+    interval = NO_NUMBER
+    if one.interval is not None:
+        interval = f"{_signed(one.interval.low)} to {_signed(one.interval.high)}"
+    return (
+        NO_NUMBER if one.mean is None else _signed(one.mean),
+        interval,
+        _p(one.p),
+        _p(one.p_holm),
+        f"{one.counts.wins}/{one.counts.ties}/{one.counts.losses}",
+        str(one.n),
+    )
+
+
+def _signed(number: float) -> str:
+    shown = f"{number:+.{DECIMALS}f}"
+    return shown[1:] if float(shown) == 0 else shown
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return NO_NUMBER
+    return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.{DECIMALS}f}"

@@ -1,0 +1,225 @@
+"""The files of a comparison: what the user names on the command line becomes methods and their measures."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flarecps.errors import ConfigError, DatasetError
+from flarecps.evaluation.comparison import MEASURES, Method, ScoreFile, mean_along
+from flarecps.reporting.run_folder import read_scores
+from flarecps.volumes.io import scan_name
+
+SCORES, EFFICIENCY = "scores.csv", "efficiency.csv"
+TIME, CPU = "Time", "AUC_CPU_Time"
+GPU, GPU_TOLERATED = "AUC_GPU_Time", "AUC_GPU_Time_over_2048MB"
+
+
+def named_files(words: Sequence[str], file_name: str, names: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    """Method name → its files, in order, of words such as ``A.csv``, ``CPS=A.csv,B.csv`` or ``CPS=runs/cps_*``.
+
+    A folder stands for its ``file_name`` (also in ``scores/``). A word that is a path itself is taken as one, whatever
+    signs it holds. Without NAME= and ``names``, a method is called by the shortest ends of the paths that differ.
+
+    Raises ConfigError for a name used twice and a wrong number of ``names``, DatasetError for missing files.
+    """
+    given = [_split(word) for word in words]
+    files = [[_file(path, file_name) for path in paths] for _, paths in given]
+    if names is not None and len(names) != len(words):
+        raise ConfigError(f"--names has {len(names)} names for {len(words)} methods; expected one each, in order")
+    short = _short_names([found[0] for found in files])
+    called = list(names) if names is not None else [name or short[place] for place, (name, _) in enumerate(given)]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None or not all(called):
+        raise ConfigError(
+            f"the method name {twice or ''!r} is {'used twice' if twice else 'empty'}; several seeds of one method are "
+            f"written NAME=FILE,FILE, different methods have different names"
+        )
+    return dict(zip(called, files, strict=True))
+
+
+def read_method(name: str, paths: Sequence[Path]) -> Method:
+    """The method whose seeds were scored in these files.
+
+    Raises DatasetError for a table that is none, a case or a file twice, and scores outside 0 to 1.
+    """
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise DatasetError(f"{name}: the same file twice; name every seed once")
+    return Method(name, tuple(_read_score_file(path) for path in paths))
+
+
+def read_efficiency(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Case → measure → mean over the files, of tables with FLARE's columns; other columns with numbers come along.
+
+    A case or measure that a file lacks is averaged over the other files. Raises DatasetError for other tables.
+    """
+    gathered: dict[str, dict[str, list[float]]] = {}
+    for path in paths:
+        for row in _read_efficiency_rows(path):
+            case = gathered.setdefault(row.pop("Name"), {})
+            for measure, number in row.items():
+                case.setdefault(measure, []).append(number)
+    return {case: {m: float(np.mean(found)) for m, found in row.items()} for case, row in gathered.items()}
+
+
+def ranking_values(
+    methods: Sequence[Method], efficiencies: Sequence[dict[str, dict[str, float]]]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
+    """Methods × cases of FLARE's five measures, the cases that can be ranked, and remarks on what was taken.
+
+    A case needs a mean DSC, a mean NSD and the three efficiencies of every method. Raises DatasetError for none.
+    """
+    everyone = tuple(dict.fromkeys(case for method in methods for case in method.cases))
+    gpu = GPU_TOLERATED if all(GPU_TOLERATED in row for one in efficiencies for row in one.values()) else GPU
+    tables = {
+        **{m.upper(): np.stack([mean_along(o.scores(m, everyone, o.organs), 1) for o in methods]) for m in MEASURES},
+        **{
+            name: np.array([[one.get(case, {}).get(column, np.nan) for case in everyone] for one in efficiencies])
+            for name, column in ((TIME, TIME), (GPU, gpu), (CPU, CPU))
+        },
+    }
+    whole = np.isfinite(np.stack(list(tables.values()))).all(axis=(0, 1))
+    cases = tuple(case for case, there in zip(everyone, whole, strict=True) if there)
+    if not cases:
+        raise DatasetError(
+            "no case has DSC, NSD, Time, AUC_GPU_Time and AUC_CPU_Time of every method; expected efficiency tables "
+            "whose Name column holds the names of the scored cases (flarecps efficiency --name CASE)"
+        )
+    said = [
+        "AUC GPU is of the memory above 2048 MB, FLARE's tolerance"
+        if gpu == GPU_TOLERATED
+        else "AUC GPU is of all memory, without FLARE's tolerance of 2048 MB (efficiency_all.csv has both)"
+    ]
+    if len(cases) < len(everyone):
+        left_out = [case for case in everyone if case not in cases]
+        said.append(f"ranked over {len(cases)} of {len(everyone)} cases; not all measures of {', '.join(left_out[:5])}"
+                    + (", …" if len(left_out) > 5 else ""))  # fmt: skip
+    return {name: table[:, whole] for name, table in tables.items()}, cases, said
+
+
+def _split(word: str) -> tuple[str | None, list[str]]:
+    """(name or None, paths) of one word."""
+    if Path(word).exists():
+        return None, [word]
+    name, equals, rest = word.partition("=")
+    listed = rest if equals else word
+    if Path(listed).exists():
+        paths = [listed]
+    else:
+        paths = [one for part in listed.split(",") if part for one in _matching(part)]
+    if not paths:
+        raise ConfigError(f"{word!r}: no file named; expected FILE, NAME=FILE or NAME=FILE,FILE (the seeds)")
+    return (name.strip() if equals else None), paths
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that a pattern with * or ? stands for, sorted: the shell leaves one behind NAME= as it is."""
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return [pattern]
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise DatasetError(f"{pattern}: nothing matches this pattern; expected score files or folders")
+    return found
+
+
+def _file(path: str, file_name: str) -> Path:
+    given = Path(path)
+    candidates = [given / file_name, given / "scores" / file_name] if given.is_dir() else [given]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    maker = "flarecps score" if file_name == SCORES else "flarecps efficiency"
+    where = f"{given} holds no {file_name}" if given.is_dir() else f"{given}: no such file"
+    raise DatasetError(f"{where}; expected a table made by '{maker} … --out DIR', or its folder")
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all apart, usual file and folder names left out."""
+    ends = []
+    for file in files:
+        path = file.resolve()
+        parts = list(path.with_suffix("").parts)
+        while len(parts) > 2 and parts[-1] in ("scores", "efficiency", "efficiency_all"):
+            parts.pop()
+        ends.append(parts)
+    depth = 1
+    while len({tuple(end[-depth:]) for end in ends}) < len({tuple(end) for end in ends}):
+        depth += 1
+    return ["/".join(end[-depth:]) for end in ends]
+
+
+def _read_score_file(path: Path) -> ScoreFile:
+    scores = read_scores(path)
+    twice = next((case for case in scores.cases if scores.cases.count(case) > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{path}: the case {twice!r} has two rows; keep one")
+    for measure, values in (("DSC", scores.dsc), ("NSD", scores.nsd)):
+        wrong = np.argwhere(~np.isnan(values) & ~((values >= 0) & (values <= 1)))
+        if wrong.size:
+            row, column = wrong[0]
+            raise DatasetError(
+                f"{path}: {scores.columns[column]}_{measure} of {scores.cases[row]} is {values[row, column]:g}; "
+                "expected shares from 0 to 1 (divide percentages by 100)"
+            )
+    settings = _settings(path.with_suffix(".json"))
+    tolerances = settings.get("tolerances_mm")
+    return ScoreFile(
+        str(path),
+        scores.cases,
+        scores.columns,
+        {"dsc": scores.dsc, "nsd": scores.nsd},
+        settings.get("protocol"),
+        tolerances if isinstance(tolerances, dict) else {},
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The JSON that ``flarecps score`` writes beside its table; {} for tables from elsewhere."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("format") == "flarecps-scores" else {}
+
+
+def _read_efficiency_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    needed = ("Name", TIME, GPU, CPU)
+    absent = [column for column in needed if not rows or column not in rows[0]]
+    if absent:
+        raise DatasetError(
+            f"{path}: not a table of efficiency ({'no rows' if not rows else 'without ' + ', '.join(absent)}); "
+            f"expected the columns {', '.join(needed)}: see 'flarecps efficiency'"
+        )
+    read = []
+    for row in rows:
+        numbers: dict[str, Any] = {}
+        for column, text in row.items():
+            number = _number(text)
+            if number is not None:
+                numbers[column] = number
+            elif column in needed[1:]:
+                raise DatasetError(f"{path}: {column} of {row['Name']} is {text!r}; expected a number")
+        numbers["Name"] = scan_name(row["Name"])
+        read.append(numbers)
+    names = [row["Name"] for row in read]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{path}: the case {twice!r} has two rows; keep one")
+    return read
+
+
+def _number(text: Any) -> float | None:
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
