@@ -8,7 +8,7 @@ The rule, so that ``def plan(dataset: Path, *, out: Path, gpu_memory_gb: float =
 - a positional list takes one or more words;
 - a unit at the end of a name (``_gb``, ``_mm``) becomes the option's placeholder; underscores become dashes;
 - a bool is ``--name`` and ``--no-name``;
-- an optional list is an option that takes one or more words;
+- an optional list of words is an option that takes one or more of them (a list of numbers is written ``[0,1]``);
 - ``*command`` takes the words after ``--`` as they are.
 """
 
@@ -108,9 +108,8 @@ def _add(
         parser.add_argument(name, metavar=name.upper(), **details)
         return
     option = "--" + name.replace("_", "-")
-    listed = next((kind for kind in get_args(hint) if get_origin(kind) is list), None)
-    if listed is not None:
-        details |= {"type": listed.__args__[0], "nargs": "+", "metavar": _PLACEHOLDERS[listed.__args__[0]]}
+    if list[str] in get_args(hint):
+        details |= {"type": str, "nargs": "+", "metavar": _PLACEHOLDERS[str]}
         parser.add_argument(option, required=required, **details)
         return
     if hint is bool:
