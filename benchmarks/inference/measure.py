@@ -14,7 +14,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GL
 def one_thread() -> None:
     """Call this before NumPy, torch or ITK are imported."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    os.environ["nnUNet_def_n_proc"] = "1"
+    os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112  # nnU-Net reads this spelling
 
 
 def resident_bytes(field: str) -> int:
