@@ -53,7 +53,7 @@ def inspect(
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, inspection_to_json(inspection))
-        console.print(f"all findings: {json}", markup=False, highlight=False)
+        console.print(f"all findings: {json}", markup=False, highlight=False, soft_wrap=True)
     if annotated is not None:
         proposal = inspection.annotated_proposal()
         annotated.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def inspect(
         from flarecps.reporting.doctor import write_doctor_page
 
         write_doctor_page(html, inspection, workers, progress)
-        console.print(f"the page with pictures: {html}", markup=False, highlight=False)
+        console.print(f"the page with pictures: {html}", markup=False, highlight=False, soft_wrap=True)
     counts = inspection.summary["findings"]
     verdict = "[bold red]would break training[/]" if inspection.breaks_training else "[green]fit for training[/]"
     console.print(f"{verdict}: {counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes")

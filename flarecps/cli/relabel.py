@@ -37,8 +37,10 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     console = Console()
     for outcome in outcomes:
         if outcome.error is not None:
-            console.print(f"{outcome.name}: {outcome.error}", style="bold red", markup=False, highlight=False)
+            console.print(
+                f"{outcome.name}: {outcome.error}", style="bold red", markup=False, highlight=False, soft_wrap=True
+            )
     failed = sum(outcome.failed for outcome in outcomes)
     changed = sum(outcome.value or 0 for outcome in outcomes)
-    console.print(f"{out}: {len(files) - failed} label maps, {changed} voxels renumbered", markup=False)
+    console.print(f"{out}: {len(files) - failed} label maps, {changed} voxels renumbered", markup=False, soft_wrap=True)
     return 1 if failed else 0
