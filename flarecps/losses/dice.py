@@ -51,7 +51,7 @@ def dice_cross_entropy(
     training is distributed, the average of this loss over the ranks (equally many samples each) is the loss of the
     whole batch, and so is the average of its gradients, which DDP takes.
     """
-    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated)
+    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated).to(logits.device)
     sums = class_sums(logits, labels, joined, counted)
     voxels = sums.present.sum(1)
     if counted is None:
@@ -63,7 +63,7 @@ def dice_cross_entropy(
         return entropy - dice.mean()
     takes_part = torch.ones_like(dice)
     if annotated is not None:
-        takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice.dtype), batch_dice)
+        takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice), batch_dice)
     if counted is not None:
         takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
     number = takes_part.sum().clamp_min(1) if batch_dice else _average_of_ranks(takes_part.sum())
