@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flarecps.evaluation import overlap
-from flarecps.evaluation.overlap import Overlap, dice_per_label, joint_histogram
+from flarecps.evaluation.overlap import Overlap, dice_per_label, exchanged_labels, joint_histogram
 
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
 
@@ -73,3 +73,12 @@ def test_unfitting_arrays_are_refused() -> None:
         joint_histogram(one, one[:1])
     with pytest.raises(ValueError, match="uint8"):
         joint_histogram(one, one.astype(np.int16))
+
+
+def test_exchanged_labels() -> None:
+    """Labels 1 and 2 trade places; 3 is only half found; 4 misses its own and meets nothing; 5 is nowhere."""
+    reference = np.repeat(np.array([1, 1, 2, 2, 3, 3, 4, 0, 0], np.uint8), 20)[None, None]
+    prediction = np.repeat(np.array([2, 2, 1, 1, 3, 0, 0, 4, 0], np.uint8), 20)[None, None]
+    found = exchanged_labels(joint_histogram(prediction, reference), (1, 2, 3, 4, 5))
+    assert found == [(1, 2, 1.0), (2, 1, 1.0)]
+    assert exchanged_labels(joint_histogram(reference, reference), (1, 2, 3, 4, 5)) == []
