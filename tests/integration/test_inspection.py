@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import re
 import shutil
 from collections.abc import Callable
@@ -138,6 +139,7 @@ def missing_slice(root: Path) -> None:
     (root / U1).unlink()
     folder = root / "imagesUn/u1"
     folder.mkdir()
+    spoken = locale.setlocale(locale.LC_CTYPE)  # GDCM's writer leaves "C" behind, and files read as ASCII
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for index, plane in enumerate(array[:, ::-1, ::-1].astype(np.int16)):
@@ -152,6 +154,7 @@ def missing_slice(root: Path) -> None:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"slice{index:03d}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_CTYPE, spoken)
 
 
 def other_spacing(root: Path) -> None:
