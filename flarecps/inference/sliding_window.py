@@ -161,9 +161,8 @@ def scores_by_slab(
     ``course`` may change step and mirroring on the way. When a GPU's memory runs out, ``ladder`` is
     stepped down and the windows tried again; nothing is lost.
     """
-    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, ladder)
     frame = Frame(tuple(image.shape[1:]), volume_patch(patch_voxels))
-    weights = gaussian_weights(frame.patch)
+    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, ladder, gaussian_weights(frame.patch))
     sums = SlabSums(frame.shape[1:], uncovered_scores(classes, accumulate), ladder.now.sums_on, ladder.now.half_sums)
     inside, depth = frame.inside, frame.patch[0]
     begin, step = 0, course.step
@@ -184,7 +183,7 @@ def scores_by_slab(
             began = time.monotonic()
             batch, chosen = chosen[: ladder.now.batch], chosen[ladder.now.batch :]
             tiles = torch.stack([frame.tile(image, place, convert) for place in batch])
-            run.count(tiles, batch, course.mirroring, sums, weights, (classes, *frame.patch))
+            run.count(tiles, batch, course.mirroring, sums, (classes, *frame.patch))
             _call(advance, len(batch))
             course.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
         with torch.no_grad():
@@ -214,6 +213,7 @@ class _Run:
     flat: bool
     accumulate: Accumulate
     ladder: Ladder
+    weights: Tensor  # (*patch)
 
     def __post_init__(self) -> None:
         self._move()
@@ -234,7 +234,6 @@ class _Run:
         places: Sequence[Place],
         mirroring: Mirroring | None,
         sums: SlabSums,
-        weights: Tensor,
         expected: tuple[int, ...],
     ) -> None:
         """Add the scores of ``tiles`` (B, C, *patch) at ``places``; fewer at a time when they do not fit."""
@@ -249,9 +248,10 @@ class _Run:
                 raise ValueError(
                     f"the network gives {tuple(found.shape[1:])} (classes, patch) for a window, expected {expected}"
                 )
-            weights = weights.to(sums.device)
+            if self.weights.device != sums.device:
+                self.weights = self.weights.to(sums.device)
             for place, score in zip(places[part], found.to(sums.device), strict=True):
-                sums.add(place, score, weights)
+                sums.add(place, score, self.weights)
             done += len(found)
 
     def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:

@@ -16,7 +16,7 @@ from flarecps.preprocessing.intensity import channel_statistics
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume
-from flarecps.volumes.resampling import coarse_axis, resample, resample_into, resample_labels, resampled_shape
+from flarecps.volumes.resampling import coarse_axis, resample_into, resample_labels, resampled_shape
 
 FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the field of view
 
@@ -118,30 +118,6 @@ def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
     canonical = np.ascontiguousarray(_from_network(labels, way_back.axis_order))
     resampled = resample_labels(canonical, way_back.box.shape, _coarse_axis_back(way_back))
     return uncrop(resampled, way_back.box, way_back.scan_shape, 0)
-
-
-def probabilities_to_scan_labels(probabilities: np.ndarray, way_back: WayBack) -> LabelArray:
-    """Labels on the canonical scan grid from class probabilities (K, S, H, W) of the network's grid.
-
-    Each class is resampled linearly and compared with the best so far, so that memory holds two classes, not K, at
-    the scan's size; equal classes give the lower one. 0 outside the field of view.
-    """
-    _check_shape(probabilities.shape[1:], way_back)
-    coarse = _coarse_axis_back(way_back)
-    best = np.full(way_back.box.shape, -np.inf, dtype=np.float32)
-    labels = np.zeros(way_back.box.shape, dtype=np.uint8)
-    for label, one in enumerate(probabilities):
-        canonical = np.ascontiguousarray(_from_network(one, way_back.axis_order), dtype=np.float32)
-        resampled = resample(canonical[None], way_back.box.shape, order=1, coarse_axis=coarse)[0]
-        better = resampled > best
-        labels[better] = label
-        np.maximum(best, resampled, out=best)
-    return uncrop(labels, way_back.box, way_back.scan_shape, 0)
-
-
-def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:
-    """The canonical shape that a scan of ``shape`` at ``spacing_mm`` has at the plan's spacing."""
-    return resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm))
 
 
 def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flarecps.errors import ScanError
+from flarecps.inference.export import scan_labels
 from flarecps.planning.plan import Intensity, Plan, Topology
-from flarecps.preprocessing.case import WayBack, labels_to_scan, prepare_case, probabilities_to_scan_labels
+from flarecps.preprocessing.case import WayBack, labels_to_scan, prepare_case
 from flarecps.preprocessing.intensity import channel_statistics, normalise
 from flarecps.preprocessing.samples import sample_voxels
 from flarecps.volumes.io import Source, Volume
@@ -73,7 +75,7 @@ def test_without_resampling_the_way_back_is_exact(order: tuple) -> None:
     assert prepared.image.shape[1:] == prepared.labels.shape == prepared.way_back.network_shape
     np.testing.assert_array_equal(labels_to_scan(prepared.labels, prepared.way_back), labels[0])
     one_hot = np.eye(4, dtype=np.float32)[prepared.labels].transpose(3, 0, 1, 2)
-    np.testing.assert_array_equal(probabilities_to_scan_labels(one_hot, prepared.way_back), labels[0])
+    np.testing.assert_array_equal(scan_labels([torch.from_numpy(one_hot)], prepared.way_back), labels[0])
 
 
 def test_a_resampled_case_is_the_resampled_crop() -> None:
@@ -111,7 +113,7 @@ def test_probabilities_go_back_linearly_class_by_class() -> None:
     canonical = probabilities.transpose(0, 1, 3, 2)
     expected = np.zeros((12, 14, 16), np.uint8)
     expected[1:-2, 2:-1, 3:-3] = resample(canonical, (9, 11, 10), order=1).argmax(axis=0)
-    np.testing.assert_array_equal(probabilities_to_scan_labels(probabilities, way_back), expected)
+    np.testing.assert_array_equal(scan_labels([torch.from_numpy(probabilities)], way_back), expected)
 
 
 def test_in_2d_slices_stay_where_they_are() -> None:
