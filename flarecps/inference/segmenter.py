@@ -144,30 +144,42 @@ class Segmenter:
         plan, networks = load_networks(paths, sibling)
         return cls(plan, networks, say, **settings)
 
-    def __call__(self, volume: Volume, show_progress: bool = False, began_s: float | None = None) -> LabelArray:
+    def __call__(
+        self,
+        volume: Volume,
+        show_progress: bool = False,
+        began_s: float | None = None,
+        prepared: Prepared | None = None,
+        each_slab: Callable[[Tensor, WayBack], None] | None = None,
+    ) -> LabelArray:
         """Labels, uint8 (slice, row, column), on the canonical grid of ``volume``; 0 outside the field of view.
 
         ``show_progress`` shows a bar over the windows. ``began_s`` (``time.monotonic()``) is when the scan's time began
-        to count, by default now. Raises ScanError when the channels are not the plan's, ConfigError when the budget's
-        memory can't suffice.
+        to count, by default now. ``prepared`` is what ``prepare`` gave for this scan, if that was done ahead.
+        ``each_slab`` is shown the scores (K, n, H, W) on the network's grid as they come. Raises ScanError when the
+        channels are not the plan's, ConfigError when the budget's memory can't suffice.
         """
         began_s = time.monotonic() if began_s is None else began_s
         volume = self._seen(volume)
         if not self.settings.budget:
-            prepared = prepare_case(volume, self.plan)
+            prepared = prepared or prepare_case(volume, self.plan)
             work = self._wanted()
-            course = Course(work.step, self.mirroring)
-            return scan_labels(self._slabs(prepared, work, course, volume, show_progress), prepared.way_back, work.mode)
+            slabs = self._slabs(prepared, work, Course(work.step, self.mirroring), volume, show_progress)
+            return scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
         work, foretold = self.foretell(volume, began_s)
         self._tell(plan_in_words(work, foretold, self.settings.budget))
         with RamMeter() as ram:
             forget_vram_peak(self.device)
-            prepared = prepare_case(volume, self.plan)
+            prepared = prepared or prepare_case(volume, self.plan)
             course = self._course(work, volume, began_s)
             slabs = self._slabs(prepared, work, course, volume, show_progress)
-            labels = scan_labels(slabs, prepared.way_back, work.mode)
+            labels = scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
         self._tell(_what_it_took(ram.peak, vram_peak_bytes(self.device), time.monotonic() - began_s))
         return labels
+
+    def prepare(self, volume: Volume) -> Prepared:
+        """The scan on the network's grid, the first part of segmenting it; may be done in another thread."""
+        return prepare_case(self._seen(volume), self.plan)
 
     def probabilities(self, volume: Volume, show_progress: bool = False) -> tuple[Tensor, WayBack]:
         """Class probabilities (K, S, H, W), float32, on the network's grid, and the way back to the scan's."""
@@ -308,6 +320,15 @@ def torch_device(name: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device '{name}': not available here; expected auto, cpu, cuda or cuda:N") from error
     return device
+
+
+def _shown(
+    slabs: Iterator[Tensor], way_back: WayBack, each_slab: Callable[[Tensor, WayBack], None] | None
+) -> Iterator[Tensor]:
+    for slab in slabs:
+        if each_slab is not None:
+            each_slab(slab, way_back)
+        yield slab
 
 
 def _what_it_took(ram_bytes: int, vram_bytes: int, seconds: float) -> str:
