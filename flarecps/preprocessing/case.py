@@ -104,9 +104,14 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     return Prepared(image, label_map, way_back, channel_statistics(array, to_type))
 
 
+def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:
+    """The canonical grid, at the plan's spacing, of a scan that fills its field of view."""
+    return resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm))
+
+
 def network_shape(shape: Triple, spacing_mm: SpacingMm, plan: Plan) -> Triple:
-    """The network's grid, in its own order of axes, for a scan that fills its field of view."""
-    return in_network_order(resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm)), plan.axis_order)
+    """The same grid in the network's own order of axes."""
+    return in_network_order(shape_at_target(plan, shape, spacing_mm), plan.axis_order)
 
 
 def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
