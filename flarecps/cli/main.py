@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "segment": Command("flarecps.cli.segment", "segment", "segment a scan, a folder or a DICOM series"),
     "score": Command("flarecps.cli.score", "score", "compare predictions with references: DSC and NSD per organ"),
     "compare": Command("flarecps.cli.compare", "compare", "methods side by side: tables, paired statistics, ranking"),
+    "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
 }

@@ -15,7 +15,7 @@ from flarecps.cli.arguments import call_with_words
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "score", "compare", "summary", "report"]  # fmt: skip
+                "segment", "score", "compare", "efficiency", "summary", "report"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.LIGHTNING_COMMANDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 

@@ -1,0 +1,202 @@
+"""Meters: what the machine, a process tree and a graphics card use at this moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+from flarecps.errors import ConfigError
+
+MIB = 2**20
+LOOKING_SHARE = 0.2  # of the time may go into looking for new processes, on machines that run thousands
+
+
+@dataclass(frozen=True)
+class HostReading:
+    """The whole machine: processor seconds since it started, and MB of memory in use.
+
+    The seconds are: user, system, idle, waiting for disks, and all of these and the rest.
+    """
+
+    cpu_s: tuple[float, float, float, float, float]
+    ram_mb: float
+
+
+def read_host() -> HostReading:
+    """The machine now."""
+    times = psutil.cpu_times()
+    # psutil counts the time of guests in user and nice as well
+    everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    waiting = getattr(times, "iowait", 0.0)
+    return HostReading((times.user, times.system, times.idle, waiting, everything), psutil.virtual_memory().used / MIB)
+
+
+class TreeMeter:
+    """A command and its descendants: processor time counted up, and memory now.
+
+    Where this process adopts orphans (`adopting_orphans`), those of the tree stay in it. ``before`` are processes that
+    are none of its: children that this process has for other purposes.
+    """
+
+    def __init__(self, root: int, before: frozenset[int] = frozenset()) -> None:
+        self._root = root
+        self._before = before
+        self._processes: dict[int, psutil.Process] = {}
+        self._look_again_at = 0.0
+        self._orphans_cpu_s = 0.0
+        self._cpu_s = 0.0
+        with suppress(psutil.NoSuchProcess):
+            self._processes[root] = psutil.Process(root)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every process known; a number that another process has got meanwhile is not taken for it."""
+        for process in list(self._processes.values()):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.send_signal(number)
+
+    def signal_root(self, number: int) -> None:
+        """Send a signal to the command itself, if it is still there."""
+        root = self._processes.get(self._root)
+        if root is not None:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                root.send_signal(number)
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes known to be alive at the last reading."""
+        return frozenset(self._processes)
+
+    def read(self) -> tuple[float, float]:
+        """(processor seconds since the start, MB resident now). What vanishes while it is read counts as gone."""
+        self._look()
+        cpu_s, ram = self._orphans_cpu_s, 0
+        for pid, process in list(self._processes.items()):
+            try:
+                with process.oneshot():
+                    times, memory = process.cpu_times(), process.memory_info()
+            except psutil.NoSuchProcess:
+                del self._processes[pid]
+                continue
+            except psutil.AccessDenied:  # another user's (sudo): it is there, and not ours to read
+                continue
+            # Who was waited for is in its parent's children_*, so nobody is lost and nobody counts twice.
+            cpu_s += times.user + times.system + times.children_user + times.children_system
+            ram += memory.rss
+        self._cpu_s = max(self._cpu_s, cpu_s)
+        return self._cpu_s, ram / MIB
+
+    def close(self, root_cpu_s: float) -> tuple[float, list[psutil.Process]]:
+        """(processor seconds in all, who is left) once the root has ended; ``root_cpu_s`` is its own, with children."""
+        self._look_again_at = 0.0
+        self._look()
+        self._processes.pop(self._root, None)
+        left = []
+        for process in self._processes.values():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                times = process.cpu_times()
+                root_cpu_s += times.user + times.system + times.children_user + times.children_system
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        return max(self._cpu_s, root_cpu_s + self._orphans_cpu_s), left
+
+    def _look(self) -> None:
+        """Take in new processes, bury orphans."""
+        began = time.perf_counter()
+        if began < self._look_again_at:
+            return
+        us = os.getpid()
+        for process in psutil.Process(us).children(recursive=True):
+            if process.pid in self._before:
+                continue
+            if process.pid != self._root and self._buried(process, us):
+                continue
+            self._processes.setdefault(process.pid, process)
+        now = time.perf_counter()
+        self._look_again_at = now + (now - began) * (1 / LOOKING_SHARE - 1)
+
+    def _buried(self, process: psutil.Process, us: int) -> bool:
+        """Whether this was an orphan that has ended; its processor time is kept."""
+        try:
+            if process.ppid() != us or process.status() != psutil.STATUS_ZOMBIE:
+                return False
+            pid, _, usage = os.wait4(process.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            return True
+        if pid:
+            self._orphans_cpu_s += usage.ru_utime + usage.ru_stime
+            self._processes.pop(process.pid, None)
+        return bool(pid)
+
+
+class CardMeter:
+    """The memory of one NVIDIA card, through NVML. A reading that fails repeats the last; ``failures`` counts them."""
+
+    def __init__(self, nvml: ModuleType | Any, index: int) -> None:
+        self._nvml = nvml
+        self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        self.index = index
+        name = nvml.nvmlDeviceGetName(self._handle)
+        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        self.failures = 0
+        self.tells_processes = True
+        self._last = self._used_mb()
+
+    def read(self, pids: frozenset[int]) -> tuple[float, float]:
+        """(MB in use on the card: total - free, as FLARE; MB of these processes, 0 where the driver does not tell)."""
+        try:
+            self._last = self._used_mb()
+        except self._nvml.NVMLError:
+            self.failures += 1
+        return self._last, self._of_processes_mb(pids)
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
+
+    def _used_mb(self) -> float:
+        memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
+        return (memory.total - memory.free) / MIB
+
+    def _of_processes_mb(self, pids: frozenset[int]) -> float:
+        if not self.tells_processes:
+            return 0.0
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError:
+            self.tells_processes = False
+            return 0.0
+        sizes = [one.usedGpuMemory for one in running if one.pid in pids]
+        self.tells_processes = None not in sizes
+        return sum(size for size in sizes if size is not None) / MIB
+
+
+def open_card(index: int | None, nvml: ModuleType | Any | None = None) -> CardMeter | None:
+    """The meter of a card; without ``index`` that of the first one, or None where there is none.
+
+    ``nvml`` is the module to ask, pynvml by default. Raises ConfigError for an ``index`` that is no card.
+    """
+    if nvml is None:
+        import pynvml as nvml
+    try:
+        nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as error:
+        if index is None:
+            return None
+        raise ConfigError(
+            f"--gpu {index}: no NVIDIA card can be asked here ({error}); leave --gpu out to measure without one"
+        ) from error
+    if not count and index is None:
+        nvml.nvmlShutdown()
+        return None
+    if not 0 <= (index or 0) < count:
+        nvml.nvmlShutdown()
+        raise ConfigError(f"--gpu {index}: there is no such card; expected 0 to {count - 1} (nvidia-smi lists them)")
+    return CardMeter(nvml, index or 0)
