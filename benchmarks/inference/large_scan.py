@@ -1,6 +1,6 @@
 """A 512×512×1000 scan with 14 classes through ``flarecps segment --max-ram 8G``, as a user runs it.
 
-    python benchmarks/inference/large_scan.py OUT [--slices 1000] [--max-ram 8G]
+    python benchmarks/inference/large_scan.py OUT [--slices 1000] [--max-ram 8G] [--device cuda --max-vram 2048M]
 
 The network is a small U-Net with random weights, the worst case of the way back: its labels change from voxel to voxel,
 so that nearly every voxel is interpolated. OUT/large_scan.json holds time, the highest resident memory of the process
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--slices", type=int, default=1000)
     parser.add_argument("--max-ram", default="8G")
+    parser.add_argument("--max-vram", help="such as 2048M, with --device cuda")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     scan, checkpoint, result = (options.out / name for name in ("scan.nii", "tiny.ckpt", "labels.nii.gz"))
@@ -49,7 +51,17 @@ def main() -> None:
                            checkpoint=str(checkpoint), scan=str(scan), spacing_mm=SPACING_MM)  # fmt: skip
     subprocess.run([sys.executable, "-c", words], check=True)
     made_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    command = ["segment", str(checkpoint), str(scan), str(result), "--max-ram", options.max_ram, "--device", "cpu"]
+    command = [
+        "segment",
+        str(checkpoint),
+        str(scan),
+        str(result),
+        "--max-ram",
+        options.max_ram,
+        "--device",
+        options.device,
+    ]
+    command += ["--max-vram", options.max_vram] if options.max_vram else []
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "flarecps", *command, "--overwrite"], check=True, text=True,
                           capture_output=True)  # fmt: skip
