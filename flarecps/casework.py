@@ -99,7 +99,7 @@ def work_through(
         workers = min(workers, len(cases))
         if workers <= 1:
             for index, (_, argument) in enumerate(cases):
-                finish(index, *_attempt(function, argument))
+                finish(index, *attempt(function, argument))
         else:
             _work_in_processes(function, cases, workers, finish)
     return [outcomes[index] for index in range(len(cases))]
@@ -201,7 +201,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _attempt(function: Callable[[A], T], argument: A) -> tuple[T | None, str | None]:
+def attempt(function: Callable[[A], T], argument: A) -> tuple[T | None, str | None]:
     """The function's value and no error, or no value and its error in one line."""
     try:
         return function(argument), None
@@ -271,7 +271,7 @@ def _run_pool(
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < workers:  # no case is handed out that could not start at once
-                    under_way[pool.submit(_attempt, function, cases[waiting[0]][1])] = waiting[0]
+                    under_way[pool.submit(attempt, function, cases[waiting[0]][1])] = waiting[0]
                     waiting.popleft()
                 ended = wait(under_way, return_when=FIRST_COMPLETED).done
                 whole = [future for future in ended if not isinstance(future.exception(), BrokenProcessPool)]
