@@ -182,7 +182,8 @@ def report(result: dict[str, Any]) -> str:
 def call(python: str, script: str, *words: object) -> str:
     """What the script prints; its errors come through."""
     command = [python, str(HERE / script), *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    one_thread = {"OMP_NUM_THREADS": "1"}  # on a CPU, seconds are those of the process, all threads together
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | one_thread).stdout
 
 
 if __name__ == "__main__":
