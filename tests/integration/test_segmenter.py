@@ -345,6 +345,29 @@ def test_a_budget_is_foretold_traded_and_reported(tmp_path: Path) -> None:
         tiny(volume)
 
 
+def test_memory_that_runs_out_is_survived_and_remembered(tmp_path: Path) -> None:
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    volume = read_volume(tmp_path / "scan.nii.gz")
+    batches: list[int] = []
+
+    def small_gpu(tiles: torch.Tensor) -> torch.Tensor:
+        batches.append(len(tiles))
+        if len(tiles) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return threshold(tiles)
+
+    said: list[str] = []
+    segmenter = Segmenter(plan_of(), [small_gpu], say=said.append, batch=8)
+    np.testing.assert_array_equal(segmenter(volume), Segmenter(plan_of(), [threshold])(volume))
+    assert said == [
+        "the GPU's memory ran out; went on with 2 windows at a time on cpu, sums in single precision on cpu"
+    ]
+    assert batches[:3] == [8, 4, 2]
+    batches.clear()
+    segmenter(volume)
+    assert max(batches) == 2  # the next scan begins there
+
+
 # -- checkpoints, folders and the command ----------------------------------------------------------------------------
 
 
