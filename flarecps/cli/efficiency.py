@@ -51,15 +51,13 @@ def efficiency(
 
     from flarecps.evaluation.measured_run import run_measured
     from flarecps.evaluation.meters import open_card
-    from flarecps.reporting.efficiency_files import case_name
+    from flarecps.reporting.efficiency_files import CASES, case_name
 
     if not SHORTEST_INTERVAL_S <= interval_s <= 60:
         raise ConfigError(f"--interval {interval_s:g}: expected {SHORTEST_INTERVAL_S} to 60 seconds (FLARE's is 0.1)")
     called = case_name(name if name is not None else Path(command[0]).name if command else "none")
     if out is not None:
-        (out / "cases").mkdir(
-            parents=True, exist_ok=True
-        )  # before the work: a folder that can't be is no late surprise
+        _make_folder(out / CASES)  # before the work, not after it, if it can't be made
     card = open_card(gpu)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
@@ -75,6 +73,13 @@ def efficiency(
     if out is not None:
         _write(out, called, run, card, started, said, console)
     return run.exit_code
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} can't be made ({error.strerror}); name a folder you may write to") from None
 
 
 def _write(
@@ -118,9 +123,7 @@ def _remarks(run: MeasuredRun, card: CardMeter | None) -> list[str]:
         said.append(f"only {samples} sample{'' if samples == 1 else 's'}: peaks may have been missed")
     elif run.trace.duration_s > 1.5 * samples * run.trace.interval_s:
         period = run.trace.duration_s / samples
-        said.append(
-            f"the machine was too busy for the period: samples came every {period:.2f} s, FLARE's areas are low"
-        )
+        said.append(f"samples came only every {period:.2f} s (the machine was busy): FLARE's areas are too low")
     return said
 
 

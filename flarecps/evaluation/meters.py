@@ -6,7 +6,6 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import psutil
@@ -137,7 +136,7 @@ class TreeMeter:
 class CardMeter:
     """The memory of one NVIDIA card, through NVML. A reading that fails repeats the last; ``failures`` counts them."""
 
-    def __init__(self, nvml: ModuleType | Any, index: int) -> None:
+    def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
         self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
         self.index = index
@@ -177,13 +176,15 @@ class CardMeter:
         return sum(size for size in sizes if size is not None) / MIB
 
 
-def open_card(index: int | None, nvml: ModuleType | Any | None = None) -> CardMeter | None:
+def open_card(index: int | None, nvml: Any = None) -> CardMeter | None:
     """The meter of a card; without ``index`` that of the first one, or None where there is none.
 
     ``nvml`` is the module to ask, pynvml by default. Raises ConfigError for an ``index`` that is no card.
     """
     if nvml is None:
-        import pynvml as nvml
+        import pynvml
+
+        nvml = pynvml
     try:
         nvml.nvmlInit()
         count = nvml.nvmlDeviceGetCount()

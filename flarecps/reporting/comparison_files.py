@@ -81,7 +81,7 @@ def ranking_values(
     tables = {
         **{m.upper(): np.stack([mean_along(o.scores(m, everyone, o.organs), 1) for o in methods]) for m in MEASURES},
         **{
-            name: np.array([[one.get(case, {}).get(column, np.nan) for case in everyone] for one in efficiencies])
+            name: np.array([[_of_case(one, case).get(column, np.nan) for case in everyone] for one in efficiencies])
             for name, column in ((TIME, TIME), (GPU, gpu), (CPU, CPU))
         },
     }
@@ -102,6 +102,11 @@ def ranking_values(
         said.append(f"ranked over {len(cases)} of {len(everyone)} cases; not all measures of {', '.join(left_out[:5])}"
                     + (", …" if len(left_out) > 5 else ""))  # fmt: skip
     return {name: table[:, whole] for name, table in tables.items()}, cases, said
+
+
+def _of_case(rows: dict[str, dict[str, float]], case: str) -> dict[str, float]:
+    """The row of a case; FLARE's efficiency tables name the scan (X_0000), its scores the label map (X)."""
+    return rows.get(case) or rows.get(f"{case}_0000") or {}
 
 
 def _split(word: str) -> tuple[str | None, list[str]]:

@@ -74,8 +74,9 @@ def _subtitle(trace: Trace) -> str:
 def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:
     """Means over intervals: level from each reading back to the one before; the shaded area is the AUC."""
     for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
-        axes.fill_between(time_s, values, step="pre", color=colour, alpha=alpha, linewidth=0)
-        axes.plot(time_s[1:], values[1:], drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
+        levels = np.concatenate([values[1:2], values[1:]])
+        axes.fill_between(time_s, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
+        axes.plot(time_s, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
 
 
 def _lines(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray | None) -> None:
