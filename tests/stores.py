@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import flarecps.cli.training  # noqa: F401  # Lightning logs to the stderr of whoever imports it first: no test's own
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.phantom import write_phantom

@@ -110,7 +110,7 @@ class TrainingProgress(ProgressBar):
 def clock(seconds: float) -> str:
     """Hours (where there are any), minutes and seconds.
 
-    >>> clock(75), clock(3675)
+    >>> clock(75.0), clock(3675.0)
     ('1:15', '1:01:15')
     """
     minutes, rest = divmod(round(seconds), 60)
