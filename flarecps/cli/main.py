@@ -38,13 +38,15 @@ COMMANDS: dict[str, Command] = {
     "test": Command("flarecps.cli.training", "main", "score a checkpoint on the test cases"),
     "predict": Command("flarecps.cli.training", "main", "predict with a checkpoint and a config"),
     "segment": Command("flarecps.cli.segment", "segment", "segment a scan, a folder or a DICOM series"),
+    "postprocess": Command("flarecps.cli.postprocess", "main", "drop stray components, fill holes, where it helps"),
     "score": Command("flarecps.cli.score", "score", "compare predictions with references: DSC and NSD per organ"),
     "compare": Command("flarecps.cli.compare", "compare", "methods side by side: tables, paired statistics, ranking"),
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
 }
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")  # they parse their own arguments
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +98,7 @@ def _run(name: str, words: list[str]) -> int | None:
     """Import one command and run it on its words."""
     command = COMMANDS[name]
     function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
-    if name in LIGHTNING_COMMANDS:
+    if name in OWN_WORDS:
         return function([name, *words])
     from flarecps.cli.arguments import call_with_words
 

@@ -27,6 +27,12 @@ def segment(
     batch: int | None = None,
     workers: int = 1,
     device: str = "auto",
+    postprocess: str | None = None,
+    probabilities: bool = False,
+    statistics: bool = False,
+    preview: bool = False,
+    agreement: bool = False,
+    shard: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Segment scans with a trained model; labels are written as NIfTI on each scan's own grid.
@@ -39,8 +45,8 @@ def segment(
         checkpoint: a .ckpt file written by 'flarecps fit'; nothing else is needed. The probabilities of several (the
             folds of one plan) are averaged.
         input: a scan (NIfTI, NRRD, MHA), a folder with one DICOM series, or a folder with any mix of these.
-        output: folder for the results (X_0000.nii.gz becomes X.nii.gz) and a dataset.json with the label set; for
-            one scan it may be a file name ending in .nii.gz.
+        output: folder for the results (X_0000.nii.gz becomes X.nii.gz, the DICOM folder a/SERIES a_SERIES.nii.gz)
+            and a dataset.json with the label set; for one scan it may be a file name ending in .nii.gz.
         sibling: which of the two networks: 1, 2, or the average of their probabilities.
         mode: normal interpolates probabilities on the scan's grid; fast interpolates labels, each linearly, fastest
             takes the nearest voxel's label. These two save little time here and look rougher.
@@ -63,21 +69,43 @@ def segment(
         max_seconds: time for a scan, from reading to the result; it is kept by trading, not promised.
         batch: windows that go through the network at a time, a matter of memory and speed only; by default as many
             as suit the patch.
-        workers: scans at a time, each in a process with its own copy of the model; 1 stays in this process.
+        workers: scans at a time, each in a process with its own copy of the model; 1 stays in this process, where the
+            next scan is read and the last one written while one is segmented (up to three in memory).
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        postprocess: apply the rules that 'flarecps postprocess determine' wrote to this file; auto takes the
+            postprocessing.json beside the checkpoint. By default labels stay as the networks give them.
+        probabilities: also write probabilities/X.npz, float16 on the network's grid (docs/inference.md).
+        statistics: also write ml and mean HU of every organ: statistics.csv and .json, and a file per scan.
+        preview: also write previews/X.png, the organs on slices in three planes.
+        agreement: also write the Dice between the two siblings: agreement.csv and .json, lowest first (what to annotate
+            next), and a file per scan. Runs the networks twice, with --sibling average three times.
+        shard: I/N does the I-th of N shares of the scans, for job arrays; all shares go into the same OUTPUT.
         overwrite: segment finished cases again.
     """
+    import time
+
     from rich.console import Console
 
     from flarecps.inference.budget import budget_of
-    from flarecps.inference.folders import segment_folder
+    from flarecps.inference.folders import Products, segment_folder
 
+    if preview:  # matplotlib only for those who ask
+        from flarecps.reporting.preview import write_preview
+    began = time.monotonic()
     outcomes = segment_folder(
         checkpoint,
         input,
         output,
         workers=workers,
         overwrite=overwrite,
+        share=shard,
+        products=Products(
+            probabilities=probabilities,
+            statistics=statistics,
+            agreement=agreement,
+            draw=write_preview if preview else None,
+        ),
+        postprocess=postprocess,
         say=say,
         sibling=sibling,
         mode=mode,
@@ -99,7 +127,7 @@ def segment(
         for remark in outcome.value.warnings if outcome.value is not None else ():
             errors.print(f"{outcome.name}: {remark}", style="yellow", markup=False)
     fresh = [one for one in done if not one.skipped]
-    pace = f", {sum(one.seconds for one in fresh) / len(fresh):.1f} s each" if fresh else ""
+    pace = f", {(time.monotonic() - began) / len(fresh):.1f} s each" if fresh else ""
     there = f"; {len(done) - len(fresh)} were there already" if len(fresh) < len(done) else ""
     console.print(f"{len(fresh)} of {len(outcomes)} scans segmented{pace}{there}: {output}", markup=False)
     for outcome in failed:

@@ -15,8 +15,8 @@ from flarecps.cli.arguments import call_with_words
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "score", "compare", "efficiency", "summary", "report"]  # fmt: skip
-FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.LIGHTNING_COMMANDS]
+                "segment", "postprocess", "score", "compare", "efficiency", "summary", "report"]  # fmt: skip
+FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 
 
@@ -69,7 +69,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
         ("preprocess", ["DATASET PLAN", "--out", "--workers", "--shard"]),
         ("phantom", ["OUT", "--labelled", "--unlabelled", "--test", "--size {small,full}", "--seed"]),
         ("inspect", ["DATASET", "--json PATH"]),
-        ("segment", ["CHECKPOINT INPUT OUTPUT"]),
+        ("segment", ["CHECKPOINT [CHECKPOINT ...] INPUT OUTPUT", "--postprocess", "--shard"]),
         ("score", ["PREDICTIONS REFERENCES", "--out", "--protocol {official,strict}"]),
         ("summary", ["[CHECKPOINT]", "--config"]),
         ("report", ["[RUNS ...]"]),

@@ -1,0 +1,87 @@
+"""Class probabilities as a compressed file that NumPy alone can read."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from flarecps.atomic import atomic_path
+from flarecps.inference.sliding_window import Accumulate
+from flarecps.planning.plan import Plan
+from flarecps.preprocessing.case import WayBack
+from flarecps.volumes.space import Space
+
+LEVEL = 1  # most voxels are exactly 0 or 1: higher levels gain little
+
+
+class ProbabilityFile:
+    """Takes slabs of scores as they come and writes them away; see ``writing_probabilities``."""
+
+    def __init__(self, stream: Any, accumulate: Accumulate) -> None:
+        self._stream = stream
+        self._accumulate = accumulate
+
+    def add(self, slab: Tensor) -> None:
+        """Write scores (K, n, H, W), the next n slices."""
+        scores = torch.softmax(slab.float(), dim=0) if self._accumulate == "logits" else slab
+        slices = scores.movedim(1, 0).to("cpu", torch.float16).contiguous().numpy()
+        self._stream.write(slices.tobytes())
+
+
+@contextmanager
+def writing_probabilities(
+    path: Path, plan: Plan, space: Space, way_back: WayBack, accumulate: Accumulate
+) -> Iterator[ProbabilityFile]:
+    """A file to which slabs are added; it appears under its name when the block succeeds.
+
+    A NumPy archive (.npz, deflated) with two arrays: ``probabilities``, float16 (slice, class, row, column) on the
+    network's grid, and ``grid``, a JSON text: the classes in order, and the affine matrix from array index (slice, row,
+    column, 1) to RAS millimetres. ``space`` is the scan's canonical grid. Memory holds one slab.
+    """
+    shape = (way_back.network_shape[0], plan.class_count, *way_back.network_shape[1:])
+    about = {
+        "classes": {str(label): name for name, label in plan.labels.items()},
+        "axes": ["slice", "class", "row", "column"],
+        "affine_ras_mm": network_affine(space, way_back).tolist(),
+        "way_back": way_back.to_dict(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic_path(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as archive,
+    ):
+        with archive.open("grid.npy", "w") as stream:
+            npy.write_array(stream, np.array(json.dumps(about)), allow_pickle=False)
+        with archive.open("probabilities.npy", "w", force_zip64=True) as stream:
+            npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            yield ProbabilityFile(stream, accumulate)
+
+
+def read_probabilities(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:
+    """The probabilities (slice, class, row, column), float16, and what is known of their grid."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["probabilities"], json.loads(str(archive["grid"]))
+
+
+def network_affine(space: Space, way_back: WayBack) -> np.ndarray:
+    """The 4×4 matrix from an index (slice, row, column, 1) of the network's grid to RAS millimetres.
+
+    The network's grid covers the field of view's box: the borders of both coincide, not the centres of their corners.
+    """
+    order = way_back.axis_order
+    to_scan = np.zeros((4, 4))  # index of the network's grid -> index of the scan's
+    to_scan[3, 3] = 1
+    for network_axis, axis in enumerate(order):
+        ratio = way_back.box.shape[axis] / way_back.network_shape[network_axis]
+        to_scan[axis, network_axis] = ratio
+        to_scan[axis, 3] = way_back.box_lower[axis] + (ratio - 1) / 2
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ space.affine @ to_scan

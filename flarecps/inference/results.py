@@ -1,0 +1,115 @@
+"""Which files a segmented scan gets, which of them are missing, and how they come to be whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from flarecps.atomic import PARTIAL_PREFIX
+from flarecps.errors import ConfigError
+from flarecps.inference import agreement, statistics
+from flarecps.inference.case_records import record_path, write_tables
+from flarecps.inference.postprocessing import Rules
+from flarecps.typing import LabelArray, SpacingMm
+
+LABELS, PROBABILITIES, PREVIEW = "labels", "probabilities", "preview"
+LEAST_FREE_BYTES = 2**20  # less than this is a full disk: a scan's labels would not fit, however well they compress
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# (path, name, image (slice, row, column), labels, spacing, label set, whether the image is in HU)
+Draw: TypeAlias = Callable[[Path, str, np.ndarray, LabelArray, SpacingMm, Mapping[str, int], bool], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One scan to be segmented: a file per channel (or one DICOM folder), and where its labels go."""
+
+    name: str
+    scans: tuple[Path, ...]
+    result: Path
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is wanted of every scan beside its labels, and what is done to them.
+
+    Each lies in a folder of its own beside the results: ``probabilities/X.npz``, ``statistics/X.json``,
+    ``agreement/X.json``, ``previews/X.png``; of statistics and agreement there are tables, too. ``draw`` writes the
+    picture.
+    """
+
+    rules: Rules | None = None
+    probabilities: bool = False
+    statistics: bool = False
+    agreement: bool = False
+    draw: Draw | None = None
+
+    def paths(self, request: Request) -> dict[str, Path]:
+        """Every file that the scan is to have; the labels last, so that where they are all is."""
+        output, name = request.result.parent, request.name
+        found = {}
+        if self.probabilities:
+            found[PROBABILITIES] = output / "probabilities" / f"{name}.npz"
+        if self.statistics:
+            found[statistics.KIND] = record_path(output, statistics.KIND, name)
+        if self.agreement:
+            found[agreement.KIND] = record_path(output, agreement.KIND, name)
+        if self.draw is not None:
+            found[PREVIEW] = output / "previews" / f"{name}.png"
+        return found | {LABELS: request.result}
+
+    def missing(self, request: Request, overwrite: bool = False) -> dict[str, Path]:
+        """The files of a scan that are still to be made; with ``overwrite`` all."""
+        paths = self.paths(request)
+        return paths if overwrite else {kind: path for kind, path in paths.items() if not path.exists()}
+
+    def write_tables(self, requests: Sequence[Request]) -> None:
+        """Make the tables anew from what is known of every scan in the results' folder."""
+        for output in dict.fromkeys(request.result.parent for request in requests):
+            if self.statistics:
+                write_tables(output, statistics.KIND, statistics.statistics_rows)
+            if self.agreement:
+                write_tables(output, agreement.KIND, agreement.agreement_rows, agreement.ranked)
+
+
+def check_room(folder: Path) -> None:
+    """Nothing, or ConfigError when nothing can be written in ``folder``: asked before hours are spent on a scan."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"{there}: can't write there; check its permissions, or name another output folder")
+    if shutil.disk_usage(there).free < LEAST_FREE_BYTES:
+        raise ConfigError(f"{there}: {_cure_of_full('less than 1 MB is free')}")
+
+
+@contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """A failed write in the block becomes a ConfigError that names ``path``, the reason and the cure."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in FULL:
+            raise ConfigError(f"{path}: {_cure_of_full(reason)}") from error
+        raise ConfigError(f"{path}: can't write it ({reason}); name another output folder") from error
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what a killed run left of this very file."""
+    pattern = f"{PARTIAL_PREFIX}????????-{glob.escape(path.name)}"
+    for partial in path.parent.glob(pattern):
+        partial.unlink(missing_ok=True)
+
+
+def _cure_of_full(reason: str) -> str:
+    return f"the disk is full ({reason}); free some and run the same command again: finished scans are kept"
