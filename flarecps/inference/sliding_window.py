@@ -253,6 +253,8 @@ class _Run:
             for place, score in zip(places[part], found.to(sums.device), strict=True):
                 sums.add(place, score, self.weights)
             done += len(found)
+        if self.ladder.now.device.type == "cuda":
+            torch.cuda.synchronize(self.ladder.now.device)  # what is timed is the work, not its being ordered
 
     def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
         """The networks' mean scores (B, K, *patch)."""
