@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flarecps.errors import FlarecpsError
-
 CERTAIN_LOGIT = 10.0  # of background against -10 where no window went: a probability of 1 to within 3e-9
 
 
@@ -56,28 +54,31 @@ class SlabSums:
             self._scores, self._weights = scores, weights
         return self._scores
 
-    def add(self, place: tuple[slice, slice, slice], scores: Tensor, weights: Tensor) -> None:
-        """Count the ``scores`` (K, *patch) of a window at ``place`` of the volume with ``weights`` (*patch)."""
+    def add(self, place: tuple[slice, slice, slice], scores: Tensor, weights: Tensor) -> Tensor:
+        """Count the ``scores`` (K, *patch) of a window at ``place`` of the volume with ``weights`` (*patch).
+
+        Gives the sums. When memory runs out, nothing was counted.
+        """
         slices = slice(place[0].start - self.first, place[0].stop - self.first)
-        here = (slices, *place[1:])
         if slices.start < 0 or slices.stop > self._scores.shape[1]:
-            raise FlarecpsError(f"window at slice {place[0].start}: the sums hold slices from {self.first} on")
+            raise ValueError(f"a window from slice {place[0].start}: the sums hold slices from {self.first} on")
+        here = (slices, *place[1:])
+        kept, total = self._scores[(slice(None), *here)], self._weights[here]
         if self.half:
-            self._weights[here] += weights
-            share = weights / self._weights[here]
-            kept = self._scores[(slice(None), *here)]
-            kept.copy_(torch.lerp(kept.float(), scores.float(), share))
+            kept.copy_(torch.lerp(kept.float(), scores.float(), weights / (total + weights)))
         else:
-            self._weights[here] += weights
-            self._scores[(slice(None), *here)].addcmul_(scores, weights)
+            kept.addcmul_(scores, weights)
+        total += weights
+        return self._scores
 
     def finish(self, before: int) -> Tensor:
         """The means (K, n, rows, columns) of the slices held that lie before slice ``before``.
 
-        A view, good until the next call of anything: use or copy it at once, then call ``forget``.
+        A view, good until the next call of anything: use or copy it at once, then call ``forget``. When memory runs
+        out, nothing was changed.
         """
-        count = before - self.first
         self.reach(before)
+        count = before - self.first
         scores, weights = self._scores[:, :count], self._weights[:count]
         empty = weights == 0
         if not self.half:

@@ -176,7 +176,7 @@ def scores_by_slab(
         begin = rest[0] if rest else frame.shape[0]
         places = [frame.place((first, *others)) for first, others in product(now, across)]
         chosen = [place for place in places if wanted(frame.of_image(place))]
-        run.enough_room(sums, now[-1] + depth)
+        run.held(sums, partial(sums.reach, now[-1] + depth))
         _call(advance, len(places) - len(chosen))
 
         while chosen:
@@ -186,12 +186,12 @@ def scores_by_slab(
             run.count(tiles, batch, course.mirroring, sums, (classes, *frame.patch))
             _call(advance, len(batch))
             course.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
-        with torch.no_grad():
-            finished = sums.finish(begin)
-            visible = slice(max(inside[0].start - sums.first, 0), max(min(begin, inside[0].stop) - sums.first, 0))
-            if visible.start < visible.stop:
-                yield finished[:, visible, inside[1], inside[2]]
-            sums.forget(begin)
+        finished = run.held(sums, partial(sums.finish, begin))
+        visible = slice(max(inside[0].start - sums.first, 0), max(min(begin, inside[0].stop) - sums.first, 0))
+        if visible.start < visible.stop:
+            yield finished[:, visible, inside[1], inside[2]]
+        del finished
+        sums.forget(begin)
 
 
 def _windows_left(frame: Frame, begin: int, in_layer: int, step: float) -> int:
@@ -223,10 +223,11 @@ class _Run:
             if isinstance(network, nn.Module):
                 network.to(self.ladder.now.device)
 
-    def enough_room(self, sums: SlabSums, last: int) -> None:
-        """Make the sums hold slices up to ``last``, in RAM if the GPU has no room for them."""
-        while self._fitting(partial(sums.reach, last)) is None:
+    def held(self, sums: SlabSums, work: Callable[[], Tensor]) -> Tensor:
+        """What ``work`` on the sums gives, done in RAM if the GPU has no room for it."""
+        while (found := self._fitting(work)) is None:
             self._step_down(sums)
+        return found
 
     def count(
         self,
@@ -248,13 +249,16 @@ class _Run:
                 raise ValueError(
                     f"the network gives {tuple(found.shape[1:])} (classes, patch) for a window, expected {expected}"
                 )
-            if self.weights.device != sums.device:
-                self.weights = self.weights.to(sums.device)
-            for place, score in zip(places[part], found.to(sums.device), strict=True):
-                sums.add(place, score, self.weights)
+            for place, score in zip(places[part], found, strict=True):
+                self.held(sums, partial(self._add, sums, place, score))
             done += len(found)
         if self.ladder.now.device.type == "cuda":
             torch.cuda.synchronize(self.ladder.now.device)  # what is timed is the work, not its being ordered
+
+    def _add(self, sums: SlabSums, place: Place, score: Tensor) -> Tensor:
+        if self.weights.device != sums.device:
+            self.weights = self.weights.to(sums.device)
+        return sums.add(place, score.to(sums.device), self.weights)
 
     def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
         """The networks' mean scores (B, K, *patch)."""

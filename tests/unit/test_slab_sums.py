@@ -14,6 +14,7 @@ from flarecps.inference.body import holds_body, share_with_body
 from flarecps.inference.coarse_to_fine import COARSER, MARGIN_MM, find_region
 from flarecps.inference.footing import CPU, Footing, Ladder
 from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.slab_sums import SlabSums
 from flarecps.inference.sliding_window import Course, Place, predict_probabilities, scores_by_slab, whole
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import WayBack
@@ -142,6 +143,30 @@ def test_when_one_window_is_too_much_sums_and_network_move(network, image: torch
     ours, _ = run([tight], image, course=Failing(0.7), ladder=ladder)
     assert ladder.place == 2
     torch.testing.assert_close(ours, run([network], image)[0], atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["reach", "add", "finish"])
+def test_sums_that_do_not_fit_move_and_lose_nothing(network, image: torch.Tensor, monkeypatch, name: str) -> None:
+    original, calls = getattr(SlabSums, name), []
+
+    def failing(self: SlabSums, *arguments):
+        calls.append(self.half)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(SlabSums, name, failing)
+    ladder = Ladder([Footing(1, half_sums=True), Footing(1)])
+    ours, _ = run([network], image, ladder=ladder)
+    assert ladder.place == 1
+    assert (calls[0], calls[-1]) == (True, False)
+    torch.testing.assert_close(ours, run([network], image)[0], atol=3e-3, rtol=0)
+
+
+def test_gradients_are_the_callers_business(network, image: torch.Tensor) -> None:
+    for slab in scores_by_slab([network], image, PATCH, CLASSES, Course(0.7), Ladder([Footing()])):
+        assert torch.is_grad_enabled()
+        assert not slab.requires_grad
 
 
 def test_when_nothing_is_left_the_message_says_so(network, image: torch.Tensor) -> None:
