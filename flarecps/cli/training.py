@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ TRAINER_DEFAULTS = {
 
 
 USER_MISTAKE = 2  # exit code, as in main
+FAILED = 1  # exit code: some scans could not be segmented
 
 
 class RunConfig(SaveConfigCallback):
@@ -208,14 +210,27 @@ def main(arguments: list[str]) -> int:
     # configs refer to their own values (${...}) across files and the command line
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        TrainingCLI(arguments, save_config_callback=RunConfig)
+        cli = TrainingCLI(arguments, save_config_callback=RunConfig)
     except TrainingError:
         if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the same
             return USER_MISTAKE
         raise
     finally:
         finish_dashboards()
-    return 0
+    trainer: Any = cli.trainer
+    return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
+
+
+def _said(predicted: SegmentationWriter) -> int:
+    """Say what became of this process's scans; the exit code is 1 when any process's scan failed."""
+    for outcome in predicted.outcomes:
+        for remark in outcome.value.warnings if outcome.value is not None else [outcome.error]:
+            print(f"{outcome.name}: {remark}", file=sys.stderr)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the rest
+        return 0
+    failed = f"; {predicted.failed} could not be segmented" if predicted.failed else ""
+    print(f"labels are in {predicted.folder}{failed}")
+    return FAILED if predicted.failed else 0
 
 
 def instantiated_module(config: str) -> CrossPseudoSupervision:

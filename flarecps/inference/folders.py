@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from flarecps.inference.stages import in_stages
 from flarecps.planning.plan import Plan
 from flarecps.volumes.io import find_scans, is_scan_file, scan_name
 
-__all__ = ["Products", "Request", "Segmented", "describe_results", "requests_for", "segment_folder"]
+__all__ = ["Products", "Request", "Segmented", "describe_results", "requests_for", "segment_folder", "segment_requests"]
 
 RESULT_SUFFIX = ".nii.gz"
 DATASET_JSON = "dataset.json"
@@ -135,6 +135,18 @@ def _overlapping(task: _Task, cases: Sequence[tuple[str, Request]], progress: bo
                 task.products.write_tables([request for _, request in cases])
                 tables_s = time.monotonic()
     return outcomes
+
+
+def segment_requests(
+    segmenter: Segmenter, requests: Sequence[Request], products: Products, overwrite: bool = False
+) -> Iterator[Outcome[Segmented]]:
+    """The outcomes of ``requests`` with a segmenter at hand, finished ones skipped, in stages that overlap."""
+    case = CaseSegmentation(segmenter, products, overwrite=overwrite)
+    for request in requests:
+        if not products.missing(request, overwrite):
+            yield Outcome(request.name, Segmented(request.result, 0.0, skipped=True), None)
+    waiting = [(request.name, request) for request in requests if products.missing(request, overwrite)]
+    yield from in_stages(waiting, case.read, case.compute, case.write, case.room_ahead)
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,50 @@
-"""``flarecps predict``: the trainer's processes share the scans and write their labels."""
+"""``flarecps predict``: the trainer's processes share the scans and write their labels, as ``segment`` does."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from flarecps import atomic
+from flarecps.casework import Outcome
+from flarecps.errors import ConfigError
+from flarecps.inference.folders import Products, Segmented, describe_results, requests_for, segment_requests
 from flarecps.inference.segmenter import Segmenter
-from flarecps.volumes.io import read_volume, scan_name, write_labels
 
 FOLDER = "segmentations"
 
 
 class SegmentationWriter(Callback):
-    """Writes ``RUN/segmentations/X.nii.gz`` for every scan that ``predict`` is given, on the scan's own grid."""
+    """Writes ``RUN/segmentations/X.nii.gz`` for every scan that ``predict`` is given, on the scan's own grid.
+
+    It is ``segment``'s own code with its default settings and sibling 1: the labels are the same. A process takes every
+    Nth scan. ``outcomes`` are this process's, ``failed`` counts those of all.
+    """
 
     def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
-        self._segmenter: Segmenter | None = None
+        self.outcomes: list[Outcome[Segmented]] = []
+        self.failed = 0
+        self._running: Iterator[Outcome[Segmented]] = iter(())
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._segmenter = Segmenter(module.plan, module.finest_networks()[:1], device=module.device)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by the command line
+        requests = requests_for(Path(data.predict_input), self.folder, len(module.plan.channels))
+        wrong: ConfigError | None = None
         if trainer.is_global_zero:
-            atomic.write_json(self.folder / "dataset.json", {"labels": module.plan.labels, "file_ending": ".nii.gz"})
+            try:
+                describe_results(self.folder, module.plan, overwrite=False)
+            except ConfigError as error:
+                wrong = error
+        if trainer.strategy.reduce(torch.tensor(int(wrong is not None), device=module.device), reduce_op="sum"):
+            raise wrong or ConfigError(f"{self.folder}: can't be written; the first process says why")
+        segmenter = Segmenter(module.plan, module.finest_networks()[:1], device=module.device)
+        own = requests[trainer.global_rank :: trainer.world_size]
+        self._running = segment_requests(segmenter, own, Products())
 
     def on_predict_batch_end(
         self,
@@ -37,7 +55,10 @@ class SegmentationWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert self._segmenter is not None
-        volume = read_volume(outputs)
-        result = self.folder / f"{scan_name(outputs).removesuffix('_0000')}.nii.gz"
-        write_labels(result, self._segmenter(volume), volume.source)
+        """One more scan is done; the loader's share is as long as this process's, or longer with several channels."""
+        self.outcomes += [outcome for outcome in [next(self._running, None)] if outcome is not None]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.outcomes += list(self._running)
+        own = torch.tensor(sum(outcome.failed for outcome in self.outcomes), device=pl_module.device)
+        self.failed = int(trainer.strategy.reduce(own, reduce_op="sum"))
