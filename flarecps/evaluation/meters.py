@@ -54,7 +54,12 @@ class TreeMeter:
             self._processes[root] = psutil.Process(root)
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to every process known; a number that another process has got meanwhile is not taken for it."""
+        """Send a signal to every process of the tree; an id that another one has got meanwhile is not taken for it.
+
+        May be called from a signal handler, in the midst of a reading.
+        """
+        self._look_again_at = 0.0
+        self._look()
         for process in list(self._processes.values()):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.send_signal(number)
@@ -80,7 +85,7 @@ class TreeMeter:
                 with process.oneshot():
                     times, memory = process.cpu_times(), process.memory_info()
             except psutil.NoSuchProcess:
-                del self._processes[pid]
+                self._processes.pop(pid, None)
                 continue
             except psutil.AccessDenied:  # another user's (sudo): it is there, and not ours to read
                 continue

@@ -183,7 +183,8 @@ def test_flares_ranking_by_hand(run: Run, files: tuple[Path, Path], tmp_path: Pa
     assert code == 0
     with (tmp_path / "out" / "ranking.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["method"], row["place"], row["score"]) for row in rows] == [("CPS", "1", "1.375"), ("control", "2", "1.625")]  # fmt: skip
+    standings = [(row["method"], row["place"], row["score"]) for row in rows]
+    assert standings == [("CPS", "1", "1.375"), ("control", "2", "1.625")]
     assert "ranked over 2 of 3 cases; not all measures of c" in said
     assert "without FLARE's tolerance of 2048 MB" in said
     in_order = run(*words, "--efficiency", control, cps)[1]
