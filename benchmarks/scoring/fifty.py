@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,9 @@ def main() -> None:
         shutil.rmtree(options.out / name, ignore_errors=True)
 
     started = time.perf_counter()
+    before = os.times()
     start(options, "undisturbed").communicate()
+    after = os.times()
     whole_s = time.perf_counter() - started
 
     running = start(options, "killed")
@@ -74,8 +77,14 @@ def main() -> None:
         "workers": 2,
         "undisturbed_s": round(whole_s, 1),
         "undisturbed_s_per_case": round(whole_s / len(references), 2),
+        "undisturbed_cpu_s_per_case": round(
+            (after.children_user + after.children_system - before.children_user - before.children_system)
+            / len(references),
+            2,
+        ),
         "done_when_killed": at_kill,
         "rest_s": round(rest_s, 1),
+        "largest_process_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "same_bytes": same,
         "warnings": sum(bool(case["warnings"]) for case in read(options.out / "killed")["cases"].values()),
         "mean": read(options.out / "killed")["mean"],

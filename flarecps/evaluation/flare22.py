@@ -134,6 +134,7 @@ def _official(
     # Quirk: an organ absent from both counts as perfect and enters the mean. Emptiness is that of the whole scan.
     if box is None:
         return OrganScore(1.0, 1.0, remark=BOTH_EMPTY)
+    # One of the two empty is 0, on the whole scan too: voxels outside the crop of a tube count for that.
     if not overlap.reference:
         return OrganScore(0.0, 0.0, **volumes, remark=ONLY_PREDICTION)
     remark = "" if overlap.prediction else ONLY_REFERENCE

@@ -1,4 +1,4 @@
-"""``flarecps score`` with truncated, shifted, wrongly labelled and renamed files: which case, why; the rest is scored."""
+"""``flarecps score`` with truncated, shifted, wrongly labelled and renamed files: which case, why; others scored."""
 
 from __future__ import annotations
 
