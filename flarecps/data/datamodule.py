@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from flarecps.data.augmentation import AugmentationSettings, patch_augmentation, volume_patch
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
 from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
-from flarecps.data.subjects import PatchSubjects, StreamSettings, batch_of
+from flarecps.data.subjects import PatchSubjects, StreamSettings, annotated_classes, batch_of
 from flarecps.data.worker_deaths import diagnosis
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
@@ -218,16 +218,20 @@ class ScanDataModule(LightningDataModule):
 
     def read_whole_case(self, name: str) -> dict[str, Any]:
         """``image`` (C, S, H, W) float32 normalised, ``case``, ``spacing_mm`` (slice, row, column), all on the
-        network's grid, and where the case has labels ``labels`` (S, H, W) uint8. Nothing for the name "", which a
-        process without a case of its own is given, so that it still takes part in what all do together.
+        network's grid, and where the case has labels ``labels`` (S, H, W) uint8 and ``annotated`` (classes,) bool.
+        Nothing for the name "", which a process without a case of its own is given, so that it still takes part in
+        what all do together.
         """
         if not name:
             return {}
         image, labels = self.store.read_case(name)
+        record = self.store.record(name)
         case: dict[str, Any] = {"image": torch.from_numpy(image)}
         if labels is not None:
             case["labels"] = torch.from_numpy(labels)
-        return case | {"case": name, "spacing_mm": self.store.record(name).spacing_mm}
+            listed = self.annotated.get(name, record.annotated)
+            case["annotated"] = annotated_classes(listed, self.plan.class_count)
+        return case | {"case": name, "spacing_mm": record.spacing_mm}
 
     def on_exception(self, exception: BaseException) -> None:
         """Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what memory, what to do."""

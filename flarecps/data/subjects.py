@@ -107,14 +107,24 @@ class PatchSubjects(tio.SubjectsDataset):
         return subject
 
     def _annotated_classes(self, name: str) -> torch.Tensor:
-        """For every class whether it is annotated in this case; background always is."""
         if name not in self._annotated:
             listed = self.settings.annotated.get(name, self.store.record(name).annotated)
-            classes = np.ones(self.store.plan.class_count, dtype=bool)
-            if listed is not None:
-                classes[1:] = np.isin(np.arange(1, len(classes)), list(listed))
-            self._annotated[name] = torch.from_numpy(classes)
+            self._annotated[name] = annotated_classes(listed, self.store.plan.class_count)
         return self._annotated[name]
+
+
+def annotated_classes(listed: Sequence[int] | None, class_count: int) -> torch.Tensor:
+    """For every class whether it is annotated, (classes,) bool, by the label ids ``listed`` (None: all).
+
+    Background always is.
+
+    >>> annotated_classes([2], 4).tolist()
+    [True, False, True, False]
+    """
+    classes = np.ones(class_count, dtype=bool)
+    if listed is not None:
+        classes[1:] = np.isin(np.arange(1, class_count), list(listed))
+    return torch.from_numpy(classes)
 
 
 def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> dict[str, Any]:

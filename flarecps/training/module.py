@@ -255,7 +255,7 @@ class CrossPseudoSupervision(LightningModule):
         if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
             return
         predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
-        self.organ_scores.update(predicted, case["labels"])
+        self.organ_scores.update(predicted, case["labels"], case.get("annotated"))
 
     def _log_scores(self, stage: str) -> None:
         scores = named_scores(self.organ_scores.compute(), stage)

@@ -39,7 +39,8 @@ def sibling_labels(siblings: Iterable[nn.Module], image: Tensor, plan: Plan, ste
 class OrganScores(Metric):
     """Mean DSC per organ and source over the cases seen since the last reset, exact over any number of ranks.
 
-    A case in which neither prediction nor reference holds an organ says nothing about it and is left out.
+    A case in which neither prediction nor reference holds an organ, or in which nobody drew it, says nothing about it
+    and is left out.
     """
 
     full_state_update = False
@@ -54,10 +55,13 @@ class OrganScores(Metric):
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, predicted: dict[str, Tensor], reference: Tensor) -> None:
-        """Count one scan; all arrays ``(slice, row, column)``."""
+    def update(self, predicted: dict[str, Tensor], reference: Tensor, annotated: Tensor | None = None) -> None:
+        """Count one scan; all arrays ``(slice, row, column)``, and of each class whether it is annotated (None: all)."""
+        drawn = None if annotated is None else annotated.tolist()
         for row, source in enumerate(self.sources):
             for column, organ in enumerate(self.organs):
+                if drawn is not None and not drawn[organ.id]:
+                    continue
                 ours, theirs = predicted[source] == organ.id, reference == organ.id
                 volume = ours.sum() + theirs.sum()
                 if volume > 0:

@@ -457,6 +457,9 @@ def test_validation_cases_come_whole_and_once(store):
     assert torch.equal(case["labels"], torch.from_numpy(labels))
     assert case["image"].shape == (1, *SHAPE)
     assert case["spacing_mm"] == (2.0, 1.0, 1.5)
+    assert case["annotated"].tolist() == [True] * 4
+    assert data.read_whole_case("case_0")["annotated"].tolist() == [True, False, True, False]  # by the split
+    assert data.read_whole_case("case_5")["annotated"].tolist() == [True, True, False, True]  # by the store
     assert fit(data, num_sanity_val_steps=0, max_epochs=1).validated == list(data.validation_names)
 
 
