@@ -56,14 +56,14 @@ class OrganScores(Metric):
         self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predicted: dict[str, Tensor], reference: Tensor, annotated: Tensor | None = None) -> None:
-        """Count one scan; all arrays ``(slice, row, column)``, and of each class whether it is annotated (None: all)."""
+        """Count one scan, all arrays ``(slice, row, column)``; ``annotated`` says of each class whether it is drawn."""
         drawn = None if annotated is None else annotated.tolist()
         for row, source in enumerate(self.sources):
             for column, organ in enumerate(self.organs):
                 if drawn is not None and not drawn[organ.id]:
                     continue
                 ours, theirs = predicted[source] == organ.id, reference == organ.id
-                volume = ours.sum() + theirs.sum()
+                volume = (ours.sum() + theirs.sum()).double()
                 if volume > 0:
                     self.total[row, column] += 2 * (ours & theirs).sum() / volume
                     self.count[row, column] += 1
