@@ -167,27 +167,26 @@ def test_a_broken_file_in_the_middle(tmp_path: Path, model: Path, scans: Path, c
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
-    """kill -9 in the middle of a folder, twice; in the end the files are those of a run that nothing befell."""
-    names = [f"case{number}" for number in range(8)]
+    """kill -9 in the middle of a folder; in the end the files are those of a run that nothing befell."""
+    names = [f"case{number}" for number in range(6)]
     for seed, name in enumerate(names):
         write_scan(tmp_path / "in" / f"{name}_0000.nii.gz", seed, edge=40)
-    extras = ("--statistics", "--probabilities", "--mirror")
+    extras = ("--statistics", "--probabilities")
     expected, out = tmp_path / "expected", tmp_path / "out"
     assert main(words(model, tmp_path / "in", expected, *extras)) == 0
     command = [sys.executable, "-m", "flarecps", *words(model, tmp_path / "in", out, *extras)]
-    for at_least in (1, 4):
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        began = time.monotonic()
-        while len(list(out.glob("case*.nii.gz"))) < at_least and running.poll() is None:
-            assert time.monotonic() - began < PATIENCE_S
-            time.sleep(0.005)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        done = results(out)
-        assert len(done) >= at_least
-        assert {name: content for name, content in results(expected).items() if name in done} == done
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while len(list(out.glob("case*.nii.gz"))) < 2 and running.poll() is None:
+        assert time.monotonic() - began < PATIENCE_S
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    done = results(out)
+    assert len(done) >= 2
+    assert {name: content for name, content in results(expected).items() if name in done} == done
     # what a kill in the middle of writing leaves behind
-    for path in (out / "case7.nii.gz", out / "probabilities" / "case7.npz"):
+    for path in (out / "case5.nii.gz", out / "probabilities" / "case5.npz"):
         path.unlink(missing_ok=True)
         (path.parent / f"{PARTIAL_PREFIX}0123abcd-{path.name}").write_bytes(b"half")
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
