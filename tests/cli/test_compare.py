@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from latex_tables import tables
 
@@ -16,6 +17,8 @@ from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
 from flarecps.reporting.comparison_latex import escaped
 from flarecps.reporting.tables import score_rows
+from flarecps.volumes.io import write_volume
+from flarecps.volumes.space import Space
 
 Run = Callable[..., tuple[int, str]]
 COLUMNS = [organ.column for organ in FLARE22_ORGANS]
@@ -200,6 +203,29 @@ def test_a_score_folder_agrees_with_flarecps_score(files: tuple[Path, Path], tmp
         rows = list(csv.DictReader(stream))
     theirs = [row.cells[0] for row in score_rows(read_scores(files[1]))]
     assert [f"{float(row['DSC cps mean']):.4f} ± {float(row['DSC cps SD']):.4f}" for row in rows] == theirs
+
+
+def test_folders_of_flarecps_score_with_their_rules(run: Run, tmp_path: Path) -> None:
+    """Organs in neither map: 1 by the official rules, no number by the strict ones; that and the rules are said."""
+    space = Space.canonical((6, 8, 8), (2.0, 1.0, 1.0))
+    for name, labels in (("a", (1, 9)), ("b", (1,))):
+        scan = np.zeros((6, 8, 8), np.uint8)
+        for place, label in enumerate(labels):
+            scan[2:5, 1:4, 1 + 4 * place : 4 + 4 * place] = label
+        write_volume(tmp_path / "references" / f"{name}.nii.gz", scan, space)
+        write_volume(tmp_path / "predictions" / f"{name}.nii.gz", scan, space)
+    pair = [str(tmp_path / "predictions"), str(tmp_path / "references")]
+    for protocol in ("official", "strict"):
+        assert main(["score", *pair, "--protocol", protocol, "--out", str(tmp_path / protocol), "--workers", "1"]) == 0
+    code, said = run(tmp_path / "official", tmp_path / "strict", "--out", tmp_path / "out")
+    assert code == 0
+    assert "scored by different protocols, so the numbers are not comparable" in said
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    cells = content["means"]["dsc"]
+    assert (cells["official"]["Gallbladder"]["n"], cells["strict"]["Gallbladder"]["n"]) == (2, 1)
+    assert content["methods"]["strict"]["protocols"] == ["strict"]
+    # 11 organs in neither case, the gallbladder in one: 23 cells each of DSC and NSD
+    assert "strict: 46 cells without a number" in said
 
 
 def test_mistakes_are_answered(run: Run, files: tuple[Path, Path], tmp_path: Path) -> None:
