@@ -132,11 +132,18 @@ def test_latex_is_sound_and_its_cells_are_the_numbers(run: Run, files: tuple[Pat
     assert [row[0] for row in ranking] == ["method", r"CPS \& more", r"control\_50\%"]
 
 
+WILD_NAMES = "λ±,#_{},\\,~^,[$&%]"
+
+
+def wild_files(folder: Path) -> list[Path]:
+    """Five methods' tables whose organs hold every sign with a meaning in LaTeX."""
+    columns = ["[a]_#1", "b^2~{x}", "50%_&_\\more", "$5|<>"]
+    return [write_table(folder / f"{k}.csv", {"a": 0.7, "b": 0.8}, columns) for k in range(5)]
+
+
 def test_latex_of_any_name(run: Run, tmp_path: Path) -> None:
     """Every sign with a meaning in LaTeX, in names of methods and organs; a bracket at the beginning of a row."""
-    columns = ["[a]_#1", "b^2~{x}", "50%_&_\\more", "$5|<>"]
-    files = [write_table(tmp_path / f"{k}.csv", {"a": 0.7, "b": 0.8}, columns) for k in range(5)]
-    assert run(*files, "--names", "λ±,#_{},\\,~^,[$&%]", "--out", tmp_path / "out")[0] == 0
+    assert run(*wild_files(tmp_path), "--names", WILD_NAMES, "--out", tmp_path / "out")[0] == 0
     parsed = tables((tmp_path / "out" / "comparison.tex").read_text())
     assert len(parsed) == 2 + 4  # five methods: a table per measure, and four of differences
     assert parsed[0][2][0] == r"{[}a{]} \#1"
@@ -158,8 +165,8 @@ def test_the_latex_reader_refuses_what_latex_would(broken: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(run: Run, files: tuple[Path, Path], tmp_path: Path) -> None:
-    run(*files, "--names", "50%_#,{~^\\}", "--out", tmp_path)
+def test_latex_compiles(run: Run, tmp_path: Path) -> None:
+    run(*wild_files(tmp_path), "--names", WILD_NAMES, "--out", tmp_path)
     (tmp_path / "page.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{comparison.tex}\\end{document}"
     )
