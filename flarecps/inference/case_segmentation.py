@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from flarecps.errors import ScanError
@@ -30,7 +31,8 @@ from flarecps.inference.statistics import organ_statistics
 from flarecps.inference.work_plan import MARGIN
 from flarecps.preprocessing.case import Prepared, WayBack
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import Volume, read_channels, read_labels, read_space, write_labels
+from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
+from flarecps.volumes.space import Space
 
 READING_BYTES = 8  # a voxel, at most, while a file is read: float32, and once more in a reader of another format
 
@@ -58,9 +60,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Computed:
-    """A segmented scan that is to be written."""
+    """A segmented scan that is to be written; its first channel only where statistics or a picture need it."""
 
-    volume: Volume
+    source: Source
+    space: Space
+    warnings: tuple[str, ...]
+    image: np.ndarray | None
     labels: LabelArray
     agreement: Record | None
     missing: dict[str, Path]
@@ -122,35 +127,33 @@ class CaseSegmentation:
                 found = self._agreement(request.name, material, labels)
             if self.products.rules is not None:
                 labels = self.products.rules(labels)
-        return Computed(volume, labels, found, missing, material.seconds + time.monotonic() - began)
+        image = volume.array[0] if {statistics.KIND, PREVIEW} & set(missing) else None
+        seconds = material.seconds + time.monotonic() - began
+        return Computed(volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds)
 
     def write(self, request: Request, computed: Computed) -> Segmented:
         """Every missing file, the labels last."""
-        began, volume, labels, missing = time.monotonic(), computed.volume, computed.labels, computed.missing
-        plan, output = self.segmenter.plan, request.result.parent
+        began, image, labels, missing = time.monotonic(), computed.image, computed.labels, computed.missing
+        plan, output, space = self.segmenter.plan, request.result.parent, computed.space
         is_hu = plan.intensity.scheme == "ct"
         for path in missing.values():
             clear_leftovers(path)
-        if statistics.KIND in missing:
-            record = organ_statistics(
-                request.name, volume.array[0], labels, volume.space.voxel_volume_mm3, plan.labels, is_hu
-            )
+        if statistics.KIND in missing and image is not None:
+            record = organ_statistics(request.name, image, labels, space.voxel_volume_mm3, plan.labels, is_hu)
             with clear_disk_errors(missing[statistics.KIND]):
                 write_record(output, statistics.KIND, record)
         if computed.agreement is not None:
             with clear_disk_errors(missing[agreement.KIND]):
                 write_record(output, agreement.KIND, computed.agreement)
-        if PREVIEW in missing and self.products.draw is not None:
+        if PREVIEW in missing and image is not None and self.products.draw is not None:
             path = missing[PREVIEW]
             with clear_disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.products.draw(
-                    path, request.name, volume.array[0], labels, volume.space.spacing_mm, plan.labels, is_hu
-                )
+                self.products.draw(path, request.name, image, labels, space.spacing_mm, plan.labels, is_hu)
         if LABELS in missing:
             with clear_disk_errors(request.result):
-                write_labels(request.result, labels, volume.source)
-        return Segmented(request.result, computed.seconds + time.monotonic() - began, warnings=volume.warnings)
+                write_labels(request.result, labels, computed.source)
+        return Segmented(request.result, computed.seconds + time.monotonic() - began, warnings=computed.warnings)
 
     def room_ahead(self, material: Material, following: Request) -> bool:
         """Whether the next scan may be read while this one is computed, for all the RAM that is allowed."""
