@@ -6,6 +6,7 @@ import re
 
 _KNOWN = {
     "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule", "cmidrule", "multicolumn", "textbf",
+    "footnotesize", "setlength", "tabcolsep",
     "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "pm", "times", "lambda",
 }  # fmt: skip
 _ACTIVE = set("#_^&~$")  # signs that must be escaped in a word

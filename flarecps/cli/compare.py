@@ -132,16 +132,24 @@ def _show_means(found: Comparison, console: Console) -> None:
 def _show_differences(found: Comparison, console: Console) -> None:
     from rich.text import Text
 
-    from flarecps.reporting.comparison import TITLES, differences, interval_title, method_sentence
+    from flarecps.reporting.comparison import (
+        NARROW_HEADING,
+        NARROW_SENTENCE,
+        TITLES,
+        differences,
+        interval_title,
+        method_sentence,
+    )
 
-    heading = ["organ", "change", interval_title(found), "p", "p Holm", "+/=/-", "n"]  # short: for 80 columns
+    heading = ["organ", *NARROW_HEADING]
+    heading[2] = interval_title(found)
     for method in found.methods[1:]:
         for measure in found.measures:
             title = f"{TITLES[measure]}: {method.name} minus {found.baseline.name}"
             rows = [list(map(Text, row)) for row in differences(found, measure, method.name)]
             _show_rows(title, heading, rows, console)
     if len(found.methods) > 1:
-        console.print(f"{method_sentence(found)} +/=/-: cases better, equal, worse.", **PLAIN)
+        console.print(f"{method_sentence(found)} {NARROW_SENTENCE}", **PLAIN)
 
 
 def _show_rows(title: str, heading: list[str], rows: list[list[Text]], console: Console) -> None:

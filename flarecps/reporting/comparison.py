@@ -15,8 +15,10 @@ from flarecps.reporting.tables import NO_NUMBER, markdown_table
 TITLES = {"dsc": "DSC", "nsd": "NSD"}
 DECIMALS = 4  # FLARE's and the paper's
 SMALLEST_P = 0.0001
-MOST_METHODS_BESIDE = 3  # more get a table per measure, so that a page holds it
+MOST_METHODS_BESIDE = 2  # more, or seeds, get a table per measure, so that a page holds it
 DIFFERENCE_HEADING = ("difference", "interval", "p", "p (Holm)", "better/equal/worse", "cases")
+NARROW_HEADING = ("change", "interval", "p", "p Holm", "+/=/-", "n")  # for 80 columns, and for a printed page
+NARROW_SENTENCE = "+/=/-: cases better, equal, worse."
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class MeansTable:
 
 
 def means(comparison: Comparison) -> list[MeansTable]:
-    """The tables of means: all measures in one like the paper's Table 4, or one each where there are many methods."""
+    """The tables of means: all measures in one like the paper's Table 4, or one each where it would be too wide."""
     methods = tuple(method.name for method in comparison.methods)
-    if len(methods) > MOST_METHODS_BESIDE:
+    if len(methods) > MOST_METHODS_BESIDE or any(len(method.files) > 1 for method in comparison.methods):
         return [means_of(comparison, measure) for measure in comparison.measures]
     return [_means(comparison, comparison.measures, methods)]
 

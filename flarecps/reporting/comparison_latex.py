@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from flarecps.evaluation.comparison import Comparison
 from flarecps.evaluation.ranking import Standing
 from flarecps.reporting.comparison import (
-    DIFFERENCE_HEADING,
+    NARROW_HEADING,
+    NARROW_SENTENCE,
     RANKING_HEADING,
     RANKING_SENTENCE,
     TITLES,
@@ -69,13 +70,13 @@ def _means(table: MeansTable, words: str) -> str:
 
 
 def _differences(comparison: Comparison, method: str) -> str:
-    headings = [escaped(word) for word in ("organ", *DIFFERENCE_HEADING)]
+    headings = [escaped(word) for word in ("organ", *NARROW_HEADING)]
     headings[2] = escaped(interval_title(comparison))
     blocks = []
     for measure in comparison.measures:
         rows = [_row(map(_number, row)) for row in differences(comparison, measure, method)]
         blocks.append([_row([rf"\multicolumn{{{len(headings)}}}{{l}}{{{TITLES[measure]}}}"]), *rows])
-    words = f"{method} minus {comparison.baseline.name}. {method_sentence(comparison)}"
+    words = f"{method} minus {comparison.baseline.name}. {method_sentence(comparison)} {NARROW_SENTENCE}"
     return _table("l" + "r" * (len(headings) - 1), [_row(headings)], blocks, words)
 
 
@@ -85,6 +86,8 @@ def _table(columns: str, head: Sequence[str], blocks: Sequence[Sequence[str]], w
         [
             r"\begin{table}",
             r"\centering",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{escaped(words)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",

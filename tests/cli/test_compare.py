@@ -164,17 +164,29 @@ def test_the_latex_reader_refuses_what_latex_would(broken: str) -> None:
         tables(broken)
 
 
+def typeset(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What pdflatex says of the folder's comparison.tex in a plain article."""
+    (folder / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{comparison.tex}\\end{document}"
+    )
+    return subprocess.run(
+        ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(run: Run, tmp_path: Path) -> None:
     run(*wild_files(tmp_path), "--names", WILD_NAMES, "--out", tmp_path)
-    (tmp_path / "page.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{comparison.tex}\\end{document}"
-    )
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = typeset(tmp_path)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_of_two_methods_fits_a_page(run: Run, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """13 organs, DSC and NSD of two methods, and the differences: within the text width of a plain article."""
+    run(*files, "--out", tmp_path)
+    assert "Overfull" not in typeset(tmp_path).stdout
 
 
 def test_escaping_by_hand() -> None:
