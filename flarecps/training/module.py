@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -295,16 +296,13 @@ def _attribute(name: str) -> str:
 
 
 def _planned(content: dict[str, Any], topology: Topology | None, networks: int) -> Plan:
-    """The plan this run trains by: with the config's topology, and the memory that its own step takes."""
-    plan = plan_from_json(content)
+    """The plan this run trains by: with the config's topology, and the memory that its own step takes.
+
+    Checked as a whole: the plan's own topology need not fit the config's patch.
+    """
     if topology is not None:
-        plan = replace(plan, topology=topology)
-    remainder = [size % step for size, step in zip(plan.patch_voxels, plan.topology.total_stride, strict=True)]
-    if any(remainder):
-        raise ConfigError(
-            f"patch {tuple(plan.patch_voxels)} is not divisible by the network's total stride "
-            f"{plan.topology.total_stride}; change data.patch_voxels or model.topology.strides"
-        )
+        content = content | {"topology": json.loads(json.dumps(asdict(topology)))}
+    plan = plan_from_json(content, where="the plan, with data.patch_voxels and model.topology")
     memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, networks, streams=1)
     patches = sum(plan.global_batch.values())
     return replace(plan, memory_gb=round(memory.step_gb(plan.patch_voxels, plan.topology, patches), 2))

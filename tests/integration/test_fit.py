@@ -124,7 +124,7 @@ def test_overwriting_leaves_nothing_of_the_older_run(
     [
         (["--ckpt_path", "last"], "no such checkpoint"),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
-        (["--data.patch_voxels", "[12,16,16]"], "not divisible"),
+        (["--data.patch_voxels", "[12,16,16]"], "expected axis 0 to be a multiple of 8"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
@@ -139,6 +139,16 @@ def test_what_cannot_be_trained_is_refused(
     assert complaint in error.splitlines()[-1]
     assert "Traceback" not in error
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_patch_and_topology_of_a_config_need_not_fit_the_stores_own(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """A patch that the plan's strides do not divide, with strides that do."""
+    strides = CaseStore(tiny_stores.three).plan.topology.total_stride
+    assert max(strides) > 2
+    topology = "{features: [4, 8], strides: [[1, 1, 1], [2, 2, 2]], kernels: [[3, 3, 3], [3, 3, 3]]}"
+    more = ["--data.patch_voxels", "[10,14,14]", "--model.topology", topology]
+    run = fit("phantom_3d.yaml", tiny_stores, tmp_path / "run", *more, epochs=1)
+    assert read_plan(run / "plan.json").patch_voxels == (10, 14, 14)
 
 
 # -- after the training
