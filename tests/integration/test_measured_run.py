@@ -8,11 +8,13 @@ benchmarks/efficiency/known.py.
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -142,11 +144,18 @@ def test_a_child_that_outlives_its_parent_is_named_and_left_alone() -> None:
     orphan.wait(timeout=10)
 
 
-def test_orphans_stay_in_the_tree_while_the_command_runs() -> None:
+def test_orphans_stay_in_the_tree_while_the_command_runs(tmp_path: Path) -> None:
     """The middle process ends at once; what its child burns belongs to the command all the same."""
-    burn = BURN.replace("sys.argv[1]", "'0.5'")
+    done = tmp_path / "done"
+    burn = BURN.replace("sys.argv[1]", "'0.5'") + f"open({str(done)!r}, 'w').close()"
     middle = f"import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', {burn!r}])"
-    code = f"import subprocess, sys, time; subprocess.run([sys.executable, '-S', '-c', {middle!r}]); time.sleep(3)"
+    code = f"""
+import os, subprocess, sys, time
+subprocess.run([sys.executable, "-S", "-c", {middle!r}])
+while not os.path.exists({str(done)!r}):
+    time.sleep(0.05)
+time.sleep(0.5)
+"""
     run = run_measured(python(code))
     assert figure(run, "tree_cpu_s") == pytest.approx(0.55, abs=0.12)
     assert run.left == ()
@@ -214,6 +223,35 @@ except KeyboardInterrupt:
     outer.send_signal(signal.SIGINT)
     outer.communicate(timeout=30)
     assert outer.returncode == 9
+
+
+def test_the_keyboards_interrupt_arrives_once() -> None:
+    """On a terminal Ctrl-C reaches all of the foreground: the meter must not send it a second time."""
+    code = """
+import signal, time
+came = []
+signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+print("started", flush=True)
+until = time.monotonic() + 60
+while not came and time.monotonic() < until:
+    time.sleep(0.05)
+time.sleep(1)  # for a second one
+print(f"interrupts: {len(came)}.", flush=True)
+raise SystemExit(5)
+"""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-m", "flarecps", "efficiency", "--", *python(code)])
+    shown = b""
+    with suppress(OSError):  # Linux's way to say that nobody holds the other end any more
+        while part := os.read(terminal, 4096):
+            if b"started" in part and b"started" not in shown:
+                os.write(terminal, b"\x03")
+            shown += part
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert b"interrupts: 1." in shown
+    assert os.waitstatus_to_exitcode(status) == 5
 
 
 def test_three_signals_end_even_the_deaf() -> None:
