@@ -15,10 +15,13 @@ from small_model import LABELS, small_plan, write_model, write_scan
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
 from flarecps.inference.budget import Budget
-from flarecps.inference.folders import Products, requests_for, segment_folder
+from flarecps.inference.case_segmentation import CaseSegmentation
+from flarecps.inference.folders import Products, Request, requests_for, segment_folder
+from flarecps.inference.forecast import Memory
 from flarecps.inference.postprocessing import Rules, write_rules
 from flarecps.inference.probability_file import network_affine, read_probabilities
 from flarecps.inference.segmenter import Segmenter
+from flarecps.inference.work_plan import Foretold
 from flarecps.preprocessing.case import prepare_case
 from flarecps.volumes.io import read_volume
 
@@ -238,3 +241,24 @@ def test_series_of_one_name_in_several_folders(tmp_path: Path, shared_data: Path
     (tmp_path / "in" / "a_SERIES.nii").touch()
     with pytest.raises(ConfigError, match=r"a_SERIES\.nii\.gz: the result of both"):
         requests_for(tmp_path / "in", tmp_path / "out")
+
+
+def test_the_next_scan_is_read_ahead_only_where_it_fits(
+    tmp_path: Path, model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the foretold peak and its reserve: 8 bytes a voxel of the next scan, 2 of the one being written."""
+    peak, voxels = 10**9, 24**3
+    enough = round(peak * 1.15) + (8 + 2) * voxels
+    foretold = Foretold(Memory(peak, 0, 0, 0), 0, 1.0)
+    monkeypatch.setattr(Segmenter, "foretell", lambda segmenter, volume: (None, foretold))
+    following = requests_for(scans, tmp_path)[1]
+    for limit, fits in ((enough + 1, True), (enough - 1, False), (None, True)):
+        segmenter = Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=limit))
+        case = CaseSegmentation(segmenter, Products())
+        material = case.read(requests_for(scans, tmp_path)[0])
+        assert (material.prepared is None) == (limit is not None), "one step at a time where memory is counted"
+        assert case.room_ahead(material, following) == fits
+    series = Request("series", (tmp_path,), tmp_path / "series.nii.gz")  # only reading it tells how large it is
+    assert not CaseSegmentation(
+        Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40)), Products()
+    ).room_ahead(material, series)
