@@ -45,13 +45,15 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     from flarecps.inference.postprocessing import FILE_NAME, write_rules
     from flarecps.inference.postprocessing_rules import determine as determined
     from flarecps.inference.postprocessing_rules import pairs_of
+    from flarecps.inference.results import clear_disk_errors
 
     structures, origin = label_set(labels, predictions, references)
     pairs = pairs_of(predictions, references)
     rules, failed = determined(pairs, structures, workers)
     path = out / FILE_NAME if out.is_dir() else out.parent / FILE_NAME if out.suffix == ".ckpt" else out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_rules(path, rules)
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_rules(path, rules)
     before, after = rules.evidence["mean_dsc_as_predicted"], rules.evidence["mean_dsc_after"]
     table = Table("organ", title=f"Mean DSC over {len(rules.evidence['scans'])} scans", title_justify="left")
     for heading in ("as predicted", "after", "change"):

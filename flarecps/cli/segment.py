@@ -129,7 +129,8 @@ def segment(
     fresh = [one for one in done if not one.skipped]
     pace = f", {(time.monotonic() - began) / len(fresh):.1f} s each" if fresh else ""
     there = f"; {len(done) - len(fresh)} were there already" if len(fresh) < len(done) else ""
-    console.print(f"{len(fresh)} of {len(outcomes)} scans segmented{pace}{there}: {output}", markup=False)
+    scans = [one for one in outcomes if not one.name.endswith("/")]
+    console.print(f"{len(fresh)} of {len(scans)} scans segmented{pace}{there}: {output}", markup=False)
     for outcome in failed:
         errors.print(f"{outcome.name}: {outcome.error}", style="red", markup=False)
     return 1 if failed else 0

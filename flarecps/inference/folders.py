@@ -72,6 +72,8 @@ def segment_folder(
 ) -> list[Outcome[Segmented]]:
     """One outcome per scan found under ``scans`` (see ``requests_for``); labels lie on each scan's own grid.
 
+    One more, of a name ending in "/", when the tables of all scans could not be written.
+
     Finished cases are skipped unless ``overwrite``; a scan that fails keeps its error and the others go on. A
     folder ``output`` also gets a dataset.json with the label set. Several checkpoints are averaged. ``settings`` are
     those of ``Segmenter.load``.
@@ -116,10 +118,20 @@ def _all_done(task: _Task, requests: Sequence[Request], workers: int, progress: 
             outcomes = work_through(task, cases, workers, "Segmenting", progress)
         else:
             outcomes = _overlapping(task, cases, progress)
-    finally:
-        task.products.write_tables(requests)
+    except BaseException:  # an interrupt: what is done is in the tables all the same
+        _tables(task, requests)
+        raise
     done = {request.result: outcome for (_, request), outcome in zip(cases, outcomes, strict=True)} | finished
-    return [done[request.result] for request in requests]
+    return [*(done[request.result] for request in requests), *_tables(task, requests)]
+
+
+def _tables(task: _Task, requests: Sequence[Request]) -> list[Outcome[Segmented]]:
+    """Nothing, or an outcome that says why the tables could not be written; the scans' own files are."""
+    try:
+        task.products.write_tables(requests)
+    except ConfigError as error:
+        return [Outcome(f"{requests[0].result.parent}/", None, str(error))]
+    return []
 
 
 def _overlapping(task: _Task, cases: Sequence[tuple[str, Request]], progress: bool) -> list[Outcome[Segmented]]:
@@ -132,7 +144,7 @@ def _overlapping(task: _Task, cases: Sequence[tuple[str, Request]], progress: bo
             outcomes.append(outcome)
             advance()
             if time.monotonic() - tables_s > TABLES_EVERY_S:
-                task.products.write_tables([request for _, request in cases])
+                _tables(task, [request for _, request in cases])
                 tables_s = time.monotonic()
     return outcomes
 

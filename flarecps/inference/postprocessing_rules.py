@@ -157,7 +157,14 @@ def _plain(mean: float) -> float | None:
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; expected label maps (NIfTI, NRRD, MHA)")
-    found = {scan_name(path): path for path in sorted(folder.iterdir()) if path.is_file() and is_scan_file(path)}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and is_scan_file(path):
+            other = found.setdefault(scan_name(path), path)
+            if other is not path:
+                raise DatasetError(
+                    f"{path}: the name {scan_name(path)!r} is taken by {other.name}; keep one of the two"
+                )
     if not found:
         raise DatasetError(f"{folder}: no label maps in this folder; expected files such as CASE.nii.gz")
     return found

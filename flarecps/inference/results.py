@@ -76,9 +76,11 @@ class Products:
         """Make the tables anew from what is known of every scan in the results' folder."""
         for output in dict.fromkeys(request.result.parent for request in requests):
             if self.statistics:
-                write_tables(output, statistics.KIND, statistics.statistics_rows)
+                with clear_disk_errors(output / f"{statistics.KIND}.csv"):
+                    write_tables(output, statistics.KIND, statistics.statistics_rows)
             if self.agreement:
-                write_tables(output, agreement.KIND, agreement.agreement_rows, agreement.ranked)
+                with clear_disk_errors(output / f"{agreement.KIND}.csv"):
+                    write_tables(output, agreement.KIND, agreement.agreement_rows, agreement.ranked)
 
 
 def check_room(folder: Path) -> None:

@@ -116,6 +116,25 @@ def test_a_full_disk_in_the_middle_of_a_file(
     assert_whole(out, "abcd")
 
 
+def test_a_full_disk_under_the_tables(
+    tmp_path: Path, model: Path, scans: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scans' own files are there and counted; the next run makes the tables of them."""
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flarecps.inference.results.write_tables", full)
+        assert main(words(model, scans, tmp_path / "out", "--statistics")) == 1
+    said = capsys.readouterr()
+    assert "4 of 4 scans segmented" in said.out
+    assert "statistics.csv: the disk is full" in said.err
+    assert_whole(tmp_path / "out", "abcd")
+    assert main(words(model, scans, tmp_path / "out", "--statistics")) == 0
+    assert len((tmp_path / "out" / "statistics.csv").read_text().splitlines()) == 5
+
+
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A folder in which even the administrator can't write."""
