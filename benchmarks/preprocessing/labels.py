@@ -42,13 +42,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("maps", type=Path, nargs="+")
+    parser.add_argument("--only", choices=list(TARGETS), nargs="+", default=list(TARGETS), help="these spacings")
     options = parser.parse_args()
     peer = os.environ.get("FLARECPS_PEER_PYTHON")
     if not peer:
         sys.exit("FLARECPS_PEER_PYTHON is not set: `make peers` installs nnU-Net and prints the line that sets it")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = kept(options.out / "labels.csv", {name_of(path) for path in options.maps})
-    rows += [row for path in options.maps for row in compare(path, peer)]
+    rows = kept(
+        options.out / "labels.csv", {(name_of(path), target) for path in options.maps for target in options.only}
+    )
+    rows += [row for path in options.maps for row in compare(path, peer, options.only)]
     with open(options.out / "labels.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -63,17 +66,17 @@ def name_of(path: Path) -> str:
     return f"{path.resolve().parent.name}/{scan_name(path)}"
 
 
-def kept(table: Path, again: set[str]) -> list[dict]:
-    """The rows of an earlier run, but for maps that are done again."""
+def kept(table: Path, again: set[tuple[str, str]]) -> list[dict]:
+    """The rows of an earlier run, but for maps at spacings that are done again."""
     if not table.exists():
         return []
     with open(table, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["map"] not in again]
+        rows = [row for row in csv.DictReader(file) if (row["map"], row["target"]) not in again]
     numbers = {"label": int, "voxels": int, "voxels_that_differ": int, "dice": float}
     return [row | {key: kind(row[key]) for key, kind in numbers.items()} for row in rows]
 
 
-def compare(path: Path, peer: str) -> list[dict]:
+def compare(path: Path, peer: str, only: list[str]) -> list[dict]:
     """A row per spacing and structure of one map."""
     volume = read_labels(path)
     labels, spacing = volume.array[0], volume.space.spacing_mm
@@ -81,7 +84,7 @@ def compare(path: Path, peer: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         np.save(folder / "labels.npy", labels)
-        for number, (name, factors) in enumerate(TARGETS.items()):
+        for number, (name, factors) in enumerate((name, TARGETS[name]) for name in only):
             target = tuple(-value * own if value < 0 else value for value, own in zip(factors, spacing, strict=True))
             shape = resampled_shape(labels.shape, spacing, target)
             coarse = coarse_axis(spacing, target)
