@@ -203,14 +203,14 @@ class ScanDataModule(LightningDataModule):
         return self._cases(self.test_names)
 
     def predict_dataloader(self) -> OneByOne:
-        """This process's share of the scans under ``predict_input``: their paths."""
+        """This process's share of the scans under ``predict_input``: their paths; "" where there are too few."""
         if self.predict_input is None:
             raise ConfigError("predict needs data.predict_input: a scan, or a folder of scans")
         place = Path(self.predict_input)
         if not place.exists():
             raise ConfigError(f"data.predict_input: {place} does not exist; expected a scan or a folder of scans")
         paths = [str(path) for path in (find_scans(place) if place.is_dir() else [place])]
-        return OneByOne(paths[self.rank :: self.ranks], str)
+        return OneByOne(paths[self.rank :: self.ranks] or [""], str)  # Lightning skips a loop without batches
 
     def _cases(self, names: tuple[str, ...]) -> OneByOne | list[Any]:
         own = list(names[self.rank :: self.ranks]) or [""]  # Lightning skips a loop without batches, and its reductions

@@ -1,4 +1,4 @@
-"""``flarecps predict`` gives bit for bit what ``flarecps segment`` gives, on one process and on two."""
+"""``flarecps predict`` gives bit for bit what ``flarecps segment`` gives, on one process and on several."""
 
 from __future__ import annotations
 
@@ -68,13 +68,18 @@ def test_predict_is_segment(run: Path, scans: Path, segmented: dict[str, bytes],
     assert again == {name: content for name, content in segmented.items() if name != "case3.nii.gz"}
 
 
-def test_two_processes_share_the_scans(run: Path, scans: Path, segmented: dict[str, bytes], tmp_path: Path) -> None:
-    """The broken scan is of the first process's share; the second learns of it, and nobody waits for ever."""
-    words = predict_words(run, scans, tmp_path, "--trainer.devices", 2, "--trainer.strategy", "ddp")
+def test_three_processes_share_two_scans(run: Path, scans: Path, segmented: dict[str, bytes], tmp_path: Path) -> None:
+    """The broken scan is the second process's, the third has none; the first knows, and nobody waits for ever."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("case1_0000.nii.gz", "case2_0000.nii.gz"):
+        shutil.copy(scans / name, few / name)
+    words = predict_words(run, few, tmp_path, "--trainer.devices", 3, "--trainer.strategy", "ddp")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "flarecps", *words], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("1 could not be segmented") == 1
-    assert results(tmp_path / "segmentations") == segmented
+    assert done.stderr.count("case2: ") == 1
+    assert results(tmp_path / "segmentations") == {"case1.nii.gz": segmented["case1.nii.gz"]}
