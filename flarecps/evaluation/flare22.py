@@ -12,10 +12,10 @@ from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from scipy.ndimage import find_objects
 
 from flarecps.anatomy import Organ
 from flarecps.errors import ScanError
+from flarecps.evaluation.boxes import Box, joint_box, label_boxes
 from flarecps.evaluation.overlap import Overlap, joint_histogram, overlap_per_label
 from flarecps.evaluation.surface import (
     average_symmetric_distance_mm,
@@ -27,7 +27,6 @@ from flarecps.evaluation.volume import relative_volume_error, volume_error_ml, v
 from flarecps.typing import SpacingMm
 
 Protocol: TypeAlias = Literal["official", "strict"]
-Box: TypeAlias = tuple[slice, slice, slice]
 LabelMap: TypeAlias = UInt8[np.ndarray, "slice row column"]
 
 CROPPED_ORGANS = frozenset({"aorta", "inferior vena cava", "esophagus"})  # tubes, annotated over part of their length
@@ -90,8 +89,9 @@ def score_case(
     histogram = joint_histogram(prediction, reference) if histogram is None else histogram
     for whose, counts in (("prediction", histogram.sum(axis=1)), ("reference", histogram.sum(axis=0))):
         check_values(whose, np.flatnonzero(counts), organs)
-    overlaps = overlap_per_label(histogram, [organ.id for organ in organs])
-    boxes_p, boxes_r = find_objects(prediction), find_objects(reference)
+    ids = [organ.id for organ in organs]
+    overlaps = overlap_per_label(histogram, ids)
+    boxes_p, boxes_r = label_boxes(prediction, ids), label_boxes(reference, ids)
     scores = {}
     for organ in organs:
         overlap = overlaps[organ.id]
@@ -99,7 +99,7 @@ def score_case(
             reference_ml=volume_ml(overlap.reference, spacing_mm),
             prediction_ml=volume_ml(overlap.prediction, spacing_mm),
         )
-        box = _joint_box(_box_of(boxes_p, organ.id), _box_of(boxes_r, organ.id))
+        box = joint_box(boxes_p[organ.id], boxes_r[organ.id])
         if protocol == "official":
             scores[organ.name] = _official(prediction, reference, box, spacing_mm, organ, overlap, volumes)
         else:
@@ -177,16 +177,3 @@ def _strict(
 def _rounded(value: float) -> float:
     # Quirk: rounded case by case, before any mean; NumPy's rounding, as the script's numbers are NumPy's.
     return float(np.round(value, OFFICIAL_DECIMALS))
-
-
-def _box_of(boxes: Sequence[Box | None], label: int) -> Box | None:
-    return boxes[label - 1] if label <= len(boxes) else None
-
-
-def _joint_box(a: Box | None, b: Box | None) -> Box | None:
-    if a is None or b is None:
-        return a or b
-    first, second, third = (
-        slice(min(one.start, two.start), max(one.stop, two.stop)) for one, two in zip(a, b, strict=True)
-    )
-    return first, second, third

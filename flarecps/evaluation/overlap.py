@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from flarecps.evaluation.boxes import joint_box, occupied_box
+
 _SLAB_VOXELS = 1 << 21  # counted at once: bounds the memory to some 20 MB whatever the scan's size
 _VALUES = 256
 EXCHANGED_OWN_DSC, EXCHANGED_OTHER_DSC = 0.1, 0.5  # far below any usable organ, and above mere neighbourhood
@@ -43,8 +45,13 @@ def joint_histogram(
         raise ValueError(f"label maps of one shape are needed, not {prediction.shape} and {reference.shape}")
     if prediction.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(f"label maps must be uint8, not {prediction.dtype} and {reference.dtype}")
-    flat_p, flat_r = prediction.reshape(-1), reference.reshape(-1)
     counts = np.zeros(_VALUES * _VALUES, dtype=np.int64)
+    if prediction.ndim == 3:  # most of a scan is background in both: that need not be looked at twice
+        box = joint_box(occupied_box(prediction), occupied_box(reference))
+        counts[0] = prediction.size
+        prediction, reference = prediction[box], reference[box]
+        counts[0] -= prediction.size
+    flat_p, flat_r = prediction.reshape(-1), reference.reshape(-1)
     for start in range(0, flat_p.size, _SLAB_VOXELS):
         part = slice(start, start + _SLAB_VOXELS)
         counts += np.bincount(flat_p[part].astype(np.uint16) << 8 | flat_r[part], minlength=counts.size)

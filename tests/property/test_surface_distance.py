@@ -24,7 +24,7 @@ from flarecps.evaluation.surface import (
 from flarecps.typing import SpacingMm
 
 STEPS_MM = st.one_of(st.sampled_from([0.5, 0.7421875, 1.0, 2.5, 5.0]), st.floats(0.3, 6.0))
-SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(1, 11))
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 24), st.integers(1, 20))  # beyond the nearest places too
 KINDS = ("blob", "at the border", "speckle", "single voxel", "box", "full", "empty")
 
 
