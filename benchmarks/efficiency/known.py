@@ -2,9 +2,10 @@
 
     python benchmarks/efficiency/known.py [--out DIR]
 
-To be run on a machine that does nothing else. What is expected comes from the task (seconds slept, bytes held, cores
-kept busy) and from what the processes note of themselves, not from the meters. Prints a Markdown table; exit code 1
-when a figure is off by more than 5 %.
+What is expected comes from the task (seconds slept, bytes held, processor time burnt) and from what the processes note of
+themselves, not from the meters. Figures of the whole machine and FLARE's areas (sum × 0.1) are right only where nothing
+else runs: how busy others were is measured before every task, and these figures are judged only where it was less than
+5 % of the processor. Prints a Markdown table; exit code 1 when a judged figure is off by more than 5 %.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 WITHIN = 0.05
+QUIET_PERCENT = 5.0
 CORES = os.cpu_count() or 1
 GB_MB = 1e9 / 2**20
 
 BUSY = """
 import json, multiprocessing, resource, sys, time
 def burn(seconds):
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
+    while time.process_time() < seconds:
         pass
 if __name__ == "__main__":
     cores, seconds, note = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
@@ -69,11 +73,20 @@ class Check:
     figure: str
     expected: float
     measured: float
+    judged: bool = True
 
     @property
     def off(self) -> float:
         """By what share the measured one is off."""
         return self.measured / self.expected - 1
+
+
+def others_percent(seconds: float = 2.0) -> float:
+    """How much of the processor others use now."""
+    psutil.cpu_times_percent()
+    time.sleep(seconds)
+    times = psutil.cpu_times_percent()
+    return 100 - times.idle - getattr(times, "iowait", 0.0)
 
 
 def measured(out: Path, name: str, *command: str) -> dict[str, float]:
@@ -94,40 +107,43 @@ def checks(out: Path) -> Iterator[Check]:
         scripts[name] = str(out / f"{name}.py")
         Path(scripts[name]).write_text(code)
 
-    task = "sleep 1"
+    task, quiet = "sleep 1", others_percent() < QUIET_PERCENT
     row = measured(out, "sleep", "sleep", "1")
     yield Check(task, "Time (s)", 1.0, row["Time"])
-    yield Check(task, "sum × 0.1 of a constant RAM / RAM (s)", 1.0, row["AUC_RAM_Time"] / row["RAM"])
+    yield Check(task, "AUC_RAM_Time / RAM (s)", 1.0, row["AUC_RAM_Time"] / row["RAM"], quiet)
+    yield Check(task, "machine, area of RAM / most RAM (s)", 1.0, row["host_ram_mb_s"] / row["host_ram_mb_max"])
 
-    task = f"{CORES} cores busy for 4 s"
+    task, quiet = f"{CORES} cores busy until each has burnt 4 s", others_percent() < QUIET_PERCENT
     row = measured(out, "busy", python, "-S", scripts["busy"], str(CORES), "4", str(note))
     said = json.loads(note.read_text())
-    yield Check(task, "Time (s)", 4.0, row["Time"])
     yield Check(task, "CPU_Utilization (%)", 100.0, row["CPU_Utilization"])
-    yield Check(task, "AUC_CPU_Time (% s)", 400.0, row["AUC_CPU_Time"])
-    yield Check(task, "machine, area of CPU (% s)", 400.0, row["host_cpu_percent_s"])
+    yield Check(task, "tree, processor time (s)", 4.0 * CORES, row["tree_cpu_s"])
     yield Check(task, "tree, processor time (s), as it says", said["cpu_s"], row["tree_cpu_s"])
     yield Check(task, "tree, area of CPU (% s)", 400.0, row["tree_cpu_percent_s"])
+    yield Check(task, "Time (s)", 4.0, row["Time"], quiet)
+    yield Check(task, "AUC_CPU_Time (% s)", 400.0, row["AUC_CPU_Time"], quiet)
+    yield Check(task, "machine, area of CPU (% s)", 400.0, row["host_cpu_percent_s"], quiet)
 
-    task = "1 GB held for 3 s"
+    task, quiet = "1 GB held for 3 s", others_percent() < QUIET_PERCENT
     row = measured(out, "hold", python, "-S", scripts["hold"], "1000000000", "3", str(note))
     said = json.loads(note.read_text())
+    yield Check(task, "tree, most RAM (MB)", GB_MB, row["tree_ram_mb_max"])
     yield Check(task, "tree, most RAM (MB), as it says", said["ram_mb"], row["tree_ram_mb_max"])
-    yield Check(task, "tree, most RAM (MB), as the task says", GB_MB, row["tree_ram_mb_max"])
-    yield Check(task, "machine, RAM above the start (MB)", GB_MB, row["host_ram_rise_mb"])
     yield Check(task, "tree, area of RAM (MB s), as it says", said["area_mb_s"], row["tree_ram_mb_s"])
+    yield Check(task, "machine, RAM above the start (MB)", GB_MB, row["host_ram_rise_mb"], quiet)
 
-    task = "1 GB held for 3 s by a child process"
+    task, quiet = "1 GB held for 3 s by a child process", others_percent() < QUIET_PERCENT
     row = measured(out, "child", python, "-S", scripts["child"], "-S", scripts["hold"], "1000000000", "3", str(note))
-    yield Check(task, "tree, most RAM (MB), as the task says", GB_MB, row["tree_ram_mb_max"])
-    yield Check(task, "machine, RAM above the start (MB)", GB_MB, row["host_ram_rise_mb"])
+    yield Check(task, "tree, most RAM (MB)", GB_MB, row["tree_ram_mb_max"])
+    yield Check(task, "machine, RAM above the start (MB)", GB_MB, row["host_ram_rise_mb"], quiet)
 
-    task = "1 core busy for 4 s in a child process"
+    task, quiet = "a child process burns 4 s on 1 core", others_percent() < QUIET_PERCENT
     row = measured(out, "one", python, "-S", scripts["child"], "-S", scripts["busy"], "1", "4", str(note))
     said = json.loads(note.read_text())
-    yield Check(task, "Time (s)", 4.0, row["Time"])
+    yield Check(task, "tree, processor time (s)", 4.0, row["tree_cpu_s"])
     yield Check(task, "tree, processor time (s), as it says", said["cpu_s"], row["tree_cpu_s"])
     yield Check(task, "tree, area of CPU (% s)", 400.0 / CORES, row["tree_cpu_percent_s"])
+    yield Check(task, "Time (s)", 4.0, row["Time"], quiet)
 
 
 def main() -> int:
@@ -135,16 +151,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder that keeps the measurements")
     given = parser.parse_args()
-    print(f"load before: {os.getloadavg()[0]:.2f}, cores: {CORES}\n")
+    print(f"{CORES} cores, of which others used {others_percent():.0f} % before the first task\n")
     with tempfile.TemporaryDirectory() as scratch:
         out = given.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
         found = list(checks(out))
     print("| process | figure | expected | measured | off |\n|---|---|--:|--:|--:|")
     for one in found:
-        print(f"| {one.task} | {one.figure} | {one.expected:.2f} | {one.measured:.2f} | {100 * one.off:+.1f} % |")
-    worst = max(found, key=lambda one: abs(one.off))
-    print(f"\nmost: {100 * worst.off:+.1f} % ({worst.task}: {worst.figure})")
+        off = f"{100 * one.off:+.1f} %" + ("" if one.judged else " (others ran)")
+        print(f"| {one.task} | {one.figure} | {one.expected:.2f} | {one.measured:.2f} | {off} |")
+    judged = [one for one in found if one.judged]
+    worst = max(judged, key=lambda one: abs(one.off))
+    print(
+        f"\n{len(judged)} of {len(found)} figures judged; most: {100 * worst.off:+.1f} % ({worst.task}: {worst.figure})"
+    )
     return int(abs(worst.off) > WITHIN)
 
 
