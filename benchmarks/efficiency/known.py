@@ -2,10 +2,10 @@
 
     python benchmarks/efficiency/known.py [--out DIR]
 
-What is expected comes from the task (seconds slept, bytes held, processor time burnt) and from what the processes note of
-themselves, not from the meters. Figures of the whole machine and FLARE's areas (sum × 0.1) are right only where nothing
-else runs: how busy others were is measured before every task, and these figures are judged only where it was less than
-5 % of the processor. Prints a Markdown table; exit code 1 when a judged figure is off by more than 5 %.
+What is expected comes from the task (seconds slept, bytes held, processor time burnt) and from what the processes note
+of themselves, not from the meters. Figures of the whole machine and FLARE's areas (sum × 0.1) are right only where
+nothing else runs: how busy others were is measured before every task, and these figures are judged only where it was
+less than 5 % of the processor. Prints a Markdown table; exit code 1 when a judged figure is off by more than 5 %.
 """
 
 from __future__ import annotations
