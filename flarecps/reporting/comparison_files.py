@@ -16,21 +16,24 @@ from flarecps.evaluation.comparison import MEASURES, Method, ScoreFile, mean_alo
 from flarecps.reporting.run_folder import read_scores
 from flarecps.volumes.io import scan_name
 
-SCORES, EFFICIENCY = "scores.csv", "efficiency.csv"
+SCORES = ("scores.csv", "scores/scores.csv")  # what a folder stands for: the first that is there
+EFFICIENCY = ("efficiency_all.csv", "efficiency.csv")
 TIME, CPU = "Time", "AUC_CPU_Time"
 GPU, GPU_TOLERATED = "AUC_GPU_Time", "AUC_GPU_Time_over_2048MB"
 
 
-def named_files(words: Sequence[str], file_name: str, names: Sequence[str] | None = None) -> dict[str, list[Path]]:
+def named_files(
+    words: Sequence[str], in_folder: Sequence[str], names: Sequence[str] | None = None
+) -> dict[str, list[Path]]:
     """Method name → its files, in order, of words such as ``A.csv``, ``CPS=A.csv,B.csv`` or ``CPS=runs/cps_*``.
 
-    A folder stands for its ``file_name`` (also in ``scores/``). A word that is a path itself is taken as one, whatever
+    A folder stands for the first file of ``in_folder`` that it holds. A word that is a path itself is taken as one, whatever
     signs it holds. Without NAME= and ``names``, a method is called by the shortest ends of the paths that differ.
 
     Raises ConfigError for a name used twice and a wrong number of ``names``, DatasetError for missing files.
     """
     given = [_split(word) for word in words]
-    files = [[_file(path, file_name) for path in paths] for _, paths in given]
+    files = [[_file(path, in_folder) for path in paths] for _, paths in given]
     if names is not None and len(names) != len(words):
         raise ConfigError(f"--names has {len(names)} names for {len(words)} methods; expected one each, in order")
     short = _short_names([found[0] for found in files])
@@ -134,14 +137,14 @@ def _matching(pattern: str) -> list[str]:
     return found
 
 
-def _file(path: str, file_name: str) -> Path:
+def _file(path: str, in_folder: Sequence[str]) -> Path:
     given = Path(path)
-    candidates = [given / file_name, given / "scores" / file_name] if given.is_dir() else [given]
+    candidates = [given / name for name in in_folder] if given.is_dir() else [given]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    maker = "flarecps score" if file_name == SCORES else "flarecps efficiency"
-    where = f"{given} holds no {file_name}" if given.is_dir() else f"{given}: no such file"
+    maker = "flarecps score" if in_folder == SCORES else "flarecps efficiency"
+    where = f"{given} holds no {in_folder[-1].split('/')[-1]}" if given.is_dir() else f"{given}: no such file"
     raise DatasetError(f"{where}; expected a table made by '{maker} … --out DIR', or its folder")
 
 

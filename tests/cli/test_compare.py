@@ -213,6 +213,29 @@ def test_flares_ranking_by_hand(run: Run, files: tuple[Path, Path], tmp_path: Pa
     assert "1.375" in in_order
 
 
+def test_the_ranking_takes_the_tolerance_where_all_tables_have_it(
+    run: Run, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """GPU areas of 100 and 200 are 0 above 2048 MB: equal, so 1.5 each instead of 1 and 2."""
+    folders = []
+    for name, area in (("control", 100.0), ("cps", 200.0)):
+        table = write_efficiency(tmp_path / name / "eff" / "efficiency.csv", dict.fromkeys("abc", (10, area, 50)))
+        lines = table.read_text().splitlines()
+        more = [f"{line},{'AUC_GPU_Time_over_2048MB' if not row else 0}" for row, line in enumerate(lines)]
+        table.with_name("efficiency_all.csv").write_text("\n".join(more) + "\n")
+        folders.append(table.parent)
+    for efficiencies, rank, words in (
+        (folders, "1.5", "memory above 2048 MB"),
+        ([folder / "efficiency.csv" for folder in folders], "1.0", "without FLARE's tolerance"),
+        ([folders[0], folders[1] / "efficiency.csv"], "1.0", "without FLARE's tolerance"),
+    ):
+        said = run(*files, "--efficiency", *efficiencies, "--out", tmp_path / "out")[1]
+        assert words in said
+        with (tmp_path / "out" / "ranking.csv").open() as stream:
+            control = next(row for row in csv.DictReader(stream) if row["method"] == "control")
+        assert control["rank AUC_GPU_Time"] == rank
+
+
 def test_a_score_folder_agrees_with_flarecps_score(files: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     """The column of a method is what `flarecps score` prints for it."""
     from flarecps.reporting.run_folder import read_scores
