@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "postprocess": Command("flarecps.cli.postprocess", "main", "drop stray components, fill holes, where it helps"),
     "score": Command("flarecps.cli.score", "score", "compare predictions with references: DSC and NSD per organ"),
     "compare": Command("flarecps.cli.compare", "compare", "methods side by side: tables, paired statistics, ranking"),
+    "figures": Command("flarecps.cli.figures", "figures", "cases side by side, box plots, volumes, worst cases"),
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),

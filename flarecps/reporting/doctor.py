@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from flarecps import __version__
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_text
 from flarecps.casework import work_through
@@ -27,7 +24,8 @@ from flarecps.reporting.doctor_pictures import (
     scatter_figure,
     volumes_figure,
 )
-from flarecps.reporting.pictures import RUN_COLOURS, inline_svg
+from flarecps.reporting.page import page_text
+from flarecps.reporting.pictures import inline_svg
 
 TEMPLATE = "doctor.html"
 MOST_PICTURES = 48  # about 20 KB each
@@ -100,31 +98,24 @@ NOT_IN_HU = {"constant", "not-rescaled", "rescaled-twice", "normalised", "eight-
 
 def doctor_page(inspection: Inspection, shown: Sequence[Portrait]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
-        version=__version__,
-        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        summary=inspection.summary,
-        breaks=inspection.breaks_training,
-        worst=next((one for one in SEVERITIES if inspection.summary["findings"][one]), None),
-        kinds=_kinds(inspection.findings),
-        findings=inspection.findings[:MOST_ROWS],
-        findings_left_out=max(0, len(inspection.findings) - MOST_ROWS),
-        titles={code: kind.title for code, kind in KINDS.items()},
-        renumbering=inspection.renumbering,
-        annotated=_annotated_words(inspection),
-        organs=_legend(inspection, shown),
-        portraits=shown,
-        cases_left_out=len(inspection.catalogue.cases) - len(shown),
-        charts=_charts(inspection),
-        roles=[(role, index) for index, role in enumerate(ROLES) if _any_of(inspection, role)],
-        run_colours=RUN_COLOURS,
+    return page_text(
+        TEMPLATE,
+        {
+            "summary": inspection.summary,
+            "breaks": inspection.breaks_training,
+            "worst": next((one for one in SEVERITIES if inspection.summary["findings"][one]), None),
+            "kinds": _kinds(inspection.findings),
+            "findings": inspection.findings[:MOST_ROWS],
+            "findings_left_out": max(0, len(inspection.findings) - MOST_ROWS),
+            "titles": {code: kind.title for code, kind in KINDS.items()},
+            "renumbering": inspection.renumbering,
+            "annotated": _annotated_words(inspection),
+            "organs": _legend(inspection, shown),
+            "portraits": shown,
+            "cases_left_out": len(inspection.catalogue.cases) - len(shown),
+            "charts": _charts(inspection),
+            "roles": [(role, index) for index, role in enumerate(ROLES) if _any_of(inspection, role)],
+        },
     )
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from flarecps import __version__, metric_names
+from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.reporting import side_by_side
@@ -21,7 +20,8 @@ from flarecps.reporting.boxes import box_figure
 from flarecps.reporting.curves import PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.gallery import Exhibit, exhibits
 from flarecps.reporting.overlays import FILM
-from flarecps.reporting.pictures import RUN_COLOURS, inline_svg
+from flarecps.reporting.page import page_text
+from flarecps.reporting.pictures import inline_svg
 from flarecps.reporting.plan_words import plan_in_words
 from flarecps.reporting.run_folder import Run
 
@@ -51,35 +51,27 @@ def report_page(
 ) -> str:
     """The page as text. It holds whatever the runs have; a part without any content is left out."""
     organs = next((run.organs for run in runs if run.organs), ())
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = _score
-    environment.filters["signed"] = _signed
-    return environment.get_template(TEMPLATE).render(
-        version=__version__,
-        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        title=" · ".join(run.name for run in runs),
-        heads=[_head(index, run) for index, run in enumerate(runs)],
-        difference=side_by_side.difference(runs),
-        table=side_by_side.table(runs, organs),
-        boxes=_boxes(runs, organs),
-        cases=side_by_side.cases(runs),
-        exhibits=shown,
-        film_percent=round(100 * FILM),
-        pictures_wanted=not asked_for_pictures,
-        charts=_charts(runs),
-        organ_chart=_organ_chart(runs, organs),
-        has_siblings=any(name.endswith("sibling_2") for run in runs for name in run.metrics),
-        plans=_plans(runs),
-        environments=_environments(runs),
-        commands=[(run.name, _commands(run)) for run in runs],
-        notes=notes,
-        run_colours=RUN_COLOURS,
+    return page_text(
+        TEMPLATE,
+        {
+            "title": " · ".join(run.name for run in runs),
+            "heads": [_head(index, run) for index, run in enumerate(runs)],
+            "difference": side_by_side.difference(runs),
+            "table": side_by_side.table(runs, organs),
+            "boxes": _boxes(runs, organs),
+            "cases": side_by_side.cases(runs),
+            "exhibits": shown,
+            "film_percent": round(100 * FILM),
+            "pictures_wanted": not asked_for_pictures,
+            "charts": _charts(runs),
+            "organ_chart": _organ_chart(runs, organs),
+            "has_siblings": any(name.endswith("sibling_2") for run in runs for name in run.metrics),
+            "plans": _plans(runs),
+            "environments": _environments(runs),
+            "commands": [(run.name, _commands(run)) for run in runs],
+            "notes": notes,
+        },
+        {"score": _score, "signed": _signed},
     )
 
 

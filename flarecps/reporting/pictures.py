@@ -10,12 +10,14 @@ import base64
 import html
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from flarecps.atomic import atomic_path
 
@@ -36,6 +38,18 @@ def plain(text: str) -> str:
     """``text`` as matplotlib prints it letter by letter: no ``$`` formulas, no legend entry hidden by ``_``."""
     shown = text.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` in at most ``most`` letters, its middle left out where it is longer: both ends tell cases apart.
+
+    >>> shortened("FLARE22_Tr_0001", 9), shortened("liver", 9)
+    ('FLAR…0001', 'liver')
+    """
+    if len(text) <= most:
+        return text
+    kept = max(most - 1, 2)
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
 
 
 def new_figure(width_inches: float, height_inches: float, facecolor: str = "none") -> Figure:
@@ -97,6 +111,32 @@ def write_png(path: Path | str, figure: Figure, dots_per_inch: float = 150) -> N
     """Write ``figure`` to ``path`` atomically."""
     with atomic_path(path) as partial:
         partial.write_bytes(png_bytes(figure, dots_per_inch))
+
+
+def write_chart(path: Path | str, figure: Figure, dots_per_inch: float = 150) -> None:
+    """Write a chart, which has no background of its own, on white to ``path`` atomically."""
+    figure.set_facecolor("white")
+    write_png(path, figure, dots_per_inch)
+
+
+def method_legend(figure: Figure, names: Sequence[str], top_inches: float) -> None:
+    """A line of colours and names of the methods (or runs), ``top_inches`` below the upper edge; none for one."""
+    if len(names) < 2:
+        return
+    entries = [Patch(facecolor=run_colour(index), label=plain(name)) for index, name in enumerate(names)]
+    figure.legend(
+        handles=entries,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1 - top_inches / figure.get_figheight()),
+        ncols=len(entries),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+        handlelength=1.0,
+        handleheight=1.0,
+        borderpad=0.0,
+        columnspacing=1.6,
+    )
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

@@ -1,0 +1,87 @@
+"""``flarecps figures``: the pictures of a paper's results, of any methods, from their label maps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from flarecps.errors import ConfigError
+
+MOST_WORKERS = 4  # a process holds a scan and two label maps
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+KEPT = "scores"  # folder of OUT
+FAILED = 1  # exit code: some cases are not in the figures
+
+
+def figures(
+    predictions: list[str],
+    *,
+    references: Path,
+    out: Path,
+    images: Path | None = None,
+    names: str | None = None,
+    labels: Path | None = None,
+    protocol: Literal["official", "strict"] = "official",
+    cases: str | None = None,
+    rows: int = 4,
+    worst: int = 10,
+    window_hu: list[float] | None = None,
+    workers: int = 0,
+) -> int:
+    """Draw results of one or more methods: cases side by side as in the paper's Figure 5, box plots, volumes, failures.
+
+    OUT gets cases.png (rows: cases; columns: image, reference, each method; mean DSC in the corner), boxes.png (DSC
+    and NSD per organ), volumes.png (predicted against reference ml), worst_cases.png (lowest scores, on the slice with
+    the largest error), and figures.html with all of them in one file. The label maps are scored on the way, as
+    'flarecps score' does; scores are kept in OUT/scores/METHOD, so a second call is quick.
+
+    A case that can't be read is reported and the others are shown; the exit code is 1 then.
+
+    Args:
+        predictions: one word per method; FOLDER or NAME=FOLDER of label maps.
+        references: folder of reference label maps of the same names.
+        out: folder for the figures; made if needed.
+        images: folder of the segmented scans (NAME_0000.nii.gz or NAME.nii.gz); without it there are charts only.
+        names: names of the methods, separated by commas, in order.
+        labels: dataset.json (or its folder) that names the structures; by default as 'flarecps score' finds it.
+        protocol: whose rules the scores follow, see 'flarecps score'.
+        cases: the cases to show side by side, separated by commas; by default some from the easiest to the hardest.
+        rows: how many cases are shown side by side, without --cases.
+        worst: how many of the lowest scores are shown.
+        window_hu: grey values shown as black and white, [-160, 240]; by default these for CT, percentiles for others.
+        workers: processes at work; 0 takes one per core, at most 4.
+    """
+    from rich.console import Console
+
+    from flarecps.reporting.result_files import write_figures
+    from flarecps.reporting.results import gather_results, named_folders
+
+    if window_hu is not None and (len(window_hu) != 2 or window_hu[0] >= window_hu[1]):
+        raise ConfigError(f"--window {window_hu}: expected two grey values, the darker one first: [-160, 240]")
+    if rows < 0 or worst < 0:
+        raise ConfigError(f"--rows {rows} --worst {worst}: expected 0 or more")
+    chosen = [name.strip() for name in cases.split(",")] if cases is not None else None
+    if chosen is not None and images is None:
+        raise ConfigError("--cases needs the scans: name their folder with --images")
+    called = [name.strip() for name in names.split(",")] if names is not None else None
+    processes = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_WORKERS)
+    results = gather_results(
+        named_folders(predictions, called), references, images, labels, protocol, processes, keep=out / KEPT
+    )
+    window = (window_hu[0], window_hu[1]) if window_hu is not None else None
+    drawn = write_figures(out, results, chosen, rows, worst, window, processes)
+    console, problems = Console(), Console(stderr=True)
+    for method in results.methods:
+        dsc = results.tables[method].overall("dsc")
+        mean = "–" if dsc.mean is None else f"{dsc.mean:.4f}"
+        console.print(
+            f"{method}: mean DSC {mean} over {len(results.tables[method].cases)} cases", highlight=False, markup=False
+        )
+    for note in drawn.notes:
+        console.print(f"- {note}", style="yellow", **PLAIN)
+    for case, error in drawn.failed.items():
+        problems.print(f"not shown: {case}: {error}", style="red", **PLAIN)
+    files = ", ".join(path.name for path in drawn.files)
+    console.print(f"written to {out}: {files}", **PLAIN)
+    return FAILED if drawn.failed else 0

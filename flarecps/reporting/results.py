@@ -1,0 +1,175 @@
+"""Label maps of several methods, scored against one set of references: what every figure of results is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flarecps.anatomy import Organ, organs_of
+from flarecps.errors import ConfigError, DatasetError
+from flarecps.evaluation.flare22 import OrganScore, Protocol
+from flarecps.evaluation.label_sets import label_set
+from flarecps.evaluation.scores import MEASURES, ScoreTable, score_folders, write_scores
+from flarecps.reporting.run_folder import Scores, mean_of, scans_by_name
+
+KEPT = "cases"  # folder of a method's scores for those of single cases, as 'flarecps score' has it
+
+
+@dataclass(frozen=True)
+class Results:
+    """Methods with their score tables, and the files of every case. ``images`` may be empty."""
+
+    organs: tuple[Organ, ...]
+    tables: Mapping[str, ScoreTable]  # by method, in the order given
+    predictions: Mapping[str, Mapping[str, Path]]  # method → case → label map
+    references: Mapping[str, Path]
+    images: Mapping[str, Path]
+    labels_from: str  # where the label set was found
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of the methods."""
+        return tuple(self.tables)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases that any method has scores of, sorted."""
+        return tuple(sorted({case for table in self.tables.values() for case in table.cases}))
+
+    def score(self, method: str, case: str, organ: str) -> OrganScore | None:
+        """The scores of one organ; None where the case was not scored."""
+        found = self.tables[method].cases.get(case)
+        return None if found is None else found.organs[organ]
+
+    def mean_dsc(self, method: str, case: str) -> float:
+        """The mean DSC over the organs of one case; NaN where there is none."""
+        found = self.tables[method].cases.get(case)
+        return math.nan if found is None else mean_of([_number(score.dsc) for score in found.organs.values()])
+
+    def mean_dsc_of_methods(self, case: str) -> float:
+        """The mean over methods of ``mean_dsc``: by it cases are called easy or hard."""
+        return mean_of([self.mean_dsc(method, case) for method in self.methods])
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """``METHOD, CASE`` → why it could not be scored."""
+        return {f"{m}, {case}": error for m, table in self.tables.items() for case, error in table.failed.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """Which predictions are missing, in sentences."""
+        said = []
+        for method, table in self.tables.items():
+            if table.missing:
+                names = ", ".join(table.missing[:5]) + (", …" if len(table.missing) > 5 else "")
+                said.append(f"{method}: no prediction of {names}")
+        return said
+
+
+def gather_results(
+    predictions: Mapping[str, Path],
+    references: Path,
+    images: Path | None = None,
+    labels: Path | None = None,
+    protocol: Protocol = "official",
+    workers: int = 1,
+    progress: bool = True,
+    keep: Path | None = None,
+) -> Results:
+    """The scored results of one or more methods; a case that can't be scored becomes a note and the others go on.
+
+    Args:
+        predictions: name of the method → folder of its label maps.
+        references: folder of label maps; files belong together by name.
+        images: folder of the scans, for pictures.
+        labels: dataset.json that names the structures; by default that beside the references, else FLARE22's.
+        protocol: whose rules count, see `flarecps.evaluation.scores.score_folders`.
+        workers: processes.
+        progress: whether a bar is shown.
+        keep: folder for the scores: METHOD/scores.csv and so on. What is there from an earlier call and made from the
+            same files is not scored again.
+
+    Raises ConfigError without a method, DatasetError for missing folders and where no case of a method was scored.
+    """
+    if not predictions:
+        raise ConfigError("no method: name at least one folder of predicted label maps")
+    if images is not None and not images.is_dir():
+        raise DatasetError(f"{images}: no such folder; expected the scans that were segmented")
+    structures, origin = label_set(labels, next(iter(predictions.values())), references)
+    tables = {}
+    for method, folder in predictions.items():
+        own = None if keep is None else keep / folder_name(method)
+        kept = None if own is None else own / KEPT
+        table = score_folders(folder, references, structures, protocol, workers, progress, keep=kept)
+        if not table.cases:
+            first = next(iter(table.failed.values()))
+            raise DatasetError(f"{method}: none of {len(table.failed)} cases could be scored; the first: {first}")
+        if own is not None:
+            write_scores(table, own)
+        tables[method] = table
+    maps = {method: scans_by_name(folder) for method, folder in predictions.items()}
+    found = organs_of(structures)
+    return Results(found, tables, maps, scans_by_name(references), scans_by_name(images), origin)
+
+
+def named_folders(words: Sequence[str], names: Sequence[str] | None = None) -> dict[str, Path]:
+    """Method → folder, of words such as ``runs/cps/segmentations`` or ``CPS=runs/cps/segmentations``.
+
+    Without a name a method is called by the shortest ends of the paths that differ, usual folder names left out.
+    Raises ConfigError for a name that is used twice or a wrong number of ``names``, DatasetError for a missing folder.
+    """
+    given: list[tuple[str, Path]] = []
+    for word in words:
+        name, equals, rest = word.partition("=")
+        plain_path = not equals or Path(word).exists()
+        given.append(("", Path(word)) if plain_path else (name.strip(), Path(rest)))
+    for _, folder in given:
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder; expected a method's label maps, as FOLDER or NAME=FOLDER")
+    if names is not None and len(names) != len(given):
+        raise ConfigError(f"--names has {len(names)} names for {len(given)} methods; expected one each, in order")
+    ends = [_telling_parts(folder) for _, folder in given]
+    depth = 1
+    while len({end[-depth:] for end in ends}) < len(set(ends)):
+        depth += 1
+    short = ["/".join(end[-depth:]) for end in ends]
+    called = list(names) if names is not None else [name or end for (name, _), end in zip(given, short, strict=True)]
+    folders = [folder_name(name) for name in called]
+    twice = next((name for name, own in zip(called, folders, strict=True) if folders.count(own) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the method name {twice!r} is used twice; give every folder its own: NAME=FOLDER")
+    return dict(zip(called, (folder for _, folder in given), strict=True))
+
+
+def _telling_parts(folder: Path) -> tuple[str, ...]:
+    """The parts of a path without the name that all folders of predictions have."""
+    parts = folder.resolve().parts
+    return parts[:-1] if len(parts) > 2 and parts[-1] in ("segmentations", "predictions") else parts
+
+
+def folder_name(method: str) -> str:
+    """A method's name as the name of a folder: letters, digits, dots and dashes; the rest becomes ``_``.
+
+    >>> folder_name("CPS, 2 networks")
+    'CPS__2_networks'
+    """
+    return "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in method).lstrip(".") or "_"
+
+
+def scores_of(table: ScoreTable) -> Scores:
+    """The DSC and NSD of a score table as arrays, NaN where the protocol gives no number."""
+    values = {}
+    for measure in MEASURES:
+        rows = [[_number(getattr(case.organs[organ.name], measure)) for organ in table.organs]
+                for case in table.cases.values()]  # fmt: skip
+        values[measure] = np.array(rows, float).reshape(len(table.cases), len(table.organs))
+    columns = tuple(organ.column for organ in table.organs)
+    return Scores(tuple(table.cases), columns, values["dsc"], values["nsd"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
