@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flarecps import metric_names
-from flarecps.reporting.pictures import INK, new_figure, run_colour, style_axes
+from flarecps.reporting.pictures import INK, QUIET, new_figure, run_colour, style_axes
 
 SIBLING_STYLES = {1: "-", 2: (0, (4, 2))}
 
@@ -40,6 +40,7 @@ class Panel:
     metrics: tuple[tuple[int, str], ...]
     logarithmic: bool = False
     share: bool = False  # values lie between 0 and 1
+    count: bool = False  # whole numbers
 
 
 def _siblings(name_of: Callable[[int], str]) -> tuple[tuple[int, str], ...]:
@@ -91,7 +92,106 @@ PANELS: tuple[Panel, ...] = (
         "Patches per second. A fall in the middle of a run points to a slow disk or a busy machine.",
         ((0, metric_names.PATCHES_PER_SECOND),),
     ),
+    Panel(
+        "wait",
+        "Waiting for data",
+        "Share of the time in which training stood still for want of patches; above a tenth, take more data.workers.",
+        ((0, metric_names.DATA_WAIT),),
+        share=True,
+    ),
+    Panel(
+        "patch_dsc",
+        "DSC of validation patches",
+        "A quick look after every epoch: overlap over the voxels of fixed patches; whole scans are what counts.",
+        _siblings(metric_names.patch_dsc_mean),
+        share=True,
+    ),
+    Panel(
+        "patch_loss",
+        "Loss of validation patches",
+        "The supervised loss on the same patches. It rises while the training loss falls: overfitting.",
+        _siblings(metric_names.patch_loss),
+    ),
+    Panel(
+        "vanished",
+        "Vanished classes",
+        "Structures that a sibling’s pseudo-labels hold (almost) nothing of. A few at the start are usual; later, the "
+        "siblings teach each other that these do not exist.",
+        ((0, metric_names.HEALTH_VANISHED),),
+        count=True,
+    ),
+    Panel(
+        "held",
+        "Epochs in which λ was held",
+        "Counted up while classes are vanished and model.on_collapse is hold: λ waits until they are back.",
+        ((0, metric_names.HEALTH_HELD),),
+        count=True,
+    ),
 )
+
+
+@dataclass(frozen=True)
+class OrganChart:
+    """One small chart per organ: a title, how to read it, and the metrics of an organ by sibling (0: of both)."""
+
+    key: str
+    title: str
+    caption: str
+    metrics_of: Callable[[str], tuple[tuple[int, str], ...]]
+    ratio: bool = False  # values are ratios around 1, on a logarithmic scale; otherwise they lie between 0 and 1
+
+    def names(self, organ_names: Sequence[str], runs: Sequence[Metrics]) -> list[str]:
+        """The organs of which any run has a curve."""
+        return [
+            organ for organ in organ_names
+            if any(name in metrics for metrics in runs for _, name in self.metrics_of(organ))
+        ]  # fmt: skip
+
+
+def validation_chart(source: str = "average") -> OrganChart:
+    """Validation DSC; ``source`` is ``sibling_1``, ``sibling_2`` or ``average``, as in ``metric_names.dsc``."""
+    return OrganChart(
+        "organ-curves",
+        "Validation DSC per organ",
+        "Both siblings averaged, mean over validation scans, all charts with the same axes. A curve that stays at 0 is "
+        "an organ the network has not found; small organs rise last.",
+        lambda organ: ((0, metric_names.dsc(source, organ)),),
+    )
+
+
+ORGAN_CHARTS: tuple[OrganChart, ...] = (
+    validation_chart(),
+    OrganChart(
+        "organ-patches",
+        "DSC of validation patches per organ",
+        "Over the voxels of all validation patches together, every epoch.",
+        lambda organ: _siblings(lambda number: metric_names.patch_dsc(number, organ)),
+    ),
+    OrganChart(
+        "health-agreement",
+        "Pseudo-labels: do the siblings agree?",
+        "Dice between the siblings’ labels of the same unlabelled patches; it needs no reference. Where it stays low, "
+        "one sibling’s pseudo-labels are noise to the other.",
+        lambda organ: ((0, metric_names.health_agreement(organ)),),
+    ),
+    OrganChart(
+        "health-volume",
+        "Pseudo-labels: as much of it as there should be?",
+        "Share of the voxels of unlabelled patches that a sibling calls this organ, divided by its share in the "
+        "labelled scans (the line at 1). Far below 1 the organ is vanishing from the pseudo-labels, far above it "
+        "spreads. Patches are not whole scans, so look at the course rather than at the exact value.",
+        lambda organ: _siblings(lambda number: metric_names.health_volume(number, organ)),
+        ratio=True,
+    ),
+    OrganChart(
+        "health-entropy",
+        "Pseudo-labels: how sure are they?",
+        "Mean entropy of unlabelled voxels that a sibling calls this organ: 0 is certain, 1 none the wiser. Low "
+        "entropy beside low agreement means sure and wrong.",
+        lambda organ: ((0, metric_names.health_entropy(organ)),),
+    ),
+)
+LOWEST_RATIO, HIGHEST_RATIO = 0.01, 100.0  # of the scale; below a hundredth a class counts as vanished
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:
@@ -156,24 +256,27 @@ def panel_figure(panel: Panel, runs: Sequence[Metrics]) -> Figure:
         axes.set_ylim(0.0, None if max(values) > 0 else 1.0)
     if panel.share:
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
+    if panel.count:
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     _epoch_axis(axes, runs, bins=6)
     axes.set_xlabel("epoch", labelpad=2)
     return figure
 
 
-def organ_figure(runs: Sequence[Metrics], organ_names: Sequence[str], source: str = "average") -> Figure | None:
-    """Validation DSC of every organ in its own small chart, all with the same axes; None when none was logged.
-
-    ``source`` is ``sibling_1``, ``sibling_2`` or ``average``, as in ``metric_names.dsc``.
-    """
-    names = [name for name in organ_names if any(metric_names.dsc(source, name) in metrics for metrics in runs)]
+def organ_figure(
+    runs: Sequence[Metrics], organ_names: Sequence[str], chart: OrganChart = ORGAN_CHARTS[0]
+) -> Figure | None:
+    """``chart`` of every organ as its own small picture, all with the same axes; None when none was logged."""
+    names = chart.names(organ_names, runs)
     if not names:
         return None
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
     figure = new_figure(2.32 * columns, 1.45 * rows + 0.3)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(0.04, 0.34 / figure.get_figheight(), 0.985, 1 - 0.25 / figure.get_figheight(), 0.12, 0.35)
+    left = 0.1 / figure.get_figwidth() + (0.036 if not chart.ratio else 0.045)
+    figure.subplots_adjust(left, 0.34 / figure.get_figheight(), 0.985, 1 - 0.25 / figure.get_figheight(), 0.12, 0.35)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
             axes.set_visible(False)
@@ -181,11 +284,20 @@ def organ_figure(runs: Sequence[Metrics], organ_names: Sequence[str], source: st
         style_axes(axes)
         axes.set_title(names[place], fontsize=9, color=INK, pad=3, loc="left", parse_math=False)
         for index, metrics in enumerate(runs):
-            curve = metrics.get(metric_names.dsc(source, names[place]))
-            if curve is not None:
-                _draw(axes, curve, run_colour(index), 0)
-        axes.set_ylim(0, 1)
-        axes.set_yticks([0, 0.5, 1])
+            for sibling, name in chart.metrics_of(names[place]):
+                if name in metrics:
+                    curve = metrics[name]
+                    values = np.clip(curve.values, LOWEST_RATIO, HIGHEST_RATIO) if chart.ratio else curve.values
+                    _draw(axes, Curve(curve.epochs, values), run_colour(index), sibling)
+        if chart.ratio:
+            axes.set_yscale("log")
+            axes.set_ylim(LOWEST_RATIO, HIGHEST_RATIO)
+            axes.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.axhline(1, color=QUIET, linewidth=0.9, zorder=1)
+        else:
+            axes.set_ylim(0, 1)
+            axes.set_yticks([0, 0.5, 1])
         _epoch_axis(axes, runs, bins=4)
         if place + columns >= len(names):
             axes.tick_params(labelbottom=True)

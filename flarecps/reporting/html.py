@@ -17,7 +17,7 @@ from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.reporting import side_by_side
 from flarecps.reporting.boxes import box_figure
-from flarecps.reporting.curves import PANELS, drawable, last_epoch, organ_figure, panel_figure
+from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.gallery import Exhibit, exhibits
 from flarecps.reporting.overlays import FILM
 from flarecps.reporting.page import page_text
@@ -64,7 +64,7 @@ def report_page(
             "film_percent": round(100 * FILM),
             "pictures_wanted": not asked_for_pictures,
             "charts": _charts(runs),
-            "organ_chart": _organ_chart(runs, organs),
+            "organ_charts": _organ_charts(runs, organs),
             "has_siblings": any(name.endswith("sibling_2") for run in runs for name in run.metrics),
             "plans": _plans(runs),
             "environments": _environments(runs),
@@ -152,11 +152,16 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return charts
 
 
-def _organ_chart(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
-    figure = organ_figure([run.metrics for run in runs], [organ.name for organ in organs])
-    if figure is None:
-        return None
-    return Markup(inline_svg(figure, "Validation DSC over epochs, one small chart per organ.", "organ-curves"))
+def _organ_charts(runs: Sequence[Run], organs: Sequence[Organ]) -> list[dict[str, Any]]:
+    metrics, names = [run.metrics for run in runs], [organ.name for organ in organs]
+    charts = []
+    for chart in ORGAN_CHARTS:
+        figure = organ_figure(metrics, names, chart)
+        if figure is not None:
+            alt = f"{chart.title}: over epochs, one small chart per organ."
+            svg = Markup(inline_svg(figure, alt, chart.key))
+            charts.append({"title": chart.title, "caption": chart.caption, "svg": svg})
+    return charts
 
 
 def _plans(runs: Sequence[Run]) -> list[dict[str, Any]]:
