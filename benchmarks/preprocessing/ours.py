@@ -15,7 +15,7 @@ one_core()
 from flarecps.datasets.catalogue import Case, Catalogue  # noqa: E402  # after one_core
 from flarecps.planning.plan import read_plan  # noqa: E402
 from flarecps.preprocessing import dataset  # noqa: E402
-from flarecps.preprocessing.store import prepare_store  # noqa: E402
+from flarecps.preprocessing.store_writing import prepare_store  # noqa: E402
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from flarecps.errors import PlanError
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.checksums import damage, write_manifest
-from flarecps.preprocessing.store import (
+from flarecps.preprocessing.store_writing import (
     check_store,
     clear_leftovers,
     is_current,

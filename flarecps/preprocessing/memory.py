@@ -11,7 +11,7 @@ from flarecps.datasets.catalogue import Case
 from flarecps.errors import ScanError
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import shape_at_target
-from flarecps.preprocessing.store import size_bytes
+from flarecps.preprocessing.store_writing import size_bytes
 from flarecps.volumes.io import read_space
 
 PROCESS_BYTES = 250 << 20  # a worker with its libraries, before its first case

@@ -26,7 +26,8 @@ from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import ConfigError, StoreError, WorkerError
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import Prepared, WayBack
-from flarecps.preprocessing.store import CaseStore, prepare_store, write_case
+from flarecps.preprocessing.store import CaseStore
+from flarecps.preprocessing.store_writing import prepare_store, write_case
 
 LABELS = {"background": 0, "liver": 1, "right kidney": 2, "left kidney": 3}
 SHAPE = (20, 26, 24)
@@ -433,9 +434,14 @@ def test_only_the_death_of_a_worker_is_diagnosed(error, cure):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_case_is_named_without_a_workers_traceback(tmp_path, workers):
+@pytest.mark.parametrize("is_overwritten", [False, True])
+def test_a_damaged_case_is_named_without_a_workers_traceback(tmp_path, workers, is_overwritten):
     store = make_store(tmp_path / "store")
-    (store / "cases" / "case_3" / "image.b2nd").write_bytes(b"not an array")
+    image = store / "cases" / "case_3" / "image.b2nd"
+    content = bytearray(image.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = b"x" * 200
+    image.write_bytes(content if is_overwritten else b"not an array")
     with pytest.raises(StoreError) as caught:
         epochs(module(store, workers=workers, iterations_per_epoch=20), 1)
     assert "case_3" in str(caught.value)

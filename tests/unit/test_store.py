@@ -23,6 +23,7 @@ from flarecps.errors import PlanError, StoreError
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing import dataset as preprocessing_dataset
 from flarecps.preprocessing import store as store_module
+from flarecps.preprocessing import store_writing
 from flarecps.preprocessing.case import Prepared, WayBack
 from flarecps.preprocessing.checksums import damage
 from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset
@@ -30,7 +31,8 @@ from flarecps.preprocessing.intensity import channel_statistics, normalise
 from flarecps.preprocessing.memory import case_bytes, workers_that_fit
 from flarecps.preprocessing.quantisation import quantised, restored
 from flarecps.preprocessing.samples import sample_voxels
-from flarecps.preprocessing.store import CaseStore, prepare_store, write_case
+from flarecps.preprocessing.store import CaseStore
+from flarecps.preprocessing.store_writing import prepare_store, write_case
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
@@ -262,7 +264,7 @@ def _die_at_second_case(catalogue: Catalogue, path: Path) -> None:
             (store / "cases" / f".partial-{case.name}" / "image.b2nd").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         done.append(case.name)
-        store_module.write_case(store, prepared, case, plan)
+        store_writing.write_case(store, prepared, case, plan)
 
     preprocessing_dataset.write_case = write_then_die  # type: ignore[attr-defined]  # in this child process only
     preprocess_dataset(catalogue, a_plan(), path, workers=1, progress=False)
@@ -400,7 +402,7 @@ def test_a_limit_on_file_size_is_noticed(catalogue: Catalogue, tmp_path: Path) -
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
-            store_module._write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
+            store_writing._write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
         except OSError as error:
             queue.put(error.errno)
 
