@@ -27,8 +27,9 @@ def named_files(
 ) -> dict[str, list[Path]]:
     """Method name → its files, in order, of words such as ``A.csv``, ``CPS=A.csv,B.csv`` or ``CPS=runs/cps_*``.
 
-    A folder stands for the first file of ``in_folder`` that it holds. A word that is a path itself is taken as one, whatever
-    signs it holds. Without NAME= and ``names``, a method is called by the shortest ends of the paths that differ.
+    A folder stands for the first file of ``in_folder`` that it holds. A word that is a path itself is taken as one,
+    whatever signs it holds. Without NAME= and ``names``, a method is called by the shortest end of its path that
+    differs from the others.
 
     Raises ConfigError for a name used twice and a wrong number of ``names``, DatasetError for missing files.
     """
