@@ -47,7 +47,7 @@ class Whereabouts:
 
     def _table(self) -> np.ndarray:
         """The lines as an array of byte strings; NumPy cuts and pads them."""
-        return np.frombuffer(self._lines, dtype=f"S{LINE_BYTES}")
+        return np.frombuffer(memoryview(self._lines), dtype=f"S{LINE_BYTES}")
 
 
 def free_memory() -> str:
