@@ -14,6 +14,7 @@ from flarecps.evaluation.efficiency import Trace, flare_figures, host_cpu_percen
 from flarecps.reporting.pictures import INK, QUIET, new_figure, plain, run_colour, style_axes, write_png
 
 PANEL_INCHES = 1.75
+MOST_LEVELS = 300
 HOST, TREE = "whole machine", "process tree"
 
 
@@ -74,9 +75,19 @@ def _subtitle(trace: Trace) -> str:
 def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:
     """Means over intervals: level from each reading back to the one before; the shaded area is the AUC."""
     for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
-        levels = np.concatenate([values[1:2], values[1:]])
-        axes.fill_between(time_s, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
-        axes.plot(time_s, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
+        ends, levels = levels_between(time_s, values)
+        levels = np.minimum(100, np.concatenate([levels[:1], levels]))  # the system counts in hundredths of a second
+        axes.fill_between(ends, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
+        axes.plot(ends, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
+
+
+def levels_between(time_s: np.ndarray, percent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges in time and the mean between each two; of a long run as many as can be told apart, with the same area."""
+    if len(time_s) <= MOST_LEVELS:
+        return time_s, percent[1:]
+    area = np.concatenate([[0.0], np.cumsum(percent[1:] * np.diff(time_s))])
+    edges = np.linspace(0.0, time_s[-1], MOST_LEVELS + 1)
+    return edges, np.diff(np.interp(edges, time_s, area)) / np.diff(edges)
 
 
 def _lines(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray | None) -> None:

@@ -12,6 +12,7 @@ from flarecps.errors import ConfigError
 from flarecps.evaluation.efficiency import (
     FLARE_COLUMNS,
     Trace,
+    area_of_rates,
     area_of_states,
     flare_cpu_percent,
     flare_figures,
@@ -22,6 +23,7 @@ from flarecps.evaluation.efficiency import (
     true_figures,
 )
 from flarecps.evaluation.meters import CardMeter, open_card
+from flarecps.reporting.efficiency_figure import levels_between
 
 MIB = 2**20
 
@@ -120,6 +122,17 @@ def test_the_two_percent_rule_by_hand(samples: list[float], held: float) -> None
 
 def test_a_trapezoid_of_nothing() -> None:
     assert area_of_states(np.array([0.0]), np.array([5.0])) == 0
+
+
+@pytest.mark.parametrize("rows", [5, 4000])
+def test_the_plot_keeps_the_area(rows: int) -> None:
+    """A long run is drawn in fewer levels: whatever the ticks, the area under them is that of the readings."""
+    generator = np.random.default_rng(0)
+    time_s = np.concatenate([[0.0], np.cumsum(generator.uniform(0.09, 0.14, rows))])
+    percent = np.concatenate([[0.0], generator.uniform(0, 100, rows)])
+    edges, levels = levels_between(time_s, percent)
+    assert len(levels) == min(rows, 300)
+    assert (levels * np.diff(edges)).sum() == pytest.approx(area_of_rates(time_s, percent))
 
 
 class FakeNvml:
