@@ -275,7 +275,7 @@ def organ_figure(
     rows = -(-len(names) // columns)
     figure = new_figure(2.32 * columns, 1.45 * rows + 0.3)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    left = 0.1 / figure.get_figwidth() + (0.036 if not chart.ratio else 0.045)
+    left = (0.5 if chart.ratio else 0.46) / figure.get_figwidth()
     figure.subplots_adjust(left, 0.34 / figure.get_figheight(), 0.985, 1 - 0.25 / figure.get_figheight(), 0.12, 0.35)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):

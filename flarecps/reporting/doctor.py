@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_text
@@ -165,8 +166,16 @@ def _any_of(inspection: Inspection, role: str) -> bool:
     return any(inspection.role_of(name) == role for name in inspection.examined)
 
 
-def _charts(inspection: Inspection) -> dict[str, Markup]:
-    """The overview's charts by name; one without data is left out."""
+CHART_ALT = {
+    "histogram": "Share of voxels over HU, without air, by role.",
+    "spacing": "Spacing of every scan.",
+    "extent": "Field of view of every scan.",
+    "volumes": "Volume of every structure in every case, in millilitres.",
+}
+
+
+def overview_figures(inspection: Inspection) -> dict[str, Figure]:
+    """The charts of a whole data set by name (``CHART_ALT``); one without data is left out."""
     spacing: dict[str, list[tuple[float, float]]] = defaultdict(list)
     extent: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, one in inspection.examined.items():
@@ -174,21 +183,22 @@ def _charts(inspection: Inspection) -> dict[str, Markup]:
             role = inspection.role_of(name)
             spacing[role].append((one.spacing_mm[2], one.spacing_mm[0]))
             extent[role].append((one.spacing_mm[2] * one.shape_voxels[2], one.spacing_mm[0] * one.shape_voxels[0]))
-    charts = {}
+    figures = {}
     histograms = coarse_histograms(inspection)
     if histograms:
-        alt = f"Share of voxels over HU, without air, for {', '.join(histograms)} scans."
-        charts["histogram"] = Markup(inline_svg(histogram_figure(COARSE_HU, histograms), alt, "histogram"))
+        figures["histogram"] = histogram_figure(COARSE_HU, histograms)
     if spacing:
-        figure = scatter_figure(spacing, "in a slice, mm", "between slices, mm")
-        charts["spacing"] = Markup(inline_svg(figure, "Spacing of every scan.", "spacing"))
-        figure = scatter_figure(extent, "width, mm", "height, mm")
-        charts["extent"] = Markup(inline_svg(figure, "Field of view of every scan.", "extent"))
+        figures["spacing"] = scatter_figure(spacing, "in a slice, mm", "between slices, mm")
+        figures["extent"] = scatter_figure(extent, "width, mm", "height, mm")
     volumes = _volumes(inspection)
     if volumes:
-        alt = "Volume of every structure in every case, in millilitres."
-        charts["volumes"] = Markup(inline_svg(volumes_figure(volumes), alt, "volumes"))
-    return charts
+        figures["volumes"] = volumes_figure(volumes)
+    return figures
+
+
+def _charts(inspection: Inspection) -> dict[str, Markup]:
+    figures = overview_figures(inspection)
+    return {name: Markup(inline_svg(figure, CHART_ALT[name], name)) for name, figure in figures.items()}
 
 
 def _volumes(inspection: Inspection) -> Mapping[str, Mapping[str, list[float]]]:

@@ -55,28 +55,28 @@ class PoorSlice:
 
 
 def poorest(results: Results, count: int, most_of_one_organ: int = MOST_OF_ONE_ORGAN) -> list[Poor]:
-    """The ``count`` lowest scores, worst first; of one organ in one case only the worst method's.
+    """The ``count`` lowest scores, worst first, of equal ones the largest organ; of one organ in one case one method's.
 
     At most ``most_of_one_organ`` are of the same organ, or the gallery of a weak model would show one organ only.
-    Cases without a prediction, or without a scan, can't be shown and are left out.
+    A score of 1 is not poor; cases without a prediction, or without a scan, can't be shown: these are left out.
     """
-    found = []
+    found: list[tuple[float, float, Poor]] = []  # DSC, ml, which
     for case in results.cases:
         for organ in results.organs:
             scored = [
-                (score.dsc, method)
+                (score.dsc, score.reference_ml, method)
                 for method in results.methods
                 if case in results.predictions[method]
                 and (score := results.score(method, case, organ.name)) is not None
                 and score.dsc is not None
             ]
-            if scored and case in results.images:
-                dsc, method = min(scored, key=lambda one: one[0])
-                found.append(Poor(case, organ, method, dsc))
-    found.sort(key=lambda one: (one.dsc, one.case, one.organ.id))
+            dsc, ml, method = min(scored, key=lambda one: one[0], default=(1.0, 0.0, ""))
+            if dsc < 1 and case in results.images:
+                found.append((dsc, ml, Poor(case, organ, method, dsc)))
+    found.sort(key=lambda one: (one[0], -one[1], one[2].case, one[2].organ.id))
     seen: Counter[int] = Counter()
     chosen: list[Poor] = []
-    for one in found:
+    for _, _, one in found:
         if len(chosen) < count and seen[one.organ.id] < most_of_one_organ:
             seen[one.organ.id] += 1
             chosen.append(one)

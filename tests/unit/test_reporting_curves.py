@@ -9,6 +9,7 @@ import pytest
 
 from flarecps import metric_names
 from flarecps.reporting.curves import (
+    ORGAN_CHARTS,
     PANELS,
     Curve,
     Panel,
@@ -124,3 +125,35 @@ def test_organs_have_their_own_charts_with_one_pair_of_axes() -> None:
     assert {axes.get_ylim() for axes in shown} == {(0, 1)}
     assert organ_figure([metrics], ["pancreas"]) is None
     assert organ_figure([], names) is None
+
+
+def test_health_and_validation_patches_have_charts() -> None:
+    charted = {name for panel in PANELS for _, name in panel.metrics}
+    assert {metric_names.HEALTH_VANISHED, metric_names.HEALTH_HELD, metric_names.DATA_WAIT} <= charted
+    assert {metric_names.patch_loss(2), metric_names.patch_dsc_mean(1)} <= charted
+    by_organ = {name for chart in ORGAN_CHARTS for _, name in chart.metrics_of("right kidney")}
+    assert {metric_names.health_agreement("right kidney"), metric_names.health_entropy("right kidney")} <= by_organ
+    assert {metric_names.health_volume(number, "right kidney") for number in (1, 2)} <= by_organ
+    assert metric_names.patch_dsc(1, "right kidney") in by_organ
+
+
+def test_a_share_against_its_prior_is_a_ratio_around_one() -> None:
+    chart = next(one for one in ORGAN_CHARTS if one.ratio)
+    metrics = {
+        metric_names.health_volume(1, "liver"): curve(1, 0.2, 0),
+        metric_names.health_volume(2, "liver"): curve(1, 2),
+    }
+    figure = organ_figure([metrics], ["liver", "spleen"], chart)
+    assert figure is not None
+    (axes,) = figure.axes  # nothing is known of the spleen
+    first, second, one = axes.get_lines()
+    assert first.get_ydata().tolist() == [1, 0.2, 0.01]  # none at all lies at the lower edge
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
+    assert set(one.get_ydata()) == {1}
+    assert axes.get_yscale() == "log"
+
+
+def test_counts_have_whole_ticks() -> None:
+    (axes,) = panel_figure(panel("vanished"), [{metric_names.HEALTH_VANISHED: curve(0, 0)}]).axes
+    assert axes.get_ylim() == (0, 1)
+    assert all(tick == int(tick) for tick in axes.get_yticks())
