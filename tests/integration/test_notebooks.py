@@ -51,6 +51,6 @@ def test_it_runs(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(pictures) == PICTURES[path.stem]
     for picture in pictures:
         with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-            assert image.width > 250
+            assert image.width > 150  # one organ’s chart is the smallest
             assert len(image.convert("RGB").getcolors(2**24) or []) > 20  # something is drawn
     assert all((folder / "work" / name).is_file() for name in MADE[path.stem])
