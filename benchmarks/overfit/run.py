@@ -33,7 +33,7 @@ STEPS_PER_EPOCH = 25
 
 
 def settings(epochs: int) -> list[str]:
-    """What differs from the config: no augmentation, small patches (half of them anywhere), λ in the last quarter alone.
+    """What differs from the config: no augmentation, small patches (half of them anywhere), λ in the last quarter.
 
     With all patches on structures the networks call things structures wherever they have never been.
     """
