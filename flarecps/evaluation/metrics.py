@@ -8,6 +8,7 @@ the ``strict`` protocol.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -67,15 +68,15 @@ class _MeanPerOrgan(Metric):
         """How many scans of this rank each organ's mean is of."""
         return self.count[self.measures.index(self.measure)]
 
+    @abstractmethod
     def _settings(self, organ: Organ) -> tuple[float, ...]:
         """What the sums of an organ depend on; another number of them in each family."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _values(
         self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
     ) -> list[tuple[float | None, ...]]:
         """For every organ its value of each of ``measures``; None: it says nothing here."""
-        raise NotImplementedError
 
 
 class _Counted(_MeanPerOrgan):
