@@ -58,6 +58,7 @@ class CrossPseudoSupervision(LightningModule):
         cross_pseudo_supervision: false trains one network on the labelled scans alone: the supervised control.
         one_mean: one CPS loss over labelled and unlabelled patches together, as in the authors' code, instead of two
             terms added, as in the paper.
+        cps_on_labelled: false leaves the labelled patches out of Lcps; the paper's has both.
         pseudo_labels: which of them are believed; null believes all, as the paper does.
         compile: compile each sibling: true, or one of torch.compile's modes; checkpoints are the same either way.
         channels_last: keep images and weights with channels innermost in memory.
@@ -83,6 +84,7 @@ class CrossPseudoSupervision(LightningModule):
         ramp: LinearRamp | None = None,
         cross_pseudo_supervision: bool = True,
         one_mean: bool = False,
+        cps_on_labelled: bool = True,
         pseudo_labels: PseudoLabelFilter | None = None,
         compile: bool | str = False,
         channels_last: bool = False,
@@ -111,6 +113,7 @@ class CrossPseudoSupervision(LightningModule):
         self.scheduler = scheduler
         self.cross_pseudo_supervision = cross_pseudo_supervision
         self.one_mean = one_mean
+        self.cps_on_labelled = cps_on_labelled
         self.pseudo_labels = pseudo_labels
         self.clip_norm = clip_norm
         self.window_step = window_step
@@ -170,6 +173,8 @@ class CrossPseudoSupervision(LightningModule):
         """Lcps of every sibling (equation 2); 0 without unlabelled patches, which come after ``labelled`` others."""
         if len(outputs[0][0]) == labelled:
             return [torch.zeros((), device=self.device)] * len(outputs)
+        if not self.cps_on_labelled:
+            outputs, labelled = [[scale[labelled:] for scale in scales] for scales in outputs], 0
         first, second = outputs
         return list(cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean, self.pseudo_labels))
 

@@ -139,6 +139,7 @@ def reference_step(
     batch_dice: bool,
     one_mean: bool = False,
     believe: Any = None,
+    cps_on_labelled: bool = True,
 ) -> list[float]:
     """L = Σ Lsup + λ Σ (Lcps labelled + Lcps unlabelled); clip; SGD with Nesterov momentum, written out.
 
@@ -153,7 +154,7 @@ def reference_step(
     total = torch.zeros((), dtype=torch.float64)
     shares: list[float] = []
     for me, other in ((0, 1), (1, 0)):
-        parts = [(outputs[me][part], outputs[other][part]) for part in (0, 1)]
+        parts = [(outputs[me][part], outputs[other][part]) for part in ((0, 1) if cps_on_labelled else (1,))]
         if one_mean:
             parts = [tuple([torch.cat(scales) for scales in zip(*outputs[who], strict=True)] for who in (me, other))]
         for scale, weight in enumerate(weights[:2]):
@@ -188,6 +189,7 @@ CASES: dict[str, dict[str, Any]] = {
     "residual encoder": {"network": ResidualEncoderUNet},
     "residual encoder, 2D": {"network": ResidualEncoderUNet, "dimensions": 2},
     "one mean": {"one_mean": True},
+    "Lcps on unlabelled patches only": {"cps_on_labelled": False},
     "partial labels": {"partial": True},
     "partial labels, Dice per patch": {"partial": True, "batch_dice": False},
     "confident voxels": {"pseudo_labels": VoxelConfidence(0.5), "believe": confident},
@@ -217,8 +219,9 @@ def test_two_steps_equal_an_independent_computation(case: str, tmp_path: Any) ->
     velocities = [[torch.zeros_like(p) for p in network.parameters()] for network in networks]
     trained(module, data, tmp_path)
     shares: list[float] = []
+    switches = {name: settings[name] for name in ("one_mean", "cps_on_labelled") if name in settings}
     for batch in data:
-        shares += reference_step(networks, velocities, batch, batch_dice, settings.get("one_mean", False), believe)
+        shares += reference_step(networks, velocities, batch, batch_dice, believe=believe, **switches)
     if believe is not None:
         assert min(shares) < 0.5 < max(shares), "some is believed, some is not"
     for ours, theirs in zip(module.siblings, networks, strict=True):

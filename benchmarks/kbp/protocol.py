@@ -1,0 +1,91 @@
+"""The runs of the kbp experiment: which arms, with how many labels, from which seeds, and in which order.
+
+An arm is a config of ``configs/`` and what differs from it. All arms share patches, batch, network, optimiser and its
+schedule's shape; what an arm changes is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+EPOCHS = 40  # of 50 steps, as in configs/kbp_3d.yaml
+RAMP_START = 14  # the last epoch in which λ is 0, as there
+
+
+def equal_compute_epochs(epochs: int = EPOCHS, ramp_start: int = RAMP_START) -> int:
+    """Epochs in which one network on the labelled patches computes as much as CPS does in ``epochs``.
+
+    In units of one network on the labelled half of a batch: CPS pays 2 while λ is 0 (two networks, labelled patches
+    only) and 4 afterwards (both halves of the batch).
+
+    >>> equal_compute_epochs(40, 14)
+    130
+    """
+    without = ramp_start + 1
+    return 2 * without + 4 * (epochs - without)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training. ``siblings`` are those that are scored, the first is the primary figure."""
+
+    name: str
+    title: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    intensity: str = "global"
+    siblings: tuple[str, ...] = ("1",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an arm with so many labelled scans from one seed."""
+
+    arm: Arm
+    labels: int
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie, below the results and below the scratch folder."""
+        return f"{self.labels}_labelled/{self.arm.name}/seed_{self.seed}"
+
+
+CPS_CONFIG, CONTROL_CONFIG = "kbp_3d.yaml", "kbp_3d_supervised.yaml"
+LONG = equal_compute_epochs()
+LONGER = ("--trainer.max_epochs", str(LONG), "--model.scheduler.init_args.total_iters", str(LONG))
+
+CPS = Arm("cps", "CPS", CPS_CONFIG, siblings=("1", "average"))
+CONTROL = Arm("control", "control, equal steps", CONTROL_CONFIG)
+CONTROL_LONG = Arm("control_long", "control, equal compute", CONTROL_CONFIG, LONGER)
+MAIN_ARMS = (CPS, CONTROL, CONTROL_LONG)
+
+ABLATIONS = (
+    Arm("cps_constant_lambda", "λ = 0.5 from the start", CPS_CONFIG,
+        ("--model.ramp", "{final: 0.5, length: 0, start: 0}"), siblings=("1", "average")),
+    Arm("cps_unlabelled_only", "Lcps on unlabelled patches only", CPS_CONFIG,
+        ("--model.cps_on_labelled", "false"), siblings=("1", "average")),
+    Arm("cps_confidence", "voxels with confidence ≥ 0.9 only", CPS_CONFIG,
+        ("--model.pseudo_labels.class_path", "flarecps.losses.VoxelConfidence",
+         "--model.pseudo_labels.init_args.threshold", "0.9"), siblings=("1", "average")),
+    Arm("cps_no_swap", "mirrored without exchanging left and right", CPS_CONFIG,
+        ("--data.swap_left_right", "false"), siblings=("1", "average")),
+    Arm("cps_foreground", "CPS, intensities of labelled structures", CPS_CONFIG,
+        intensity="foreground", siblings=("1", "average")),
+    Arm("control_foreground", "control, intensities of labelled structures", CONTROL_CONFIG, intensity="foreground"),
+    Arm("control_no_swap", "control, mirrored without exchanging left and right", CONTROL_CONFIG,
+        ("--data.swap_left_right", "false")),
+)  # fmt: skip
+
+ARMS = {arm.name: arm for arm in (*MAIN_ARMS, *ABLATIONS)}
+FEW_LABELS = (10, 5, 20)
+ALL_LABELS = 142
+
+
+def ordered_runs(seeds: int = 3) -> Iterator[Run]:
+    """All runs, the most telling first: 10 labels, the ceiling, 5 and 20 labels, ablations."""
+    yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in MAIN_ARMS)
+    yield from (Run(arm, ALL_LABELS, seed) for seed in range(seeds) for arm in (CONTROL_LONG, CONTROL))
+    yield from (Run(arm, labels, seed) for labels in (5, 20) for seed in range(seeds) for arm in MAIN_ARMS)
+    yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in ABLATIONS)
