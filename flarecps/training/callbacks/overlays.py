@@ -81,7 +81,8 @@ def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> An
     dsc = {_called(source): _mean([x for (s, _), x in outputs["dsc"].items() if s == source]) for source in sources}
     spacing = in_canonical_order(tuple(case["spacing_mm"]), plan.axis_order)
     organs = organs_of(plan.labels)
-    return overlay_figure(image, array(case["labels"]), shown, spacing, organs, window_hu=window, mean_dsc=dsc)
+    reference = array(case["labels"])
+    return overlay_figure(image, reference, shown, spacing, organs, window_hu=window, mean_dsc=dsc, steady=True)
 
 
 def _called(source: str) -> str:

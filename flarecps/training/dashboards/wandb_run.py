@@ -19,6 +19,7 @@ from flarecps.training.ranks import warn
 
 PROJECT = "flarecps"
 FINISH_S = 30.0  # what is not uploaded by then waits on disk; a requeue's warning time is often a minute
+PLACES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")  # by default below the home folder: here it is the run's own
 EPOCH = "epoch"  # completed epochs: the axis of all charts
 ONLINE = ("online", "run", "shared")
 _Result = TypeVar("_Result")
@@ -71,6 +72,7 @@ class WandbDashboard(Logger):
         self._logged: LoggedEpochs | None = None
         self._epoch = 0
         self._row: dict[str, Callable[[], Any]] = {}
+        self._places: list[str] = []
         self._saved: dict[str, Path] = {}  # what a checkpoint is called, and its file
 
     # -- what Lightning asks
@@ -117,6 +119,7 @@ class WandbDashboard(Logger):
         run, self._run = self._run, None
         code = 0 if status == "success" else self.exit_code
         _ = _attempt("closing the run", lambda: run.finish(exit_code=code), self._say)
+        self._leave()
 
     # -- what callbacks ask
 
@@ -179,8 +182,10 @@ class WandbDashboard(Logger):
 
     def _init(self, run_id: str, config: dict[str, Any], mode: str) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
-        for place in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # by default below the home folder
-            os.environ.setdefault(place, str((self.folder / "wandb").resolve()))
+        for name in PLACES:
+            if name not in os.environ:
+                os.environ[name] = str((self.folder / "wandb").resolve())
+                self._places.append(name)
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,6 +226,8 @@ class WandbDashboard(Logger):
 
         if _attempt(f"logging epoch {epoch}", send, self._say) is None:
             self._run = None
+            _ = _attempt("", _stop_service, lambda *_: None)
+            self._leave()
 
     def _send_checkpoints(self) -> None:
         run = self._run
@@ -234,6 +241,12 @@ class WandbDashboard(Logger):
                 run.log_artifact(artifact, aliases=[kind])
 
         _ = _attempt("sending checkpoints", send, self._say)
+
+    def _leave(self) -> None:
+        """Another training of this process has its own places."""
+        for name in self._places:
+            os.environ.pop(name, None)
+        self._places = []
 
     def _say(self, doing: str, error: BaseException) -> None:
         table = self.folder / CSV_FOLDER / "metrics.csv"
