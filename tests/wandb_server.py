@@ -1,4 +1,4 @@
-"""A stand-in for wandb's server, on this machine, which keeps what wandb sends: its history as the server would have it.
+"""A stand-in for wandb's server, on this machine, which keeps what wandb sends: the history that a server would have.
 
 wandb's own reader of a run's file is ``wandb sync``: it reads the records and sends them. What arrives here is what a
 dashboard would show.
@@ -57,7 +57,9 @@ class WandbServer:
             return {"model": {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": ENTITY},
                               "bucket": self._resume(asked["name"])}}  # fmt: skip
         if operation == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.address}/upload/{asked['run']}/{name}"} for name in asked["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"{self.address}/upload/{asked['run']}/{name}"} for name in asked["files"]
+            ]
             return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}",
@@ -65,7 +67,7 @@ class WandbServer:
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "CreateArtifact":
-            self.artifacts.append(asked)
+            self.artifacts.append(asked["input"])
             return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence":
                     {"id": "s", "latestArtifact": None}}}}  # fmt: skip
         self.unknown.append(operation)

@@ -1,4 +1,4 @@
-"""wandb: one run however often a training is resumed, no point twice, rank 0 alone, and no failure that ends a training.
+"""wandb: one run however often a training is resumed, no point twice, rank 0 alone; no failure of it ends a training.
 
 Runs are read back with wandb's own reader: ``wandb sync`` sends an offline run's file to a stand-in for its server.
 """
@@ -187,9 +187,7 @@ def test_another_folder_and_a_new_start_are_other_runs(tmp_path: Path, offline: 
     assert again.version != first.version
 
 
-def test_online_the_server_knows_what_it_has(
-    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_online_the_server_knows_what_it_has(tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sessions against one server; before the third, the run's folder forgets what was logged."""
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
@@ -313,16 +311,16 @@ def test_a_session_that_is_interrupted_drops_the_row_it_was_in(tmp_path: Path, o
 def test_checkpoints_are_sent_when_asked_for(tmp_path: Path, offline: None) -> None:
     session(tmp_path / "plain", 1)
     session(tmp_path / "asked", 1, logger=WandbDashboard(checkpoints=True, project="mine", tags=["a"]))
-    assert not [one for one in synced(tmp_path / "plain")[0].artifacts if one["artifactTypeName"] == "model"]
+    assert {one["artifactTypeName"] for one in synced(tmp_path / "plain")[0].artifacts} == set()
     server, runs = synced(tmp_path / "asked")
-    (sent,) = (one for one in server.artifacts if one["artifactTypeName"] == "model")
-    assert sent["projectName"] == "mine"
-    assert next(iter(runs)) in str(sent["artifactCollectionNames"] if "artifactCollectionNames" in sent else sent)
+    (sent,) = server.artifacts
+    (run_id,) = runs
+    assert (sent["projectName"], sent["artifactTypeName"]) == ("mine", "model")
+    assert sent["artifactCollectionName"] == f"last-{run_id}"
+    assert "last" in [one["alias"] for one in sent["aliases"]]
 
 
-def test_the_table_stands_beside_whatever_the_config_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_stands_beside_whatever_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     kinds = {
         None: [MetricsTable, WandbDashboard],
