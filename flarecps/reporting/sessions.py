@@ -23,6 +23,24 @@ class Session:
     record: Mapping[str, Any]
 
     @property
+    def processes(self) -> str:
+        """How many processes trained; a dash where that isn't known."""
+        return str(self.record.get("world_size") or "–")
+
+    @property
+    def slurm_job(self) -> str:
+        """The number of its SLURM job; a dash outside one."""
+        return str(self.record.get("slurm_job") or "–")
+
+    @property
+    def commit(self) -> str:
+        """The commit it ran, shortened, and whether files differed from it; a dash outside a repository."""
+        git = self.record.get("git")
+        if not isinstance(git, Mapping) or not git.get("commit"):
+            return "–"
+        return str(git["commit"])[:9] + (", changed" if git.get("state") not in (None, "clean") else "")
+
+    @property
     def seconds(self) -> float | None:
         """How long it was; None where that isn't known."""
         if self.began is None or self.ended is None:
