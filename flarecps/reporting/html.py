@@ -58,7 +58,7 @@ def report_page(
     number = {place: index for index, group in enumerate(groups) for place in group.places}
     belongs = [number[place] for place in range(len(runs))]
     methods = [as_one(runs, group) for group in groups]
-    pictures = courses(runs)
+    pictures = courses(runs, [group.places[0] for group in groups])
     return page_text(
         TEMPLATE,
         {

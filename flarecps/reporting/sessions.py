@@ -98,7 +98,8 @@ def status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epo
         return f"{_count(epochs, 'epoch')} so far{several}"
     left = _seconds_left(last, epochs, planned)
     to_go = f", about {duration_in_words(left)} to go" if left else ""
-    ended = f"; the last session {last.how}" if last is not None and last.how.startswith("ended by") else ""
+    failed = last is not None and str(last.record.get("ended_by", "")).endswith("Error")
+    ended = f"; the last session was {last.how}" if last is not None and failed else ""
     return f"{epochs} of {planned} epochs so far{to_go}{several}{ended}"
 
 

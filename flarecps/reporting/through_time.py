@@ -46,11 +46,12 @@ class ValidationTable:
     epochs: tuple[tuple[str, int], ...]  # run, epochs completed at its last validation
 
 
-def courses(runs: Sequence[Run], cases: int = 2) -> list[Course]:
-    """The pictures of up to ``cases`` validation cases (one, where many runs share the page), case by case."""
-    cases = cases if len(runs) <= 2 else 1
+def courses(runs: Sequence[Run], places: Sequence[int], cases: int = 2) -> list[Course]:
+    """The pictures of up to ``cases`` validation cases (one, of more than two runs) of the runs at ``places``."""
+    cases = cases if len(places) <= 2 else 1
     found = []
-    for place, run in enumerate(runs):
+    for place in places:
+        run = runs[place]
         folders = sorted(folder for folder in (run.folder / FOLDER).glob("*") if folder.is_dir())
         for folder in folders[:cases]:
             drawn = {epoch: path for path in folder.glob("epoch_*.jpg") if (epoch := _epoch(path)) is not None}

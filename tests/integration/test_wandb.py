@@ -6,6 +6,7 @@ Runs are read back with wandb's own reader: ``wandb sync`` sends an offline run'
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -106,6 +107,12 @@ def test_three_sessions_are_one_run_without_a_point_twice(
     (run_id,) = {state["run_id"] for state in states.values() if "run_id" in state}
     assert len(folders) == 3
     assert {folder.name.rsplit("-", 1)[1] for folder in folders} == {run_id}
+
+    record = json.loads((run / "environment.json").read_text())
+    assert [(one["first_epoch"], one["completed_epochs"]) for one in record["sessions"]] == [(1, 1), (2, 2), (2, 3)]
+    assert [one["started"] <= one["finished"] for one in record["sessions"]] == [True] * 3
+    assert {**record["sessions"][-1], "sessions": record["sessions"]} == record, "what stands outside is the last one's"
+    assert ["--ckpt_path last" in one["command"] for one in record["sessions"]] == [False, True, True]
 
     _, runs = synced(run)
     (found,) = runs.values()
@@ -262,7 +269,8 @@ def test_a_server_that_goes_away_holds_nothing_up(
 def test_a_wandb_that_dies_ends_no_training(tiny_stores: TinyStores, tmp_path: Path) -> None:
     """Its service is killed after epoch 1; at the command line, where nothing but one line may tell of it."""
     run = tmp_path / "run"
-    more = ["--trainer.callbacks", "[{class_path: test_wandb.KilledService}]"]
+    logger = "{class_path: flarecps.training.dashboards.WandbDashboard, init_args: {group: seeds, checkpoints: true}}"
+    more = ["--trainer.callbacks", "[{class_path: test_wandb.KilledService}]", "--trainer.logger", logger]
     words = fit_words("phantom_2d_supervised.yaml", tiny_stores, run, *more, epochs=3)
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     path = os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])

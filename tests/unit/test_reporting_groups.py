@@ -133,7 +133,8 @@ def test_older_records_and_none() -> None:
     )
     assert sessions_of({}) == []
     failed = record(0, 10, first_epoch=1, completed_epochs=4, ended_by="TrainingError")
-    assert status({**failed, "sessions": [failed]}, {}, 4).startswith("4 epochs so far")
+    said = status({**failed, "sessions": [failed]}, {"trainer": {"max_epochs": 8}}, 4)
+    assert said == "4 of 8 epochs so far, about 10 min to go; the last session was ended by TrainingError"
 
 
 # -- through time
@@ -148,11 +149,11 @@ def test_pictures_of_the_first_last_and_between(tmp_path: Path) -> None:
         (folder / f"epoch_{epoch:04d}.jpg").write_bytes(bytes([epoch]))
     (folder / "notes.jpg").write_bytes(b"x")
     (folder / ".partial-1-epoch_0011.jpg").write_bytes(b"x")
-    (course,) = courses([Run("r", tmp_path)])
+    (course,) = courses([Run("r", tmp_path)], [0])
     assert (course.case, course.latest.epoch) == ("case_1", 10)
     assert [moment.epoch for moment in course.earlier] == [1, 5]
     assert course.latest.picture == "data:image/jpeg;base64,Cg=="
-    assert courses([Run("r", tmp_path / "nothing")]) == []
+    assert courses([Run("r", tmp_path / "nothing")], [0]) == []
 
 
 def test_the_last_validation_by_sibling() -> None:

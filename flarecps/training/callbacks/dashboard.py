@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from flarecps.planning.plan import plan_to_json
-from flarecps.training.callbacks.record import environment
+from flarecps.training.callbacks.record import environment, is_complete
 from flarecps.training.dashboards.logged_epochs import known_id
 from flarecps.training.dashboards.wandb_run import WandbDashboard, new_run_id
 
@@ -51,6 +51,10 @@ class DashboardSession(Callback):
         if older is not None:
             config["continued_from"] = {"run_id": older, "checkpoint": str(origin)}
         self.dashboard.begin(self.run, self.run_id, config, first_epoch=trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.dashboard is not None:
+            self.dashboard.complete = is_complete(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """A session that ends on purpose, as for a requeue, has not failed."""

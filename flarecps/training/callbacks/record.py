@@ -60,13 +60,21 @@ class RunRecord(Callback):
             self._write(seen=now(), ended_by=type(exception).__name__)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and is_complete(trainer):
             self._write(seen=now(), finished=now(), completed_epochs=trainer.current_epoch)
+        elif trainer.is_global_zero:
+            self._write(seen=now(), ended_by="a stop before the last epoch")
 
     def _write(self, **more: Any) -> None:
         self.session |= more
         sessions = [*self.earlier, self.session]
         atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
+
+
+def is_complete(trainer: Trainer) -> bool:
+    """Whether a training has done all its epochs (or steps), as against one that was stopped to go on later."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs in (None, -1) or trainer.current_epoch >= (epochs or 0)) or 0 <= steps <= trainer.global_step
 
 
 def earlier_sessions(path: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ class LoggedEpochs:
 def known_epochs(run: Path, run_id: str) -> int:
     """How many epochs of the wandb run ``run_id`` were logged from the folder ``run``; 0 for another run's file."""
     content = _content(run)
-    return int(content.get("logged_epochs", 0)) if content.get("id") == run_id else 0
+    epochs = content.get("logged_epochs")
+    return epochs if isinstance(epochs, int) and content.get("id") == run_id else 0
 
 
 def known_id(run: Path) -> str | None:

@@ -45,7 +45,7 @@ class WandbDashboard(Logger):
         tags: wandb's tags.
         notes: a longer description.
         mode: online, offline or disabled; WANDB_MODE comes first, and without either it is offline.
-        checkpoints: send the last and the best checkpoint as artifacts when the training ends.
+        checkpoints: send the last and the best checkpoint as artifacts when the training has done all its epochs.
         more: further arguments of ``wandb.init``.
     """
 
@@ -67,6 +67,7 @@ class WandbDashboard(Logger):
         self.mode = os.environ.get("WANDB_MODE") or mode or "offline"
         self.checkpoints = checkpoints
         self.exit_code = 0
+        self.complete = False  # the training has done all its epochs
         self.folder = Path()
         self._run: Any = None
         self._logged: LoggedEpochs | None = None
@@ -114,7 +115,7 @@ class WandbDashboard(Logger):
         """Close the run; an epoch that was broken off is not sent, for the next session repeats it."""
         if self._run is None:
             return
-        if status == "success" and self.checkpoints:
+        if self.complete and self.checkpoints:
             self._send_checkpoints()
         run, self._run = self._run, None
         code = 0 if status == "success" else self.exit_code
@@ -130,7 +131,7 @@ class WandbDashboard(Logger):
         ``first_epoch`` is the one that this session completes first. Earlier ones that were not logged are, from the
         table beside the run.
         """
-        self.folder = folder
+        self.folder, self.exit_code, self.complete = folder, 0, False
         self._logged = LoggedEpochs(folder, run_id)
         if self.mode == "disabled":
             return
@@ -189,7 +190,7 @@ class WandbDashboard(Logger):
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        limit = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_S}
+        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_S}
         defaults = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "name": os.environ.get("WANDB_NAME", self.folder.resolve().name),
