@@ -85,8 +85,7 @@ def status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epo
     planned = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
     sessions = sessions_of(environment)
     last = sessions[-1] if sessions else None
-    completed = last.completed_epochs if last else None
-    epochs = completed if last and last.finished and completed else max(completed or 0, logged_epochs)
+    epochs = _completed(last, logged_epochs)
     if not epochs:
         return "no epoch completed yet" if environment or config else ""
     several = f" in {len(sessions)} sessions" if len(sessions) > 1 else ""
@@ -101,6 +100,15 @@ def status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epo
     failed = last is not None and str(last.record.get("ended_by", "")).endswith("Error")
     ended = f"; the last session was {last.how}" if last is not None and failed else ""
     return f"{epochs} of {planned} epochs so far{to_go}{several}{ended}"
+
+
+def _completed(last: Session | None, logged_epochs: int) -> int:
+    """The last session's word; the table may hold the validation of an epoch that is not complete."""
+    if last is not None and last.completed_epochs is not None:
+        return last.completed_epochs
+    if last is not None and last.first_epoch is not None:
+        return last.first_epoch - 1
+    return logged_epochs
 
 
 def _seconds_left(last: Session | None, epochs: int, planned: int) -> float | None:

@@ -119,7 +119,13 @@ def test_a_run_of_three_sessions_lasted_as_long_as_they_did() -> None:
     plan = {"trainer": {"max_epochs": 10}}
     assert status(environment, plan, logged_epochs=10) == "finished after 10 epochs, 35 min in 3 sessions"
     going = {**second, "sessions": [first, second]}
-    assert status(going, plan, logged_epochs=6) == "6 of 10 epochs so far, about 10 min to go in 2 sessions"
+    assert status(going, plan, logged_epochs=7) == "6 of 10 epochs so far, about 10 min to go in 2 sessions"
+
+
+def test_a_session_that_has_completed_nothing_yet_goes_on_where_the_last_one_was() -> None:
+    first, second = record(0, 10, first_epoch=1, completed_epochs=4), record(20, 20, first_epoch=4)
+    environment = {**second, "sessions": [first, second]}
+    assert status(environment, {"trainer": {"max_epochs": 10}}, 4) == "3 of 10 epochs so far in 2 sessions"
 
 
 def test_older_records_and_none() -> None:

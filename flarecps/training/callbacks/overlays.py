@@ -77,16 +77,18 @@ def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> An
     if plan.intensity.scheme == "ct":
         image, window = image * plan.intensity.sd + plan.intensity.mean, ABDOMINAL_WINDOW_HU
     sources = [source for source in outputs["predicted"] if source != "average"]
-    shown = {_called(source): array(outputs["predicted"][source]) for source in sources}
-    dsc = {_called(source): _mean([x for (s, _), x in outputs["dsc"].items() if s == source]) for source in sources}
+    called = (
+        {source: source.replace("_", " ") for source in sources} if len(sources) > 1 else {sources[0]: "prediction"}
+    )
+    shown = {name: array(outputs["predicted"][source]) for source, name in called.items()}
+    dsc = {
+        name: _mean([value for (of, _), value in outputs["dsc"].items() if of == source])
+        for source, name in called.items()
+    }
     spacing = in_canonical_order(tuple(case["spacing_mm"]), plan.axis_order)
     organs = organs_of(plan.labels)
     reference = array(case["labels"])
     return overlay_figure(image, reference, shown, spacing, organs, window_hu=window, mean_dsc=dsc, steady=True)
-
-
-def _called(source: str) -> str:
-    return source.replace("_", " ")
 
 
 def _mean(values: list[float]) -> float:
