@@ -251,7 +251,9 @@ def test_with_an_unreachable_server_training_finishes(
 def test_a_server_that_goes_away_holds_nothing_up(
     tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The network fails in epoch 2; at the end wandb is given its two seconds and no more."""
+    """The network fails in epoch 1; at the end wandb has its two seconds and no more. The next session makes good."""
+    import wandb
+
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
 
@@ -260,7 +262,14 @@ def test_a_server_that_goes_away_holds_nothing_up(
                 monkeypatch.setattr(server, "refusing", True)
 
         session(tmp_path, 3, Outage())
-    assert load_plain(last(tmp_path))["flarecps"]["completed_epochs"] == 3
+        assert load_plain(last(tmp_path))["flarecps"]["completed_epochs"] == 3
+        wandb.teardown()  # as the end of the process
+        assert [run.history for run in server.runs.values()] == [[]]
+        monkeypatch.setattr(server, "refusing", False)
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "20")
+        session(tmp_path, 4, resume=True)
+    (found,) = server.runs.values()
+    assert steps(found) == [(1, 1), (2, 2), (3, 3), (4, 4)]
     said = [record.message for record in caplog.records if record.name == "flarecps.training"]
     assert len(said) == 1
     assert "wandb failed at closing the run" in said[0]

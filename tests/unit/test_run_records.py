@@ -13,7 +13,7 @@ from tiny_training import tiny_plan
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks import record
 from flarecps.training.callbacks.record import RunRecord, earlier_sessions, is_complete
-from flarecps.training.dashboards.logged_epochs import LoggedEpochs, known_epochs, known_id, rows_between
+from flarecps.training.dashboards.logged_epochs import LoggedEpochs, known_id, rows_between
 
 
 def a_trainer(epoch: int = 0, resumed: bool = False, epochs: int | None = 3, steps: int = -1) -> Mock:
@@ -103,13 +103,25 @@ def test_a_record_of_one_session_and_damaged_ones(tmp_path: Path) -> None:
 def test_what_was_logged_is_known_to_the_next_session(tmp_path: Path) -> None:
     first = LoggedEpochs(tmp_path, "a1")
     assert (first.last, first.is_new(1)) == (0, True)
-    first.note(3)
+    first.note(3, offline=True)
     assert [LoggedEpochs(tmp_path, "a1").is_new(epoch) for epoch in (2, 3, 4)] == [False, False, True]
     assert known_id(tmp_path) == "a1"
-    assert known_epochs(tmp_path, "another run") == 0
+    assert LoggedEpochs(tmp_path, "another run").last == 0
     for damaged in ("", "[]", '{"id": "a1", "logged_epochs": "many"}'):
         first.path.write_text(damaged)
-        assert known_epochs(tmp_path, "a1") == 0
+        assert LoggedEpochs(tmp_path, "a1").last == 0
+
+
+def test_a_server_is_believed_but_for_what_waits_to_be_sent(tmp_path: Path) -> None:
+    """Epochs 1 to 3 offline, 4 to 6 sent, of which the server has all, or some, or none."""
+    logged = LoggedEpochs(tmp_path, "a1")
+    for epoch in range(1, 7):
+        logged.note(epoch, offline=epoch <= 3)
+    for known, last in ((6, 6), (5, 5), (3, 3), (0, 3), (8, 8)):
+        again = LoggedEpochs(tmp_path, "a1")
+        assert again.last == 6
+        again.believe_server(known)
+        assert again.last == last
 
 
 def test_rows_of_the_table_that_a_dashboard_lacks(tmp_path: Path) -> None:

@@ -18,29 +18,38 @@ class LoggedEpochs:
     def __init__(self, run: Path, run_id: str) -> None:
         self.path = run / FILE
         self.run_id = run_id
-        self.last = known_epochs(run, run_id)  # completed epochs, counted from 1
+        content = _content(run)
+        mine = content if content.get("id") == run_id else {}
+        self.last = _whole(mine.get("logged_epochs"))  # completed epochs, counted from 1
+        self.offline = _whole(mine.get("offline_epochs"))  # the last that was logged offline, to be sent by wandb sync
 
     def is_new(self, epoch: int) -> bool:
         """Whether nothing of ``epoch`` or a later one has been logged."""
         return epoch > self.last
 
-    def note(self, epoch: int) -> None:
+    def note(self, epoch: int, offline: bool) -> None:
         """Take ``epoch`` as logged; called before, for a point that is missing is better than one that is twice."""
         self.last = epoch
-        atomic.write_json(self.path, {"id": self.run_id, "logged_epochs": epoch})
+        self.offline = epoch if offline else self.offline
+        content = {"id": self.run_id, "logged_epochs": self.last, "offline_epochs": self.offline}
+        atomic.write_json(self.path, content)
 
+    def believe_server(self, epoch: int) -> None:
+        """Of an online run the server knows the last epoch: what was sent and did not arrive is to be sent again.
 
-def known_epochs(run: Path, run_id: str) -> int:
-    """How many epochs of the wandb run ``run_id`` were logged from the folder ``run``; 0 for another run's file."""
-    content = _content(run)
-    epochs = content.get("logged_epochs")
-    return epochs if isinstance(epochs, int) and content.get("id") == run_id else 0
+        But what was logged offline it has not seen yet.
+        """
+        self.last = max(epoch, self.offline)
 
 
 def known_id(run: Path) -> str | None:
     """The wandb run that was last logged from the folder ``run``; None without one."""
     found = _content(run).get("id")
     return str(found) if found else None
+
+
+def _whole(number: object) -> int:
+    return number if isinstance(number, int) else 0
 
 
 def _content(run: Path) -> dict[str, object]:

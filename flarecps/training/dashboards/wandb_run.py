@@ -138,7 +138,8 @@ class WandbDashboard(Logger):
         self._run = self._started(run_id, dict(config))
         if self._run is None:
             return
-        self._logged.last = max(self._logged.last, int(self._run.step) - 1)  # of an online run, the server knows
+        if not self._run.offline:
+            self._logged.believe_server(int(self._run.step) - 1)
         if self._logged.last >= first_epoch:
             again = f"{first_epoch} to {self._logged.last}" if self._logged.last > first_epoch else f"{first_epoch}"
             rank_zero_info(f"wandb: epoch {again} was logged by an earlier session, and is not logged again")
@@ -218,8 +219,8 @@ class WandbDashboard(Logger):
         row, self._row = self._row, {}
         if self._run is None or self._logged is None or not self._logged.is_new(epoch):
             return
-        self._logged.note(epoch)
         run = self._run
+        self._logged.note(epoch, offline=run.offline)
 
         def send() -> bool:
             run.log({EPOCH: epoch, **{name: value() for name, value in row.items()}}, step=epoch, commit=True)
