@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_ENDINGS = {"SystemExit": "stopped on purpose, as for a requeue", "KeyboardInterrupt": "interrupted"}
+_ENDINGS = {
+    "StoppedBySignal": "stopped by a signal, as for a requeue",
+    "SystemExit": "stopped on purpose",
+    "KeyboardInterrupt": "interrupted",
+}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = json.loads((folder / "CPS" / "environment.json").read_text())
     first = record | {
         "finished": None, "seen": "2026-01-01T11:00:00+00:00", "first_epoch": 1, "completed_epochs": 2,
-        "ended_by": "SystemExit", "slurm_job": "4711",
+        "ended_by": "StoppedBySignal", "slurm_job": "4711",
     }  # fmt: skip
     last = record | {
         "command": f"{record['command']} --ckpt_path last", "started": "2026-01-01T11:10:00+00:00", "first_epoch": 3,
@@ -115,7 +115,7 @@ def test_validation_pictures_sessions_and_the_first_command(pair: Path) -> None:
     assert len([alt for alt in alts if alt.startswith("Validation case v1 in run CPS after epoch 5")]) == 1
     assert alts.count("The same after epoch 1.") == 2
     assert "finished after 5 epochs, 1 h 55 min in 2 sessions" in page.text
-    assert "stopped on purpose, as for a requeue" in page.text
+    assert "stopped by a signal, as for a requeue" in page.text
     assert "4711" in page.text
     assert "flarecps fit --config tiny.yaml flarecps segment" in page.text, "not the resumed session's command"
     assert "script" not in page.tags

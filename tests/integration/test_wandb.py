@@ -27,7 +27,7 @@ from flarecps import metric_names
 from flarecps.checkpoint import load_plain
 from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
 from flarecps.training.callbacks.dashboard import DashboardSession
-from flarecps.training.dashboards import MetricsTable, WandbDashboard, loggers_of
+from flarecps.training.dashboards import MetricsTable, WandbDashboard, loggers_of, wandb_run
 from flarecps.training.dashboards.logged_epochs import FILE
 
 KEY = "0" * 40
@@ -275,6 +275,32 @@ def test_a_server_that_goes_away_holds_nothing_up(
     assert "wandb failed at closing the run" in said[0]
 
 
+class Stop(BaseException):
+    """As a requeue stops a training."""
+
+
+def test_a_requeue_does_not_wait_for_a_server_that_is_silent(
+    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long wandb itself would wait at the end."""
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "25")
+        monkeypatch.setattr(wandb_run, "STOP_S", 1.0)
+
+        class Requeue(Callback):
+            def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+                if trainer.current_epoch == 1:
+                    monkeypatch.setattr(server, "refusing", True)
+                    raise Stop
+
+        with pytest.raises(Stop):
+            session(tmp_path, 3, Requeue())
+        said = [record.message for record in caplog.records if record.name == "flarecps.training"]
+        monkeypatch.setattr(server, "refusing", False)  # so that the service's end need not be waited for
+    assert [("not done after 1 s" in one) for one in said] == [True]
+
+
 def test_a_wandb_that_dies_ends_no_training(tiny_stores: TinyStores, tmp_path: Path) -> None:
     """Its service is killed after epoch 1; at the command line, where nothing but one line may tell of it."""
     run = tmp_path / "run"
@@ -312,9 +338,9 @@ def test_a_session_that_is_interrupted_drops_the_row_it_was_in(tmp_path: Path, o
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             pl_module.log("validation/of_an_epoch_that_breaks_off", 1.0)
             if trainer.current_epoch == 1:
-                raise SystemExit(0)
+                raise Stop
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stop):
         session(tmp_path, 3, Requeue())
     session(tmp_path, 3, resume=True)
     (found,) = synced(tmp_path)[1].values()

@@ -110,12 +110,12 @@ def record(start: int, seen: int, finished: bool = False, **more: Any) -> dict[s
 def test_a_run_of_three_sessions_lasted_as_long_as_they_did() -> None:
     """10 minutes until it was killed, 5 until it was requeued, 20 to the end: what lies between them does not count."""
     first = record(0, 10, first_epoch=1, completed_epochs=4)
-    second = record(20, 25, first_epoch=5, completed_epochs=6, ended_by="SystemExit")
+    second = record(20, 25, first_epoch=5, completed_epochs=6, ended_by="StoppedBySignal")
     last = record(30, 50, finished=True, first_epoch=7, completed_epochs=10)
     environment = {**last, "sessions": [first, second, last]}
     found = sessions_of(environment)
     assert [session.seconds for session in found] == [600, 300, 1200]
-    assert [session.how for session in found] == ["", "stopped on purpose, as for a requeue", "trained to the end"]
+    assert [session.how for session in found] == ["", "stopped by a signal, as for a requeue", "trained to the end"]
     plan = {"trainer": {"max_epochs": 10}}
     assert status(environment, plan, logged_epochs=10) == "finished after 10 epochs, 35 min in 3 sessions"
     going = {**second, "sessions": [first, second]}

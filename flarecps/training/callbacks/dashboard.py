@@ -59,8 +59,8 @@ class DashboardSession(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """A session that ends on purpose, as for a requeue, has not failed."""
         if self.dashboard is not None:
-            requested = isinstance(exception, SystemExit) and not exception.code
-            self.dashboard.exit_code = 0 if requested else 1
+            failed = isinstance(exception, Exception | KeyboardInterrupt)
+            self.dashboard.exit_code = 1 if failed or getattr(exception, "code", None) else 0
 
 
 def run_config(run: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,9 @@ from flarecps.training.dashboards.table import CSV_FOLDER
 from flarecps.training.ranks import warn
 
 PROJECT = "flarecps"
-FINISH_S = 30.0  # what is not uploaded by then waits on disk; a requeue's warning time is often a minute
+FINISH_S = 60.0  # what is not uploaded by then waits on disk
+FINISH_WITH_CHECKPOINTS_S = 3600.0
+STOP_S = 20.0  # the same where the training is stopped to go on later: a requeue's warning time is often a minute
 PLACES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")  # by default below the home folder: here it is the run's own
 EPOCH = "epoch"  # completed epochs: the axis of all charts
 ONLINE = ("online", "run", "shared")
@@ -119,7 +122,7 @@ class WandbDashboard(Logger):
             self._send_checkpoints()
         run, self._run = self._run, None
         code = 0 if status == "success" else self.exit_code
-        _ = _attempt("closing the run", lambda: run.finish(exit_code=code), self._say)
+        _ = _attempt("closing the run", lambda: _finish(run, code, None if self.complete else STOP_S), self._say)
         self._leave()
 
     # -- what callbacks ask
@@ -191,7 +194,8 @@ class WandbDashboard(Logger):
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_S}
+        patience_s = FINISH_WITH_CHECKPOINTS_S if self.checkpoints else FINISH_S
+        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": patience_s}
         defaults = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "name": os.environ.get("WANDB_NAME", self.folder.resolve().name),
@@ -269,6 +273,25 @@ def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseEx
     except Exception as error:  # wandb's, its service's and the network's errors have no common base
         say(doing, error)
         return None
+
+
+def _finish(run: Any, exit_code: int, within_s: float | None) -> None:
+    """Close a wandb run; raises what wandb raises, and TimeoutError where that takes longer than ``within_s``."""
+    raised: list[Exception] = []
+
+    def finish() -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # handed on to the thread that waits
+            raised.append(error)
+
+    closing = threading.Thread(target=finish, daemon=True)
+    closing.start()
+    closing.join(within_s)
+    if closing.is_alive():
+        raise TimeoutError(f"not done after {within_s:.0f} s")
+    if raised:
+        raise raised[0]
 
 
 def _stop_service() -> None:
