@@ -1,4 +1,8 @@
-"""How logged quantities are called: the module writes these names, reports and dashboards read them."""
+"""How logged quantities are called: the module writes these names, reports and dashboards read them.
+
+What stands before the first slash is a group of charts on a dashboard: losses and λ (``train``), learning rates, DSC of
+whole scans (``validation``) and of patches, pseudo-label health, throughput.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ LOSS_TOTAL = "train/loss"
 LAMBDA = "train/lambda"
 PATCHES_PER_SECOND = "throughput/patches_per_s"
 DATA_WAIT = "throughput/data_wait_share"
+GPU_MEMORY = "throughput/gpu_memory_gb"  # the most that tensors took in an epoch, on the fullest GPU
 HEALTH_VANISHED = "health/vanished_classes"  # how many of them
 HEALTH_HELD = "health/lambda_held_epochs"  # for how many epochs λ was kept from rising
+CASES = "results/validation_cases"  # a table: DSC by case and organ
 DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over cases, then organs
 
 
@@ -23,7 +29,7 @@ def cross_pseudo_loss(sibling: int) -> str:
 
 def learning_rate(sibling: int) -> str:
     """Learning rate of one sibling's optimiser."""
-    return f"train/learning_rate/sibling_{sibling}"
+    return f"learning_rate/sibling_{sibling}"
 
 
 def dsc_mean(stage: str = "validation") -> str:
@@ -64,3 +70,8 @@ def health_volume(sibling: int, organ: str) -> str:
 def health_entropy(organ: str) -> str:
     """Mean entropy (0 certain, 1 none the wiser) of unlabelled voxels that a sibling calls this organ."""
     return f"health/entropy/{organ.replace(' ', '_')}"
+
+
+def overlay(case: str) -> str:
+    """The picture of a validation case, with what each sibling makes of it."""
+    return f"overlays/{case}"

@@ -109,6 +109,7 @@ def _fit(config: str, store: Path, run: Path) -> None:
         "model.ramp.start": 2,
         "model.ramp.length": 3,
         "model.scheduler.init_args.total_iters": EPOCHS,
+        "pictures": 1,
         "overwrite": "true",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]

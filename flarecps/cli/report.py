@@ -19,7 +19,8 @@ def report(
 ) -> None:
     """Make one self-contained HTML page of a run, or of several side by side: scores, overlays, curves, plan, commands.
 
-    Whatever a run folder holds is shown, so a run that is still going works too. Overlays need --images.
+    Whatever a run folder holds is shown, so a run that is still going works too. Runs that differ by their seeds or
+    folds alone are shown as one method, with mean and spread. Overlays of test scans need --images.
 
     Args:
         runs: run folders (trainer.default_root_dir of their configs); two are also compared case by case.

@@ -21,15 +21,18 @@ from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.checkpoints import BEST, FOLDER, LAST, checkpoint_callbacks
+from flarecps.training.callbacks.dashboard import DashboardSession
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
+from flarecps.training.callbacks.overlays import ValidationOverlays
 from flarecps.training.callbacks.patches import PatchValidation
 from flarecps.training.callbacks.progress import TrainingProgress
 from flarecps.training.callbacks.ranks import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
+from flarecps.training.callbacks.results import ValidationTable
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.callbacks.throughput import Throughput
 from flarecps.training.checkpoint_files import WholeCheckpoints, remove_partial
-from flarecps.training.dashboards import default_loggers, finish_dashboards
+from flarecps.training.dashboards import WandbDashboard, finish_dashboards, loggers_of, wandb_dashboard
 from flarecps.training.module import CrossPseudoSupervision
 from flarecps.training.start_weights import start_from
 
@@ -81,6 +84,12 @@ class TrainingCLI(LightningCLI):
             type=str | None,
             default=None,
             help="fit: start from the weights of this checkpoint; one network's become sibling 1's",
+        )
+        parser.add_argument(
+            "--pictures",
+            type=int,
+            default=2,
+            help="fit: of how many validation cases the labels are drawn while they are learned; 0 for none",
         )
         parser.add_argument(
             "--dry-run",
@@ -135,8 +144,8 @@ class TrainingCLI(LightningCLI):
                 RunRecord(run, ["flarecps", *self.words]),
             ]
             kwargs["plugins"] = _with_whole_checkpoints(given["plugins"])
-            if given["logger"] in (None, True):
-                kwargs.setdefault("logger", default_loggers(run, name=run.name))
+            kwargs["logger"] = loggers_of(given["logger"], run)
+            callbacks += self._shown(run, wandb_dashboard(kwargs["logger"]))
         elif given["logger"] is None:
             kwargs.setdefault("logger", False)
         if self.subcommand == "predict":
@@ -144,6 +153,10 @@ class TrainingCLI(LightningCLI):
         if given["enable_progress_bar"] is not False:
             callbacks.append(TrainingProgress())
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
+
+    def _shown(self, run: Path, dashboard: WandbDashboard | None) -> list[Any]:
+        pictures = ValidationOverlays(run, self._get(self.config_init, "pictures"), dashboard)
+        return [DashboardSession(run, dashboard), pictures, ValidationTable(run, dashboard)]
 
     @property
     def _is_dry_run(self) -> bool:

@@ -100,6 +100,12 @@ PANELS: tuple[Panel, ...] = (
         share=True,
     ),
     Panel(
+        "gpu_memory",
+        "GPU memory",
+        "The most that tensors took in an epoch, in GB, on the fullest GPU. It should be flat once λ is above 0.",
+        ((0, metric_names.GPU_MEMORY),),
+    ),
+    Panel(
         "patch_dsc",
         "DSC of validation patches",
         "A quick look after every epoch: overlap over the voxels of fixed patches; whole scans are what counts.",
@@ -211,6 +217,7 @@ def read_metrics(path: Path) -> dict[str, Curve]:
                 continue
             for name, cell in row.items():
                 value = _number(cell)
+                name = name.replace("train/learning_rate/", "learning_rate/")  # an older name
                 if value is not None and name != "step":
                     points.setdefault(name, {})[int(epoch) + 1] = value
     return {
@@ -237,16 +244,22 @@ def drawable(panel: Panel, runs: Sequence[Metrics]) -> bool:
     return any(_curves(panel, metrics) for metrics in runs)
 
 
-def panel_figure(panel: Panel, runs: Sequence[Metrics]) -> Figure:
-    """One chart of a ``drawable`` panel: a colour per run, a solid line for sibling 1, a dashed one for sibling 2."""
+def panel_figure(panel: Panel, runs: Sequence[Metrics], groups: Sequence[int] | None = None) -> Figure:
+    """One chart of a ``drawable`` panel: a colour per run, a solid line for sibling 1, a dashed one for sibling 2.
+
+    ``groups`` gives every run the number of its group, whose colour it has. Of several runs in a group there are a thin
+    line each, their mean, and a band of one standard deviation around it.
+    """
     figure = new_figure(4.3, 2.5)
     axes = figure.add_axes((0.115, 0.165, 0.865, 0.80))
     style_axes(axes)
     values: list[float] = []
-    for index, metrics in enumerate(runs):
-        for sibling, curve in _curves(panel, metrics):
-            _draw(axes, curve, run_colour(index), sibling)
-            values += curve.values.tolist()
+    drawn = [
+        (index, sibling, curve) for index, metrics in enumerate(runs) for sibling, curve in _curves(panel, metrics)
+    ]
+    _draw_groups(axes, drawn, groups or range(len(runs)))
+    for _, _, curve in drawn:
+        values += curve.values.tolist()
     if panel.logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -265,9 +278,15 @@ def panel_figure(panel: Panel, runs: Sequence[Metrics]) -> Figure:
 
 
 def organ_figure(
-    runs: Sequence[Metrics], organ_names: Sequence[str], chart: OrganChart = ORGAN_CHARTS[0]
+    runs: Sequence[Metrics],
+    organ_names: Sequence[str],
+    chart: OrganChart = ORGAN_CHARTS[0],
+    groups: Sequence[int] | None = None,
 ) -> Figure | None:
-    """``chart`` of every organ as its own small picture, all with the same axes; None when none was logged."""
+    """``chart`` of every organ as its own small picture, all with the same axes; None when none was logged.
+
+    ``groups`` as in ``panel_figure``.
+    """
     names = chart.names(organ_names, runs)
     if not names:
         return None
@@ -283,12 +302,14 @@ def organ_figure(
             continue
         style_axes(axes)
         axes.set_title(names[place], fontsize=9, color=INK, pad=3, loc="left", parse_math=False)
+        drawn = []
         for index, metrics in enumerate(runs):
             for sibling, name in chart.metrics_of(names[place]):
                 if name in metrics:
                     curve = metrics[name]
                     values = np.clip(curve.values, LOWEST_RATIO, HIGHEST_RATIO) if chart.ratio else curve.values
-                    _draw(axes, Curve(curve.epochs, values), run_colour(index), sibling)
+                    drawn.append((index, sibling, Curve(curve.epochs, values)))
+        _draw_groups(axes, drawn, groups or range(len(runs)))
         if chart.ratio:
             axes.set_yscale("log")
             axes.set_ylim(LOWEST_RATIO, HIGHEST_RATIO)
@@ -314,13 +335,42 @@ def _curves(panel: Panel, metrics: Metrics) -> list[tuple[int, Curve]]:
     return found
 
 
-def _draw(axes: Axes, curve: Curve, colour: str, sibling: int) -> None:
+def mean_curve(curves: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
+    """The mean of several curves, and their standard deviation (n - 1), over the epochs that all of them have."""
+    common = sorted(set.intersection(*(set(curve.epochs.tolist()) for curve in curves)))
+    values = np.array([curve.values[np.isin(curve.epochs, common)] for curve in curves])
+    return Curve(np.array(common), values.mean(0)), values.std(0, ddof=1)
+
+
+def _draw_groups(axes: Axes, drawn: Sequence[tuple[int, int, Curve]], groups: Sequence[int]) -> None:
+    """Draw (run, sibling, curve): those of one group and sibling in one colour, as their mean where there are more."""
+    together: dict[tuple[int, int], list[Curve]] = {}
+    for run, sibling, curve in drawn:
+        together.setdefault((groups[run], sibling), []).append(curve)
+    for (group, sibling), curves in together.items():
+        colour = run_colour(group)
+        if len(curves) == 1:
+            _draw(axes, curves[0], colour, sibling)
+            continue
+        for curve in curves:
+            _draw(axes, curve, colour, sibling, thin=True)
+        mean, spread = mean_curve(curves)
+        if len(mean.epochs):
+            low, high = mean.values - spread, mean.values + spread
+            if axes.get_yscale() == "log" or min(curve.values.min() for curve in curves) >= 0:
+                low = np.maximum(low, min(curve.values.min() for curve in curves))  # no band where no value can be
+            axes.fill_between(mean.epochs, low, high, color=colour, alpha=0.16, linewidth=0)
+            _draw(axes, mean, colour, sibling)
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, sibling: int, thin: bool = False) -> None:
     axes.plot(
         curve.epochs,
         curve.values,
         color=colour,
         linestyle=SIBLING_STYLES.get(sibling, "-"),
-        linewidth=1.5,
+        linewidth=0.7 if thin else 1.5,
+        alpha=0.45 if thin else 1.0,
         marker="o" if len(curve.epochs) == 1 else None,
         markersize=4,
         solid_joinstyle="round",

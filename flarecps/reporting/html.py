@@ -19,11 +19,14 @@ from flarecps.reporting import side_by_side
 from flarecps.reporting.boxes import box_figure
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.gallery import Exhibit, exhibits
+from flarecps.reporting.groups import Group, as_one, groups_of
 from flarecps.reporting.overlays import FILM
 from flarecps.reporting.page import page_text
 from flarecps.reporting.pictures import inline_svg
 from flarecps.reporting.plan_words import plan_in_words
-from flarecps.reporting.run_folder import Run
+from flarecps.reporting.run_folder import Run, sd_of
+from flarecps.reporting.sessions import duration_in_words, moment, sessions_of, status
+from flarecps.reporting.through_time import courses, validation_table
 
 TEMPLATE = "report.html"
 
@@ -51,28 +54,50 @@ def report_page(
 ) -> str:
     """The page as text. It holds whatever the runs have; a part without any content is left out."""
     organs = next((run.organs for run in runs if run.organs), ())
+    groups = groups_of(runs)
+    number = {place: index for index, group in enumerate(groups) for place in group.places}
+    belongs = [number[place] for place in range(len(runs))]
+    methods = [as_one(runs, group) for group in groups]
+    pictures = courses(runs, [group.places[0] for group in groups])
     return page_text(
         TEMPLATE,
         {
-            "title": " · ".join(run.name for run in runs),
-            "heads": [_head(index, run) for index, run in enumerate(runs)],
-            "difference": side_by_side.difference(runs),
-            "table": side_by_side.table(runs, organs),
-            "boxes": _boxes(runs, organs),
-            "cases": side_by_side.cases(runs),
+            "title": " · ".join(run.name for run in methods),
+            "heads": [_head(belongs[place], run) for place, run in enumerate(runs)],
+            "groups": [(index, group) for index, group in enumerate(groups)],
+            "grouped": len(groups) < len(runs),
+            "seeds": _seeds(runs, groups),
+            "difference": side_by_side.difference(methods),
+            "table": side_by_side.table(methods, organs),
+            "boxes": _boxes(methods, organs),
+            "cases": side_by_side.cases(methods),
             "exhibits": shown,
             "film_percent": round(100 * FILM),
-            "pictures_wanted": not asked_for_pictures,
-            "charts": _charts(runs),
-            "organ_charts": _organ_charts(runs, organs),
+            "pictures_wanted": not asked_for_pictures and not pictures,
+            "validation": validation_table(runs, organs),
+            "courses": pictures,
+            "colours": belongs,
+            "charts": _charts(runs, belongs),
+            "organ_charts": _organ_charts(runs, organs, belongs),
             "has_siblings": any(name.endswith("sibling_2") for run in runs for name in run.metrics),
             "plans": _plans(runs),
             "environments": _environments(runs),
+            "sessions": [(run.name, found) for run in runs if len(found := sessions_of(run.environment)) > 1],
             "commands": [(run.name, _commands(run)) for run in runs],
             "notes": notes,
         },
-        {"score": _score, "signed": _signed},
+        {"score": _score, "signed": _signed, "moment": _moment_in_words, "duration": duration_in_words},
     )
+
+
+def _seeds(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Of every group of several scored runs: their mean DSC one by one, and how far they lie apart."""
+    found = []
+    for index, group in enumerate(groups):
+        means = [scores.mean() for place in group.places if (scores := runs[place].scores) is not None]
+        if len(means) > 1:
+            found.append({"index": index, "name": group.name, "kind": group.kind, "means": means, "sd": sd_of(means)})
+    return found
 
 
 def _head(index: int, run: Run) -> dict[str, Any]:
@@ -86,7 +111,7 @@ def _head(index: int, run: Run) -> dict[str, Any]:
         "cases": len(scores.cases) if scores else 0,
         **{measure: scores.mean(measure) if scores else math.nan for measure in side_by_side.MEASURES},
         **{f"{measure}_sd": scores.spread(measure) if scores else math.nan for measure in side_by_side.MEASURES},
-        "status": _status(run),
+        "status": status(run.environment, run.config, last_epoch(run.metrics)),
         "validation": None if validation is None else (float(validation.values[-1]), int(validation.epochs[-1])),
     }
 
@@ -101,20 +126,6 @@ def _kind(run: Run) -> str:
         crossed = model["cross_pseudo_supervision"]
         words.append("cross-pseudo supervision, two siblings" if crossed else "supervised control, one network")
     return " ".join(words)
-
-
-def _status(run: Run) -> str:
-    """How far the run came: "finished after 60 epochs, 41 min" or "12 of 60 epochs so far"."""
-    trainer = run.config.get("trainer")
-    planned = trainer.get("max_epochs") if isinstance(trainer, dict) else None
-    epochs = run.environment.get("completed_epochs") or last_epoch(run.metrics)
-    if not epochs:
-        return "no epoch completed yet" if run.environment or run.config else ""
-    began, ended = (_moment(run.environment.get(key)) for key in ("started", "finished"))
-    if ended is not None:
-        took = f", {_duration((ended - began).total_seconds())}" if began is not None else ""
-        return f"finished after {_count(epochs, 'epoch')}{took}"
-    return f"{epochs} of {planned} epochs so far" if planned else f"{_count(epochs, 'epoch')} so far"
 
 
 def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
@@ -135,7 +146,7 @@ def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
     return Markup(inline_svg(box_figure(tables, present), alt, "boxes"))
 
 
-def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _charts(runs: Sequence[Run], groups: Sequence[int]) -> list[dict[str, Any]]:
     metrics = [run.metrics for run in runs]
     charts = []
     for panel in PANELS:
@@ -147,16 +158,16 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 if name in run.metrics
             ]
             alt = f"{panel.title} over epochs. {'; '.join(ends)}."
-            svg = Markup(inline_svg(panel_figure(panel, metrics), alt, f"curve-{panel.key}"))
+            svg = Markup(inline_svg(panel_figure(panel, metrics, groups), alt, f"curve-{panel.key}"))
             charts.append({"title": panel.title, "caption": panel.caption, "svg": svg})
     return charts
 
 
-def _organ_charts(runs: Sequence[Run], organs: Sequence[Organ]) -> list[dict[str, Any]]:
+def _organ_charts(runs: Sequence[Run], organs: Sequence[Organ], groups: Sequence[int]) -> list[dict[str, Any]]:
     metrics, names = [run.metrics for run in runs], [organ.name for organ in organs]
     charts = []
     for chart in ORGAN_CHARTS:
-        figure = organ_figure(metrics, names, chart)
+        figure = organ_figure(metrics, names, chart, groups)
         if figure is not None:
             alt = f"{chart.title}: over epochs, one small chart per organ."
             svg = Markup(inline_svg(figure, alt, chart.key))
@@ -180,8 +191,9 @@ def _plans(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(entry, its value in every run) of the environment files; the command has its own place."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.environment if key != "command"))
+    """(entry, its value in every run) of the environment files; the command and the sessions have their own places."""
+    elsewhere = ("command", "sessions", "seen", "first_epoch", "ended_by")
+    keys = list(dict.fromkeys(key for run in runs for key in run.environment if key not in elsewhere))
     return [(key.replace("_", " "), [_in_words(run.environment.get(key)) for run in runs]) for key in keys]
 
 
@@ -191,19 +203,21 @@ def _in_words(value: Any) -> str:
         return " · ".join(f"{str(key).replace('_', ' ')} {_in_words(inner)}" for key, inner in value.items()) or "–"
     if isinstance(value, list):
         return ", ".join(_in_words(inner) for inner in value) or "none"
-    if isinstance(value, str) and "T" in value and (moment := _moment(value)) is not None:
-        return moment.strftime("%Y-%m-%d %H:%M %Z").strip()
+    if isinstance(value, str) and "T" in value and (found := moment(value)) is not None:
+        return _moment_in_words(found)
     return "–" if value is None or value == "" else str(value)
 
 
 def _commands(run: Run) -> str:
-    """What to type to get this run and its scores again."""
-    git = run.environment.get("git")
+    """What to type to get this run and its scores again: the first session's command, which began it."""
+    began = sessions_of(run.environment)
+    environment = began[0].record if began else run.environment
+    git = environment.get("git")
     lines = []
     if isinstance(git, dict) and git.get("commit"):
         changed = "  # with changes that were not committed" if git.get("state") not in (None, "clean") else ""
         lines.append(f"git checkout {git['commit']}{changed}")
-    command = run.environment.get("command")
+    command = environment.get("command")
     if command:
         lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
     elif run.config:
@@ -216,22 +230,8 @@ def _commands(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _moment(text: Any) -> datetime.datetime | None:
-    try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _moment_in_words(value: datetime.datetime | None) -> str:
+    return "–" if value is None else value.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
 def _score(value: float | None) -> str:

@@ -124,6 +124,7 @@ def overlay_figure(
     *,
     window_hu: tuple[float, float] = ABDOMINAL_WINDOW_HU,
     mean_dsc: Mapping[str, float] | None = None,
+    steady: bool = False,
 ) -> Figure:
     """A figure with one row per view (axial, coronal, sagittal) and one column for scan, reference and prediction.
 
@@ -139,6 +140,8 @@ def overlay_figure(
         organ: show this organ alone, close by; None shows all.
         window_hu: grey values shown as black and as white.
         mean_dsc: of each method on this case, printed in the corner.
+        steady: frame and legend follow the reference and the label set alone, whatever is predicted, so that pictures
+            of several epochs can be laid over one another.
 
     Raises:
         ValueError: when the arrays differ in shape.
@@ -150,7 +153,7 @@ def overlay_figure(
     ids = [one.id for one in shown]
     guide = _guide(reference, list(predictions.values()), ids, image.shape)
     box = frame(
-        [np.isin(labels, ids) for labels in maps],
+        [np.isin(labels, ids) for labels in (maps[:1] if steady else maps)],
         image.shape,
         spacing_mm,
         MARGIN_ALL_MM if organ is None else MARGIN_ONE_MM,
@@ -161,7 +164,7 @@ def overlay_figure(
     if reference is not None:
         columns["reference"] = reference[box]
     columns |= {name: labels[box] for name, labels in predictions.items()}
-    present = [one for one in shown if any((labels == one.id).any() for labels in maps)]
+    present = shown if steady else [one for one in shown if any((labels == one.id).any() for labels in maps)]
 
     outline = reference is not None and bool(predictions)
     sizes = [view.size_mm(image.shape, spacing_mm) for view in VIEWS]

@@ -36,7 +36,7 @@ from flarecps.training.health import (
     vanished,
 )
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss, step_schedulers
-from flarecps.training.validation import OrganScores, named_scores, sibling_labels
+from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
 
 # in_channels, classes, features, strides, kernels -> network
 NetworkFactory: TypeAlias = Callable[
@@ -237,8 +237,9 @@ class CrossPseudoSupervision(LightningModule):
 
     # -- whole scans
 
-    def validation_step(self, case: dict[str, Any], batch_index: int) -> None:
-        self._score_case(case)
+    def validation_step(self, case: dict[str, Any], batch_index: int) -> dict[str, Any] | None:
+        """The case's ``predicted`` labels and ``dsc`` by source, for callbacks that show them; None without a case."""
+        return self._score_case(case)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("validation")
@@ -257,11 +258,13 @@ class CrossPseudoSupervision(LightningModule):
         """The siblings as functions from patches to full-resolution logits."""
         return [checkpoint.FinestScale(sibling).eval() for sibling in self.siblings]
 
-    def _score_case(self, case: dict[str, Any]) -> None:
+    def _score_case(self, case: dict[str, Any]) -> dict[str, Any] | None:
         if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
-            return
+            return None
         predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
-        self.organ_scores.update(predicted, case["labels"], case.get("annotated"))
+        dsc = organ_dsc(predicted, case["labels"], self.organ_scores.organs, case.get("annotated"))
+        self.organ_scores.update(dsc)
+        return {"predicted": predicted, "dsc": dsc}
 
     def _log_scores(self, stage: str) -> None:
         scores = named_scores(self.organ_scores.compute(), stage)

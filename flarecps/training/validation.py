@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flarecps import metric_names
-from flarecps.anatomy import organs_of
+from flarecps.anatomy import Organ, organs_of
 from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.planning.plan import Plan
 
@@ -36,12 +36,34 @@ def sibling_labels(siblings: Iterable[nn.Module], image: Tensor, plan: Plan, ste
     return predicted
 
 
-class OrganScores(Metric):
-    """Mean DSC per organ and source over the cases seen since the last reset, exact over any number of ranks.
+@torch.no_grad()
+def organ_dsc(
+    predicted: dict[str, Tensor], reference: Tensor, organs: Sequence[Organ], annotated: Tensor | None = None
+) -> dict[tuple[str, str], float]:
+    """DSC of one scan by (source, organ name), all arrays ``(slice, row, column)``.
 
-    A case in which neither prediction nor reference holds an organ, or in which nobody drew it, says nothing about it
-    and is left out.
+    An organ that neither prediction nor reference holds says nothing and is left out, and so is one that nobody drew:
+    ``annotated`` says of each class whether it is.
     """
+    classes = 1 + max(organ.id for organ in organs)
+    drawn = None if annotated is None else annotated.tolist()
+
+    def voxels(labels: Tensor) -> Tensor:
+        return torch.bincount(labels.flatten().long(), minlength=classes)
+
+    present = voxels(reference)
+    found = {}
+    for source, labels in predicted.items():
+        volume = (voxels(labels) + present).tolist()
+        overlap = voxels(reference[labels == reference]).tolist()
+        for organ in organs:
+            if volume[organ.id] and (drawn is None or drawn[organ.id]):
+                found[source, organ.name] = 2 * overlap[organ.id] / volume[organ.id]
+    return found
+
+
+class OrganScores(Metric):
+    """Mean DSC per organ and source over the cases seen since the last reset, exact over any number of ranks."""
 
     full_state_update = False
     total: Tensor
@@ -55,18 +77,13 @@ class OrganScores(Metric):
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, predicted: dict[str, Tensor], reference: Tensor, annotated: Tensor | None = None) -> None:
-        """Count one scan, all arrays ``(slice, row, column)``; ``annotated`` says of each class whether it is drawn."""
-        drawn = None if annotated is None else annotated.tolist()
-        for row, source in enumerate(self.sources):
-            for column, organ in enumerate(self.organs):
-                if drawn is not None and not drawn[organ.id]:
-                    continue
-                ours, theirs = predicted[source] == organ.id, reference == organ.id
-                volume = (ours.sum() + theirs.sum()).double()
-                if volume > 0:
-                    self.total[row, column] += 2 * (ours & theirs).sum() / volume
-                    self.count[row, column] += 1
+    def update(self, dsc: dict[tuple[str, str], float]) -> None:
+        """Count one scan, given its ``organ_dsc``."""
+        names = [organ.name for organ in self.organs]
+        for (source, organ), value in dsc.items():
+            place = self.sources.index(source), names.index(organ)
+            self.total[place] += value
+            self.count[place] += 1
 
     def compute(self) -> dict[tuple[str, str], float]:
         """Mean DSC by (source, organ name); an organ never seen is left out."""

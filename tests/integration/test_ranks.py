@@ -19,7 +19,7 @@ from tiny_training import batches, module_of, trained
 from flarecps.training.callbacks.ranks import RanksInSync
 from flarecps.training.patch_validation import PatchScores
 from flarecps.training.ranks import digest
-from flarecps.training.validation import OrganScores
+from flarecps.training.validation import OrganScores, organ_dsc
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 NO_HANG_S = 300.0  # enough for two processes to start and fail; waiting for a lost rank would take half an hour
@@ -93,7 +93,7 @@ def patch(number: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
 def scores_of(numbers: list[int]) -> dict[str, Any]:
     organs, patches = OrganScores(LABELS, 2), PatchScores(LABELS, 3, 2)
     for number in numbers:
-        organs.update(*case(number))
+        organs.update(organ_dsc(*case(number), organs.organs))
         patches.update(*patch(number))
     return {"organs": organs.compute(), "patches": patches.compute()}
 

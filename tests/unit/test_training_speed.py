@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from unittest.mock import Mock
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
 
 from flarecps import metric_names
 from flarecps.training.callbacks import progress, throughput
@@ -52,13 +54,11 @@ def test_throughput_counts_waits_between_steps(clock: Clock) -> None:
         assert logged[metric_names.PATCHES_PER_SECOND] == pytest.approx(3 * 5 * 2 / 10)
 
 
-def test_progress_says_lambda_loss_dsc_speed_wait_and_time_left(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Resumed at epoch 2 of 10 with 4 steps each: after 5 steps in 30 s, 27 steps are left, 162 s."""
-    trainer = Mock(
+def a_trainer(epoch: int) -> Mock:
+    """A training of 10 epochs with 4 steps each, in ``epoch`` (counted from 0)."""
+    return Mock(
         spec=Trainer,
-        current_epoch=2,
+        current_epoch=epoch,
         max_epochs=10,
         num_training_batches=4,
         world_size=1,
@@ -69,12 +69,56 @@ def test_progress_says_lambda_loss_dsc_speed_wait_and_time_left(
             metric_names.DATA_WAIT: torch.tensor(0.034),
         },
     )
-    bar, module = TrainingProgress(), Mock(spec=LightningModule)
+
+
+def take_steps(bar: TrainingProgress, trainer: Mock, clock: Clock, batches: range, step_s: float) -> None:
+    for number in batches:
+        bar.on_train_batch_start(trainer, Mock(spec=LightningModule), BATCH, number)
+        clock.now += step_s
+        bar.on_train_batch_end(trainer, Mock(spec=LightningModule), None, BATCH, number)
+
+
+def test_without_a_terminal_there_is_a_line_per_epoch(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed in the middle of the third epoch: 2 of its steps, then a whole epoch, 5 s each, and 6 s of validation."""
+    trainer, module, bar = a_trainer(epoch=2), Mock(spec=LightningModule), TrainingProgress()
     bar.on_train_start(trainer, module)
-    clock.now += 30.0
+    take_steps(bar, trainer, clock, range(2, 4), step_s=5.0)
+    assert capsys.readouterr().out == "", "an epoch's figures are known when the next begins"
+    clock.now += 6.0
     trainer.current_epoch = 3
-    bar.on_train_batch_end(trainer, module, None, BATCH, 0)
-    line = " ".join(capsys.readouterr().out.split())
-    assert line.startswith("epoch 4/10, step 13/40, loss 1.250 · λ 0.100")
-    for word in ("DSC 0.875", "0.8 patches/s", "data wait 3%", "2:42 left"):
-        assert word in line
+    take_steps(bar, trainer, clock, range(4), step_s=5.0)
+    trainer.current_epoch = 10
+    bar.on_train_end(trainer, module)
+    first, second = capsys.readouterr().out.splitlines()
+    # 16 s for 2 steps, 28 are left; 36 s for 6 steps, 24 are left; 5 patches in 5 s
+    shared = "loss 1.250 · λ 0.100 · DSC 0.875 · 1.0 patches/s · data wait 3%"
+    assert first == f"epoch 3/10 · {shared} · 3:44 left"
+    assert second == f"epoch 4/10 · {shared} · 2:24 left"
+
+
+def test_on_a_terminal_there_is_a_bar_per_epoch(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    trainer, module, bar = a_trainer(epoch=2), Mock(spec=LightningModule), TrainingProgress()
+    bar.console = Console(file=screen, force_terminal=True, width=160, color_system=None)
+    bar.on_train_start(trainer, module)
+    take_steps(bar, trainer, clock, range(2, 4), step_s=5.0)
+    trainer.current_epoch = 3
+    take_steps(bar, trainer, clock, range(1), step_s=5.0)
+    assert bar._bar is not None
+    bar._bar.refresh()
+    shown = screen.getvalue()
+    assert "epoch 3/10 · loss 1.250" in shown, "the finished epoch stays above the bar"
+    last = shown.split("\r")[-1]
+    for word in ("epoch 4/10", "1/4", "loss 1.250", "λ 0.100", "DSC 0.875", "1.0 patches/s", "2:15 left"):
+        assert word in last
+    bar.on_exception(trainer, module, RuntimeError())
+    assert bar._bar is None
+
+
+def test_other_ranks_are_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, module, bar = a_trainer(epoch=0), Mock(spec=LightningModule), TrainingProgress()
+    bar.disable()
+    bar.on_train_start(trainer, module)
+    take_steps(bar, trainer, clock, range(4), step_s=1.0)
+    bar.on_train_end(trainer, module)
+    assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""How far the training is: a bar on a terminal, plain lines elsewhere."""
+"""How far the training is: a bar per epoch on a terminal, a plain line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from flarecps import metric_names
 
-PLAIN_LINE_EVERY_S = 20.0  # where there is no terminal to redraw a bar on
-
 
 class TrainingProgress(ProgressBar):
-    """One bar over all steps with λ, loss, DSC, patches per second, the wait for data and the time to the end.
+    """A bar per epoch with loss, λ, DSC, patches per second, the wait for data and the time to the end of training.
 
-    The time left comes from the wall clock of this session's epochs, validation included.
+    Loss, λ, DSC and wait are those of the last epoch that has them. Without a terminal to redraw a bar on (in a batch
+    job, say) there is one plain line per epoch. The time to the end comes from the wall clock of this session's steps,
+    validation included, so a session that begins in the middle of a training, or of an epoch, is not misled.
     """
 
     def __init__(self) -> None:
@@ -27,8 +27,11 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._began = self._spoke = 0.0
-        self._first_step = 0
+        self._began = 0.0
+        self._taken = 0  # steps of this session
+        self._epoch: int | None = None  # of the steps that are counted next
+        self._epoch_began = self._epoch_s = 0.0
+        self._epoch_patches = 0
 
     def disable(self) -> None:
         self._enabled = False
@@ -37,74 +40,79 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._spoke = time.monotonic()
-        self._first_step = self._step(trainer)
-        if not self._enabled:
-            return
-        if self.console.is_terminal:
+        self._began = time.monotonic()
+        self._taken, self._epoch = 0, None
+        if self._enabled and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("steps"),
-                TimeElapsedColumn(),
                 TextColumn("{task.fields[state]}"),
                 console=self.console,
             )
-            self._task = self._bar.add_task("fit", total=self._steps(trainer), state="", completed=self._first_step)
+            self._task = self._bar.add_task("", total=int(trainer.num_training_batches), state="")
             self._bar.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._epoch != trainer.current_epoch:
+            self._say_epoch(trainer)
+            self._epoch, self._epoch_began, self._epoch_s, self._epoch_patches = (
+                trainer.current_epoch, time.monotonic(), 0.0, 0,
+            )  # fmt: skip
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = self._step(trainer) + batch_idx + 1
+        self._taken += 1
+        self._epoch_s = time.monotonic() - self._epoch_began
+        self._epoch_patches += sum(len(part["image"]) for part in batch.values()) * trainer.world_size
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, state=self._state(trainer, batch, step))
-        elif self._enabled and time.monotonic() - self._spoke > PLAIN_LINE_EVERY_S:
-            self._spoke = time.monotonic()
-            self.console.print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, step {step}/{self._steps(trainer)}, "
-                f"{self._state(trainer, batch, step)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            left = self._words(trainer, trainer.current_epoch, batch_idx + 1)
+            name = _epoch_of(trainer, trainer.current_epoch)
+            self._bar.update(self._task, description=name, completed=batch_idx + 1, state=left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_epoch(trainer)
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
+
+    def _say_epoch(self, trainer: Trainer) -> None:
+        """Print the line of the epoch whose steps were counted; its figures are known once the next one begins."""
+        if self._epoch is None or not self._enabled:
+            return
+        words = self._words(trainer, self._epoch, int(trainer.num_training_batches))
+        line = f"{_epoch_of(trainer, self._epoch)} · {words}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _state(self, trainer: Trainer, batch: Any, step: int) -> str:
-        seconds = time.monotonic() - self._began
-        taken = max(step - self._first_step, 1)
-        left = seconds / taken * (self._steps(trainer) - step)
-        patches = sum(len(part["image"]) for part in batch.values()) * trainer.world_size
+    def _words(self, trainer: Trainer, epoch: int, steps: int) -> str:
+        """The state after ``steps`` of ``epoch`` (counted from 0)."""
         metrics = trainer.callback_metrics
-        words = [f"{taken * patches / max(seconds, 1e-9):.1f} patches/s", f"{clock(left)} left"]
+        words = []
         if metric_names.LOSS_TOTAL in metrics:
-            words.insert(0, f"loss {metrics[metric_names.LOSS_TOTAL]:.3f}")
+            words.append(f"loss {metrics[metric_names.LOSS_TOTAL]:.3f}")
         if metrics.get(metric_names.LAMBDA, 0) > 0:
-            words.insert(1, f"λ {metrics[metric_names.LAMBDA]:.3f}")
+            words.append(f"λ {metrics[metric_names.LAMBDA]:.3f}")
         if metric_names.DSC_MEAN in metrics:
-            words.insert(-2, f"DSC {metrics[metric_names.DSC_MEAN]:.3f}")
+            words.append(f"DSC {metrics[metric_names.DSC_MEAN]:.3f}")
+        if self._epoch_s > 0:
+            words.append(f"{self._epoch_patches / self._epoch_s:.1f} patches/s")
         if metric_names.DATA_WAIT in metrics:
-            words.insert(-1, f"data wait {metrics[metric_names.DATA_WAIT]:.0%}")
-        return " · ".join(words)
+            words.append(f"data wait {metrics[metric_names.DATA_WAIT]:.0%}")
+        of_epoch = int(trainer.num_training_batches)
+        to_do = (trainer.max_epochs or 0) * of_epoch - epoch * of_epoch - steps
+        seconds = (time.monotonic() - self._began) / max(self._taken, 1)
+        return " · ".join([*words, f"{clock(seconds * to_do)} left"])
 
-    @staticmethod
-    def _step(trainer: Trainer) -> int:
-        """Steps before the present epoch; Lightning's ``global_step`` counts both optimisers."""
-        return trainer.current_epoch * int(trainer.num_training_batches)
 
-    @staticmethod
-    def _steps(trainer: Trainer) -> int:
-        return int((trainer.max_epochs or 0) * trainer.num_training_batches)
+def _epoch_of(trainer: Trainer, epoch: int) -> str:
+    return f"epoch {epoch + 1}/{trainer.max_epochs}"
 
 
 def clock(seconds: float) -> str:

@@ -1,8 +1,10 @@
-"""What a run was: its plan, command, machine and versions, beside its results."""
+"""What a run was: its plan, and the command, machine and versions of every session, beside its results."""
 
 from __future__ import annotations
 
 import datetime
+import json
+import os
 import platform
 import shlex
 import subprocess
@@ -17,37 +19,85 @@ from flarecps import atomic
 from flarecps.planning.plan import plan_to_json
 
 PACKAGES = ("flarecps", "torch", "lightning", "torchio", "SimpleITK", "numpy", "blosc2")
+JOB = {"SLURM_JOB_ID": "slurm_job", "SLURM_RESTART_COUNT": "slurm_restart", "SLURM_JOB_NODELIST": "slurm_nodes"}
+FILE = "environment.json"
 
 
 class RunRecord(Callback):
-    """Writes ``RUN/plan.json`` and ``RUN/environment.json`` when training starts; adds the time when it ends."""
+    """Writes ``RUN/plan.json`` and ``RUN/environment.json``.
+
+    A session is one start of the program: a run that was requeued or resumed has several, and ``sessions`` lists them
+    in order. ``seen`` is when a session last completed an epoch (or ended), so one that was killed has a length, too.
+    ``finished`` is null but in a session that trained to the end. What stands outside ``sessions`` is the last one's.
+    """
 
     def __init__(self, run: Path, command: list[str]) -> None:
         self.run = run
-        self.content: dict[str, Any] = {
-            "command": shlex.join(command),
-            "versions": {name: version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "machine": machine(),
-            "git": git_state(Path(__file__)),
-        }
+        self.session: dict[str, Any] = {"command": shlex.join(command), **environment()}
+        self.earlier: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self.run / "plan.json", plan_to_json(module.plan))
-            self.content["world_size"] = trainer.world_size
-            self.content["precision"] = str(trainer.precision)
-            self._write(started=_now(), finished=None)
+            self.earlier = earlier_sessions(self.run / FILE) if trainer.ckpt_path is not None else []
+            self.session["world_size"] = trainer.world_size
+            self.session["precision"] = str(trainer.precision)
+            self.session["started"] = now()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A finished run that is resumed has nothing to do, does not come here, and keeps its record."""
+        if trainer.is_global_zero:
+            self._write(seen=now(), finished=None, first_epoch=trainer.current_epoch + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._write(seen=now(), completed_epochs=trainer.current_epoch + 1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and "seen" in self.session:
+            self._write(seen=now(), ended_by=type(exception).__name__)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._write(finished=_now(), completed_epochs=trainer.current_epoch)
+        if trainer.is_global_zero and is_complete(trainer):
+            self._write(seen=now(), finished=now(), completed_epochs=trainer.current_epoch)
+        elif trainer.is_global_zero:
+            self._write(seen=now(), ended_by="a stop before the last epoch")
 
     def _write(self, **more: Any) -> None:
-        self.content |= more
-        atomic.write_json(self.run / "environment.json", self.content)
+        self.session |= more
+        sessions = [*self.earlier, self.session]
+        atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
+
+
+def is_complete(trainer: Trainer) -> bool:
+    """Whether a training has done all its epochs (or steps), as against one that was stopped to go on later."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs in (None, -1) or trainer.current_epoch >= (epochs or 0)) or 0 <= steps <= trainer.global_step
+
+
+def earlier_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions in an ``environment.json``; a file of before there were several is one; [] without a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not isinstance(content, dict):
+        return []
+    return list(content["sessions"]) if isinstance(content.get("sessions"), list) else [content]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, commit and, in a SLURM job, its number: what a session runs on."""
+    job = {name: os.environ[variable] for variable, name in JOB.items() if variable in os.environ}
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": machine(),
+        "git": git_state(Path(__file__)),
+        **job,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -77,5 +127,6 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _now() -> str:
+def now() -> str:
+    """The present moment in UTC, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

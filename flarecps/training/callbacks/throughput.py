@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps import metric_names
 
+GB = 1e9
+
 
 class Throughput(Callback):
-    """Logs patches per second (of all processes) and the share of an epoch's steps spent waiting for batches.
+    """Logs patches per second (of all processes), the share of an epoch's steps spent waiting, and peak GPU memory.
 
     A step's wait runs from the end of the step before until its batch is there. The first batch of an epoch is left
     out: while it is made, its predecessor's validation and checkpoint are, too. A step ends when its loss has been
@@ -49,9 +52,14 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = self.wait_s + self.busy_s
-        pl_module.log_dict(
-            {
-                metric_names.PATCHES_PER_SECOND: self.patches * trainer.world_size / seconds if seconds else 0.0,
-                metric_names.DATA_WAIT: self.wait_share,
-            }
-        )
+        if not seconds:  # a session that was resumed after the epoch's last step
+            return
+        speed = {
+            metric_names.PATCHES_PER_SECOND: self.patches * trainer.world_size / seconds,
+            metric_names.DATA_WAIT: self.wait_share,
+        }
+        if pl_module.device.type == "cuda":
+            own = torch.tensor(torch.cuda.max_memory_allocated(pl_module.device) / GB, device=pl_module.device)
+            speed[metric_names.GPU_MEMORY] = float(trainer.strategy.reduce(own, reduce_op="max"))
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        pl_module.log_dict(speed)

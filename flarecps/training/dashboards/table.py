@@ -1,14 +1,12 @@
-"""The loggers a run has unless its config names others: wandb, offline, and CSV beside it."""
+"""``RUN/csv/metrics.csv``: every figure of a run, in a file that needs no service."""
 
 from __future__ import annotations
 
 import csv
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -61,27 +59,3 @@ def _keep_before(table: Path, epoch: float) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def default_loggers(run: Path, name: str) -> list[Logger]:
-    """wandb without an account (offline, unless ``WANDB_MODE`` says otherwise) and ``RUN/csv/metrics.csv``.
-
-    An offline run is sent to a server later with ``wandb sync RUN/wandb/offline-run-*``.
-    """
-    mode = os.environ.get("WANDB_MODE", "offline")
-    run.mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [MetricsTable(save_dir=run, name=None, version=CSV_FOLDER)]
-    if mode != "disabled":
-        os.environ.setdefault("WANDB_SILENT", "true")
-        offline = mode in ("offline", "dryrun")  # Lightning sets the latter, its older name
-        loggers.append(WandbLogger(save_dir=run, name=name, project="flarecps", offline=offline))
-    return loggers
-
-
-def finish_dashboards() -> None:
-    """Close this process's wandb run, if it has one, so that the next training in the process begins its own."""
-    if "wandb" in sys.modules:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish()

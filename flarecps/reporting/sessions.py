@@ -1,0 +1,148 @@
+"""The sessions of a run, from its ``environment.json``: when each began and ended, and how far the run has come."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_ENDINGS = {
+    "StoppedBySignal": "stopped by a signal, as for a requeue",
+    "SystemExit": "stopped on purpose",
+    "KeyboardInterrupt": "interrupted",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One start of the program: ``ended`` is when it was last heard of, ``finished`` whether it trained to the end."""
+
+    began: datetime.datetime | None
+    ended: datetime.datetime | None
+    finished: bool
+    first_epoch: int | None
+    completed_epochs: int | None
+    how: str  # it ended; empty where nothing was said
+    record: Mapping[str, Any]
+
+    @property
+    def processes(self) -> str:
+        """How many processes trained; a dash where that isn't known."""
+        return str(self.record.get("world_size") or "–")
+
+    @property
+    def slurm_job(self) -> str:
+        """The number of its SLURM job; a dash outside one."""
+        return str(self.record.get("slurm_job") or "–")
+
+    @property
+    def commit(self) -> str:
+        """The commit it ran, shortened, and whether files differed from it; a dash outside a repository."""
+        git = self.record.get("git")
+        if not isinstance(git, Mapping) or not git.get("commit"):
+            return "–"
+        return str(git["commit"])[:9] + (", changed" if git.get("state") not in (None, "clean") else "")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it was; None where that isn't known."""
+        if self.began is None or self.ended is None:
+            return None
+        return (self.ended - self.began).total_seconds()
+
+
+def sessions_of(environment: Mapping[str, Any]) -> list[Session]:
+    """All sessions, the first one first; a record of before there were several is one; [] without a record."""
+    records = environment.get("sessions")
+    if not isinstance(records, list):
+        records = [environment] if environment else []
+    return [_session(record) for record in records if isinstance(record, Mapping)]
+
+
+def _session(record: Mapping[str, Any]) -> Session:
+    finished = moment(record.get("finished"))
+    ended = finished or moment(record.get("seen"))
+    first, completed = (record.get(name) for name in ("first_epoch", "completed_epochs"))
+    if finished is not None:
+        how = "trained to the end"
+    else:
+        why = str(record.get("ended_by") or "")
+        how = _ENDINGS.get(why, f"ended by {why}" if why else "")
+    return Session(
+        moment(record.get("started")),
+        ended,
+        finished is not None,
+        first if isinstance(first, int) else None,
+        completed if isinstance(completed, int) else None,
+        how,
+        record,
+    )
+
+
+def status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epochs: int) -> str:
+    """How far the run came: "finished after 60 epochs, 41 min" or "12 of 60 epochs so far, about 35 min to go".
+
+    ``logged_epochs``: of its table; what a run without a record is known by.
+    """
+    trainer = config.get("trainer")
+    planned = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
+    sessions = sessions_of(environment)
+    last = sessions[-1] if sessions else None
+    epochs = _completed(last, logged_epochs)
+    if not epochs:
+        return "no epoch completed yet" if environment or config else ""
+    several = f" in {len(sessions)} sessions" if len(sessions) > 1 else ""
+    if last is not None and last.finished:
+        known = [seconds for session in sessions if (seconds := session.seconds) is not None]
+        took = f", {duration_in_words(sum(known))}" if known else ""
+        return f"finished after {_count(epochs, 'epoch')}{took}{several}"
+    if not isinstance(planned, int):
+        return f"{_count(epochs, 'epoch')} so far{several}"
+    left = _seconds_left(last, epochs, planned)
+    to_go = f", about {duration_in_words(left)} to go" if left else ""
+    failed = last is not None and str(last.record.get("ended_by", "")).endswith("Error")
+    ended = f"; the last session was {last.how}" if last is not None and failed else ""
+    return f"{epochs} of {planned} epochs so far{to_go}{several}{ended}"
+
+
+def _completed(last: Session | None, logged_epochs: int) -> int:
+    """The last session's word; the table may hold the validation of an epoch that is not complete."""
+    if last is not None and last.completed_epochs is not None:
+        return last.completed_epochs
+    if last is not None and last.first_epoch is not None:
+        return last.first_epoch - 1
+    return logged_epochs
+
+
+def _seconds_left(last: Session | None, epochs: int, planned: int) -> float | None:
+    if last is None or last.seconds is None or last.first_epoch is None or last.completed_epochs is None:
+        return None
+    done = last.completed_epochs - last.first_epoch + 1
+    return last.seconds / done * max(planned - epochs, 0) if done > 0 else None
+
+
+def moment(text: Any) -> datetime.datetime | None:
+    """The moment that an ISO text names; None for anything else."""
+    try:
+        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+
+
+def duration_in_words(seconds: float | None) -> str:
+    """Seconds, minutes, or hours and minutes.
+
+    >>> duration_in_words(20), duration_in_words(600), duration_in_words(7500)
+    ('20 s', '10 min', '2 h 05 min')
+    """
+    if seconds is None:
+        return "–"
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

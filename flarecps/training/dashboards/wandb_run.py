@@ -1,0 +1,305 @@
+"""wandb behind a guard: one run per training, however often it is resumed, and no failure of it ends a training."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from flarecps import metric_names
+from flarecps.training.dashboards.logged_epochs import LoggedEpochs, rows_between
+from flarecps.training.dashboards.table import CSV_FOLDER
+from flarecps.training.ranks import warn
+
+PROJECT = "flarecps"
+FINISH_S = 60.0  # what is not uploaded by then waits on disk
+FINISH_WITH_CHECKPOINTS_S = 3600.0
+STOP_S = 20.0  # the same where the training is stopped to go on later: a requeue's warning time is often a minute
+PLACES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")  # by default below the home folder: here it is the run's own
+EPOCH = "epoch"  # completed epochs: the axis of all charts
+ONLINE = ("online", "run", "shared")
+_Result = TypeVar("_Result")
+
+
+def new_run_id() -> str:
+    """A name for a wandb run that no other run has."""
+    return secrets.token_hex(4)
+
+
+class WandbDashboard(Logger):
+    """A training's wandb run: a row per epoch, on rank 0.
+
+    It begins when a ``DashboardSession`` says so, which knows the run's id; wandb is not imported before. A row is sent
+    when its epoch is complete, with the number of completed epochs as its step; rows that an earlier session sent are
+    not sent again. Whatever wandb raises is said once, and the training goes on without it.
+
+    Args:
+        project: wandb's project; by default WANDB_PROJECT, or flarecps.
+        entity: whose project; by default WANDB_ENTITY, or the account's own.
+        name: what the run is called; by default WANDB_NAME, or its folder's name.
+        group: wandb's group of runs, for example of several seeds.
+        tags: wandb's tags.
+        notes: a longer description.
+        mode: online, offline or disabled; WANDB_MODE comes first, and without either it is offline.
+        checkpoints: send the last and the best checkpoint as artifacts when the training has done all its epochs.
+        more: further arguments of ``wandb.init``.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] | None = None,
+        notes: str | None = None,
+        mode: str | None = None,
+        checkpoints: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__()
+        given = {"project": project, "entity": entity, "name": name, "group": group, "tags": tags, "notes": notes}
+        self.settings = more | {key: value for key, value in given.items() if value is not None}
+        self.mode = os.environ.get("WANDB_MODE") or mode or "offline"
+        self.checkpoints = checkpoints
+        self.exit_code = 0
+        self.complete = False  # the training has done all its epochs
+        self.folder = Path()
+        self._run: Any = None
+        self._logged: LoggedEpochs | None = None
+        self._epoch = 0
+        self._row: dict[str, Callable[[], Any]] = {}
+        self._places: list[str] = []
+        self._saved: dict[str, Path] = {}  # what a checkpoint is called, and its file
+
+    # -- what Lightning asks
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str | None:
+        return self._logged.run_id if self._logged else None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``begin`` is given the whole configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add to the row of an epoch, and send it when it holds the training's means, which come last."""
+        epoch = int(metrics.get(EPOCH, self._epoch - 1)) + 1
+        for metric, value in metrics.items():
+            if metric != EPOCH:
+                self._add(epoch, metric, lambda value=value: float(value))  # type: ignore[misc]  # bound now
+        if metric_names.LOSS_TOTAL in metrics:
+            self._send(epoch)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Remember the newest file of each kind."""
+        path = Path(checkpoint_callback.best_model_path)
+        self._saved[path.stem] = path
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the run; an epoch that was broken off is not sent, for the next session repeats it."""
+        if self._run is None:
+            return
+        if self.complete and self.checkpoints:
+            self._send_checkpoints()
+        run, self._run = self._run, None
+        code = 0 if status == "success" else self.exit_code
+        _ = _attempt("closing the run", lambda: _finish(run, code, None if self.complete else STOP_S), self._say)
+        self._leave()
+
+    # -- what callbacks ask
+
+    @rank_zero_only
+    def begin(self, folder: Path, run_id: str, config: Mapping[str, Any], first_epoch: int = 1) -> None:
+        """Make, or go on with, the wandb run ``run_id``; everything of it is written below ``folder``.
+
+        ``first_epoch`` is the one that this session completes first. Earlier ones that were not logged are, from the
+        table beside the run.
+        """
+        self.folder, self.exit_code, self.complete = folder, 0, False
+        self._logged = LoggedEpochs(folder, run_id)
+        if self.mode == "disabled":
+            return
+        self._run = self._started(run_id, dict(config))
+        if self._run is None:
+            return
+        if not self._run.offline:
+            self._logged.believe_server(int(self._run.step) - 1)
+        if self._logged.last >= first_epoch:
+            again = f"{first_epoch} to {self._logged.last}" if self._logged.last > first_epoch else f"{first_epoch}"
+            rank_zero_info(f"wandb: epoch {again} was logged by an earlier session, and is not logged again")
+        for epoch, row in rows_between(folder / CSV_FOLDER / "metrics.csv", self._logged.last, first_epoch).items():
+            for metric, value in row.items():
+                self._add(epoch, metric, lambda value=value: value)  # type: ignore[misc]  # bound now
+            self._send(epoch)
+
+    @rank_zero_only
+    def add_picture(self, epoch: int, name: str, path: Path, caption: str) -> None:
+        """Add a picture to the row of ``epoch`` (completed epochs)."""
+
+        def picture() -> Any:
+            import wandb
+
+            return wandb.Image(str(path), caption=caption)
+
+        self._add(epoch, name, picture)
+
+    @rank_zero_only
+    def add_table(self, epoch: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a table to the row of ``epoch`` (completed epochs)."""
+
+        def table() -> Any:
+            import wandb
+
+            return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+        self._add(epoch, name, table)
+
+    # -- wandb
+
+    def _started(self, run_id: str, config: dict[str, Any]) -> Any:
+        """wandb's run; offline where the server can't be had, and None where that fails, too."""
+        if self.mode in ONLINE:
+            run = _attempt("", lambda: self._init(run_id, config, self.mode), self._say_offline)
+            if run is not None:
+                return run
+            _ = _attempt("", _stop_service, lambda *_: None)  # it still holds the id
+        mode = "offline" if self.mode in ONLINE else self.mode
+        return _attempt("beginning a run", lambda: self._init(run_id, config, mode), self._say)
+
+    def _init(self, run_id: str, config: dict[str, Any], mode: str) -> Any:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        for name in PLACES:
+            if name not in os.environ:
+                os.environ[name] = str((self.folder / "wandb").resolve())
+                self._places.append(name)
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        patience_s = FINISH_WITH_CHECKPOINTS_S if self.checkpoints else FINISH_S
+        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": patience_s}
+        defaults = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "name": os.environ.get("WANDB_NAME", self.folder.resolve().name),
+            "settings": wandb.Settings(finish_timeout_raises=True, **limit),
+        }
+        run = wandb.init(
+            **{**defaults, **self.settings},
+            id=run_id,
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]  # a word of the user's
+            dir=self.folder,
+            config=config,
+        )
+        run.define_metric(EPOCH)
+        run.define_metric("*", step_metric=EPOCH)
+        run.define_metric(metric_names.DSC_MEAN, step_metric=EPOCH, summary="max")
+        return run
+
+    def _add(self, epoch: int, name: str, value: Callable[[], Any]) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._row = epoch, {}
+        self._row[name] = value
+
+    def _send(self, epoch: int) -> None:
+        row, self._row = self._row, {}
+        if self._run is None or self._logged is None or not self._logged.is_new(epoch):
+            return
+        run = self._run
+        self._logged.note(epoch, offline=run.offline)
+
+        def send() -> bool:
+            run.log({EPOCH: epoch, **{name: value() for name, value in row.items()}}, step=epoch, commit=True)
+            return True
+
+        if _attempt(f"logging epoch {epoch}", send, self._say) is None:
+            self._run = None
+            _ = _attempt("", _stop_service, lambda *_: None)
+            self._leave()
+
+    def _send_checkpoints(self) -> None:
+        run = self._run
+
+        def send() -> None:
+            import wandb
+
+            for kind, path in self._saved.items():
+                artifact = wandb.Artifact(f"{kind}-{run.id}", type="model", metadata={"epochs": self._epoch})
+                artifact.add_file(str(path), policy="immutable")
+                run.log_artifact(artifact, aliases=[kind])
+
+        _ = _attempt("sending checkpoints", send, self._say)
+
+    def _leave(self) -> None:
+        """Another training of this process has its own places."""
+        for name in self._places:
+            os.environ.pop(name, None)
+        self._places = []
+
+    def _say(self, doing: str, error: BaseException) -> None:
+        table = self.folder / CSV_FOLDER / "metrics.csv"
+        warn(f"wandb failed at {doing} ({_in_a_line(error)}); the training goes on, and its figures are in {table}")
+
+    def _say_offline(self, _: str, error: BaseException) -> None:
+        runs = self.folder / "wandb" / "offline-run-*"
+        warn(
+            f"wandb can't reach its server ({_in_a_line(error)}); the training goes on and is logged offline: "
+            f"'wandb sync {runs}' sends it later"
+        )
+
+
+def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseException], None]) -> _Result | None:
+    """What ``call`` returns; None, and a word about it, where it raises: nothing in wandb is worth a training."""
+    try:
+        return call()
+    except Exception as error:  # wandb's, its service's and the network's errors have no common base
+        say(doing, error)
+        return None
+
+
+def _finish(run: Any, exit_code: int, within_s: float | None) -> None:
+    """Close a wandb run; raises what wandb raises, and TimeoutError where that takes longer than ``within_s``."""
+    raised: list[Exception] = []
+
+    def finish() -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:  # handed on to the thread that waits
+            raised.append(error)
+
+    closing = threading.Thread(target=finish, daemon=True)
+    closing.start()
+    closing.join(within_s)
+    if closing.is_alive():
+        raise TimeoutError(f"not done after {within_s:.0f} s")
+    if raised:
+        raise raised[0]
+
+
+def _stop_service() -> None:
+    import wandb
+
+    wandb.teardown(exit_code=1)
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:199] + "…"
