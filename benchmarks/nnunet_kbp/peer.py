@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(options.folder.resolve() / name)
-    # Patches are made by the training process itself, as ours with workers: 0. The planner takes this for torch's threads.
+    # 0: the training process makes its patches itself, as ours with workers: 0. The planner takes it for threads.
     os.environ["nnUNet_n_proc_DA"] = "1" if options.action == "prepare" else "0"
     os.environ["nnUNet_compile"] = "false"
     import torch
@@ -136,7 +136,9 @@ def train(options: argparse.Namespace) -> None:
     trainer.num_iterations_per_epoch = options.steps_per_epoch
     trainer.num_epochs = steps // options.steps_per_epoch
     if trainer.num_epochs * options.steps_per_epoch * batch != options.patches:
-        raise SystemExit(f"{options.patches} patches are not whole epochs of {options.steps_per_epoch} steps of {batch}")
+        raise SystemExit(
+            f"{options.patches} patches are not whole epochs of {options.steps_per_epoch} steps of {batch}"
+        )
     trainer.num_val_iterations_per_epoch = 1  # with fold "all" these are patches of the training scans again
     trainer.save_every = SAVE_EVERY_EPOCHS
     maybe_load_checkpoint(trainer, resumed, False)
