@@ -173,5 +173,22 @@ def do_stage(ledger: Ledger, stage: Stage, run: Callable[[Sequence[str]], int]) 
     ledger.write(stage, "done", starts=starts, finished=_now())
 
 
+def do_all(stages: Sequence[Stage], folder: Path, wanted: Sequence[str] | None = None) -> None:
+    """Do the chosen stages in order, each command in a process of its own, leaving out what stands; for experiments.
+
+    Raises ConfigError where a stage needs one that was not done, and as ``do_stage``.
+    """
+    ledger = Ledger(stages, folder)
+    with only_run(folder) as descriptor:
+        for stage in chosen(stages, wanted, None):
+            if ledger.state(stage) == "done":
+                print(f"{stage.name}: stands", flush=True)
+                continue
+            if missing := ledger.missing_before(stage):
+                raise ConfigError(f"stage '{stage.name}' needs {', '.join(missing)} first")
+            print(f"{stage.name}: {stage.command}", flush=True)
+            do_stage(ledger, stage, lambda words: run_program(words, descriptor))
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
