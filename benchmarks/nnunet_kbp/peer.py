@@ -6,7 +6,8 @@
     python peer.py predict FOLDER VARIANT SCANS OUT [--no-mirroring]
 
 FOLDER holds raw/, preprocessed/ and results/. Everything about a training but its length, batch and patch is nnU-Net's
-default; the variants differ in what stands in the plans file, so that its own commands could train them as well.
+default; the variants differ in what stands in the plans file. `equal-recipe` alone goes further: Dice over the batch
+and as many patches forced onto foreground as ours (--foreground).
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from pathlib import Path
 from typing import Any
 
 DATASET, NUMBER = "Dataset001_kbp", 1
-PLANNED, EQUAL_PATCH, EQUAL_NETWORK = "planned", "equal-patch", "equal-network"
-CONFIGURATIONS = {PLANNED: "3d_fullres", EQUAL_PATCH: "equal_patch", EQUAL_NETWORK: "equal_network"}
+PLANNED, EQUAL_PATCH, EQUAL_NETWORK, EQUAL_RECIPE = "planned", "equal-patch", "equal-network", "equal-recipe"
+CONFIGURATIONS = {
+    PLANNED: "3d_fullres",
+    EQUAL_PATCH: "equal_patch",
+    EQUAL_NETWORK: "equal_network",
+    EQUAL_RECIPE: "equal_recipe",
+}
 SAVE_EVERY_EPOCHS = 5
 
 
@@ -38,6 +44,7 @@ def main() -> None:
         if action in ("train", "pace"):
             one.add_argument("--patches", type=int, required=True)
             one.add_argument("--batch", type=int, required=True, help="of the variants that are not 'planned'")
+            one.add_argument("--foreground", type=float, default=0.33, help="share of forced patches in 'equal-recipe'")
         if action == "train":
             one.add_argument("--steps-per-epoch", type=int, required=True)
             one.add_argument("--seed", type=int, default=0)
@@ -61,7 +68,6 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Fingerprint, plan and preprocess by nnU-Net's own functions; two more configurations in its plans."""
-    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
@@ -70,17 +76,24 @@ def prepare(options: argparse.Namespace) -> None:
 
     extract_fingerprints([NUMBER], num_processes=1, check_dataset_integrity=False, show_progress_bar=False)
     plans_name = plan_experiments([NUMBER])
-    path = options.folder / "preprocessed" / DATASET / f"{plans_name}.json"
+    add_variants(options.folder / "preprocessed" / DATASET / f"{plans_name}.json", options)
+    preprocess([NUMBER], plans_name, configurations=[CONFIGURATIONS[PLANNED]], num_processes=[1])
+
+
+def add_variants(path: Path, options: argparse.Namespace) -> None:
+    """The other variants as configurations of the plans file; the strides of our patch are nnU-Net's own rule's."""
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
     plans = json.loads(path.read_text())
     full = plans["configurations"][CONFIGURATIONS[PLANNED]]
-    for variant in (EQUAL_PATCH, EQUAL_NETWORK):
+    for variant in (EQUAL_PATCH, EQUAL_NETWORK, EQUAL_RECIPE):
         _, strides, kernels, patch, _ = get_pool_and_conv_props(full["spacing"], options.patch, 4, 999999)
         if [int(edge) for edge in patch] != options.patch:
             raise SystemExit(f"nnU-Net makes {list(patch)} of the patch {options.patch}; name that one")
         architecture = json.loads(json.dumps(full["architecture"]))
         network = architecture["arch_kwargs"]
         features = [min(320, 32 * 2**stage) for stage in range(len(strides))]
-        if variant == EQUAL_NETWORK:
+        if variant != EQUAL_PATCH:
             strides, features = [[1, 1, 1], *[[2, 2, 2]] * (len(options.features) - 1)], options.features
             kernels = [[3, 3, 3]] * len(features)
         network |= {
@@ -96,8 +109,9 @@ def prepare(options: argparse.Namespace) -> None:
             "patch_size": options.patch,
             "architecture": architecture,
         }
+        if variant == EQUAL_RECIPE:
+            plans["configurations"][CONFIGURATIONS[variant]]["batch_dice"] = True
     path.write_text(json.dumps(plans, indent=1))
-    preprocess([NUMBER], plans_name, configurations=[CONFIGURATIONS[PLANNED]], num_processes=[1])
 
 
 def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
@@ -117,9 +131,12 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
             path.write_text(json.dumps(plans, indent=1))
     last = options.folder / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATIONS[options.variant]}"
     resumed = options.action == "train" and (last / "fold_all" / "checkpoint_latest.pth").is_file()
-    return get_trainer_from_args(
+    trainer = get_trainer_from_args(
         DATASET, CONFIGURATIONS[options.variant], "all", continue_training=resumed, device=torch.device("cpu")
-    ), resumed
+    )
+    if options.variant == EQUAL_RECIPE:
+        trainer.oversample_foreground_percent = options.foreground
+    return trainer, resumed
 
 
 def train(options: argparse.Namespace) -> None:

@@ -8,8 +8,10 @@ its result stands, so an interrupted run goes on (a training from its last check
 part only, which the table says). OUT/results.csv and OUT/results.md are the table; OUT/METHOD/ holds the rest.
 
 Methods: `planned` is nnU-Net as it plans by itself; `equal-patch` has our patch and batch, with the network nnU-Net
-builds for that patch; `equal-network` has our network's features and strides, too; `supervised` and `cps` are ours.
-`--pace planned equal-patch` times a few steps of variants that are too slow to train here.
+builds for that patch; `equal-network` has our network's features and strides, too; `equal-recipe` also Dice over the
+batch and our share of forced patches; `supervised` and `cps` are ours, trained here, or taken from elsewhere by
+`--ours supervised=RUN cps=RUN` (their training time is then the run's own record). `--pace planned equal-patch` times a
+few steps of variants that are too slow to train here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -29,7 +32,7 @@ from flarecps.datasets.catalogue import read_catalogue
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
-PEERS = ("planned", "equal-patch", "equal-network")
+PEERS = ("planned", "equal-patch", "equal-network", "equal-recipe")
 OURS = {"supervised": "kbp_3d_supervised.yaml", "cps": "kbp_3d.yaml"}
 DATASET = "Dataset001_kbp"  # as peer.py's
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"), "1")
@@ -40,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="*", choices=[*PEERS, *OURS], default=["equal-network", "supervised"])
+    parser.add_argument("--methods", nargs="*", choices=[*PEERS, *OURS], default=["equal-network", "equal-recipe"])
+    parser.add_argument("--ours", nargs="*", default=[], help="METHOD=RUN: finished runs of supervised or cps")
     parser.add_argument("--pace", nargs="*", choices=PEERS, default=["planned", "equal-patch"])
     parser.add_argument("--split", default="10_labelled")
     parser.add_argument("--steps", type=int, default=2000, help="of ours")
@@ -57,7 +61,10 @@ def main() -> None:
         pace(variant, options)
     for method in options.methods:
         train_ours(method, options) if method in OURS else train_peer(method, options)
-    write_table(options.out, [*options.methods, *options.pace])
+    for word in options.ours:
+        method, _, folder = word.partition("=")
+        take_ours(method, Path(folder).resolve(), options)
+    write_table(options.out)
     print(f"written: {options.out / 'results.md'}, results.csv")
 
 
@@ -79,7 +86,7 @@ def prepare_peer(options: argparse.Namespace) -> None:
     described = json.loads((options.dataset / "dataset.json").read_text())
     kept = {key: described[key] for key in ("channel_names", "labels", "file_ending")}
     write_json(raw / "dataset.json", kept | {"numTraining": len(labelled)})
-    network = yaml.safe_load((CONFIGS / OURS["cps"]).read_text())["model"]["topology"]
+    network = our_config("cps")["model"]["topology"]
     words = ["prepare", options.out / "nnunet", "--patch", *options.patch, "--features", *network["features"]]
     run([*peer(), *words])
     done.touch()
@@ -102,6 +109,7 @@ def train_peer(variant: str, options: argparse.Namespace) -> None:
     if not (folder / "trained.json").is_file():
         words = ["train", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
         words += ["--batch", options.batch, "--steps-per-epoch", options.steps_per_epoch, "--seed", options.seed]
+        words += ["--foreground", our_config("cps")["data"]["foreground_share"]]
         said = run([*metered("training", folder), *peer(), *words], capture=True)
         write_json(folder / "trained.json", json.loads(said.splitlines()[-1]))
     for name, more in (("mirrored", []), ("plain", ["--no-mirroring"])):
@@ -117,7 +125,7 @@ def train_ours(method: str, options: argparse.Namespace) -> None:
         run([*FLARECPS, "plan", options.dataset, "--split", options.split, "--out", plan, "--no-progress"])
     run([*FLARECPS, "preprocess", options.dataset, plan, "--out", store, "--no-progress"])
     folder = options.out / method
-    config = yaml.safe_load((CONFIGS / OURS[method]).read_text())
+    config = our_config(method)
     epochs = options.steps // options.steps_per_epoch
     if config["trainer"]["max_epochs"] != epochs:
         raise SystemExit(f"{OURS[method]} is a recipe of {config['trainer']['max_epochs']} epochs, not of {epochs}")
@@ -130,16 +138,37 @@ def train_ours(method: str, options: argparse.Namespace) -> None:
         words += ["--data.patch_voxels", str(options.patch)]
         words += ["--ckpt_path", "last"] if last.is_file() else []
         run([*metered("training", folder), *FLARECPS, *words])
-        write_json(folder / "trained.json", facts(method, config, options))
-    words = ["segment", last, options.dataset / "imagesTs", folder / "plain", "--device", "cpu"]
+        write_json(folder / "trained.json", facts(method, last, options))
+    segment_ours(folder, last, options)
+
+
+def take_ours(method: str, run_folder: Path, options: argparse.Namespace) -> None:
+    """A run of ours that was trained elsewhere: its time by its own record, then segmentation and scores as here."""
+    folder, last = options.out / method, run_folder / "checkpoints" / "last.ckpt"
+    folder.mkdir(exist_ok=True)
+    written = json.loads((run_folder / "environment.json").read_text())
+    seconds = datetime.fromisoformat(written["finished"]) - datetime.fromisoformat(written["started"])
+    write_json(folder / "trained.json", facts(method, last, options) | {"wall_s": seconds.total_seconds()})
+    segment_ours(folder, last, options)
+
+
+def segment_ours(folder: Path, checkpoint: Path, options: argparse.Namespace) -> None:
+    """Label maps by sibling 1 without mirroring, as in benchmarks/kbp."""
+    words = ["segment", checkpoint, options.dataset / "imagesTs", folder / "plain", "--device", "cpu"]
     segment_and_score(folder, "plain", [*FLARECPS, *words], options)
 
 
-def facts(method: str, config: dict, options: argparse.Namespace) -> dict:
+def our_config(method: str) -> dict:
+    """The content of our config."""
+    content: dict = yaml.safe_load((CONFIGS / OURS[method]).read_text())
+    return content
+
+
+def facts(method: str, checkpoint: Path, options: argparse.Namespace) -> dict:
     """What was trained, as peer.py says it of nnU-Net."""
     from flarecps.checkpoint import read_checkpoint
 
-    model = read_checkpoint(options.out / method / "run" / "checkpoints" / "last.ckpt")
+    model, config = read_checkpoint(checkpoint), our_config(method)
     patches, unlabelled = options.steps * options.batch, 0
     if method == "cps":  # unlabelled patches count from the epoch in which the ramp leaves zero
         ramp, batch = config["model"]["ramp"], config["data"]["global_batch"]["unlabelled"]

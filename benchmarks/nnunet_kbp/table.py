@@ -17,6 +17,7 @@ TITLES = {
     "planned": "nnU-Net as it plans",
     "equal-patch": "nnU-Net, our patch and batch",
     "equal-network": "nnU-Net, our patch, batch and network size",
+    "equal-recipe": "nnU-Net, also our Dice over the batch and share of forced patches",
     "supervised": "flarecps supervised",
     "cps": "flarecps CPS",
 }
@@ -25,9 +26,9 @@ HEADING = ["method", "test time", "parameters", "patch", "patches seen", "voxels
            "training, CPU min", "wall min", "peak MB", "a scan, CPU s", "its peak MB"]  # fmt: skip
 
 
-def write_table(out: Path, methods: list[str]) -> None:
+def write_table(out: Path) -> None:
     """Write the rows of all methods that were trained or timed, in the order of ``TITLES``."""
-    rows = [row for method in TITLES if method in methods for row in rows_of(out / method, method)]
+    rows = [row for method in TITLES for row in rows_of(out / method, method)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([HEADING, *rows])
@@ -36,13 +37,16 @@ def write_table(out: Path, methods: list[str]) -> None:
 
 
 def rows_of(folder: Path, method: str) -> list[list[str]]:
-    """A row for each way of segmenting; one without scores where only a few steps were timed."""
+    """A row for each way of segmenting; one without scores where only a few steps were timed; [] for neither."""
     if not (folder / "trained.json").is_file():
+        if not (folder / "pace.json").is_file():
+            return []
         facts = json.loads((folder / "pace.json").read_text())
         hours = f"not run: {60 * facts['hours']:.0f} ({facts['step_s']:.1f} s a step of {facts['batch']})"
         return [[TITLES[method], "–", *described(facts), "–", "–", hours, "–", "–", "–", "–"]]
     facts = json.loads((folder / "trained.json").read_text())
-    training = meter(folder, "training")
+    measured = "wall_s" not in facts  # else the run was trained elsewhere
+    training = meter(folder, "training") if measured else {"duration_s": facts["wall_s"]}
     rows = []
     for name, title in SEGMENTED.items():
         table = folder / f"scores_{name}" / "scores.csv"
@@ -56,9 +60,9 @@ def rows_of(folder: Path, method: str) -> list[list[str]]:
                 *described(facts),
                 mean_and_sd(scores.mean(), scores.spread()),
                 mean_and_sd(scores.mean("nsd"), scores.spread("nsd")),
-                f"{training['tree_cpu_s'] / 60:.1f}",
+                f"{training['tree_cpu_s'] / 60:.1f}" if measured else "–",
                 f"{training['duration_s'] / 60:.1f}",
-                f"{training['tree_ram_mb_max']:.0f}",
+                f"{training['tree_ram_mb_max']:.0f}" if measured else "–",
                 f"{once['tree_cpu_s'] / len(scores.cases):.2f}",
                 f"{once['tree_ram_mb_max']:.0f}",
             ]
