@@ -85,7 +85,7 @@ def write_table(out: Path, labelled: list[int], seeds: list[int]) -> None:
     published = json.loads((HERE / "published.json").read_text(encoding="utf-8"))["rows"]
     body = []
     for count in labelled:
-        body += [[str(count), name, "published", f"{dice:.2f}", "1", "20"]
+        body += [[str(count), name, "published", f"{dice:.2f}", "–", "20"]
                  for name, dice in published[str(count)].items()]  # fmt: skip
         for method, title in METHODS.items():
             tables = [out / "runs" / f"{count}_{method}_{seed}" / "scores" / "scores.csv" for seed in seeds]

@@ -60,7 +60,7 @@ def reproduce(
         without: leave out these stages.
         dry_run: print the commands, and what is done already, and make nothing.
         submit: hand trainings to SLURM (sbatch slurm/fit.sbatch) instead of running them; call again when they end.
-        sbatch: options for sbatch, in one word, as --sbatch="--gpus-per-node=1 --time=3-0".
+        sbatch: more options for sbatch, in one word, as --sbatch="--time=5-0 --partition=gpu".
         more: YAML file of words that are added to commands, by group (plan, preprocess, fit, segment, with or without
             _2d or _3d; inspect, postprocess, score, compare, figures), as {fit_3d [--trainer.devices, "2"]}; the tables
             list them.
@@ -173,10 +173,12 @@ def _submit(stage: Stage, ledger: Ledger, sbatch: str, console: Console) -> str:
 
 
 def _sbatch_words(stage: Stage, options: str) -> list[str]:
-    """``sbatch [options] slurm/fit.sbatch --config C.yaml [overrides...]``."""
+    """``sbatch [options] slurm/fit.sbatch --config C.yaml [overrides...]``; the user's options come last and win."""
     if not FIT_SCRIPT.is_file():
         raise ConfigError(f"{FIT_SCRIPT}: no such file; --submit needs a checkout of flarecps, not only the package")
-    return ["sbatch", "--parsable", *shlex.split(options), str(FIT_SCRIPT), *stage.words[1:]]
+    gpus = 8 if "_8gpu" in " ".join(stage.words) else 1
+    own = [f"--job-name=flarecps-{stage.name}", f"--ntasks-per-node={gpus}", f"--gres=gpu:{gpus}"]
+    return ["sbatch", "--parsable", *own, *shlex.split(options), str(FIT_SCRIPT), *stage.words[1:]]
 
 
 def _in_queue(job: str) -> str:

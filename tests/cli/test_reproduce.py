@@ -29,7 +29,7 @@ TINY = {
     "fit": [
         "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.check_val_every_n_epoch", "1",
         "--trainer.precision", "32-true", "--trainer.enable_model_summary", "false", "--data.workers", "0",
-        "--trainer.enable_progress_bar", "false", "--data.iterations_per_epoch", "2",
+        "--trainer.enable_progress_bar", "false", "--data.iterations_per_epoch", "2", "--model.ramp.length", "1",
     ],
     "fit_2d": [
         "--data.patch_voxels", "[32, 32]", "--model.topology",
@@ -101,7 +101,7 @@ def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
 ) -> None:
     out, more, before = tmp_path / "out", tmp_path / "more.yaml", tree(flare22)
     more.write_text(yaml.safe_dump(TINY))
-    again = words(flare22, out, "--other-counts", "--more", str(more), "--workers", "1")
+    again = words(flare22, out, "--other-counts", "--more", str(more), "--workers", "1", "--checkpoint", "last")
     kept = stages.run_program
 
     def interrupted(words: Sequence[str], descriptor: int) -> int:
@@ -163,6 +163,7 @@ def check_tables(out: Path) -> None:
     titles = {"2D Baseline": "2d_supervised", "2D Baseline+CPS": "2d_cps", "3D Baseline": "3d_supervised",
               "3D Baseline+CPS": "3d_cps", "3D-CPS": "3d_cps_test"}  # fmt: skip
     judged = ["FLARETs_0002", "FLARETs_0021", "FLARETs_0042"]
+    seen = set()
     for number in (3, 4, 5, 6):
         with (out / f"table_{number}.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -170,8 +171,11 @@ def check_tables(out: Path) -> None:
         for row in rows:
             assert row["cases"] == str(len(cases))
             if row["organ"] != "mean":
+                seen.add((number, row["method"], row["organ"], row["here"]))
                 column = f"{row['organ']}_{row['measure']}"
                 assert float(row["here"]) == pytest.approx(mean(titles[row["method"]], column, cases), abs=6e-5)
+    for method in ("2D Baseline", "3D Baseline"):  # or two columns exchanged would not be noticed
+        assert {one[2:] for one in seen if one[1] == method} != {one[2:] for one in seen if one[1] == f"{method}+CPS"}
     page = (out / "tables.md").read_text()
     for said in ("5 labelled scans, the paper has 50", "4 validation (3 with labels)", "more words for fit_3d:",
                  "the paper does not name its 20", "Here: mean over 3 cases; the paper's are over 50."):  # fmt: skip
@@ -259,13 +263,14 @@ def test_trainings_are_handed_to_slurm(
     more = tmp_path / "more.yaml"
     more.write_text("fit: [--trainer.max_epochs, '3']\n")
     submit = words(
-        flare22, out, "--other-counts", "--submit", "--sbatch=--gpus-per-node=1 --time=3-0", "--more", str(more)
+        flare22, out, "--other-counts", "--submit", "--sbatch=--gres=gpu:a100:1 --time=3-0", "--more", str(more)
     )
     assert main([*submit, "--without", "test*"]) == 0
     jobs = [job.splitlines() for job in log.read_text().split("\n\n") if job.strip()]
     assert len(jobs) == 4
-    assert jobs[3][:5] == ["--parsable", "--gpus-per-node=1", "--time=3-0", str(script), "--config"]
-    assert jobs[3][5].endswith("configs/flare22_3d.yaml")
+    assert jobs[3][:4] == ["--parsable", "--job-name=flarecps-train_3d_cps", "--ntasks-per-node=1", "--gres=gpu:1"]
+    assert jobs[3][4:8] == ["--gres=gpu:a100:1", "--time=3-0", str(script), "--config"]
+    assert jobs[3][8].endswith("configs/flare22_3d.yaml")
     assert jobs[3][-2:] == ["--trainer.max_epochs", "3"]
     assert not any(line[0] in ("fit", "segment") for line in ran)
     said = capfd.readouterr().err
