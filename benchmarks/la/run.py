@@ -67,13 +67,14 @@ def one_run(name: str, labelled: int, method: str, seed: int, out: Path, data: P
     """Train, segment the test scans with sibling 1 of the last checkpoint, without mirroring, score."""
     run = out / "runs" / name
     last, labels, scores = run / "checkpoints" / "last.ckpt", run / "labels", run / "scores"
-    words = ("fit", "--config", str(CONFIGS / CONFIG[method]), "--data.store", str(out / "store"))
+    config = CONFIGS / CONFIG[method]
+    words = ("fit", "--config", str(config), "--data.store", str(out / "store"))
     words += ("--data.split", f"{labelled}_labelled", "--seed_everything", str(seed))
     words += ("--trainer.default_root_dir", str(run), *more)
     scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
     segmenting = ("segment", str(last), str(data / "imagesTs"), str(labels), "--step", "0.5")
     return [
-        Stage(f"train_{name}", words, (last,), ("preprocess",), precious=True,
+        Stage(f"train_{name}", words, (last,), ("preprocess",), precious=True, made_from=config.read_text(),
               more_when=(last, ("--ckpt_path", "last"))),
         Stage(f"segment_{name}", segmenting, (labels,), (f"train_{name}",)),
         Stage(f"score_{name}", scoring, (scores / "scores.csv",), (f"segment_{name}",)),

@@ -118,7 +118,8 @@ def one_run(name: str, run: Path, path: Path, store: Path, data: Path, seed: int
     resume = (last, ("--ckpt_path", "last"))
     scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
     return [
-        Stage(f"train_{name}", words, (last,), (after,), more_when=resume, precious=True),
+        Stage(f"train_{name}", words, (last,), (after,), more_when=resume, precious=True,
+              made_from=path.read_text()),
         Stage(f"segment_{name}", ("segment", str(last), str(data / "imagesTs"), str(labels)), (labels,),
               (f"train_{name}",)),
         Stage(f"score_{name}", scoring, (scores / "scores.csv",), (f"segment_{name}",)),

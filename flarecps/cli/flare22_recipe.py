@@ -90,10 +90,14 @@ def recipe(settings: Settings) -> list[Stage]:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a training in ``run`` came to its end, by its record."""
+    """Whether a training in ``run`` came to its end, by its own record and not only to a stop before a requeue."""
+    from omegaconf import OmegaConf
+
     try:
-        return bool(json.loads((run / "environment.json").read_text(encoding="utf-8")).get("finished"))
-    except (OSError, ValueError, AttributeError):
+        record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        wanted = OmegaConf.load(run / "config.yaml").trainer.max_epochs
+        return bool(record["finished"]) and record["completed_epochs"] >= wanted
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -125,13 +129,15 @@ def _data_stages(of: Settings) -> list[Stage]:
 def _training(of: Settings, method: Method) -> Stage:
     run = of.out / "runs" / method.key
     last = run / "checkpoints" / "last.ckpt"
-    words = _words("fit", "--config", of.configs(method.config), "--data.store", of.out / "stores" / method.kind,
+    config = of.configs(method.config)
+    words = _words("fit", "--config", config, "--data.store", of.out / "stores" / method.kind,
                    "--trainer.default_root_dir", run, *of.added("fit", method.kind))  # fmt: skip
     return Stage(
         f"train_{method.key}",
         words,
         (last,),
         (f"preprocess_{method.kind}",),
+        made_from=config.read_text(encoding="utf-8"),
         more_when=(last, ("--ckpt_path", "last")),
         precious=True,
         finished=partial(is_finished, run),

@@ -40,6 +40,7 @@ class Stage:
     after: tuple[str, ...] = ()
     work: Callable[[], None] | None = None
     says: str = ""  # what ``work`` does, for people and for the record
+    made_from: str = ""  # contents of files that the words only name
     more_when: tuple[Path, tuple[str, ...]] | None = None  # if this file is there, more words: an interrupted training
     precious: bool = False  # its results are never removed to be made anew
     finished: Callable[[], bool] | None = None  # tells of a submitted one whether it is done
@@ -60,9 +61,10 @@ class Ledger:
         self.folder = folder
 
     def digest(self, stage: Stage) -> str:
-        """What a stage's result depends on: its own words, and those of all stages before it."""
+        """What a stage's result depends on: its own words, and those of all stages before it; not where it all lies."""
+        words = [word.replace(str(self.folder.parent), "OUT") for word in stage.words]
         before = [self.digest(self.stages[name]) for name in stage.after]
-        return hashlib.sha256(json.dumps([stage.words, stage.says, before]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([words, stage.says, stage.made_from, before]).encode()).hexdigest()
 
     def record(self, stage: Stage) -> dict[str, Any]:
         """The stage's record; {} without one, or when it is damaged."""

@@ -281,10 +281,20 @@ def test_trainings_are_handed_to_slurm(
     assert "train_3d_cps: job 7 is running" in capfd.readouterr().err
     assert len(log.read_text().split("\n\n")) == 5, "nothing is submitted twice"
 
-    (tmp_path / "queue").write_text("")
     run = out / "runs" / "3d_cps"
     run.mkdir(parents=True)
-    (run / "environment.json").write_text(json.dumps({"finished": "2026-01-01T00:00:00+00:00"}))
+    (run / "config.yaml").write_text("trainer: {max_epochs: 3}\n")
+    record = {"finished": "2026-01-01T00:00:00+00:00", "completed_epochs": 2}  # stopped to be requeued, and not yet
+    (run / "environment.json").write_text(json.dumps(record))
+    (tmp_path / "queue").write_text("PENDING\n")
+    assert main([*submit, "--stages", "train_3d_cps"]) == 0
+    assert "job 7 is pending" in capfd.readouterr().err
+    (run / "environment.json").write_text(json.dumps({**record, "completed_epochs": 3}))
     assert main([*submit, "--stages", "train_3d_cps", "held_out_3d_cps"]) == 0
     assert ran[-1][0] == "segment"
-    assert len(log.read_text().split("\n\n")) == 5
+    assert len(log.read_text().split("\n\n")) == 5, "nothing is submitted twice"
+    assert main([*submit, "--stages", "train_2d_cps"]) == 0
+    assert len(log.read_text().split("\n\n")) == 5, "its job still waits"
+    (tmp_path / "queue").write_text("")
+    assert main([*submit, "--stages", "train_2d_cps"]) == 0
+    assert len(log.read_text().split("\n\n")) == 6, "a job that is gone before its training was done is submitted again"

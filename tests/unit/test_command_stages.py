@@ -89,6 +89,20 @@ def test_other_words_make_what_follows_anew_but_nothing_precious(tmp_path: Path)
     assert done[4:] == ["second", "third"]
 
 
+def test_a_moved_folder_is_still_done_and_another_config_is_not(tmp_path: Path) -> None:
+    def train(out: Path, config: str) -> Stage:
+        return Stage("train", ("fit", "--out", str(out / "run")), (out / "run",), made_from=config)
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    do_stage(
+        Ledger([train(first, "a")], first / "stages"), train(first, "a"), lambda words: (first / "run").touch() or 0
+    )
+    first.rename(second)
+    assert Ledger([train(second, "a")], second / "stages").state(train(second, "a")) == "done"
+    assert Ledger([train(second, "b")], second / "stages").state(train(second, "b")) == "to do"
+
+
 def test_a_failing_command_is_named_and_done_again(tmp_path: Path) -> None:
     ledger = Ledger(three(tmp_path), tmp_path / "stages")
     with pytest.raises(FlarecpsError, match=r"stage 'first' ended with exit code 3.*--without first"):
