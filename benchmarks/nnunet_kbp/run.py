@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=[*PEERS, *OURS], default=["equal-network", "equal-recipe"])
     parser.add_argument("--ours", nargs="*", default=[], help="METHOD=RUN: finished runs of supervised or cps")
     parser.add_argument("--pace", nargs="*", choices=PEERS, default=["planned", "equal-patch"])
+    parser.add_argument("--segment", nargs="+", choices=["plain", "mirrored"], default=["plain", "mirrored"],
+                        help="nnU-Net's test time: without mirroring, as ours; with its 8 mirrors")  # fmt: skip
     parser.add_argument("--split", default="10_labelled")
     parser.add_argument("--steps", type=int, default=2000, help="of ours")
     parser.add_argument("--batch", type=int, default=4, help="labelled patches a step of ours")
@@ -112,8 +114,8 @@ def train_peer(variant: str, options: argparse.Namespace) -> None:
         words += ["--foreground", our_config("cps")["data"]["foreground_share"]]
         said = run([*metered("training", folder), *peer(), *words], capture=True)
         write_json(folder / "trained.json", json.loads(said.splitlines()[-1]))
-    for name, more in (("mirrored", []), ("plain", ["--no-mirroring"])):
-        predictions = folder / name
+    for name in options.segment:
+        predictions, more = folder / name, ["--no-mirroring"] if name == "plain" else []
         words = ["predict", options.out / "nnunet", variant, options.dataset / "imagesTs", predictions, *more]
         segment_and_score(folder, name, [*peer(), *words], options)
 
