@@ -80,6 +80,8 @@ def reproduce(
     from flarecps.datasets.catalogue import read_catalogue
 
     console, problems = Console(), Console(stderr=True)
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
     found = roles_of(read_catalogue(data.resolve()))
     said = check_counts(found, other_counts)
     released, how = released_20(found, validation_20)
@@ -124,7 +126,7 @@ def _run_all(
         if state == "lacking" or missing:
             left[stage.name] = stage.lacking or f"{NEEDS}{', '.join(missing)} first"
             continue
-        if state == "submitted":
+        if ledger.record(stage).get("state") == "submitted":  # with whatever words: two jobs must not share a folder
             if still := _in_queue(ledger.record(stage).get("job", "")):
                 left[stage.name] = still
                 continue

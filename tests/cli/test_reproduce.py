@@ -219,6 +219,13 @@ def test_mistakes_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_written_into_the_data(flare22: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(flare22)
+    assert main(words(flare22, flare22 / "out", "--other-counts")) == 2
+    assert "lies in the data's folder" in capsys.readouterr().err
+    assert tree(flare22) == before
+
+
 def test_without_labels_and_test_scans_the_cells_say_so(flare22: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(flare22, data)
