@@ -30,7 +30,7 @@ def reproduce(
     study: Literal["flare22"],
     *,
     data: Path,
-    out: Path,
+    out: Path = Path("reproduction"),
     stages: list[str] | None = None,
     without: list[str] | None = None,
     dry_run: bool = False,
