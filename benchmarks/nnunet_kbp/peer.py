@@ -6,8 +6,8 @@
     python peer.py predict FOLDER VARIANT SCANS OUT [--no-mirroring]
 
 FOLDER holds raw/, preprocessed/ and results/. Everything about a training but its length, batch and patch is nnU-Net's
-default; the variants differ in what stands in the plans file. `equal-recipe` alone goes further: Dice over the batch
-and as many patches forced onto foreground as ours (--foreground).
+default; the variants differ in what stands in the plans file. `equal-recipe` alone goes further: Dice over the batch,
+and our share of patches forced onto foreground, learning rate and momentum.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def main() -> None:
         if action in ("train", "pace"):
             one.add_argument("--patches", type=int, required=True)
             one.add_argument("--batch", type=int, required=True, help="of the variants that are not 'planned'")
-            one.add_argument("--foreground", type=float, default=0.33, help="share of forced patches in 'equal-recipe'")
+            one.add_argument(
+                "--foreground", type=float, default=0.33, help="of 'equal-recipe': share of forced patches"
+            )
+            one.add_argument("--lr", type=float, default=0.01, help="of 'equal-recipe'")
+            one.add_argument("--momentum", type=float, default=0.99, help="of 'equal-recipe'")
         if action == "train":
             one.add_argument("--steps-per-epoch", type=int, required=True)
             one.add_argument("--seed", type=int, default=0)
@@ -136,6 +140,10 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
     )
     if options.variant == EQUAL_RECIPE:
         trainer.oversample_foreground_percent = options.foreground
+        trainer.initial_lr = options.lr
+        trainer.initialize()
+        for group in trainer.optimizer.param_groups:
+            group["momentum"] = options.momentum
     return trainer, resumed
 
 

@@ -9,9 +9,9 @@ part only, which the table says). OUT/results.csv and OUT/results.md are the tab
 
 Methods: `planned` is nnU-Net as it plans by itself; `equal-patch` has our patch and batch, with the network nnU-Net
 builds for that patch; `equal-network` has our network's features and strides, too; `equal-recipe` also Dice over the
-batch and our share of forced patches; `supervised` and `cps` are ours, trained here, or taken from elsewhere by
-`--ours supervised=RUN cps=RUN` (their training time is then the run's own record). `--pace planned equal-patch` times a
-few steps of variants that are too slow to train here.
+batch, our share of forced patches, learning rate and momentum. `supervised` and `cps` are ours, trained here, or taken
+from elsewhere by `--ours supervised=RUN cps=RUN` (their training time is then the run's own record).
+`--pace planned equal-patch` times a few steps of variants that are too slow to train here.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ def train_peer(variant: str, options: argparse.Namespace) -> None:
     if not (folder / "trained.json").is_file():
         words = ["train", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
         words += ["--batch", options.batch, "--steps-per-epoch", options.steps_per_epoch, "--seed", options.seed]
-        words += ["--foreground", our_config("cps")["data"]["foreground_share"]]
+        ours = our_config("cps")
+        optimiser = ours["model"]["optimizer"]["init_args"]
+        words += ["--foreground", ours["data"]["foreground_share"], "--lr", optimiser["lr"]]
+        words += ["--momentum", optimiser["momentum"]]
         said = run([*metered("training", folder), *peer(), *words], capture=True)
         write_json(folder / "trained.json", json.loads(said.splitlines()[-1]))
     for name in options.segment:
