@@ -47,6 +47,11 @@ def rows_of(folder: Path, method: str) -> list[list[str]]:
     facts = json.loads((folder / "trained.json").read_text())
     measured = "wall_s" not in facts  # else the run was trained elsewhere
     training = meter(folder, "training") if measured else {"duration_s": facts["wall_s"]}
+    trained = [
+        f"{training['tree_cpu_s'] / 60:.1f}" if measured else "–",
+        f"{training['duration_s'] / 60:.1f}",
+        f"{training['tree_ram_mb_max']:.0f}" if measured else "–",
+    ]
     rows = []
     for name, title in SEGMENTED.items():
         table = folder / f"scores_{name}" / "scores.csv"
@@ -60,14 +65,12 @@ def rows_of(folder: Path, method: str) -> list[list[str]]:
                 *described(facts),
                 mean_and_sd(scores.mean(), scores.spread()),
                 mean_and_sd(scores.mean("nsd"), scores.spread("nsd")),
-                f"{training['tree_cpu_s'] / 60:.1f}" if measured else "–",
-                f"{training['duration_s'] / 60:.1f}",
-                f"{training['tree_ram_mb_max']:.0f}" if measured else "–",
+                *trained,
                 f"{once['tree_cpu_s'] / len(scores.cases):.2f}",
                 f"{once['tree_ram_mb_max']:.0f}",
             ]
         )
-    return rows
+    return rows or [[TITLES[method], "not segmented", *described(facts), "–", "–", *trained, "–", "–"]]
 
 
 def described(facts: dict[str, Any]) -> list[str]:
