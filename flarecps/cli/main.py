@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
+    "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables, for whoever has the data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments

@@ -82,20 +82,37 @@ def write_phantom(
     _clear(out)
     recipe: dict[str, object] = {role: counts[role] for role in ROLES}
     recipe |= {"size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
-    write_json(out / RECIPE, recipe)
-    orders, position = [], 0
-    for role in ("labelled", "test", "unlabelled"):  # scored cases get label maps of their own before any is used twice
-        for index in range(counts[role]):
-            source = maps[position % len(maps)] if maps else None
-            orders.append(Order(out, role, index, seed, size, source))
-            position += 1
+    sources = anatomy_sources(maps, counts) if maps else {}
+    orders = [
+        Order(out, role, index, seed, size, sources[role][index] if maps else None)
+        for role in ("labelled", "test", "unlabelled")
+        for index in range(counts[role])
+    ]
+    described = _description(recipe, labelled)
+    write_json(
+        out / RECIPE, recipe | ({"sources": {o.name: o.anatomy.name for o in orders if o.anatomy}} if maps else {})
+    )
     outcomes = work_through(make_case, [(o.name, o) for o in orders], workers, "phantom", progress)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         raise DatasetError(
             f"{out}: {len(failed)} of {len(orders)} cases could not be made, first {failed[0].name}: {failed[0].error}"
         )
-    write_json(out / "dataset.json", _description(recipe, labelled))
+    write_json(out / "dataset.json", described)
+
+
+def anatomy_sources(maps: list[Path], counts: dict[Role, int]) -> dict[Role, list[Path]]:
+    """Which label map each case is built from, by role and index.
+
+    Labelled and test cases have patients of their own as long as there are maps. Unlabelled cases take what is left,
+    then share the labelled cases' maps; never a test patient's, unless every map is one.
+    """
+    labelled = [maps[i % len(maps)] for i in range(counts["labelled"])]
+    test = [maps[(counts["labelled"] + i) % len(maps)] for i in range(counts["test"])]
+    fresh = maps[counts["labelled"] + counts["test"] :]
+    pool = [*fresh, *(one for one in dict.fromkeys(labelled) if one not in test)] or maps
+    unlabelled = [pool[i % len(pool)] for i in range(counts["unlabelled"])]
+    return {"labelled": labelled, "unlabelled": unlabelled, "test": test}
 
 
 def make_case(order: Order) -> None:

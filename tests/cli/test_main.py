@@ -15,7 +15,8 @@ from flarecps.cli.arguments import call_with_words
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report"]  # fmt: skip
+                "segment", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report",
+                "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flarecps.datasets.phantom import draw_case, write_phantom
+from flarecps.datasets.phantom import anatomy_sources, draw_case, write_phantom
 from flarecps.datasets.phantom_transplant import paint_label_map
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import read_labels, write_volume
@@ -55,6 +56,21 @@ def test_dataset_from_maps(anatomy: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path, 1, 1, 1, seed=3, anatomy=anatomy, workers=1, progress=False)
     assert (read_labels(tmp_path / "labelsTr" / "labelled_001.nii.gz").array == 1).any()
     assert len(list(tmp_path.glob("images*/*.nii.gz"))) == 3
+    sources = json.loads((tmp_path / "phantom.json").read_text())["sources"]
+    assert sources["labelled_001"] != sources["test_001"]
+    assert sources["unlabelled_001"] == sources["labelled_001"]  # the only map that is no test patient's
+
+
+def test_no_patient_is_tested_and_trained_on() -> None:
+    maps = [Path(f"map_{i}") for i in range(10)]
+    found = anatomy_sources(maps, {"labelled": 3, "unlabelled": 20, "test": 5})
+    assert len({*found["labelled"], *found["test"]}) == 8
+    assert found["unlabelled"][:2] == maps[8:]  # those that nobody has
+    assert set(found["unlabelled"]) == {*maps[8:], *found["labelled"]}
+    whole = anatomy_sources(maps, {"labelled": 2, "unlabelled": 3, "test": 5})
+    assert [*whole["labelled"], *whole["test"], *whole["unlabelled"]] == maps
+    few = anatomy_sources(maps[:1], {"labelled": 1, "unlabelled": 1, "test": 1})
+    assert few == {"labelled": maps[:1], "unlabelled": maps[:1], "test": maps[:1]}
 
 
 def test_folder_without_maps(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""CPS against its supervised control on synthetic CT of real anatomy: 13 organs, 2D and 3D, split by patient.
+
+    python benchmarks/phantom13/run.py LABEL_MAPS OUT [--size small|full] [--dimensions 3 2] [--seeds 0 1 2]
+
+LABEL_MAPS is a folder with FLARE22's 50 label maps. Every stage is a flarecps command, printed and left out when its
+result stands, so an interrupted run goes on, and more seeds or dimensions can be added later. OUT/results holds what is
+worth keeping: scores of every run, the comparison, pictures. README.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flarecps.cli.stages import Stage, do_all
+from flarecps.errors import DatasetError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+METHODS = {"supervised": "control", "cps": "CPS"}  # in tables the control is the baseline
+
+
+@dataclass(frozen=True)
+class Size:
+    """Which scans, configs and planning words; ``device`` words for trainings."""
+
+    phantom: str
+    labelled: int
+    unlabelled: int
+    test: int
+    configs: str  # {dimensions} is 3d or 2d
+    planning: dict[int, tuple[str, ...]]
+
+
+SIZES = {
+    "small": Size("small", 8, 26, 16, "phantom_{dimensions}", {3: ("--spacing", "[10, 10, 10]"), 2: ()}),
+    "full": Size("full", 8, 26, 16, "phantom13_{dimensions}", {3: ("--gpu-memory", "24"), 2: ("--gpu-memory", "24")}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("label_maps", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--dimensions", type=int, nargs="+", choices=[3, 2], default=[3, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=2, help="processes that make and preprocess scans")
+    parser.add_argument("--stages", nargs="+", help="only these, * and ? allowed")
+    options = parser.parse_args()
+    do_all(stages(options), options.out.resolve() / "stages", options.stages)
+
+
+def stages(options: argparse.Namespace) -> list[Stage]:
+    """Phantom, check of the split, then for each dimension plan, store, trainings, label maps, scores, comparison."""
+    out, size = options.out.resolve(), SIZES[options.size]
+    data, pool = out / "data", ("--workers", str(options.workers))
+    words = ("phantom", str(data), "--labelled", str(size.labelled), "--unlabelled", str(size.unlabelled))
+    words += ("--test", str(size.test), "--size", size.phantom, "--seed", "13", "--anatomy")
+    found = [
+        Stage("phantom", (*words, str(options.label_maps.resolve()), *pool), (data / "dataset.json",)),
+        Stage("split", work=partial(check_split, data), says="no test patient is among those trained on",
+              after=("phantom",)),
+    ]  # fmt: skip
+    for dimensions in options.dimensions:
+        found += of_dimensions(dimensions, size, out, options.seeds, pool)
+    return found
+
+
+def of_dimensions(dimensions: int, size: Size, out: Path, seeds: list[int], pool: tuple[str, ...]) -> list[Stage]:
+    """All stages of 2D or of 3D."""
+    kind, data = f"{dimensions}d", out / "data"
+    plan, store = out / f"plan_{kind}.json", out / f"store_{kind}"
+    words = ("plan", str(data), "--dimensions", str(dimensions), *size.planning[dimensions], "--out", str(plan), *pool)
+    found = [
+        Stage(f"plan_{kind}", words, (plan,), ("split",)),
+        Stage(f"preprocess_{kind}", ("preprocess", str(data), str(plan), "--out", str(store), *pool), (store,),
+              (f"plan_{kind}",)),
+    ]  # fmt: skip
+    scored = []
+    for seed in seeds:
+        for method in METHODS:
+            name = f"{kind}_{method}_{seed}"
+            run = out / "runs" / name
+            found += one_run(name, run, config(size, kind, method), store, data, seed, f"preprocess_{kind}")
+            scored.append(f"score_{name}")
+    compared = out / "results" / kind
+    sides = []
+    for method, title in METHODS.items():
+        tables = [out / "runs" / f"{kind}_{method}_{seed}" / "scores" / "scores.csv" for seed in seeds]
+        sides.append(f"{title}={','.join(map(str, tables))}")
+    found.append(Stage(f"compare_{kind}", ("compare", *sides, "--out", str(compared)), (compared,), tuple(scored)))
+    pictures = [
+        f"{title}={out / 'runs' / f'{kind}_{method}_{seeds[0]}' / 'labels'}" for method, title in METHODS.items()
+    ]
+    words = ("figures", *pictures, "--references", str(data / "labelsTs"), "--images", str(data / "imagesTs"))
+    drawn = out / f"figures_{kind}"
+    found.append(Stage(f"figures_{kind}", (*words, "--out", str(drawn), "--workers", "1"), (drawn,), tuple(scored)))
+    keep = partial(keep_results, out, kind, seeds, compared, drawn)
+    found.append(Stage(f"keep_{kind}", work=keep, says=f"scores, curves and pictures into {compared}", always=True,
+                       after=(f"compare_{kind}", f"figures_{kind}")))  # fmt: skip
+    return found
+
+
+def config(size: Size, kind: str, method: str) -> Path:
+    """The config of a method."""
+    return CONFIGS / f"{size.configs.format(dimensions=kind)}{'_supervised' if method == 'supervised' else ''}.yaml"
+
+
+def one_run(name: str, run: Path, path: Path, store: Path, data: Path, seed: int, after: str) -> list[Stage]:
+    """Train, segment the test scans with sibling 1 of the last checkpoint and without mirroring, score."""
+    last, labels, scores = run / "checkpoints" / "last.ckpt", run / "labels", run / "scores"
+    words = ("fit", "--config", str(path), "--data.store", str(store), "--trainer.default_root_dir", str(run))
+    words += ("--seed_everything", str(seed), "--trainer.enable_progress_bar", "false")
+    resume = (last, ("--ckpt_path", "last"))
+    scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
+    return [
+        Stage(f"train_{name}", words, (last,), (after,), more_when=resume, precious=True,
+              made_from=path.read_text()),
+        Stage(f"segment_{name}", ("segment", str(last), str(data / "imagesTs"), str(labels)), (labels,),
+              (f"train_{name}",)),
+        Stage(f"score_{name}", scoring, (scores / "scores.csv",), (f"segment_{name}",)),
+    ]  # fmt: skip
+
+
+def check_split(data: Path) -> None:
+    """Raise DatasetError when a test case was built from a label map that a training case was built from."""
+    sources = json.loads((data / "phantom.json").read_text())["sources"]
+    tested = {source for name, source in sources.items() if name.startswith("test_")}
+    trained = {source for name, source in sources.items() if not name.startswith("test_")}
+    if shared := sorted(tested & trained):
+        raise DatasetError(f"{data}: {len(shared)} patients are in training and test, first {shared[0]}")
+    print(f"{len(trained)} patients in training, {len(tested)} others in test")
+
+
+def keep_results(out: Path, kind: str, seeds: list[int], compared: Path, drawn: Path) -> None:
+    """Scores, curves and environment of every run, and the pictures, beside the comparison."""
+    for seed in seeds:
+        for method in METHODS:
+            run, kept = out / "runs" / f"{kind}_{method}_{seed}", compared / f"{method}_{seed}"
+            kept.mkdir(parents=True, exist_ok=True)
+            for source in (run / "scores" / "scores.csv", run / "csv" / "metrics.csv"):
+                shutil.copyfile(source, kept / source.name)
+    for name in ("cases.png", "boxes.png"):
+        shutil.copyfile(drawn / name, compared / name)
+    shutil.copyfile(out / "data" / "phantom.json", out / "results" / "phantom.json")
+
+
+if __name__ == "__main__":
+    main()

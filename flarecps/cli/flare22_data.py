@@ -1,0 +1,148 @@
+"""FLARE22's scans in the paper's roles: 50 labelled, the first 1000 unlabelled, validation with some labels, test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.datasets.catalogue import Case, Catalogue
+from flarecps.datasets.linked import link_cases, link_dataset
+from flarecps.datasets.splits import fold
+from flarecps.errors import ConfigError, DatasetError
+
+LABELLED, UNLABELLED, UNLABELLED_USED, VALIDATION, RELEASED = 50, 2000, 1000, 50, 20
+HELD_OUT_FOLD = 0  # as in configs/flare22_*.yaml
+
+
+@dataclass(frozen=True)
+class Flare22:
+    """The cases of FLARE22 in the paper's roles."""
+
+    root: Path
+    labelled: tuple[Case, ...]
+    unlabelled: tuple[Case, ...]  # those used: the first 1000 by name
+    unlabelled_found: int
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+    @property
+    def judged(self) -> tuple[Case, ...]:
+        """Validation cases with labels."""
+        return tuple(case for case in self.validation if case.labels is not None)
+
+    @property
+    def unjudged(self) -> tuple[Case, ...]:
+        """Validation cases without labels, for the challenge's own server."""
+        return tuple(case for case in self.validation if case.labels is None)
+
+    @property
+    def held_out(self) -> tuple[Case, ...]:
+        """The labelled cases that the configs' fold keeps for validation; post-processing is determined on them."""
+        names = set(fold([case.name for case in self.labelled], HELD_OUT_FOLD)[1])
+        return tuple(case for case in self.labelled if case.name in names)
+
+    def counts(self) -> str:
+        """How many scans there are of each role."""
+        with_labels = len(self.judged)
+        return (
+            f"{len(self.labelled)} labelled, {len(self.unlabelled)} of {self.unlabelled_found} unlabelled, "
+            f"{len(self.validation)} validation ({with_labels} with labels), {len(self.test)} test"
+        )
+
+    def listing(self) -> str:
+        """The counts, and a short digest of all file names: another list of scans is other data."""
+        roles = (self.labelled, self.unlabelled, self.validation, self.test)
+        files = [str(path) for role in roles for case in role for path in (*case.images, case.labels)]
+        return f"{self.counts()} [{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}]"
+
+
+def roles_of(catalogue: Catalogue) -> Flare22:
+    """The paper's roles: a folder whose name holds "test" has the test set, other kept-apart folders the validation's.
+
+    Raises DatasetError for labels that are not FLARE22's 13 organs.
+    """
+    if catalogue.labels != FLARE22_LABELS:
+        raise DatasetError(
+            f"{catalogue.root}: its labels are {', '.join(catalogue.labels)}; expected FLARE22's 13 organs with its ids"
+        )
+    unlabelled = sorted(catalogue.unlabelled, key=lambda case: case.name)
+    tests = [case for case in catalogue.test if "test" in _folder(case, catalogue.root)]
+    validation = [case for case in catalogue.test if case not in tests]
+    return Flare22(
+        catalogue.root,
+        tuple(sorted(catalogue.labelled, key=lambda case: case.name)),
+        tuple(unlabelled[:UNLABELLED_USED]),
+        len(unlabelled),
+        tuple(sorted(validation, key=lambda case: case.name)),
+        tuple(sorted(tests, key=lambda case: case.name)),
+    )
+
+
+def check_counts(data: Flare22, other_counts: bool) -> list[str]:
+    """Where the numbers of scans differ from the paper's, in sentences.
+
+    Raises DatasetError when the scans of training are not the paper's 50 and 1000, unless ``other_counts``.
+    """
+    said = []
+    if len(data.labelled) != LABELLED:
+        said.append(f"{len(data.labelled)} labelled scans, the paper has {LABELLED}")
+    if len(data.unlabelled) < UNLABELLED_USED:
+        said.append(f"{len(data.unlabelled)} unlabelled scans, the paper uses the first {UNLABELLED_USED}")
+    if said and not other_counts:
+        raise DatasetError(
+            f"{data.root}: {'; '.join(said)}: complete the download, or go on with these by --other-counts"
+        )
+    if data.unlabelled_found != UNLABELLED and len(data.unlabelled) == UNLABELLED_USED:
+        said.append(f"{data.unlabelled_found} unlabelled scans, FLARE22 has {UNLABELLED}; the first 1000 are used")
+    if len(data.validation) != VALIDATION:
+        said.append(f"{len(data.validation)} validation scans, FLARE22 has {VALIDATION}")
+    return said
+
+
+def released_20(data: Flare22, listed: Path | None) -> tuple[tuple[str, ...], str]:
+    """The cases of Tables 4 and 5, and how they were found.
+
+    The paper does not name the 20 whose labels were released: they are those ``listed`` in a file (one name a line),
+    else those with labels where these are 20, else all with labels. Raises ConfigError for names that are no case with
+    labels.
+    """
+    judged = tuple(case.name for case in data.judged)
+    if listed is not None:
+        try:
+            names = tuple(word for word in listed.read_text(encoding="utf-8").split() if word)
+        except OSError as error:
+            raise ConfigError(f"{listed}: can't be read ({error.strerror}); expected one case name a line") from error
+        strange = [name for name in names if name not in judged]
+        if strange or not names:
+            raise ConfigError(
+                f"{listed}: {strange[0] if strange else 'nothing'} is no validation case with labels; expected names "
+                f"such as {judged[0] if judged else 'FLARETs_0001'}, one a line"
+            )
+        return names, f"the {len(names)} cases listed in {listed.name}"
+    if len(judged) == RELEASED:
+        return judged, "the 20 validation cases with labels"
+    return judged, f"all {len(judged)} validation cases with labels: the paper does not name its 20 (--validation-20)"
+
+
+def link_all(data: Flare22, out: Path) -> None:
+    """``OUT/data``: the scans of training as a data set, validation and test scans beside it; ``OUT/held_out``."""
+    described = {
+        "name": "FLARE22",
+        "channel_names": {"0": "CT"},
+        "labels": FLARE22_LABELS,
+        "left_right_pairs": [list(pair) for pair in FLARE22_PAIRS],
+    }
+    root = out / "data"
+    link_cases(data.held_out, out / "held_out" / "images", out / "held_out" / "labels")
+    link_cases(data.judged, root / "validation" / "images", root / "validation" / "labels")
+    link_cases(data.unjudged, root / "without_labels" / "images")
+    link_cases(data.test, root / "test" / "images", root / "test" / "labels")
+    link_dataset(root, data.labelled, data.unlabelled, described)
+
+
+def _folder(case: Case, root: Path) -> str:
+    """The first folder below ``root`` that holds the case's scan, in small letters."""
+    return case.images[0].relative_to(root).parts[0].lower()
