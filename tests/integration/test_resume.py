@@ -118,7 +118,7 @@ def test_a_killed_run_resumes_where_it_was(case: str, tiny_stores: TinyStores, t
     fit(config, tiny_stores, killed, *more, "--ckpt_path", "last", epochs=completed + 2)
     through = fit(config, tiny_stores, tmp_path / "through", *more, epochs=completed + 2)
     assert_same_training(killed, through)
-    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_a_checkpoint_is_written_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
