@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import socket
+import time
+from dataclasses import replace
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
+import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
 from stores import TinyStores, fit, fit_words
 from test_resume import HELD, PLATEAU, RAMP, SMALL_BATCH, assert_same_training, table
@@ -74,3 +79,104 @@ def test_three_stops_within_epochs_change_nothing(case: str, tiny_stores: TinySt
     ours = assert_same_training(run, through)
     assert ours["global_step"] == 3 * 4 * len(ours["optimizer_states"])
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_stops_around_validation_change_nothing(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """In an epoch's last step, in its validation (which begins anew), while patches are scored, in its first step."""
+    more = [*RAMP, *SMALL_BATCH, *VALIDATED, "--data.iterations_per_epoch", 3]
+    more += ["--trainer.check_val_every_n_epoch", 2, "--data.split", "validated"]
+    through = fit("phantom_2d.yaml", two_validated(tiny_stores, tmp_path), tmp_path / "through", *more, epochs=4)
+    run = tmp_path / "stopped"
+    words = fit_words("phantom_2d.yaml", two_validated(tiny_stores, tmp_path), run, *more, epochs=4)
+    stops = [
+        "{epoch: 0, step: 2}",  # no validation follows: the epoch ends first
+        "{epoch: 1, step: 2}",  # seen before the validation's first scan
+        "{epoch: 1, place: validation, step: 0}",
+        "{epoch: 1, place: patches}",
+        "{epoch: 3, place: validation, step: 1}",
+    ]
+    interrupted(words, *stops)
+    assert_same_training(run, through)
+    best = [load_plain(one / "checkpoints" / "best.ckpt") for one in (run, through)]
+    assert best[0]["flarecps"] == best[1]["flarecps"]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+
+
+def two_validated(stores: TinyStores, folder: Path) -> TinyStores:
+    """The 2D store with a split that has two validation cases, so that a validation has a middle."""
+    two = folder / "two"
+    if not two.is_dir():
+        shutil.copytree(stores.two, two)
+        splits = json.loads((two / "splits.json").read_text())
+        (default,) = splits.values()
+        labelled = default["labelled"]
+        splits["validated"] = default | {"labelled": labelled[2:], "validation": labelled[:2]}
+        (two / "splits.json").write_text(json.dumps(splits))
+    return replace(stores, two=two)
+
+
+def test_a_training_that_is_ended_can_be_resumed_but_nothing_takes_it_for_done(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM saves as SIGUSR1 does; what is scored meanwhile is the last whole epoch."""
+    run = tmp_path / "run"
+    words = fit_words("phantom_2d.yaml", tiny_stores, run, *STEPS, *SMALL_BATCH, "--data.fold", 0, epochs=2)
+    callback = f"[{{class_path: test_requeue.SignalAt, init_args: {{epoch: 1, step: 1, number: {int(SIGTERM)}}}}}]"
+    assert main([*words, "--trainer.callbacks", callback]) == 128 + SIGTERM
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped in epoch 1 after step 2" in said
+    assert "--ckpt_path last" in said
+    saved = load_plain(run / "checkpoints" / "requeue.ckpt")
+    assert (saved["flarecps"]["completed_epochs"], saved["global_step"]) == (1, 2 * (4 + 2))
+    assert saved[RUNNING][0][metric_names.LOSS_TOTAL]["updates"] == 2
+    validate = ["validate", "--config", str(run / "config.yaml"), "--trainer.default_root_dir", str(run)]
+    assert main([*validate, "--ckpt_path", "last", "--trainer.callbacks", "null"]) == 0
+    shown = capsys.readouterr().out
+    (score,) = [float(row[metric_names.DSC_MEAN]) for row in table(run) if row[metric_names.DSC_MEAN]]
+    assert f"{score:.4f}"[:6] in shown
+    assert main([*words, "--ckpt_path", "last"]) == 0
+    assert not (run / "checkpoints" / "requeue.ckpt").exists()
+    assert [row["epoch"] for row in table(run) if row[metric_names.LOSS_TOTAL]] == ["0", "1"]
+
+
+class SignalRankOne(SignalAt):
+    """The signal reaches rank 1 alone, which is then behind: rank 0 waits for it in the gradients' all-reduce."""
+
+    def _send(self, trainer: Trainer, place: str, step: int) -> None:
+        if trainer.global_rank == 1:
+            if trainer.current_epoch == self.epoch and place == self.place:
+                time.sleep(0.2)
+            super()._send(trainer, place, step)
+
+
+def on_two_ranks(words: list[str], folder: Path) -> list[int]:
+    """The exit codes of the two processes of one training, forked from this one: they need not import again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(one_rank, args=(words, str(folder), port), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    return [int((folder / f"code_{rank}").read_text()) for rank in range(2)]
+
+
+def one_rank(rank: int, words: list[str], folder: str, port: int) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    Path(folder, f"code_{rank}").write_text(str(main(words)))
+
+
+def test_two_ranks_stop_together_though_one_was_asked(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """Each rank goes on from its own running means: bit-identical, and the rank without a scan of its own as well."""
+    more = [*RAMP, *SMALL_BATCH, *STEPS, *VALIDATED, "--trainer.devices", 2, "--trainer.strategy", "ddp"]
+
+    def run(name: str, *words: object) -> list[int]:
+        return on_two_ranks(fit_words("phantom_2d.yaml", tiny_stores, tmp_path / name, *more, *words), tmp_path)
+
+    assert run("through") == [0, 0]
+    for stop in ("{epoch: 0, step: 2}", "{epoch: 1, place: validation}"):
+        callback = f"[{{class_path: test_requeue.SignalRankOne, init_args: {stop}}}]"
+        codes = run("stopped", "--ckpt_path", "auto", "--trainer.callbacks", callback)
+        assert codes == [STOPPED_BY_USR1, STOPPED_BY_USR1]
+    saved = load_plain(tmp_path / "stopped" / "checkpoints" / "requeue.ckpt")
+    assert len(saved[RUNNING]) == 2
+    assert run("stopped", "--ckpt_path", "auto") == [0, 0]
+    assert_same_training(tmp_path / "stopped", tmp_path / "through")
