@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from signal import SIGTERM
 from typing import Any
 
 import pytest
-import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
+from runs import assert_same_training, on_two_ranks, table
 from stores import TinyStores, fit, fit_words
-from test_resume import HELD, PLATEAU, RAMP, SMALL_BATCH, assert_same_training, table
+from test_resume import HELD, PLATEAU, RAMP, SMALL_BATCH
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
@@ -148,20 +147,6 @@ class SignalRankOne(SignalAt):
             if trainer.current_epoch == self.epoch and place == self.place:
                 time.sleep(0.2)
             super()._send(trainer, place, step)
-
-
-def on_two_ranks(words: list[str], folder: Path) -> list[int]:
-    """The exit codes of the two processes of one training, forked from this one: they need not import again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(one_rank, args=(words, str(folder), port), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
-    return [int((folder / f"code_{rank}").read_text()) for rank in range(2)]
-
-
-def one_rank(rank: int, words: list[str], folder: str, port: int) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    Path(folder, f"code_{rank}").write_text(str(main(words)))
 
 
 def test_two_ranks_stop_together_though_one_was_asked(tiny_stores: TinyStores, tmp_path: Path) -> None:

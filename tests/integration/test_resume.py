@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from runs import assert_identical, assert_same_training, table
 from stores import TinyStores, fit
 
 from flarecps import metric_names
@@ -35,39 +34,6 @@ CASES = {
     "control, validated every 2 epochs": ("phantom_2d_supervised.yaml", [*PLATEAU, *VALIDATED, *SMALL_BATCH]),
     "λ held": ("phantom_2d.yaml", [*RAMP, *HELD, *SMALL_BATCH]),
 }
-
-
-def assert_identical(ours: Any, theirs: Any, where: str) -> None:
-    """Equal in every bit, down to the leaves of nested dicts and lists."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours:
-            assert_identical(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_identical(one, other, f"{where}[{number}]")
-    else:
-        assert ours == theirs, where
-
-
-def table(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what a clock measured."""
-    clocks = (metric_names.PATCHES_PER_SECOND, metric_names.DATA_WAIT)
-    with (run / "csv" / "metrics.csv").open() as file:
-        return [{name: row[name] for name in row if name not in clocks} for row in csv.DictReader(file)]
-
-
-def assert_same_training(ours: Path, theirs: Path) -> dict[str, Any]:
-    """Weights, momenta, schedulers, the λ hold and counters of both runs' last checkpoints are bit-identical."""
-    one, other = (load_plain(run / "checkpoints" / "last.ckpt") for run in (ours, theirs))
-    for entry in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "flarecps"):
-        assert_identical(one[entry], other[entry], entry)
-    assert table(ours) == table(theirs), "λ, losses, health and rates of all epochs, in one table"
-    return one
 
 
 @pytest.mark.parametrize("case", CASES)
