@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -59,6 +60,7 @@ TRAINER_DEFAULTS = {
 
 USER_MISTAKE = 2  # exit code, as in main
 FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
+FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
 ENDED_BY_SIGNAL = 128  # exit code, plus the signal's number, as shells report it
 
 AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
@@ -275,11 +277,21 @@ def main(arguments: list[str]) -> int:
             return USER_MISTAKE
         raise
     finally:
-        finish_dashboards()
+        _finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
     if stopped is not None:
         return _leave(stopped)
     trainer: Any = cli.trainer
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
+
+
+def _finish_dashboards(within_s: float | None) -> None:
+    """Close the dashboards; with a limit, for a job that ends soon must be requeued before, whatever the network."""
+    if within_s is None:
+        finish_dashboards()
+    else:
+        closing = threading.Thread(target=finish_dashboards, daemon=True)
+        closing.start()
+        closing.join(within_s)
 
 
 def _leave(stopped: StoppedBySignal) -> int:
@@ -293,7 +305,7 @@ def _leave(stopped: StoppedBySignal) -> int:
     if not first:
         return code
     complaint = requeue() if requeued else None
-    then = "resume with --ckpt_path last"
+    then = "go on with --ckpt_path auto"
     if requeued:
         then = f"the job could not be requeued ({complaint}); submit it again" if complaint else "the job is requeued"
     print(f"flarecps fit: {stopped}; {then}", file=sys.stderr, flush=True)

@@ -125,7 +125,7 @@ def test_a_training_that_is_ended_can_be_resumed_but_nothing_takes_it_for_done(
     assert main([*words, "--trainer.callbacks", callback]) == 128 + SIGTERM
     said = capsys.readouterr().err.splitlines()[-1]
     assert "stopped in epoch 1 after step 2" in said
-    assert "--ckpt_path last" in said
+    assert "--ckpt_path auto" in said
     saved = load_plain(run / "checkpoints" / "requeue.ckpt")
     assert (saved["flarecps"]["completed_epochs"], saved["global_step"]) == (1, 2 * (4 + 2))
     assert saved[RUNNING][0][metric_names.LOSS_TOTAL]["updates"] == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from runs import assert_identical, assert_same_training, table
-from stores import TinyStores, fit
+from stores import TinyStores, fit, fit_words
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
@@ -136,3 +136,30 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tiny_stores: TinyStores, 
     fit("phantom_2d_supervised.yaml", tiny_stores, run, "--ckpt_path", "last", epochs=1)
     assert_identical(load_plain(run / "checkpoints" / "last.ckpt")["state_dict"], before["state_dict"], "state_dict")
     assert table(run) == rows
+
+
+def test_auto_begins_then_resumes_and_never_begins_anew(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job script's start: a damaged last costs an epoch, and damage everywhere is the user's to decide on."""
+    run = tmp_path / "run"
+    auto = ["--ckpt_path", "auto"]
+    config = "phantom_2d_supervised.yaml"
+    fit(config, tiny_stores, run, *auto, epochs=2)
+    last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    last.write_bytes(last.read_bytes()[:-1000])
+    fit(config, tiny_stores, run, *auto, epochs=3)
+    assert f"{last}: damaged" in caplog.text
+    assert [row["epoch"] for row in table(run)] == ["0", "1", "2"]
+    through = fit(config, tiny_stores, tmp_path / "through", epochs=3)
+    assert_same_training(run, through)
+    assert main(fit_words(config, tiny_stores, run, *auto, "--overwrite", "true")) == 2
+    assert "give one of them" in capsys.readouterr().err.splitlines()[-1]
+    for path in (last, previous):
+        path.write_bytes(b"")
+    before = (run / "csv" / "metrics.csv").read_text()
+    for given in ("auto", "last"):
+        assert main(fit_words(config, tiny_stores, run, "--ckpt_path", given)) == 2
+        assert "none of its checkpoints (last.ckpt, previous.ckpt) is whole" in capsys.readouterr().err.splitlines()[-1]
+    assert main(fit_words(config, tiny_stores, run)) == 2, "damaged or not, they are not overwritten unasked"
+    assert (run / "csv" / "metrics.csv").read_text() == before
