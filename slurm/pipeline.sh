@@ -4,6 +4,7 @@
 #   slurm/pipeline.sh [--dry-run] [--preprocess-shards N] [--segment-shards N] DATASET WORK CONFIG.yaml [words of 'fit']
 #
 # WORK gets plan.json, store/, run/, segmentations/ and scores/. The score is left out where DATASET has no labelsTs/.
+# A WORK/plan.json that is there already, made by hand or changed, is used as it is; PLAN_WORDS are for 'flarecps plan'.
 # Options for sbatch, by job: PLAN_OPTIONS, PREPROCESS_OPTIONS, FIT_OPTIONS, SEGMENT_OPTIONS, SCORE_OPTIONS, as in
 #   FIT_OPTIONS="--nodes=2 --time=12:00:00 --partition=gpu" slurm/pipeline.sh ...
 # Prints "name job-id" for every job. If one fails, those that wait for it are cancelled; call this again then: what is
@@ -51,8 +52,11 @@ submit() {
 }
 
 [[ -n $dry_run ]] || mkdir -p "$work"
-submit plan "${PLAN_OPTIONS:-}" "$here/command.sbatch" plan "$dataset" --out "$work/plan.json" \
-    --fingerprints "$work/fingerprints"
+if [[ ! -e $work/plan.json ]]; then
+    read -r -a plan_words <<<"${PLAN_WORDS:-}"
+    submit plan "${PLAN_OPTIONS:-}" "$here/command.sbatch" plan "$dataset" --out "$work/plan.json" \
+        --fingerprints "$work/fingerprints" "${plan_words[@]}"
+fi
 submit preprocess "--array=1-$preprocess_shards ${PREPROCESS_OPTIONS:-}" "$here/preprocess.sbatch" \
     "$dataset" "$work/plan.json" "$work/store"
 submit fit "${FIT_OPTIONS:-}" "$here/fit.sbatch" --config "$config" --data.store "$work/store" \

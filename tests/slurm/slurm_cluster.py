@@ -134,7 +134,7 @@ class Cluster:
         self._daemon("slurmctld", "-D")
         for name in NODES:
             self.start_node(name)
-        wait_for("idle nodes", lambda: self._say("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"], 30)
+        wait_for("idle nodes", lambda: self.say("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"], 30)
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd, at first or after ``kill_node``."""
@@ -151,18 +151,18 @@ class Cluster:
 
     def submit(self, *words: object, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
         """The id of a job, given to ``sbatch`` with ``words``."""
-        given = self._say("sbatch", "--parsable", *words, environment=environment, folder=folder).strip()
+        given = self.say("sbatch", "--parsable", *words, environment=environment, folder=folder).strip()
         self.jobs.append(given)
         return given
 
     def state(self, job: str) -> dict[str, str]:
         """What ``scontrol show job`` says of a job (or of one task of an array)."""
-        shown = self._say("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
+        shown = self.say("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
     def cancel(self, *words: object) -> None:
         """``scancel`` with these words."""
-        self._say("scancel", *words)
+        self.say("scancel", *words)
 
     def wait_for_state(self, job: str, *states: str, within_s: float) -> float:
         """Seconds until the job is in one of ``states``."""
@@ -201,7 +201,8 @@ class Cluster:
         self._daemons.append(daemon)
         return daemon
 
-    def _say(self, *words: object, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+    def say(self, *words: object, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+        """What a command prints; it must succeed."""
         given = os.environ | self.environment | dict(environment or {})
         done = subprocess.run(
             [str(word) for word in words],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from runs import assert_same_training, on_two_ranks
 from slurm_cluster import Cluster, MissingSlurm, install_slurm, wait_for
-from stores import REPOSITORY, TinyStores, fit_words
+from stores import REPOSITORY, TEST, TinyStores, fit_words
 
 from flarecps.checkpoint import load_plain
 from flarecps.preprocessing.store import CaseStore
@@ -64,16 +65,22 @@ class Training:
         """The words of ``flarecps fit``, the command left out."""
         return fit_words(CONFIG, self.stores, self.run, *TRAINING, *more, epochs=epochs)[1:]
 
-    def submit(self, *more: object, epochs: int, pace_s: float = 0.0, fails_at: str = "null") -> str:
+    def submit(
+        self,
+        epochs: int,
+        pace_s: float = 0.0,
+        fails_at: str = "null",
+        environment: dict[str, str] | None = None,
+    ) -> str:
         """The job's id; what earlier jobs noted is cleared."""
         self.folder.mkdir(exist_ok=True)
         for note in ("pid_0", "pid_1", "at"):
             (self.folder / note).unlink(missing_ok=True)
         settings = f"{{folder: {self.folder}, pace_s: {pace_s}, fails_at: {fails_at}}}"
         callbacks = f"[{{class_path: slurm_instruments.Instruments, init_args: {settings}}}]"
-        words = [SCRIPTS / "fit.sbatch", *self.words(*more, "--trainer.callbacks", callbacks, epochs=epochs)]
+        words = [SCRIPTS / "fit.sbatch", *self.words("--trainer.callbacks", callbacks, epochs=epochs)]
         options = [*TWO_NODES, f"--output={self.log}"]
-        return self.cluster.submit(*options, *words, environment=program(), folder=self.folder)
+        return self.cluster.submit(*options, *words, environment=environment or program(), folder=self.folder)
 
     def noted(self, name: str) -> list[str]:
         file = self.folder / name
@@ -113,13 +120,21 @@ def cut_short(path: Path) -> None:
 
 
 def test_three_requeues_end_as_an_uninterrupted_run(cluster: Cluster, tiny_stores: TinyStores, tmp_path: Path) -> None:
-    """Signals reach both ranks while rank 0 is in backward and rank 1 is not; one comes before Python is ready."""
+    """Signals reach both ranks while rank 0 is in backward and rank 1 is not; one comes before Python is ready.
+
+    The first time the training finds scontrol, then there is none, as in a container, and the job script requeues.
+    """
     training = Training(cluster, tiny_stores, tmp_path / "stopped")
-    job = training.submit(epochs=3, pace_s=0.3)
+    programs = training.folder / "programs"
+    programs.mkdir(parents=True)
+    (programs / "scontrol").symlink_to(str(shutil.which("scontrol")))
+    environment = program() | {"FLARECPS": f"env PATH={programs} {sys.executable} -m flarecps"}
+    job = training.submit(epochs=3, pace_s=0.3, environment=environment)
     training.wait_for_step(0, 1)
     training.usr1(job)
 
     training.wait_for_restart(job, 1)
+    (programs / "scontrol").unlink()
     (training.folder / "pid_1").unlink()
     wait_for("rank 1's process", lambda: ranks_of(job) >= 2, STARTED_S)
     training.usr1(job)
@@ -133,6 +148,8 @@ def test_three_requeues_end_as_an_uninterrupted_run(cluster: Cluster, tiny_store
     log = training.log.read_text()
     assert cluster.state(job)["JobState"] == "COMPLETED", log
     assert log.count("the job is requeued") == 3, log
+    assert log.count("requeued by the job script") == 2, log
+    assert not list(training.folder.glob(".requeue-*"))
 
     every_step = [f"{epoch} {step}" for epoch in range(3) for step in range(STEPS)]
     assert training.noted("steps_0") == training.noted("steps_1") == every_step, "each once, on both ranks"
@@ -240,3 +257,33 @@ def assert_same_store(ours: Path, theirs: Path) -> None:
     assert files[0] == files[1]
     for name in files[0]:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def test_the_pipeline_runs_from_scans_to_scores(cluster: Cluster, tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """plan → preprocess array → fit → segment array → score, each waiting for the one before."""
+    work = tmp_path / "work"
+    small = "--cpus-per-task=1"
+    environment = program() | {
+        "PLAN_OPTIONS": small,
+        "PREPROCESS_OPTIONS": small,
+        "FIT_OPTIONS": f"{small} --ntasks-per-node=1 --gres=gpu:1",
+        "SEGMENT_OPTIONS": small,
+        "SCORE_OPTIONS": small,
+        "PLAN_WORDS": "--dimensions 2 --spacing [20,12,12] --patch [32,32]",
+    }
+    words = fit_words(CONFIG, tiny_stores, work / "run", *TRAINING, epochs=1)[1:]
+    training = words[words.index("--trainer.max_epochs") :]  # what is before, the pipeline says itself
+    shards = ["--preprocess-shards", 2, "--segment-shards", 2]
+    shown = cluster.say(
+        SCRIPTS / "pipeline.sh", *shards, tiny_stores.dataset, work, REPOSITORY / "configs" / CONFIG, *training,
+        environment=environment, folder=tmp_path,
+    )  # fmt: skip
+    jobs = dict(line.split() for line in shown.splitlines())
+    assert list(jobs) == ["plan", "preprocess", "fit", "segment", "score"]
+    cluster.jobs += jobs.values()
+    cluster.wait_for_state(jobs["score"], "COMPLETED", "FAILED", "CANCELLED", within_s=4 * STARTED_S)
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert cluster.state(jobs["score"])["JobState"] == "COMPLETED", logs
+    scores = json.loads((work / "scores" / "scores.json").read_text())
+    assert scores
+    assert len(list((work / "segmentations").glob("*.nii.gz"))) == TEST
