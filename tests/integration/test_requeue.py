@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
+import psutil
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from runs import assert_same_training, on_two_ranks, table
@@ -29,17 +29,21 @@ STOPPED_BY_USR1 = 128 + signal.SIGUSR1
 
 
 class SignalAt(Callback):
-    """Sends this process a signal once, in the middle of a step or of a validation.
+    """Sends this process and its data workers a signal once, in the middle of a step or of a validation, as SLURM does.
 
     ``place``: "step" (before the step's gradients are made), "validation" or "patches" (at the epoch's end).
     """
+
+    waits_s = 0.3  # for what the signal does to the workers
 
     def __init__(self, epoch: int, step: int = 0, place: str = "step", number: int = int(signal.SIGUSR1)) -> None:
         self.epoch, self.step, self.place, self.number = epoch, step, place, number
 
     def _send(self, trainer: Trainer, place: str, step: int) -> None:
         if (trainer.current_epoch, place, step) == (self.epoch, self.place, self.step):
-            os.kill(os.getpid(), self.number)
+            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+                process.send_signal(self.number)
+            time.sleep(self.waits_s)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._send(trainer, "step", batch_idx)
@@ -120,7 +124,9 @@ def test_a_training_that_is_ended_can_be_resumed_but_nothing_takes_it_for_done(
 ) -> None:
     """SIGTERM saves as SIGUSR1 does; what is scored meanwhile is the last whole epoch."""
     run = tmp_path / "run"
-    words = fit_words("phantom_2d.yaml", tiny_stores, run, *STEPS, *SMALL_BATCH, "--data.fold", 0, epochs=2)
+    words = fit_words(
+        "phantom_2d.yaml", tiny_stores, run, *STEPS, *SMALL_BATCH, "--data.fold", 0, "--data.workers", 2, epochs=2
+    )
     callback = f"[{{class_path: test_requeue.SignalAt, init_args: {{epoch: 1, step: 1, number: {int(SIGTERM)}}}}}]"
     assert main([*words, "--trainer.callbacks", callback]) == 128 + SIGTERM
     said = capsys.readouterr().err.splitlines()[-1]
