@@ -94,14 +94,15 @@ def test_a_checkpoint_is_written_beside_the_old_one(tmp_path: Path, monkeypatch:
     order = []
     monkeypatch.setattr(os, "fsync", lambda _: order.append("disk"))
     rename = os.replace
-    monkeypatch.setattr(os, "replace", lambda *names: (order.append("name"), rename(*names)))
+    monkeypatch.setattr(os, "replace", lambda one, other: (order.append(Path(other).name), rename(one, other)))
     files.save_checkpoint({"epoch": 2}, path)
-    assert order == ["disk", "name"]
+    assert order == ["disk", "previous.ckpt", "last.ckpt"]
     assert torch.load(path, weights_only=True) == {"epoch": 2}
     with pytest.raises(Exception, match="pickle"):
         files.save_checkpoint({"epoch": lambda: 3}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 2}
-    assert list(tmp_path.iterdir()) == [path]
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True) == {"epoch": 1}
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "previous.ckpt"]
 
 
 def test_a_run_is_repeated_from_its_own_config(tiny_stores: TinyStores, tmp_path: Path) -> None:
