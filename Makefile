@@ -2,6 +2,7 @@
 #
 #   make demo                  the whole road on a synthetic abdomen; ends with the path of the report
 #   make test                  the test suite
+#   make test-slurm            the job scripts on a real SLURM, which is installed where that can be done (minutes)
 #   make lint                  ruff and mypy
 #   make peers                 nnU-Net in an environment of its own, for the benchmarks (several GB)
 #   make clean                 remove the environment and caches
@@ -20,13 +21,17 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup peers clean
+.PHONY: demo test test-slurm lint setup peers clean
 
 demo: $(READY)
 	$(BIN)/flarecps demo $(if $(OUT),--out $(OUT))
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slurm"
+
+# Alone, after the others: it has limits of seconds, and two nodes' worth of processes.
+test-slurm: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -99,6 +99,15 @@ def help_text() -> str:
 def _run(name: str, words: list[str]) -> int | None:
     """Import one command and run it on its words."""
     command = COMMANDS[name]
+    if name == "fit":
+        from flarecps.training.stop_signals import listening
+
+        with listening():  # before the slow imports: a signal that comes meanwhile is not lost
+            return _call(command, name, words)
+    return _call(command, name, words)
+
+
+def _call(command: Command, name: str, words: list[str]) -> int | None:
     function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
     if name in OWN_WORDS:
         return function([name, *words])

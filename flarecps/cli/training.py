@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.fabric.plugins.io import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flarecps.checkpoint import load_plain
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError
 from flarecps.planning.plan import plan_to_json
-from flarecps.training.callbacks.checkpoints import BEST, FOLDER, LAST, checkpoint_callbacks
+from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
 from flarecps.training.callbacks.dashboard import DashboardSession
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.overlays import ValidationOverlays
@@ -28,13 +32,26 @@ from flarecps.training.callbacks.patches import PatchValidation
 from flarecps.training.callbacks.progress import TrainingProgress
 from flarecps.training.callbacks.ranks import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
+from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal
 from flarecps.training.callbacks.results import ValidationTable
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.callbacks.throughput import Throughput
-from flarecps.training.checkpoint_files import WholeCheckpoints, remove_partial
+from flarecps.training.checkpoint_files import (
+    BEST,
+    FOLDER,
+    LAST,
+    WholeCheckpoints,
+    candidates,
+    newest_whole,
+    remove_own,
+    remove_partial,
+)
 from flarecps.training.dashboards import WandbDashboard, finish_dashboards, loggers_of, wandb_dashboard
 from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.ranks import warn
+from flarecps.training.slurm import requeue, under_slurm
 from flarecps.training.start_weights import start_from
+from flarecps.training.stop_signals import StopRequest
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
@@ -45,7 +62,14 @@ TRAINER_DEFAULTS = {
 
 
 USER_MISTAKE = 2  # exit code, as in main
-FAILED = 1  # exit code: some scans could not be segmented
+FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
+FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
+ENDED_BY_SIGNAL = 128  # exit code, plus the signal's number, as shells report it
+
+AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
+# How long a process waits for the others (strategy ddp): longer than one validation scan or checkpoint takes, and not
+# torch's 30 minutes, in which a job that waits for a lost node burns 8 GPUs. A config's DDPStrategy may set another.
+LONGEST_WAIT = timedelta(minutes=10)
 
 
 class RunConfig(SaveConfigCallback):
@@ -116,8 +140,7 @@ class TrainingCLI(LightningCLI):
             return
         remove_partial(self.run_folder / FOLDER)
         if self._get(self.config, "overwrite") and not resumed:
-            for old in (LAST, BEST):
-                (self.run_folder / FOLDER / f"{old}.ckpt").unlink(missing_ok=True)
+            remove_own(self.run_folder / FOLDER)
 
     def before_validate(self) -> None:
         if not self.datamodule.validation_names:
@@ -133,6 +156,9 @@ class TrainingCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         data: ScanDataModule = self.datamodule
         callbacks: list[Any] = []
+        kwargs["plugins"] = _with_own_requeue(given["plugins"])
+        if given["strategy"] == "ddp" and self.subcommand == "fit":
+            kwargs["strategy"] = DDPStrategy(timeout=LONGEST_WAIT)
         if self._is_dry_run:
             return self._dry_trainer(given)
         if self.subcommand == "fit":
@@ -143,7 +169,7 @@ class TrainingCLI(LightningCLI):
                 *checkpoint_callbacks(run, bool(data.validation_names), given["check_val_every_n_epoch"] or 1),
                 RunRecord(run, ["flarecps", *self.words]),
             ]
-            kwargs["plugins"] = _with_whole_checkpoints(given["plugins"])
+            kwargs["plugins"] = _with_whole_checkpoints(kwargs["plugins"])
             kwargs["logger"] = loggers_of(given["logger"], run)
             callbacks += self._shown(run, wandb_dashboard(kwargs["logger"]))
         elif given["logger"] is None:
@@ -152,6 +178,8 @@ class TrainingCLI(LightningCLI):
             callbacks.append(SegmentationWriter(run))
         if given["enable_progress_bar"] is not False:
             callbacks.append(TrainingProgress())
+        if self.subcommand == "fit":
+            callbacks.append(Requeue(run))  # after what counts steps
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
 
     def _shown(self, run: Path, dashboard: WandbDashboard | None) -> list[Any]:
@@ -187,29 +215,59 @@ class TrainingCLI(LightningCLI):
             self.config[self.subcommand]["ckpt_path"] = None
             return
         folder = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER
-        if given in (LAST, BEST):
+        if self.subcommand == "fit" and given in (LAST, AUTO):
+            given = self._resumed(folder, given)
+        elif given in (LAST, BEST):
             given = folder / f"{given}.ckpt"
             if not given.is_file():
                 cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
                 raise CheckpointError(f"{given}: this run has no such checkpoint; {cure}")
-            self.config[self.subcommand]["ckpt_path"] = str(given)
-        if given is not None:
+            load_plain(given)
+        elif given is not None:
             load_plain(given)
         elif self.subcommand != "fit":
             raise ConfigError(
                 f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"
             )
-        elif (folder / f"{LAST}.ckpt").is_file() and not self._get(self.config, "overwrite"):
+        elif candidates(folder) and not self._get(self.config, "overwrite"):
             raise ConfigError(
                 f"{folder.parent}: this run folder holds checkpoints already; continue with --ckpt_path last, "
                 "name another folder with --trainer.default_root_dir, or start anew with --overwrite true"
             )
+        self.config[self.subcommand]["ckpt_path"] = None if given is None else str(given)
+
+    def _resumed(self, folder: Path, given: str) -> Path | None:
+        """What ``fit`` resumes from: the newest whole checkpoint of ``folder``; None where ``auto`` finds none."""
+        if given == AUTO and self._get(self.config, "overwrite"):
+            raise ConfigError(
+                f"{folder.parent}: --ckpt_path auto would resume what --overwrite true starts anew; give one of them"
+            )
+        if given == AUTO and not candidates(folder):
+            return None
+        found = newest_whole(folder, skipped=warn)
+        rank_zero_info(f"resume from {found}")
+        return found
 
 
 def _with_whole_checkpoints(given: Any) -> list[Any]:
     """The config's plugins, and ``WholeCheckpoints`` unless one of them writes checkpoints."""
-    plugins = given if isinstance(given, list) else [] if given is None else [given]
+    plugins = _as_list(given)
     return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
+
+
+def _with_own_requeue(given: Any) -> list[Any]:
+    """The config's plugins, and under SLURM an environment whose requeueing is left to ``Requeue``.
+
+    Lightning's own saves wherever the signal interrupts, between two optimisers' steps as well.
+    """
+    plugins = _as_list(given)
+    if not under_slurm() or any(isinstance(one, ClusterEnvironment) for one in plugins):
+        return plugins
+    return [*plugins, SLURMEnvironment(auto_requeue=False)]
+
+
+def _as_list(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
@@ -222,16 +280,49 @@ def main(arguments: list[str]) -> int:
     _quiet()
     # configs refer to their own values (${...}) across files and the command line
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    stopped: StoppedBySignal | None = None
     try:
         cli = TrainingCLI(arguments, save_config_callback=RunConfig)
+    except StoppedBySignal as stop:
+        stopped = stop
     except TrainingError:
         if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the same
             return USER_MISTAKE
         raise
     finally:
-        finish_dashboards()
+        _finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
+    if stopped is not None:
+        return _leave(stopped)
     trainer: Any = cli.trainer
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
+
+
+def _finish_dashboards(within_s: float | None) -> None:
+    """Close the dashboards; with a limit, for a job that ends soon must be requeued before, whatever the network."""
+    if within_s is None:
+        finish_dashboards()
+    else:
+        closing = threading.Thread(target=finish_dashboards, daemon=True)
+        closing.start()
+        closing.join(within_s)
+
+
+def _leave(stopped: StoppedBySignal) -> int:
+    """End a training that was asked to stop: have the job requeued, if that was asked of a job; the exit code.
+
+    0 after a requeue (the job has done its part), else 128 + the signal's number (the training is not done).
+    """
+    first = not rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it
+    requeued = stopped.request == StopRequest.REQUEUE and under_slurm()
+    code = 0 if requeued else ENDED_BY_SIGNAL + stopped.request.signal
+    if not first:
+        return code
+    complaint = requeue() if requeued else None
+    then = "go on with --ckpt_path auto"
+    if requeued:
+        then = f"the job could not be requeued ({complaint}); submit it again" if complaint else "the job is requeued"
+    print(f"flarecps fit: {stopped}; {then}", file=sys.stderr, flush=True)
+    return FAILED if complaint else code
 
 
 def _said(predicted: SegmentationWriter) -> int:

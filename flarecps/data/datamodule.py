@@ -213,7 +213,8 @@ class ScanDataModule(LightningDataModule):
         return OneByOne(paths[self.rank :: self.ranks] or [""], str)  # Lightning skips a loop without batches
 
     def _cases(self, names: tuple[str, ...]) -> OneByOne | list[Any]:
-        own = list(names[self.rank :: self.ranks]) or [""]  # Lightning skips a loop without batches, and its reductions
+        own = list(names[self.rank :: self.ranks])
+        own += [""] * (-(-len(names) // self.ranks) - len(own))  # equally many for all, who look up after each together
         return OneByOne(own, self.read_whole_case) if names else []
 
     def read_whole_case(self, name: str) -> dict[str, Any]:

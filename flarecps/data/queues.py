@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from flarecps.data.worker_deaths import Whereabouts
 from flarecps.typing import Triple
 
 _BATCHES_AHEAD = 2  # that the workers of a stream prepare
+_STOPS = (signal.SIGTERM, signal.SIGUSR1)
 _FOR_EVER = 2**62  # TorchIO asks a sampler for its length; this one has no end
 
 
@@ -99,6 +101,7 @@ class PatchQueue(tio.Queue):
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=ahead,
+            worker_init_fn=partial(_leave_to_the_training, [one for one in _STOPS if callable(signal.getsignal(one))]),
             generator=torch.Generator().manual_seed(0),
         )
         self._num_sampled_subjects = 0
@@ -179,6 +182,13 @@ class OneByOne:
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.read, self.names)
+
+
+def _leave_to_the_training(signals: list[signal.Signals], worker: int) -> None:
+    """In a new worker: ignore the signals that the training process handles. SLURM sends them to all processes of a
+    job; were the workers to die of them, the training could not finish the step it is to stop after."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(subject: Any) -> Any:

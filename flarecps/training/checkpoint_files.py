@@ -1,8 +1,12 @@
-"""Checkpoints that appear whole or not at all, whatever ends the process that writes them."""
+"""Checkpoints that appear whole or not at all, and the choice of the one that a run resumes from."""
 
 from __future__ import annotations
 
 import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,21 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from flarecps import atomic
+from flarecps.checkpoint import ENTRY, load_plain
+from flarecps.errors import CheckpointError
+
+FOLDER = "checkpoints"  # of a run
+LAST = "last"  # after every epoch
+PREVIOUS = "previous"  # what last was an epoch before
+BEST = "best"
+REQUEUE = "requeue"  # within an epoch, when a signal asked to stop
+OWN = (LAST, REQUEUE, PREVIOUS, BEST)  # the names this program writes; equally far: the first
+PERIODIC = "epoch*.ckpt"  # how a ModelCheckpoint of a config names its files by default
+NEEDED_TO_RESUME = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the checkpoint, to the disk, then renames.
+    """Writes beside the checkpoint, to the disk, then renames; the ``last`` before stays as ``previous``.
 
     Lightning's own goes through the system's temporary folder: on another disk the last step is a copy, which can be
     cut short, and the folder must hold a second copy.
@@ -22,13 +37,98 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.atomic_path(target) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic.atomic_path(target) as partial:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.name == f"{LAST}.ckpt" and target.is_file():
+                _keep(target, target.with_name(f"{PREVIOUS}.ckpt"))
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give ``path`` another name beside its own, replacing what has it; without hard links its own name goes."""
+    link = name.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{name.name}")
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        link = path
+    os.replace(link, name)
 
 
 def remove_partial(folder: Path) -> None:
     """Delete what killed processes left half written in ``folder``, which need not exist."""
     for path in folder.glob(f"{atomic.PARTIAL_PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+def remove_own(folder: Path) -> None:
+    """Delete the checkpoints that this program wrote in ``folder``, which need not exist."""
+    for name in OWN:
+        (folder / f"{name}.ckpt").unlink(missing_ok=True)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The files a run may resume from, whole or not: this program's own, then a config's periodic ones by name."""
+    own = [folder / f"{name}.ckpt" for name in OWN]
+    return [path for path in own if path.is_file()] + sorted(folder.glob(PERIODIC))
+
+
+def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
+    """Of ``candidates`` the one that is furthest in training and whole; equally far: the first of ``OWN``.
+
+    How far is read from the files themselves (completed epochs, then steps), not from their times, which copying
+    changes. ``skipped`` is told of every damaged file that might have been further. Raises ``CheckpointError`` when
+    there is no candidate, or none is whole.
+    """
+    paths = candidates(folder)
+    if not paths:
+        raise CheckpointError(f"{folder}: no such checkpoint to resume from; leave ckpt_path out to start anew")
+    damaged, sound = [], []
+    for path in paths:
+        try:
+            sound.append((progress_of(path), path))
+        except CheckpointError as error:
+            damaged.append(error)
+    for complaint in damaged:
+        skipped(f"{complaint}; it is passed over")
+    for _, path in sorted(sound, key=lambda pair: pair[0], reverse=True):  # stable: ties stay in order
+        try:
+            check_bytes(path)
+            load_plain(path)
+        except CheckpointError as error:
+            skipped(f"{error}; it is passed over")
+        else:
+            return path
+    names = ", ".join(path.name for path in paths)
+    raise CheckpointError(
+        f"{folder}: none of its checkpoints ({names}) is whole, so there is nothing to resume from; restore one from "
+        "a backup, or move the folder away to start anew"
+    )
+
+
+def check_bytes(path: Path) -> None:
+    """Nothing, or ``CheckpointError`` when a part of it lacks its checksum (torch does not look)."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: damaged") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged ({damaged} is not what was written)")
+
+
+def progress_of(path: Path) -> tuple[int, int]:
+    """How far training had come when ``path`` was written: completed epochs, then optimiser steps in all.
+
+    Reads no weights. Raises ``CheckpointError`` when the file is damaged or can't be resumed from.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        missing = [name for name in NEEDED_TO_RESUME if name not in content]
+        progress = (int(content[ENTRY]["completed_epochs"]), int(content["global_step"]))
+    except Exception as error:  # torch raises many kinds for a file that is not one
+        raise CheckpointError(f"{path}: damaged, or no checkpoint of 'flarecps fit'") from error
+    if missing:
+        raise CheckpointError(f"{path}: holds no {', '.join(missing)}, so no training can be resumed from it")
+    return progress

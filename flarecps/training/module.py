@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from flarecps import checkpoint, metric_names
 from flarecps.errors import ConfigError
@@ -294,6 +294,11 @@ class CrossPseudoSupervision(LightningModule):
             means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
         if len(step.unlabelled[0]):
             self.health.update(step.unlabelled)
+
+    def running_metrics(self) -> dict[str, Metric]:
+        """What counts through an epoch, by name: a checkpoint within an epoch must hold it."""
+        means: dict[str, Any] = dict(self._named_means())
+        return means | {"health": self.health}
 
     def _named_means(self) -> list[tuple[str, Any]]:
         return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]

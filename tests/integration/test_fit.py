@@ -79,9 +79,13 @@ def test_metrics_have_the_names_that_reports_read(run: Path) -> None:
 
 
 def test_checkpoints_hold_the_last_and_the_best_epoch(run: Path) -> None:
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    last, best = (read_checkpoint(run / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    kept = ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
+    last, best, previous = (
+        read_checkpoint(run / "checkpoints" / f"{name}.ckpt") for name in ("last", "best", "previous")
+    )
     assert last.epoch == 2
+    assert previous.epoch == 1
     means = [float(row[metric_names.DSC_MEAN]) for row in rows(run) if row[metric_names.DSC_MEAN]]
     assert best.epoch == 1 + int(np.argmax(means))
     siblings = [list(sibling.parameters()) for sibling in last.siblings]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from stores import TinyStores, fit
+from runs import assert_identical, assert_same_training, table
+from stores import TinyStores, fit, fit_words
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
@@ -35,39 +34,6 @@ CASES = {
     "control, validated every 2 epochs": ("phantom_2d_supervised.yaml", [*PLATEAU, *VALIDATED, *SMALL_BATCH]),
     "λ held": ("phantom_2d.yaml", [*RAMP, *HELD, *SMALL_BATCH]),
 }
-
-
-def assert_identical(ours: Any, theirs: Any, where: str) -> None:
-    """Equal in every bit, down to the leaves of nested dicts and lists."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours:
-            assert_identical(ours[key], theirs[key], f"{where}.{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_identical(one, other, f"{where}[{number}]")
-    else:
-        assert ours == theirs, where
-
-
-def table(run: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what a clock measured."""
-    clocks = (metric_names.PATCHES_PER_SECOND, metric_names.DATA_WAIT)
-    with (run / "csv" / "metrics.csv").open() as file:
-        return [{name: row[name] for name in row if name not in clocks} for row in csv.DictReader(file)]
-
-
-def assert_same_training(ours: Path, theirs: Path) -> dict[str, Any]:
-    """Weights, momenta, schedulers, the λ hold and counters of both runs' last checkpoints are bit-identical."""
-    one, other = (load_plain(run / "checkpoints" / "last.ckpt") for run in (ours, theirs))
-    for entry in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "flarecps"):
-        assert_identical(one[entry], other[entry], entry)
-    assert table(ours) == table(theirs), "λ, losses, health and rates of all epochs, in one table"
-    return one
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -118,7 +84,7 @@ def test_a_killed_run_resumes_where_it_was(case: str, tiny_stores: TinyStores, t
     fit(config, tiny_stores, killed, *more, "--ckpt_path", "last", epochs=completed + 2)
     through = fit(config, tiny_stores, tmp_path / "through", *more, epochs=completed + 2)
     assert_same_training(killed, through)
-    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_a_checkpoint_is_written_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,14 +94,15 @@ def test_a_checkpoint_is_written_beside_the_old_one(tmp_path: Path, monkeypatch:
     order = []
     monkeypatch.setattr(os, "fsync", lambda _: order.append("disk"))
     rename = os.replace
-    monkeypatch.setattr(os, "replace", lambda *names: (order.append("name"), rename(*names)))
+    monkeypatch.setattr(os, "replace", lambda one, other: (order.append(Path(other).name), rename(one, other)))
     files.save_checkpoint({"epoch": 2}, path)
-    assert order == ["disk", "name"]
+    assert order == ["disk", "previous.ckpt", "last.ckpt"]
     assert torch.load(path, weights_only=True) == {"epoch": 2}
     with pytest.raises(Exception, match="pickle"):
         files.save_checkpoint({"epoch": lambda: 3}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 2}
-    assert list(tmp_path.iterdir()) == [path]
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True) == {"epoch": 1}
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "previous.ckpt"]
 
 
 def test_a_run_is_repeated_from_its_own_config(tiny_stores: TinyStores, tmp_path: Path) -> None:
@@ -170,3 +137,30 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tiny_stores: TinyStores, 
     fit("phantom_2d_supervised.yaml", tiny_stores, run, "--ckpt_path", "last", epochs=1)
     assert_identical(load_plain(run / "checkpoints" / "last.ckpt")["state_dict"], before["state_dict"], "state_dict")
     assert table(run) == rows
+
+
+def test_auto_begins_then_resumes_and_never_begins_anew(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job script's start: a damaged last costs an epoch, and damage everywhere is the user's to decide on."""
+    run = tmp_path / "run"
+    auto = ["--ckpt_path", "auto"]
+    config = "phantom_2d_supervised.yaml"
+    fit(config, tiny_stores, run, *auto, epochs=2)
+    last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    last.write_bytes(last.read_bytes()[:-1000])
+    fit(config, tiny_stores, run, *auto, epochs=3)
+    assert f"{last}: damaged" in caplog.text
+    assert [row["epoch"] for row in table(run)] == ["0", "1", "2"]
+    through = fit(config, tiny_stores, tmp_path / "through", epochs=3)
+    assert_same_training(run, through)
+    assert main(fit_words(config, tiny_stores, run, *auto, "--overwrite", "true")) == 2
+    assert "give one of them" in capsys.readouterr().err.splitlines()[-1]
+    for path in (last, previous):
+        path.write_bytes(b"")
+    before = (run / "csv" / "metrics.csv").read_text()
+    for given in ("auto", "last"):
+        assert main(fit_words(config, tiny_stores, run, "--ckpt_path", given)) == 2
+        assert "none of its checkpoints (last.ckpt, previous.ckpt) is whole" in capsys.readouterr().err.splitlines()[-1]
+    assert main(fit_words(config, tiny_stores, run)) == 2, "damaged or not, they are not overwritten unasked"
+    assert (run / "csv" / "metrics.csv").read_text() == before

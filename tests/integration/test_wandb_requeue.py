@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 from stores import TinyStores, fit_words
+from test_requeue import interrupted
 from test_wandb import VALIDATED, steps, synced
 
 from flarecps import metric_names
-
-pytest.importorskip("flarecps.training.callbacks.requeue", reason="this version has no requeue")
 
 
 def test_stops_within_epochs_leave_one_run_with_every_epoch_once(
     tiny_stores: TinyStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_requeue import interrupted
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
     words = fit_words("phantom_2d.yaml", tiny_stores, run, *VALIDATED, "--data.iterations_per_epoch", 3, epochs=3)

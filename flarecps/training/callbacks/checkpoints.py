@@ -7,10 +7,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flarecps import metric_names
-
-FOLDER = "checkpoints"
-LAST = "last"
-BEST = "best"
+from flarecps.training.checkpoint_files import BEST, FOLDER, LAST
 
 
 def checkpoint_callbacks(run: Path, with_best: bool, validated_every: int = 1) -> list[ModelCheckpoint]:

@@ -33,6 +33,15 @@ class Throughput(Callback):
         total_s = self.wait_s + self.busy_s
         return self.wait_s / total_s if total_s else 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint within an epoch keeps: rank 0's times, and the patches of any rank."""
+        return {"wait_s": self.wait_s, "busy_s": self.busy_s, "patches": self.patches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; an epoch that begins anew clears it."""
+        self.wait_s, self.busy_s = state_dict["wait_s"], state_dict["busy_s"]
+        self.patches = state_dict["patches"]
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.wait_s = self.busy_s = 0.0
         self.patches = 0

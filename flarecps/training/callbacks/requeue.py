@@ -1,0 +1,125 @@
+"""Stopping at a step's boundary when a signal asks for it, with a checkpoint that resumes exactly there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from flarecps.training import stop_signals
+from flarecps.training.checkpoint_files import FOLDER, REQUEUE
+from flarecps.training.running_metrics import load_metric_states, states_of_all_ranks
+from flarecps.training.stop_signals import StopRequest
+
+RUNNING = "flarecps_running_metrics"  # entry of a checkpoint that was written within an epoch
+
+
+class StoppedBySignal(BaseException):
+    """The training has stopped on all ranks, as a signal asked; ``saved`` is what it resumes from, if not ``last``.
+
+    No ``Exception``: nothing went wrong, and nobody should handle it as if it had.
+    """
+
+    def __init__(self, request: StopRequest, where: str, saved: Path | None) -> None:
+        super().__init__(f"stopped {where}" + (f"; saved {saved}" if saved else ""))
+        self.request = request
+        self.where = where
+        self.saved = saved
+
+
+class Requeue(Callback):
+    """Looks after every step whether any rank was asked to stop; if so, all save together and stop.
+
+    One small all-reduce a step makes the ranks agree, so that it does not matter when the signal reached which. Within
+    an epoch, and within its validation (which is then done again), the state goes to ``RUN/checkpoints/requeue.ckpt``,
+    with what the epoch's means have counted so far. After an epoch's last step the epoch is finished first, and
+    ``last.ckpt`` holds everything. The file is removed once it is superseded.
+
+    Must come after the callbacks that count steps.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / FOLDER / f"{REQUEUE}.ckpt"
+        self._saving = False
+
+    # -- where a training may stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_signals.listen_again()  # Lightning's SIGTERM handler talks to the other ranks from wherever it interrupts
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        request = self._agreed(pl_module)
+        self._remove(trainer)  # this epoch begins after whatever it holds
+        if request:
+            raise StoppedBySignal(request, f"before epoch {trainer.current_epoch}", None)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        request = self._agreed(pl_module)
+        if request and not trainer.is_last_batch:
+            self._stop(request, f"in epoch {trainer.current_epoch} after step {batch_idx + 1}", trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_validation(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._stop_validation(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove(trainer)
+
+    # -- the stop
+
+    def _stop_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        request = self._agreed(pl_module)
+        if request:
+            # Lightning resumes an evaluation that was begun and not ended: let it be one with no scan done yet
+            progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.total.ready = progress.total.started = 1
+            self._stop(request, f"in the validation of epoch {trainer.current_epoch}", trainer)
+
+    def _stop(self, request: StopRequest, where: str, trainer: Trainer) -> None:
+        self._saving = True
+        trainer.save_checkpoint(self.path)  # ends with a barrier: the file is there for all
+        raise StoppedBySignal(request, where, self.path)
+
+    def _agreed(self, pl_module: LightningModule) -> StopRequest:
+        """The most that any rank was asked to do; all ranks must ask, and all get the same answer."""
+        request = stop_signals.received()
+        if not (dist.is_available() and dist.is_initialized()):
+            return request
+        greatest = torch.tensor(int(request), dtype=torch.int32, device=pl_module.device)
+        dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+        return StopRequest(int(greatest))
+
+    def _remove(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+
+    # -- what the epoch has counted so far
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._saving:
+            module: Any = pl_module
+            checkpoint[RUNNING] = states_of_all_ranks(module.running_metrics())
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if RUNNING in checkpoint:
+            module: Any = pl_module
+            load_metric_states(module.running_metrics(), checkpoint[RUNNING], trainer.global_rank, trainer.world_size)

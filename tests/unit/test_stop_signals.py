@@ -1,0 +1,117 @@
+"""Flags that signals set, and asking SLURM for another start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flarecps.training import slurm, stop_signals
+from flarecps.training.stop_signals import StopRequest, listening, received
+
+
+@pytest.mark.parametrize(
+    ("numbers", "asked"),
+    [
+        ([], StopRequest.NONE),
+        ([signal.SIGUSR1], StopRequest.REQUEUE),
+        ([signal.SIGTERM], StopRequest.END),
+        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], StopRequest.END),  # whoever ends a job wants no requeue
+    ],
+)
+def test_signals_set_a_flag_and_nothing_else(numbers: list[int], asked: StopRequest) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with listening():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert received() == asked
+    assert signal.getsignal(signal.SIGTERM) is before
+    os.kill(os.getpid(), signal.SIGUSR1)  # late: does not end this process
+    with listening():
+        assert received() == StopRequest.NONE
+
+
+def test_the_signals_are_taken_back_from_a_library() -> None:
+    with listening():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop_signals.listen_again()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received() == StopRequest.END
+    before = signal.getsignal(signal.SIGTERM)
+    stop_signals.listen_again()  # nobody listens
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_was_blocked_before_python_began_arrives() -> None:
+    """What ``env --block-signal=USR1`` in the job script is for."""
+    program = "from flarecps.training.stop_signals import listening, received\nwith listening(): print(received().name)"
+    start = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); "
+    start += "os.kill(os.getpid(), signal.SIGUSR1); os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    done = subprocess.run([sys.executable, "-c", start, program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["REQUEUE"]
+
+
+def test_outside_of_the_main_thread_nothing_changes() -> None:
+    def listen() -> None:
+        with listening():
+            pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -- requeueing
+
+
+def put_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> Path:
+    """A program of that name, which writes its words down and ends with ``code``; the file of words."""
+    program, words = folder / "scontrol", folder / "words"
+    program.write_text(f'#!/bin/sh\necho "$@" > {words}\necho "Invalid job id" >&2\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+    return words
+
+
+def test_a_task_of_an_array_is_requeued_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = put_scontrol(tmp_path, monkeypatch, 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert slurm.requeue() is None
+    assert words.read_text() == "requeue 12\n"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert slurm.requeue() is None
+    assert words.read_text() == "requeue 12_3\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_scontrol_fails_or_is_missing_the_job_script_is_told(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there:
+        put_scontrol(tmp_path, monkeypatch, 1)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.delenv(slurm.REQUEUE_FILE, raising=False)
+    complaint = slurm.requeue()
+    assert complaint is not None
+    assert ("Invalid job id" if there else "no scontrol") in complaint
+    monkeypatch.setenv(slurm.REQUEUE_FILE, str(tmp_path / "requeue"))
+    assert slurm.requeue() is None
+    assert (tmp_path / "requeue").exists()
+
+
+def test_an_interactive_shell_of_a_job_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}.items():
+        monkeypatch.setenv(name, value)
+    assert slurm.under_slurm()
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert not slurm.under_slurm()
