@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.datasets.findings import Complaints, Finding
-from flarecps.datasets.label_names import label_names
+from flarecps.datasets.label_names import label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, Split, choose_split, read_splits
 from flarecps.errors import DatasetError
@@ -157,9 +157,7 @@ def _read_channels(listing: Listing) -> tuple[str, ...]:
 def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:
     """(right, left) ids as written, else found by name: "right X" and "left X", "X_right" and "X_left"."""
     if content is None:
-        lower = {name.lower(): label for name, label in labels.items()}
-        twins = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
-        return tuple((right, left) for right, left in twins if left is not None)
+        return left_right_pairs(labels)
     try:
         pairs = tuple((int(right), int(left)) for right, left in content)
     except (TypeError, ValueError):

@@ -38,3 +38,14 @@ def label_names(content: Any, where: str) -> dict[str, int]:
     if len(labels) < 2:
         raise DatasetError(f'{where}: no structure besides background in "labels"')
     return labels
+
+
+def left_right_pairs(labels: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+    """(right, left) ids of structures that are named alike but for the side: "right X" and "left X", "X_right" …
+
+    >>> left_right_pairs({"background": 0, "right kidney": 1, "liver": 2, "left kidney": 3})
+    ((1, 3),)
+    """
+    lower = {name.lower(): label for name, label in labels.items()}
+    twins = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
+    return tuple((right, left) for right, left in twins if left is not None)
