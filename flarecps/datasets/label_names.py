@@ -8,13 +8,14 @@ from typing import Any
 from flarecps.errors import DatasetError
 
 LARGEST_ID = 255  # labels are stored as uint8
+IGNORE = "ignore"  # nnU-Net v2's name of a label that its loss passes over
 
 
 def label_names(content: Any, where: str) -> dict[str, int]:
     """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id, background (0) added.
 
-    Ids may have gaps. Raises DatasetError, naming ``where``, for no mapping, a region (several ids), an id that is no
-    whole number from 0 to 255, a name or id given twice, and no structure besides background.
+    Ids may have gaps. Raises DatasetError, naming ``where``, for no mapping, a region (several ids), a label to be
+    ignored, an id that is no whole number from 0 to 255, a name or id given twice, and no structure but background.
     """
     if not isinstance(content, Mapping) or not content:
         raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}')
@@ -22,7 +23,18 @@ def label_names(content: Any, where: str) -> dict[str, int]:
     for key, value in content.items():
         name, label = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
         if isinstance(label, list):
-            raise DatasetError(f"{where}: label {name!r} is a region (a list of ids); give every structure one id")
+            if len(label) != 1:
+                raise DatasetError(
+                    f"{where}: label {name!r} is a region of the ids {label}; regions overlap, and here a voxel has "
+                    "one label: name the ids that the label files hold, each once"
+                )
+            label = label[0]  # nnU-Net, too, takes a region of one id for that id
+        if name == IGNORE:
+            raise DatasetError(
+                f"{where}: label {name!r} marks voxels that nobody annotated, which is not known here voxel by voxel; "
+                f"clear them ('flarecps relabel --ids {label}=0') and remove the entry; structures that are not drawn "
+                'in a case are left out of its list under "annotated" in splits.json'
+            )
         try:
             pairs.append((str(name), int(label)))
         except (TypeError, ValueError):
