@@ -83,6 +83,12 @@ class TrainingCLI(LightningCLI):
             help="fit: start from the weights of this checkpoint; one network's become sibling 1's",
         )
         parser.add_argument(
+            "--init_siblings",
+            type=list[int] | None,
+            default=None,
+            help="fit --init: the siblings that start from it, such as [2]; by default as many as it holds",
+        )
+        parser.add_argument(
             "--dry-run",
             action="store_true",
             help="fit: take a few steps, print memory, step time and the time to the end, and write nothing",
@@ -101,8 +107,11 @@ class TrainingCLI(LightningCLI):
         """Load start weights; with ``overwrite``, let the older run's checkpoints go: its best is not this run's."""
         resumed = self._get(self.config, "ckpt_path") is not None
         start = self._get(self.config, "init")
+        into = self._get(self.config, "init_siblings")
+        if into is not None and start is None:
+            raise ConfigError("init_siblings says who starts from the weights of --init; name a checkpoint there, too")
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
-            rank_zero_info(start_from(start, self.model.plan, self.model.siblings))
+            rank_zero_info(start_from(start, self.model.plan, self.model.siblings, into))
         if self._is_dry_run:
             return
         remove_partial(self.run_folder / FOLDER)
