@@ -190,7 +190,11 @@ class TrainingCLI(LightningCLI):
                 raise CheckpointError(f"{given}: this run has no such checkpoint; {cure}")
             self.config[self.subcommand]["ckpt_path"] = str(given)
         if given is not None:
-            load_plain(given)
+            if "optimizer_states" not in load_plain(given):
+                raise CheckpointError(
+                    f"{given}: holds weights of another program (flarecps import) and no training to go on with; start "
+                    f"from it with --init {given}, or use it with 'flarecps segment'"
+                )
         elif self.subcommand != "fit":
             raise ConfigError(
                 f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"

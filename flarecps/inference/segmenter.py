@@ -248,7 +248,8 @@ class Segmenter:
             ladder = Ladder([one for one in ladder.steps if one.batch == 1 and one.sums_on == work.footing.sums_on])
         tests: list[Callable[[Place], bool]] = []
         if work.skip_air:
-            tests.append(holds_body(prepared.image, self.plan.intensity.scheme))
+            known_air = self.plan.whole_hu  # where CT was clipped, a window without contrast holds no body
+            tests.append(holds_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
             region = find_region(self.networks, image, prepared.way_back, self.plan, convert, ladder)
             tests.append(region.touches)
@@ -276,7 +277,7 @@ class Segmenter:
             scan_shape=volume.space.shape,
             network_shape=network_shape(volume.space.shape, volume.space.spacing_mm, self.plan),
             axis_order=self.plan.axis_order,
-            network_bytes=2 if self.plan.intensity.scheme == "ct" else 4,
+            network_bytes=2 if self.plan.whole_hu else 4,
             channels=len(self.plan.channels),
             classes=self.plan.class_count,
             patch_voxels=self.plan.patch_voxels,

@@ -110,6 +110,11 @@ class Plan:
         return len(self.labels)
 
     @property
+    def whole_hu(self) -> bool:
+        """Whether cases on the network's grid hold whole HU: CT, unless it was clipped before it was resampled."""
+        return self.intensity.scheme == "ct" and self.habits.intensity == "after_resampling"
+
+    @property
     def lateral_axis(self) -> int:
         """The network axis, of three, that runs from the patient's left to right: canonical columns."""
         return self.axis_order.index(CANONICAL_LATERAL_AXIS)

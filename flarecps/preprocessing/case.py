@@ -57,7 +57,7 @@ class WayBack:
 class Prepared:
     """A case on the network's grid."""
 
-    image: ScanArray  # (C, S, H, W): int16 HU for CT, float32 otherwise; not normalised
+    image: ScanArray  # (C, S, H, W): int16 HU for CT (float32 where it is clipped), float32 otherwise; not normalised
     labels: LabelArray | None  # (S, H, W) uint8
     way_back: WayBack
     statistics: dict[str, list[float]]  # "mean" and "sd" per channel of the cropped scan, before resampling
@@ -68,6 +68,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
 
     ``labels``: a label volume (1, S, H, W) on the same grid. ``name`` is for messages (default: the file's name). CT is
     clamped to int16, with fill below -1024 HU at -1024, before resampling (order 3) and rounded to whole HU after it.
+    A narrow window would make whole HU coarse: where CT is clipped before resampling, nothing is rounded.
     In 2D the first network axis keeps its spacing. Where the plan has other habits (orientation, clipping before
     resampling, cropping) they are kept; "scan grid" is then the scan's in the plan's order. Raises ``ScanError`` when
     channels, grids or label values disagree with the plan.
@@ -92,10 +93,10 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
-    before = window_of(plan.intensity) if is_hu and plan.habits.intensity == "before_resampling" else to_type
-    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if is_hu else np.float32)
+    before, after = (to_type, to_type) if plan.whole_hu or not is_hu else (window_of(plan.intensity), None)
+    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if plan.whole_hu else np.float32)
     for channel, out in zip(array, image, strict=True):
-        resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=before, after=to_type)
+        resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=before, after=after)
     label_map = None
     if drawn is not None:
         resampled = resample_labels(crop(drawn, box), shape, coarse)

@@ -132,7 +132,7 @@ def clear_leftovers(store: Path, mine: Collection[str], known: Collection[str]) 
 
 def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     image, scaling = prepared.image, None
-    if plan.intensity.scheme != "ct":
+    if not plan.whole_hu:
         image, scaling = quantised(image, prepared.statistics["sd"])
     _write_array(folder / "image.b2nd", image, plan.dimensions)
     samples: dict[int, np.ndarray] = {}

@@ -13,11 +13,14 @@ import torch
 from skimage.transform import resize
 from small_model import small_plan, write_scan
 
+from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError
 from flarecps.inference.segmenter import Segmenter
 from flarecps.planning.plan import Habits, Plan, plan_from_json, plan_to_json
 from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.intensity import normalise
+from flarecps.preprocessing.store import CaseStore
+from flarecps.preprocessing.store_writing import prepare_store, write_case
 from flarecps.volumes.io import Volume, as_stored, read_labels, read_volume
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space
 
@@ -141,9 +144,10 @@ def test_before_resampling_the_window_is_applied_first(tmp_path: Path) -> None:
     clipped = np.clip(volume.array[0].astype(float), low / 4, high / 4)
     shape = prepared.way_back.network_shape
     expected = resize(clipped, shape, order=3, mode="edge", anti_aliasing=False)
-    assert np.abs(prepared.image[0] - expected).max() <= 0.51  # whole HU
+    assert prepared.image.dtype == np.float32
+    assert np.abs(prepared.image[0] - expected).max() < 1e-3  # nothing is rounded to whole HU
     seen = normalise(prepared.image, narrow.intensity, prepared.statistics)[0]
-    assert np.abs(seen - (expected - narrow.intensity.mean) / narrow.intensity.sd).max() <= 0.51 / narrow.intensity.sd
+    assert np.abs(seen - (expected - narrow.intensity.mean) / narrow.intensity.sd).max() < 1e-4
     after = prepare_case(volume, replace(narrow, habits=Habits()))
     late = normalise(after.image, narrow.intensity, after.statistics)[0]
     assert np.abs(late - seen).max() > 0.1  # the order matters
@@ -159,3 +163,18 @@ def test_nonzero_keeps_air_that_the_field_of_view_leaves_out(tmp_path: Path) -> 
     assert prepare_case(volume, with_habits(Habits(crop="nonzero"))).way_back.box.shape == (20, 20, 18)
     nibabel.save(nibabel.Nifti1Image(np.where(voxels == 0, -1024, voxels), image.affine), tmp_path / "other.nii.gz")
     assert prepare_case(read_volume(tmp_path / "other.nii.gz"), with_habits(Habits())).way_back.box.shape == (10,) * 3
+
+
+def test_a_store_keeps_clipped_ct_finely(tmp_path: Path) -> None:
+    volume = read_volume(write_scan(tmp_path / "scan.nii.gz", spacing_mm=2.0))
+    plan = with_habits(Habits(intensity="before_resampling"))
+    plan = replace(plan, intensity=replace(plan.intensity, low=-40.5, high=60.25, sd=12.0))
+    catalogue = Catalogue(tmp_path, "one", dict(plan.labels), ("CT",), (), ())
+    prepare_store(tmp_path / "store", plan, catalogue)
+    prepared = prepare_case(volume, plan)
+    write_case(tmp_path / "store", prepared, Case("scan", "unlabelled", (tmp_path / "scan.nii.gz",)), plan)
+    image, _ = CaseStore(tmp_path / "store").read_case("scan")
+    expected = normalise(prepared.image, plan.intensity, prepared.statistics)
+    assert np.abs(image - expected).max() < 1e-3
+    assert image.min() == pytest.approx(-40.5 / 12, abs=1e-3)
+    assert image.max() == pytest.approx(60.25 / 12, abs=1e-3)
