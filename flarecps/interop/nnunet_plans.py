@@ -45,8 +45,8 @@ def plans_of(plan: Plan, network: UNet) -> dict[str, Any]:
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": plan.global_batch["labelled"],
         "patch_size": list(plan.patch_voxels),
-        "median_image_size_in_voxels": list(plan.median_shape_voxels[seen]),
-        "spacing": list(plan.spacing_mm[seen]),
+        "median_image_size_in_voxels": list(plan.median_shape_voxels)[seen],
+        "spacing": list(plan.spacing_mm)[seen],
         "normalization_schemes": ["CTNormalization" if plan.intensity.scheme == "ct" else "ZScoreNormalization"]
         * channels,
         "use_mask_for_norm": [False] * channels,

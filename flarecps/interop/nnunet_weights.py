@@ -31,8 +31,8 @@ def nnunet_state(network: UNet) -> dict[str, Tensor]:
         state[theirs] = network.get_parameter(ours).detach().clone()
     finest = f"{_HEADS}{len(network.decoder) - 1}."
     weight = state[f"{finest}weight"]
-    for level, upsampling in enumerate(network.upsamplings):
-        features = int(upsampling.weight.shape[1])  # type: ignore[union-attr,arg-type]  # of a transposed convolution
+    for level in range(len(network.upsamplings)):
+        features = state[f"decoder.transpconvs.{level}.weight"].shape[1]
         state.setdefault(f"{_HEADS}{level}.weight", weight.new_zeros(len(weight), features, *weight.shape[2:]))
         state.setdefault(f"{_HEADS}{level}.bias", weight.new_zeros(len(weight)))
         state.setdefault(f"decoder.transpconvs.{level}.bias", weight.new_zeros(features))
