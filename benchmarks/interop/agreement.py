@@ -1,13 +1,13 @@
 """Models to and from nnU-Net v2: both programs label one CT, and their labels are compared structure by structure.
 
     FLARECPS_PEER_PYTHON=.peers/bin/python python benchmarks/interop/agreement.py CT LABELS OUT \\
-        [--dimensions 3 2] [--networks PlainUNet ResidualEncoderUNet] [--epochs 16] [--nnunet-epochs 14]
+        [--dimensions 3 2] [--networks PlainUNet ResidualEncoderUNet] [--ways exported imported]
 
 LABELS are FLARE22's ids. For each kind of network: trained here, exported, run by nnUNetv2_predict_from_modelfolder as
 it is installed, and imported back; then trained by nnU-Net itself (on the scan stored in another voxel order), and
 imported. Windows half a patch apart, logits averaged, no mirroring, in both programs. OUT/agreement.json and .md are
 written; exit 1 when a structure of more than 1000 voxels agrees by less than 0.995 (export) or 0.999 (import).
-Trainings that are there already are used again.
+Trainings that are there already are used again, and rows of an earlier call are kept.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[3, 2], choices=[2, 3])
     parser.add_argument("--networks", nargs="+", default=list(THEIR_NAMES), choices=list(THEIR_NAMES))
+    parser.add_argument("--ways", nargs="+", default=["exported", "imported"], choices=["exported", "imported"])
     parser.add_argument("--epochs", type=int, default=16, help="of 30 steps, here")
     parser.add_argument("--nnunet-epochs", type=int, default=14, help="of 60 steps, in nnU-Net")
     options = parser.parse_args()
@@ -48,14 +49,17 @@ def main() -> int:
     if not peer:
         sys.exit("FLARECPS_PEER_PYTHON is not set: `make peers` installs nnU-Net and prints the line that sets it")
     out: Path = options.out
-    own = write_dataset(options.ct, options.labels, out / "dataset")
-    other = write_dataset(options.ct, options.labels, out / "nnunet" / "raw" / "Dataset001_abdomen", OTHER_ORDER)
     kinds = list(product(options.dimensions, options.networks))
     rows: list[dict[str, Any]] = []
-    for dimensions, network in kinds:
+    own, other = out / "dataset", out / "nnunet" / "raw" / "Dataset001_abdomen"
+    if "exported" in options.ways:
+        write_dataset(options.ct, options.labels, own)
+    if "imported" in options.ways:
+        write_dataset(options.ct, options.labels, other, OTHER_ORDER)
+    for dimensions, network in kinds if "exported" in options.ways else []:
         checkpoint = train_ours(own, out / f"ours_{dimensions}d_{network}", dimensions, network, options.epochs)
         rows += exported(peer, checkpoint, own, f"{dimensions}D {network}")
-    for dimensions, network in kinds:
+    for dimensions, network in kinds if "imported" in options.ways else []:
         configuration = "3d_fullres" if dimensions == 3 else "2d"
         model = train_nnunet(peer, out / "nnunet", configuration, THEIR_NAMES[network], options.nnunet_epochs)
         rows.append(imported(peer, model, other, out / f"imported_{dimensions}d_{network}", f"{dimensions}D {network}"))
@@ -64,12 +68,12 @@ def main() -> int:
         "machine": f"{os.cpu_count()} CPU cores, no GPU, Python {platform.python_version()}",
         "versions": {"flarecps": __version__, "nnunetv2": version_of(peer)},
         "network_spacing_mm": SPACING_MM,
-        "rows": rows,
+        "rows": with_earlier(rows, out / "agreement.json"),
     }
     (out / "agreement.json").write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     (out / "agreement.md").write_text(table(answer), encoding="utf-8")
     print(table(answer))
-    return int(any(one["dice"] < WANTED[row["way"]] for row in rows for one in row["structures"].values()))
+    return int(any(one["dice"] < WANTED[row["way"]] for row in answer["rows"] for one in row["structures"].values()))
 
 
 def exported(peer: str, checkpoint: Path, dataset: Path, name: str) -> list[dict[str, Any]]:
@@ -100,6 +104,14 @@ def imported(peer: str, model: Path, dataset: Path, work: Path, name: str) -> di
     row = {"way": "imported", "network": name, "structures": compared(ours, theirs, dataset)}
     print(json.dumps(row), flush=True)
     return row
+
+
+def with_earlier(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier call that are not measured anew, and these."""
+    earlier = json.loads(path.read_text())["rows"] if path.is_file() else []
+    fresh = {(row["way"], row["network"]) for row in rows}
+    kept = [row for row in earlier if (row["way"], row["network"]) not in fresh]
+    return sorted(kept + rows, key=lambda row: (list(WANTED).index(row["way"]), row["network"]))
 
 
 def predicted_by_nnunet(peer: str, model: Path, fold: str, dataset: Path, out: Path) -> Path:

@@ -44,10 +44,10 @@ COMMANDS: dict[str, Command] = {
     "figures": Command("flarecps.cli.figures", "figures", "cases side by side, box plots, volumes, worst cases"),
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
+    "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
     "export": Command("flarecps.cli.export", "export", "a model for nnU-Net v2, or as ONNX"),
     "import": Command("flarecps.cli.import_", "import_model", "a model from nnU-Net v2"),
     "convert": Command("flarecps.cli.convert", "convert", "an nnU-Net raw data set from FLARE22, MSD or plain folders"),
-    "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments
