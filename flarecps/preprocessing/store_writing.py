@@ -183,9 +183,12 @@ def is_current(store: Path, case: Case, plan: Plan) -> bool:
 
 def _difference(store: Path, plan: Plan) -> str:
     there = read_plan(store / "plan.json")
-    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels"):
+    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels", "habits"):
         if getattr(there, name) != getattr(plan, name):
             return f"{name} {getattr(there, name)} there, {getattr(plan, name)} here"
+    if plan.habits.intensity == "before_resampling" and there.intensity.scheme == plan.intensity.scheme:
+        ours, theirs = plan.intensity, there.intensity
+        return f"window {theirs.low:g} to {theirs.high:g} HU there, {ours.low:g} to {ours.high:g} here"
     return f"intensity {there.intensity.scheme} there, {plan.intensity.scheme} here"
 
 

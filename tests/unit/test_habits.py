@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 from skimage.transform import resize
-from small_model import small_plan, write_scan
+from small_model import small_plan, write_model, write_scan
 
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.errors import PlanError
+from flarecps.errors import PlanError, StoreError
+from flarecps.inference.budget import Budget
+from flarecps.inference.folders import Products, segment_folder
+from flarecps.inference.probability_file import read_probabilities
 from flarecps.inference.segmenter import Segmenter
 from flarecps.planning.plan import Habits, Plan, plan_from_json, plan_to_json
 from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.intensity import normalise
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, write_case
+from flarecps.reporting.plan_words import plan_in_words
 from flarecps.volumes.io import Volume, as_stored, read_labels, read_volume
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space
 
@@ -38,6 +42,7 @@ def scan_in(order: tuple[str, str, str], path: Path) -> Path:
         noise = noise + np.roll(noise, 1, axis)
     image = nibabel.Nifti1Image((noise * 60).astype(np.int16), np.diag([2.5, 3.0, 4.0, 1.0]))
     wanted = nibabel.orientations.axcodes2ornt(order)
+    path.parent.mkdir(exist_ok=True)
     nibabel.save(
         image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted)), path
     )
@@ -178,3 +183,44 @@ def test_a_store_keeps_clipped_ct_finely(tmp_path: Path) -> None:
     assert np.abs(image - expected).max() < 1e-3
     assert image.min() == pytest.approx(-40.5 / 12, abs=1e-3)
     assert image.max() == pytest.approx(60.25 / 12, abs=1e-3)
+
+
+def test_a_store_of_another_window_says_so(tmp_path: Path) -> None:
+    plan = with_habits(Habits(intensity="before_resampling"))
+    catalogue = Catalogue(tmp_path, "one", dict(plan.labels), ("CT",), (), ())
+    prepare_store(tmp_path / "store", plan, catalogue)
+    wider = replace(plan, intensity=replace(plan.intensity, high=300.0))
+    with pytest.raises(StoreError, match="window -200 to 200 HU there, -200 to 300 here"):
+        prepare_store(tmp_path / "store", wider, catalogue)
+    with pytest.raises(StoreError, match=r"habits .*before_resampling.* there, .*after_resampling.* here"):
+        prepare_store(tmp_path / "store", replace(plan, habits=Habits()), catalogue)
+
+
+def test_a_report_says_the_habits() -> None:
+    said = dict(plan_in_words(with_habits(Habits("as_stored", "before_resampling", "nonzero"))))
+    assert said["Habits of another program"] == (
+        "Voxels are taken in the order of the file; CT is clipped before it is resampled; "
+        "scans are cropped to what is not 0."
+    )
+    assert "Habits of another program" not in dict(plan_in_words(small_plan()))
+
+
+def test_as_stored_with_a_budget_and_probabilities(tmp_path: Path) -> None:
+    """The same labels within a budget; probabilities know where their voxels are in the patient."""
+    path = scan_in(("P", "L", "I"), tmp_path / "scans" / "scan.nii.gz")
+    volume, plan = read_volume(path), replace(with_habits(AS_STORED), spacing_mm=(4.0, 3.0, 2.5))
+    budget = Budget(ram_bytes=2**34, seconds=1000.0)
+    labels = Segmenter(plan, [unlike_network], step=0.5)(volume)
+    assert np.array_equal(Segmenter(plan, [unlike_network], step=0.5, budget=budget)(volume), labels)
+    stored = nibabel.load(path)
+    same_grid = replace(plan, spacing_mm=tuple(float(edge) for edge in stored.header.get_zooms()[::-1]))
+    checkpoint = write_model(tmp_path / "a.ckpt", plan=same_grid)
+    outcomes = segment_folder(
+        checkpoint, tmp_path / "scans", tmp_path / "out", products=Products(probabilities=True), progress=False
+    )
+    assert not any(one.failed for one in outcomes)
+    found, grid = read_probabilities(tmp_path / "out" / "probabilities" / "scan.npz")
+    drawn = np.asarray(nibabel.load(tmp_path / "out" / "scan.nii.gz").dataobj)
+    assert np.array_equal(found.argmax(axis=1), drawn.transpose(2, 1, 0))
+    turned = np.eye(4)[[2, 1, 0, 3]]  # of an index (slice, row, column) to the file's (column, row, slice)
+    assert np.allclose(grid["affine_ras_mm"], stored.affine @ turned, atol=1e-4)
