@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=list(THEIR_NAMES), choices=list(THEIR_NAMES))
     parser.add_argument("--ways", nargs="+", default=["exported", "imported"], choices=["exported", "imported"])
     parser.add_argument("--epochs", type=int, default=16, help="of 30 steps, here")
-    parser.add_argument("--nnunet-epochs", type=int, default=14, help="of 60 steps, in nnU-Net")
+    parser.add_argument("--nnunet-epochs", type=int, default=11, help="of 60 steps, in nnU-Net")
     options = parser.parse_args()
     peer = os.environ.get("FLARECPS_PEER_PYTHON")
     if not peer:
