@@ -38,7 +38,7 @@ def main() -> None:
             allow_init=True,
             deep_supervision=False,
         )
-        state = weights_for(network, Path(folder) / "nnunet.pth")
+        state = torch.load(Path(folder) / "nnunet.pth", map_location="cpu", weights_only=True)
         network.load_state_dict(state)
         network.eval()
         network.forward = laps.timed("network", network.forward)
@@ -55,26 +55,6 @@ def main() -> None:
         export(logits, properties, configuration, plans, dataset, stem, num_threads_torch=1)
 
     report(whole, laps)
-
-
-def weights_for(network: torch.nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    """A full state: the exchanged tensors wherever a parameter is registered, zeros for biases they do not hold."""
-    given = torch.load(path, map_location="cpu", weights_only=True)
-    modules = dict(network.named_parameters(remove_duplicate=False))
-    by_identity = {id(modules[name]): value for name, value in given.items()}
-    state, used = {}, set()
-    for name, value in network.state_dict().items():
-        parameter = modules.get(name)
-        if id(parameter) in by_identity:
-            state[name] = by_identity[id(parameter)]
-            used.add(id(parameter))
-        elif name.endswith(".bias"):
-            state[name] = torch.zeros_like(value)
-        else:
-            raise KeyError(f"{name}: no weights for it among those exchanged")
-    if len(used) != len(given):
-        raise KeyError(f"{len(given) - len(used)} exchanged tensors have no place in nnU-Net's network")
-    return state
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParse
             continue
         stem, _, unit = parameter.name.rpartition("_")
         has_unit = bool(stem) and unit in _UNITS
-        names[parameter.name] = stem if has_unit else parameter.name
+        names[parameter.name] = stem if has_unit else parameter.name.rstrip("_")  # from_ is --from
         _add(parser, parameter, hints[parameter.name], names[parameter.name], explained.get(parameter.name, ""),
              unit.upper() if has_unit else None)  # fmt: skip
     return parser, names

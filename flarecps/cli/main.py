@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
+    "export": Command("flarecps.cli.export", "export", "a model for nnU-Net v2, or as ONNX"),
+    "import": Command("flarecps.cli.import_", "import_model", "a model from nnU-Net v2"),
+    "convert": Command("flarecps.cli.convert", "convert", "an nnU-Net raw data set from FLARE22, MSD or plain folders"),
     "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables, for whoever has the data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")

@@ -116,6 +116,12 @@ class TrainingCLI(LightningCLI):
             help="fit: of how many validation cases the labels are drawn while they are learned; 0 for none",
         )
         parser.add_argument(
+            "--init_siblings",
+            type=list[int] | None,
+            default=None,
+            help="fit --init: the siblings that start from it, such as [2]; by default as many as it holds",
+        )
+        parser.add_argument(
             "--dry-run",
             action="store_true",
             help="fit: take a few steps, print memory, step time and the time to the end, and write nothing",
@@ -134,8 +140,11 @@ class TrainingCLI(LightningCLI):
         """Load start weights; with ``overwrite``, let the older run's checkpoints go: its best is not this run's."""
         resumed = self._get(self.config, "ckpt_path") is not None
         start = self._get(self.config, "init")
+        into = self._get(self.config, "init_siblings")
+        if into is not None and start is None:
+            raise ConfigError("init_siblings says who starts from the weights of --init; name a checkpoint there, too")
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
-            rank_zero_info(start_from(start, self.model.plan, self.model.siblings))
+            rank_zero_info(start_from(start, self.model.plan, self.model.siblings, into))
         if self._is_dry_run:
             return
         remove_partial(self.run_folder / FOLDER)
@@ -222,9 +231,9 @@ class TrainingCLI(LightningCLI):
             if not given.is_file():
                 cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
                 raise CheckpointError(f"{given}: this run has no such checkpoint; {cure}")
-            load_plain(given)
+            _check_resumable(given)
         elif given is not None:
-            load_plain(given)
+            _check_resumable(given)
         elif self.subcommand != "fit":
             raise ConfigError(
                 f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"
@@ -247,6 +256,15 @@ class TrainingCLI(LightningCLI):
         found = newest_whole(folder, skipped=warn)
         rank_zero_info(f"resume from {found}")
         return found
+
+
+def _check_resumable(path: Path | str) -> None:
+    """Nothing, or ``CheckpointError`` for a file that is damaged or that no training wrote."""
+    if "optimizer_states" not in load_plain(path):
+        raise CheckpointError(
+            f"{path}: holds weights of another program (flarecps import) and no training to go on with; start "
+            f"from it with --init {path}, or use it with 'flarecps segment'"
+        )
 
 
 def _with_whole_checkpoints(given: Any) -> list[Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.datasets.findings import Complaints, Finding
-from flarecps.datasets.label_names import label_names
+from flarecps.datasets.label_names import label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
-from flarecps.datasets.splits import DEFAULT_SPLIT, Split, choose_split, read_splits
+from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
 from flarecps.errors import DatasetError
 
 __all__ = ["Case", "Catalogue", "Role", "read_catalogue"]
@@ -100,8 +100,9 @@ def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Co
     """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
 
     ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
-    do not. Raises DatasetError: missing folder, no images, no labelled case, images and labels unmatched, a case with
-    the wrong number of channels, one name twice, or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
+    do not. nnU-Net's ``splits_final.json`` holds such named splits: "fold_0", "fold_1", … Raises DatasetError: missing
+    folder, no images, no labelled case, images and labels unmatched, a case with the wrong number of channels, one name
+    twice, or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
 
     With ``complaints`` that collect, what concerns single cases or the numbering of labels is kept there instead of
     raised: the cases that can't be listed are left out, and label ids stay as they are written.
@@ -122,10 +123,12 @@ def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Co
         layout=listing.layout,
     )
     catalogue = replace(catalogue, cases=_sound_cases(catalogue, complaints))
-    splits_path = root / "splits.json"
-    splits = read_splits(splits_path) if split is not None or splits_path.is_file() else {}
+    roles = catalogue.split
+    splits = data_set_splits(root, roles.unlabelled, roles.test)
+    if split is not None and not splits:
+        splits = read_splits(root / SPLITS)  # which says that there is none
     if split is not None or DEFAULT_SPLIT in splits:
-        return catalogue.with_split(choose_split(splits, split, splits_path), complaints)
+        return catalogue.with_split(choose_split(splits, split, root), complaints)
     _check_labelled(catalogue, complaints)
     return catalogue
 
@@ -157,9 +160,7 @@ def _read_channels(listing: Listing) -> tuple[str, ...]:
 def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:
     """(right, left) ids as written, else found by name: "right X" and "left X", "X_right" and "X_left"."""
     if content is None:
-        lower = {name.lower(): label for name, label in labels.items()}
-        twins = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
-        return tuple((right, left) for right, left in twins if left is not None)
+        return left_right_pairs(labels)
     try:
         pairs = tuple((int(right), int(left)) for right, left in content)
     except (TypeError, ValueError):

@@ -59,6 +59,8 @@ def list_folder(root: Path, complaints: Complaints | None = None) -> Listing:
         return _list_flare22(root, flare_labelled, description, complaints)
     if description is not None and isinstance(description.get("training"), list):
         return Listing("MSD", _list_msd(root, description, complaints), description)
+    if description is not None and isinstance(description.get("dataset"), Mapping):
+        return Listing("nnU-Net", _list_named(root, description["dataset"], complaints), description)
     if (root / "imagesTr").is_dir():
         cases = _list_roles(
             [(root / "imagesTr", root / "labelsTr", "labelled"), (root / "imagesUn", None, "unlabelled"),
@@ -190,6 +192,26 @@ def _list_msd(root: Path, description: Mapping[str, Any], complaints: Complaints
     labels_of = _labels_in(root / "labelsTs")
     test = [Case(scan_name(path), "test", (path,), labels_of.get(scan_name(path))) for path in tests if path.exists()]
     return tuple(sorted(cases, key=_by_name)) + tuple(unlabelled) + tuple(sorted(test, key=_by_name))
+
+
+def _list_named(root: Path, named: Mapping[str, Any], complaints: Complaints) -> tuple[Case, ...]:
+    """nnU-Net v2's other way: dataset.json's "dataset" gives every training case's files; the rest lies in folders."""
+    cases = []
+    for name, entry in sorted(named.items()):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list) or "label" not in entry:
+            raise DatasetError(
+                f'{root / "dataset.json"}: "dataset" must give {{"images": [paths], "label": path}} of case {name!r}'
+            )
+        images, labels = tuple(root / str(path) for path in entry["images"]), root / str(entry["label"])
+        absent = [path for path in (*images, labels) if not path.exists()]
+        for path in absent:
+            complaints.add(Finding(name, "missing-file", f"{path}: listed in dataset.json but not there", "the file"))
+        if not absent:
+            cases.append(Case(name, "labelled", images, labels))
+    rest = _list_roles(
+        [(root / "imagesUn", None, "unlabelled"), (root / "imagesTs", root / "labelsTs", "test")], complaints
+    )
+    return tuple(cases) + rest
 
 
 def _by_name(case: Case) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 
 from flarecps.errors import DatasetError
 
+SPLITS = "splits.json"
+NNUNET_SPLITS = "splits_final.json"
 DEFAULT_SPLIT = "default"  # the name of the one split in a flat file
 FOLDS = 5
 _FOLD_SEED = 12345  # must not be tuned: folds stay comparable between runs and machines
@@ -102,6 +104,33 @@ def read_splits(path: Path | str) -> dict[str, Split]:
     if "labelled" in content:
         return {DEFAULT_SPLIT: split_from_json(content, str(path))}
     return {name: split_from_json(one, f"{path}: split {name!r}") for name, one in content.items()}
+
+
+def data_set_splits(root: Path, unlabelled: Sequence[str] = (), test: Sequence[str] = ()) -> dict[str, Split]:
+    """The splits that a data set folder holds, by name: of its ``splits.json``, else of nnU-Net's
+    ``splits_final.json``; none without either.
+
+    nnU-Net's list of folds becomes "fold_0", "fold_1", …: its ``train`` are labelled, its ``val`` validation cases.
+    It knows no unlabelled and test cases, so these are what the folders say (``unlabelled`` and ``test``). Raises
+    DatasetError when the file is no such list, or a case has two roles.
+    """
+    own, path = root / SPLITS, root / NNUNET_SPLITS
+    if own.is_file() or not path.is_file():
+        return read_splits(own) if own.is_file() else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, list) or not content:
+        raise DatasetError(f'{path}: expected nnU-Net\'s list of folds, [{{"train": [...], "val": [...]}}, ...]')
+    splits = {}
+    for number, one in enumerate(content):
+        where = f"{path}: fold {number}"
+        if not isinstance(one, dict) or set(one) != {"train", "val"}:
+            raise DatasetError(f'{where}: expected {{"train": [case names], "val": [case names]}}')
+        entries = {"labelled": one["train"], "validation": one["val"], "unlabelled": [*unlabelled], "test": [*test]}
+        splits[f"fold_{number}"] = split_from_json(entries, where)
+    return splits
 
 
 def choose_split(splits: Mapping[str, Split], name: str | None, where: Path | str) -> Split:

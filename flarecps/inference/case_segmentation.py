@@ -29,7 +29,7 @@ from flarecps.inference.results import (
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.statistics import organ_statistics
 from flarecps.inference.work_plan import MARGIN
-from flarecps.preprocessing.case import Prepared, WayBack
+from flarecps.preprocessing.case import Prepared, WayBack, in_plan_order
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
 from flarecps.volumes.space import Space
@@ -179,6 +179,7 @@ class CaseSegmentation:
         if path is None:
             return self.segmenter(material.volume, self.show_progress, began_s, material.prepared)
         clear_leftovers(path)
+        plan, settings = self.segmenter.plan, self.segmenter.settings
         with clear_disk_errors(path), ExitStack() as stack:
             file: ProbabilityFile | None = None
 
@@ -186,7 +187,7 @@ class CaseSegmentation:
                 nonlocal file
                 if file is None:
                     writing = writing_probabilities(
-                        path, self.segmenter.plan, material.volume.space, way_back, self.segmenter.settings.accumulate
+                        path, plan, in_plan_order(material.volume, plan).space, way_back, settings.accumulate
                     )
                     file = stack.enter_context(writing)
                 file.add(slab)

@@ -45,8 +45,8 @@ def _chosen(model: TrainedModel, sibling: Sibling) -> Sequence[nn.Module]:
 def _check_agreement(first: TrainedModel, other: TrainedModel) -> None:
     ours, theirs = plan_to_json(first.plan), plan_to_json(other.plan)
     for name in (*MUST_AGREE, "dimensions", "patch_voxels"):
-        if ours[name] != theirs[name]:
+        if ours.get(name) != theirs.get(name):
             raise ConfigError(
-                f"{other.path}: its {name} is {theirs[name]}, that of {first.path} is {ours[name]}; only networks "
-                "trained by one plan (folds of it, for instance) can be averaged"
+                f"{other.path}: its {name} is {theirs.get(name)}, that of {first.path} is {ours.get(name)}; only "
+                "networks trained by one plan (folds of it, for instance) can be averaged"
             )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ from flarecps.inference.sliding_window import (
 from flarecps.inference.spacing_rules import enforced_spacing_mm, pretended
 from flarecps.inference.work_plan import Foretold, WorkPlan, plan_in_words, plan_work
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import Prepared, WayBack, network_shape, prepare_case
+from flarecps.preprocessing.case import Prepared, WayBack, in_plan_order, network_shape, prepare_case
 from flarecps.preprocessing.intensity import normalise
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume
@@ -160,12 +161,13 @@ class Segmenter:
         channels are not the plan's, ConfigError when the budget's memory can't suffice.
         """
         began_s = time.monotonic() if began_s is None else began_s
-        volume = self._seen(volume)
+        scan, volume = volume, self._seen(volume)
         if not self.settings.budget:
             prepared = prepared or prepare_case(volume, self.plan)
             work = self._wanted()
             slabs = self._slabs(prepared, work, Course(work.step, self.mirroring), volume, show_progress)
-            return scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
+            labels = scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
+            return self._canonical(labels, scan)
         work, foretold = self.foretell(volume, began_s)
         self._tell(plan_in_words(work, foretold, self.settings.budget))
         with RamMeter() as ram:
@@ -175,7 +177,7 @@ class Segmenter:
             slabs = self._slabs(prepared, work, course, volume, show_progress)
             labels = scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
         self._tell(_what_it_took(ram.peak, vram_peak_bytes(self.device), time.monotonic() - began_s))
-        return labels
+        return self._canonical(labels, scan)
 
     def prepare(self, volume: Volume) -> Prepared:
         """The scan on the network's grid, the first part of segmenting it; may be done in another thread."""
@@ -196,6 +198,7 @@ class Segmenter:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
         if self._window is None:
             self._window = self._measured_window()
+        volume = in_plan_order(volume, self.plan)
         job = self._job(volume)
         budget = self.settings.budget
         if budget.seconds is not None and began_s is not None:
@@ -208,10 +211,16 @@ class Segmenter:
         return work, foretold
 
     def _seen(self, volume: Volume) -> Volume:
-        """The scan with the spacing that it is treated as having."""
-        if not self.settings.enforce_spacing:
-            return volume
-        return pretended(volume, enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm))
+        """The scan in the plan's order of voxels, with the spacing that it is treated as having."""
+        if self.settings.enforce_spacing:
+            volume = pretended(volume, enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm))
+        return in_plan_order(volume, self.plan)
+
+    def _canonical(self, labels: LabelArray, scan: Volume) -> LabelArray:
+        """Labels in the order of ``scan``, as it was given, from those in the plan's order."""
+        if self.plan.habits.orientation == "ras":
+            return labels
+        return np.ascontiguousarray(scan.source.reorientation.apply(labels))
 
     def _wanted(self) -> WorkPlan:
         """The work plan as set, before any trade."""
@@ -239,7 +248,8 @@ class Segmenter:
             ladder = Ladder([one for one in ladder.steps if one.batch == 1 and one.sums_on == work.footing.sums_on])
         tests: list[Callable[[Place], bool]] = []
         if work.skip_air:
-            tests.append(holds_body(prepared.image, self.plan.intensity.scheme))
+            known_air = self.plan.whole_hu  # where CT was clipped, a window without contrast holds no body
+            tests.append(holds_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
             region = find_region(self.networks, image, prepared.way_back, self.plan, convert, ladder)
             tests.append(region.touches)
@@ -267,7 +277,7 @@ class Segmenter:
             scan_shape=volume.space.shape,
             network_shape=network_shape(volume.space.shape, volume.space.spacing_mm, self.plan),
             axis_order=self.plan.axis_order,
-            network_bytes=2 if self.plan.intensity.scheme == "ct" else 4,
+            network_bytes=2 if self.plan.whole_hu else 4,
             channels=len(self.plan.channels),
             classes=self.plan.class_count,
             patch_voxels=self.plan.patch_voxels,

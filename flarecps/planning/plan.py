@@ -50,6 +50,23 @@ class Intensity:
 
 
 @dataclass(frozen=True)
+class Habits:
+    """How a scan is brought to the network, where a plan that was made elsewhere differs from this program's ways.
+
+    ``orientation``: voxels in RAS order, or as the scan's file stores them. ``intensity``: CT is clipped to its window
+    after resampling, or before it, as nnU-Net v2 does. ``crop``: to the field of view (in CT, what is above -1024 HU),
+    or to what is not 0, which is nnU-Net's rule. A plan's JSON holds them only where they are not the defaults.
+    """
+
+    orientation: Literal["ras", "as_stored"] = "ras"
+    intensity: Literal["after_resampling", "before_resampling"] = "after_resampling"
+    crop: Literal["field_of_view", "nonzero"] = "field_of_view"
+
+
+OWN_HABITS = Habits()
+
+
+@dataclass(frozen=True)
 class Topology:
     """The network's shape: one entry per resolution stage, finest first; the first stride is all 1."""
 
@@ -85,11 +102,17 @@ class Plan:
     intensity: Intensity
     fingerprint: dict[str, Any]  # what the numbers were decided from: a summary for people
     memory_gb: float  # estimated GPU memory of one training step (two siblings, both kinds of patches)
+    habits: Habits = OWN_HABITS
 
     @property
     def class_count(self) -> int:
         """Number of classes including background."""
         return len(self.labels)
+
+    @property
+    def whole_hu(self) -> bool:
+        """Whether cases on the network's grid hold whole HU: CT, unless it was clipped before it was resampled."""
+        return self.intensity.scheme == "ct" and self.habits.intensity == "after_resampling"
 
     @property
     def lateral_axis(self) -> int:
@@ -99,9 +122,10 @@ class Plan:
     def preprocessing_hash(self) -> str:
         """A digest of what decides the stored voxels; plans that share it share a case store.
 
-        Intensity numbers, patch, batch and topology are not part of it: they are applied when a patch is read.
+        Intensity numbers, patch, batch and topology are not part of it: they are applied when a patch is read. Where
+        CT is clipped before resampling, its window is.
         """
-        deciding = {
+        deciding: dict[str, Any] = {
             "dimensions": self.dimensions,
             "labels": sorted(self.labels.values()),
             "channels": self.channels,
@@ -109,6 +133,10 @@ class Plan:
             "axis_order": self.axis_order,
             "scheme": self.intensity.scheme,
         }
+        if self.habits != OWN_HABITS:
+            deciding["habits"] = asdict(self.habits)
+        if self.habits.intensity == "before_resampling":
+            deciding["window"] = (self.intensity.low, self.intensity.high)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -119,6 +147,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     if plan.intensity.scheme == "ct":
         intensity |= {f"{name}_hu": getattr(plan.intensity, name) for name in ("low", "high", "mean", "sd")}
     content["intensity"] = intensity
+    if plan.habits == OWN_HABITS:
+        del content["habits"]
     return _plain(content)
 
 
@@ -152,6 +182,7 @@ def plan_from_json(content: Any, where: str = "plan") -> Plan:
         intensity=_intensity(reader.section("intensity")),
         fingerprint=reader.mapping("fingerprint"),
         memory_gb=reader.number("memory_gb", at_least=0.0),
+        habits=_habits(reader),
     )
     reader.refuse_unknown()
     _check_agreement(plan, reader)
@@ -240,6 +271,22 @@ def _intensity(reader: Reader) -> Intensity:
     return Intensity("ct", low, high, mean, sd, source)  # type: ignore[arg-type]  # one of the choices
 
 
+def _habits(plan: Reader) -> Habits:
+    plan.asked.add("habits")
+    if "habits" not in plan.content:
+        return OWN_HABITS
+    reader = plan.section("habits")
+    choices: dict[str, tuple[str, ...]] = {
+        "orientation": ("ras", "as_stored"),
+        "intensity": ("after_resampling", "before_resampling"),
+        "crop": ("field_of_view", "nonzero"),
+    }
+    chosen = {key: reader.choice(key, known) for key, known in choices.items() if key in reader.content}
+    reader.asked |= choices.keys()
+    reader.refuse_unknown()
+    return Habits(**chosen)  # type: ignore[arg-type]  # each is one of the choices
+
+
 def _check_agreement(plan: Plan, reader: Reader) -> None:
     if sorted(plan.axis_order) != [0, 1, 2]:
         raise reader.wrong("axis_order", "0, 1 and 2 once each", "[0, 1, 2] keeps (slice, row, column)")
@@ -257,6 +304,12 @@ def _check_agreement(plan: Plan, reader: Reader) -> None:
             "patch_voxels",
             "more than one voxel at the deepest stage, or instance normalisation has nothing to normalise",
             "use a larger patch, or remove a stage from 'topology'",
+        )
+    if plan.left_right_pairs and plan.habits.orientation == "as_stored":
+        raise reader.wrong(
+            "left_right_pairs",
+            "none with habits.orientation 'as_stored', where left and right may be on any axis",
+            "write []",
         )
     known = set(plan.labels.values()) - {0}
     for pair in plan.left_right_pairs:

@@ -12,10 +12,10 @@ from flarecps.planning.agreement import check_labels
 from flarecps.planning.hounsfield import FILL_HU, to_hu
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order, in_network_order
-from flarecps.preprocessing.intensity import channel_statistics
+from flarecps.preprocessing.intensity import channel_statistics, window_of
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
-from flarecps.volumes.io import Volume
+from flarecps.volumes.io import Volume, as_stored
 from flarecps.volumes.resampling import coarse_axis, resample_into, resample_labels, resampled_shape
 
 FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the field of view
@@ -25,7 +25,8 @@ FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the fiel
 class WayBack:
     """How to return from the network's grid to the scan's: plain numbers, so that it travels as JSON.
 
-    ``scan_*`` and ``box_*`` are on the canonical scan grid (slice, row, column); ``network_*`` are in network order:
+    ``scan_*`` and ``box_*`` are on the canonical scan grid (slice, row, column), or on the stored one where the plan's
+    orientation is ``as_stored``; ``network_*`` are in network order:
     network axis ``a`` is canonical axis ``axis_order[a]``.
     """
 
@@ -56,7 +57,7 @@ class WayBack:
 class Prepared:
     """A case on the network's grid."""
 
-    image: ScanArray  # (C, S, H, W): int16 HU for CT, float32 otherwise; not normalised
+    image: ScanArray  # (C, S, H, W): int16 HU for CT (float32 where it is clipped), float32 otherwise; not normalised
     labels: LabelArray | None  # (S, H, W) uint8
     way_back: WayBack
     statistics: dict[str, list[float]]  # "mean" and "sd" per channel of the cropped scan, before resampling
@@ -67,8 +68,10 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
 
     ``labels``: a label volume (1, S, H, W) on the same grid. ``name`` is for messages (default: the file's name). CT is
     clamped to int16, with fill below -1024 HU at -1024, before resampling (order 3) and rounded to whole HU after it.
-    In 2D the first network axis keeps its spacing. Raises ``ScanError`` when channels, grids or label values disagree
-    with the plan.
+    A narrow window would make whole HU coarse: where CT is clipped before resampling, nothing is rounded.
+    In 2D the first network axis keeps its spacing. Where the plan has other habits (orientation, clipping before
+    resampling, cropping) they are kept; "scan grid" is then the scan's in the plan's order. Raises ``ScanError`` when
+    channels, grids or label values disagree with the plan.
     """
     name = volume.source.path.name if name is None else name
     if volume.array.shape[0] != len(plan.channels):
@@ -76,21 +79,27 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
             f"{volume.source.path}: case '{name}' has {volume.array.shape[0]} channels; the plan expects "
             f"{len(plan.channels)} ({', '.join(plan.channels)}); give one file per channel in this order"
         )
+    drawn = None
     if labels is not None:
         check_labels(volume, labels, plan.labels.values(), name)
+        drawn = labels.array[0]
+        if plan.habits.orientation == "as_stored":  # in the order of the scan's file, whatever that of the labels' is
+            drawn = volume.source.reorientation.undo(drawn)
+    volume = in_plan_order(volume, plan)
     is_hu = plan.intensity.scheme == "ct"
-    box = field_box(volume.array, FIELD_HU if is_hu else 0)
+    box = field_box(volume.array, FIELD_HU if is_hu and plan.habits.crop == "field_of_view" else 0)
     array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
     shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
-    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if is_hu else np.float32)
+    before, after = (to_type, to_type) if plan.whole_hu or not is_hu else (window_of(plan.intensity), None)
+    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if plan.whole_hu else np.float32)
     for channel, out in zip(array, image, strict=True):
-        resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=to_type, after=to_type)
+        resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=before, after=after)
     label_map = None
-    if labels is not None:
-        resampled = resample_labels(crop(labels.array[0], box), shape, coarse)
+    if drawn is not None:
+        resampled = resample_labels(crop(drawn, box), shape, coarse)
         label_map = np.ascontiguousarray(resampled.transpose(plan.axis_order))
     way_back = WayBack(
         scan_shape=volume.space.shape,
@@ -102,6 +111,11 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         network_spacing_mm=in_network_order(target, plan.axis_order),
     )
     return Prepared(image, label_map, way_back, channel_statistics(array, to_type))
+
+
+def in_plan_order(volume: Volume, plan: Plan) -> Volume:
+    """The scan with its voxels in the order that the plan's networks know: RAS, or as its file stores them."""
+    return as_stored(volume) if plan.habits.orientation == "as_stored" else volume
 
 
 def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from flarecps.planning.hounsfield import to_hu
 from flarecps.planning.plan import Intensity
 from flarecps.typing import NormalisedArray, ScanArray
 from flarecps.volumes.resampling import Conversion
@@ -41,6 +42,15 @@ def _mean_and_sd(channel: np.ndarray, before: Conversion | None) -> tuple[float,
         squares += float(differences @ differences)
     mean = total / channel.size
     return pivot + mean, math.sqrt(max(squares / channel.size - mean * mean, 0.0))
+
+
+def window_of(intensity: Intensity) -> Conversion:
+    """The conversion of stored values into HU clipped to the window, float32: what nnU-Net resamples."""
+
+    def clipped(stored: np.ndarray) -> np.ndarray:
+        return np.clip(to_hu(stored).astype(np.float32), np.float32(intensity.low), np.float32(intensity.high))
+
+    return clipped
 
 
 def normalise(image: ScanArray, intensity: Intensity, statistics: Statistics) -> NormalisedArray:

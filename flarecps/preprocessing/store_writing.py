@@ -18,7 +18,7 @@ import numpy as np
 
 from flarecps import atomic
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.datasets.splits import DEFAULT_SPLIT, split_to_json
+from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, split_to_json
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
@@ -46,8 +46,8 @@ def check_store(store: Path, plan: Plan) -> None:
 def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     """Make the folder, or check that what is in it was made by a plan that stores the same voxels.
 
-    Writes plan.json, store.json and splits.json (the data set's own, else one split "default" from the folders'
-    roles). Raises ``StoreError`` when ``store`` holds something else.
+    Writes plan.json, store.json and splits.json (the data set's own, else nnU-Net's folds, else one split "default"
+    from the folders' roles). Raises ``StoreError`` when ``store`` holds something else.
     """
     if (store / "store.json").exists():
         check_store(store, plan)
@@ -69,11 +69,13 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
             },
         },
     )
-    own = catalogue.root / "splits.json"
+    own, split = catalogue.root / SPLITS, catalogue.split
     if own.is_file():
-        atomic.write_text(store / "splits.json", own.read_text(encoding="utf-8"))
-    else:
-        atomic.write_json(store / "splits.json", {DEFAULT_SPLIT: split_to_json(catalogue.split)})
+        atomic.write_text(store / SPLITS, own.read_text(encoding="utf-8"))
+        return
+    folds = data_set_splits(catalogue.root, split.unlabelled, split.test)
+    named = folds or {DEFAULT_SPLIT: split}
+    atomic.write_json(store / SPLITS, {name: split_to_json(one) for name, one in named.items()})
 
 
 def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
@@ -130,7 +132,7 @@ def clear_leftovers(store: Path, mine: Collection[str], known: Collection[str]) 
 
 def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     image, scaling = prepared.image, None
-    if plan.intensity.scheme != "ct":
+    if not plan.whole_hu:
         image, scaling = quantised(image, prepared.statistics["sd"])
     _write_array(folder / "image.b2nd", image, plan.dimensions)
     samples: dict[int, np.ndarray] = {}
@@ -181,9 +183,12 @@ def is_current(store: Path, case: Case, plan: Plan) -> bool:
 
 def _difference(store: Path, plan: Plan) -> str:
     there = read_plan(store / "plan.json")
-    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels"):
+    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels", "habits"):
         if getattr(there, name) != getattr(plan, name):
             return f"{name} {getattr(there, name)} there, {getattr(plan, name)} here"
+    if plan.habits.intensity == "before_resampling" and there.intensity.scheme == plan.intensity.scheme:
+        ours, theirs = plan.intensity, there.intensity
+        return f"window {theirs.low:g} to {theirs.high:g} HU there, {ours.low:g} to {ours.high:g} here"
     return f"intensity {there.intensity.scheme} there, {plan.intensity.scheme} here"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flarecps.anatomy import organs_of
-from flarecps.planning.plan import Plan
+from flarecps.planning.plan import OWN_HABITS, Habits, Plan
 
 AXES = ("slice", "row", "column")
 
@@ -27,6 +27,7 @@ def plan_in_words(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("Spacing", _spacing(plan)),
         ("Intensities", _intensities(plan)),
+        *([("Habits of another program", _habits(plan.habits))] if plan.habits != OWN_HABITS else []),
         (
             "Patches",
             f"{_times(plan.patch_voxels)} voxels ({_times(patch_mm)} mm); every optimiser step sees "
@@ -55,6 +56,16 @@ def _spacing(plan: Plan) -> str:
         f"Scans are resampled to {_times(spacing)} mm ({order}); the median training scan then has "
         f"{_times(shape)} voxels."
     )
+
+
+def _habits(habits: Habits) -> str:
+    words = {
+        "as_stored": "voxels are taken in the order of the file",
+        "before_resampling": "CT is clipped before it is resampled",
+        "nonzero": "scans are cropped to what is not 0",
+    }
+    kept = [words[one] for one in (habits.orientation, habits.intensity, habits.crop) if one in words]
+    return f"{'; '.join(kept)}.".capitalize().replace("ct is", "CT is")
 
 
 def _intensities(plan: Plan) -> str:

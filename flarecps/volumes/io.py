@@ -7,7 +7,7 @@ way back, so a segmentation can be written on exactly the voxels of the scan it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 from flarecps.errors import ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
-from flarecps.volumes.space import Reorientation, Space, canonical_reorientation
+from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation
 
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
@@ -95,6 +95,19 @@ def read_channels(paths: Sequence[Path | str]) -> Volume:
     for channel in channels:  # a file's own array is let go once it is copied: all of them twice would be too much
         channel[...] = volumes.pop(0).array[0]
     return Volume(channels, space, source, warnings)
+
+
+def as_stored(volume: Volume) -> Volume:
+    """The same scan with its voxels in the order of its file; ``volume`` itself when it is that already.
+
+    Its source knows no reordering any more: what is written by it is taken to be in the file's order.
+    """
+    reorientation = volume.source.reorientation
+    if reorientation == AS_IT_IS:
+        return volume
+    space = reorientation.inverse().apply_to_space(volume.space)
+    array = np.ascontiguousarray(reorientation.undo(volume.array))
+    return replace(volume, array=array, space=space, source=replace(volume.source, reorientation=AS_IT_IS))
 
 
 def read_labels(path: Path | str) -> Volume:

@@ -129,9 +129,17 @@ class Reorientation:
             origin_mm=_floats(space.position_mm(np.asarray(first))),
         )
 
+    def inverse(self) -> Reorientation:
+        """The reordering that takes this one back."""
+        back = [self.axes.index(axis) for axis in range(3)]
+        return Reorientation(_integers(back), (self.flips[back[0]], self.flips[back[1]], self.flips[back[2]]))
+
     def _senses(self) -> tuple[slice, slice, slice]:
         first, second, third = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
         return first, second, third
+
+
+AS_IT_IS = Reorientation((0, 1, 2), (False, False, False))
 
 
 def canonical_reorientation(direction: Direction) -> Reorientation:

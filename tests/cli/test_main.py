@@ -15,8 +15,8 @@ from flarecps.cli.arguments import call_with_words
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report",
-                "reproduce"]  # fmt: skip
+                "segment", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report", "export",
+                "import", "convert", "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 
@@ -74,6 +74,9 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
         ("score", ["PREDICTIONS REFERENCES", "--out", "--protocol {official,strict}"]),
         ("summary", ["[CHECKPOINT]", "--config"]),
         ("report", ["[RUNS ...]"]),
+        ("export", ["CHECKPOINT OUT", "--to {nnunet,onnx}", "--sibling {1,2,both}", "--mirror-axes"]),
+        ("import", ["FOLDER OUT", "--from nnunet", "--folds", "--checkpoint", "--plan PATH"]),
+        ("convert", ["SOURCE OUT", "--copy"]),
         ("demo", ["--out"]),
     ],
 )

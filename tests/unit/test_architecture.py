@@ -40,6 +40,8 @@ LIBRARIES: dict[str, set[str]] = {
     "wandb": {"training/callbacks", "training/dashboards"},
     "blosc2": {"preprocessing"},
     "jsonargparse": {"cli"},
+    "onnx": {"interop"},
+    "onnxruntime": {"interop"},
     "matplotlib": {"reporting", "training/callbacks", "training/dashboards"},
 }
 
@@ -150,6 +152,8 @@ def test_the_ground_floor_imports_no_heavy_library() -> None:
         ("planning/plan.py", "if TYPE_CHECKING:\n    import torch.nn", "planning must not see torch"),
         ("planning/plan.py", 'importlib.import_module("torch")', "planning must not see torch"),
         ("evaluation/overlap.py", "from flarecps.networks import unet", "evaluation must not see flarecps.networks"),
+        ("interop/onnx_export.py", "from flarecps.inference import segmenter", "sideways from interop to inference"),
+        ("inference/segmenter.py", "import onnxruntime", "onnxruntime lives in interop"),
         ("cellar/wine.py", "", "no such room"),
     ],
 )

@@ -1,0 +1,95 @@
+"""A network's weights under nnU-Net v2's names, and back.
+
+nnU-Net registers most layers twice or more: the encoder also as a part of the decoder, and convolution and norm of a
+block also in its list ``all_modules``. Its files hold every name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from flarecps.errors import CheckpointError
+from flarecps.networks import nnunet_v2_names
+from flarecps.networks.unet import UNet
+
+_ENCODER_AGAIN = "decoder.encoder."
+_HEADS = "decoder.seg_layers."
+_LISTED = {"conv": "all_modules.0", "norm": "all_modules.1"}  # of a block without dropout
+SHOWN = 3  # names in a message
+
+
+def nnunet_state(network: UNet) -> dict[str, Tensor]:
+    """The state of nnU-Net's network of the same shape, under all its names.
+
+    Biases that only nnU-Net has are zeros, and so are coarser heads where ours has the finest alone.
+    """
+    state: dict[str, Tensor] = {}
+    for ours, theirs in _names(network).items():
+        state[theirs] = network.get_parameter(ours).detach().clone()
+    finest = f"{_HEADS}{len(network.decoder) - 1}."
+    weight = state[f"{finest}weight"]
+    for level in range(len(network.upsamplings)):
+        features = state[f"decoder.transpconvs.{level}.weight"].shape[1]
+        state.setdefault(f"{_HEADS}{level}.weight", weight.new_zeros(len(weight), features, *weight.shape[2:]))
+        state.setdefault(f"{_HEADS}{level}.bias", weight.new_zeros(len(weight)))
+        state.setdefault(f"decoder.transpconvs.{level}.bias", weight.new_zeros(features))
+    return {name: value for once, value in state.items() for name in _all_names(once)}
+
+
+def load_nnunet_state(network: UNet, state: Mapping[str, Tensor], where: str) -> None:
+    """Put nnU-Net's weights into ``network``, in place.
+
+    Raises CheckpointError, naming ``where``, when tensors are missing, left over or of another shape: then the model's
+    architecture is another one than its plans say (a trainer of its own, for example).
+    """
+    given = {_once(name): value for name, value in state.items()}
+    ours = {}
+    for name, theirs in _names(network).items():
+        expected = network.get_parameter(name)
+        if theirs in given and given[theirs].shape != expected.shape:
+            raise CheckpointError(
+                f"{where}: {theirs} has the shape {tuple(given[theirs].shape)}; by its plans and dataset.json it "
+                f"should be {tuple(expected.shape)}: do the three files belong together?"
+            )
+        if theirs in given:
+            ours[name] = given.pop(theirs)
+    missing = sorted(set(dict(network.named_parameters())) - ours.keys())
+    for what, names in (("lacks", missing), ("also holds", sorted(given))):
+        if names:
+            raise CheckpointError(
+                f"{where}: another network than its plans describe; it {what} {', '.join(names[:SHOWN])}"
+                f"{' …' if len(names) > SHOWN else ''}; was it trained by a trainer with a network of its own?"
+            )
+    network.load_state_dict({name: value.float() for name, value in ours.items()})
+
+
+def _names(network: UNet) -> dict[str, str]:
+    """Our names → theirs, once each; a single head is the finest of theirs."""
+    names = nnunet_v2_names(network)
+    without = len(network.decoder) - len(network.heads)
+    if without:
+        for ours, theirs in names.items():
+            if theirs.startswith(_HEADS):
+                names[ours] = re.sub(r"\d+", lambda level: str(int(level.group()) + without), theirs, count=1)
+    return names
+
+
+def _all_names(name: str) -> list[str]:
+    """Everything that nnU-Net calls a tensor, in its own order."""
+    listed = re.sub(r"\.(conv|norm)\.(weight|bias)$", lambda found: f".{_LISTED[found[1]]}.{found[2]}", name)
+    names = [name] if listed == name else [name, listed]
+    if name.startswith("encoder."):
+        names += [f"decoder.{one}" for one in names]
+    return names
+
+
+def _once(name: str) -> str:
+    """One name of those in ``_all_names``."""
+    if name.startswith(_ENCODER_AGAIN):
+        name = name.removeprefix("decoder.")
+    for short, listed in _LISTED.items():
+        name = name.replace(f".{listed}.", f".{short}.")
+    return name
