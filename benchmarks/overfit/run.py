@@ -5,8 +5,8 @@
 Without augmentation a network that can't learn two scans has a defect somewhere between store and optimiser. DATASET is
 OpenKBP in nnU-Net v2's layout (real head-and-neck CT, four structures); its first two labelled scans are taken as
 labelled, the next two as unlabelled. ``configs/kbp_3d.yaml`` and its control are trained by the real command line, and
-label the two scans by sliding window on the network's grid. An interrupted call goes on where it
-stopped. Writes OUT/overfit.md; exit 1 when a mean DSC is not above 0.95. About an hour on one CPU core.
+label the two scans by sliding window on the network's grid. Where one of them is not there yet, a further, shorter round
+of training goes on from its weights. An interrupted call goes on where it stopped. Writes OUT/overfit.md; exit 1 when a mean DSC is not above 0.95. About an hour on one CPU core.
 
 Intensities are scaled by the labelled structures: by all voxels, which are mostly air here, soft tissue differs by a
 tenth of a standard deviation, and two scans take far longer to learn.
@@ -19,6 +19,7 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -33,6 +34,20 @@ from flarecps.training.validation import sibling_labels
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WANTED = 0.95
 STEPS_PER_EPOCH = 25
+ROUNDS = 3  # at the most; each further one starts from the weights of the one before ...
+AGAIN = (
+    0.2  # ... and takes this share of the first one's epochs, at half its step size, with λ at its end from the start
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One training: its epochs, what it left, how long its last session took, and DSC by source and organ."""
+
+    epochs: int
+    checkpoint: Path
+    minutes: float
+    dsc: dict[str, dict[str, float]]
 
 
 def settings(epochs: int) -> list[str]:
@@ -49,6 +64,36 @@ def settings(epochs: int) -> list[str]:
         *("--model.ramp", f"{{final: 0.5, length: {epochs // 8}, start: {3 * epochs // 4}}}"),
         *("--model.scheduler.init_args.total_iters", str(epochs)),
     ]
+
+
+def again() -> list[str]:
+    """What differs in a further round."""
+    return [*("--model.ramp", "{final: 0.5, length: 0, start: 0}"), *("--model.optimizer.init_args.lr", "0.05")]
+
+
+def rounds_of(out: Path, method: str, config: str, epochs: int, store: CaseStore, names: list[str]) -> list[Round]:
+    """Train until every source's mean DSC is above ``WANTED``, or ``ROUNDS`` are over; what stands is not repeated."""
+    done: list[Round] = []
+    for number in range(ROUNDS):
+        run = out / (f"{method.lower()}_{number + 1}" if number else method.lower())
+        last = run / "checkpoints" / "last.ckpt"
+        length = round(AGAIN * epochs) if number else epochs
+        words = settings(length) + (again() if number else [])
+        if number:
+            words += ["--init", str(done[-1].checkpoint)]
+        if not last.is_file() or read_checkpoint(last).epoch != length:
+            more = ["--ckpt_path", "last"] if last.is_file() else []
+            where = ["--data.store", store.path, "--trainer.default_root_dir", run]
+            flarecps("fit", "--config", CONFIGS / config, *where, *more, *words)
+        done.append(Round(length, last, training_minutes(run), dsc_by_source(last, store, names)))
+        if all(mean(scores) > WANTED for scores in done[-1].dsc.values()):
+            break
+    return done
+
+
+def mean(scores: dict[str, float]) -> float:
+    """Mean over organs."""
+    return sum(scores.values()) / len(scores)
 
 
 def flarecps(*words: object) -> None:
@@ -118,38 +163,34 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     store = CaseStore(make_store(arguments.dataset, out))
     names = [name for name in store.names if store.record(name).role == "labelled"]
-    rows, worst = [], 1.0
+    rows, worst = [], []
     for method, config in (("CPS", "kbp_3d.yaml"), ("control", "kbp_3d_supervised.yaml")):
-        run = out / method.lower()
-        last = run / "checkpoints" / "last.ckpt"
-        more = ["--data.store", store.path, "--trainer.default_root_dir", run]
-        more += ["--ckpt_path", "last"] if last.is_file() else []
-        if not last.is_file() or read_checkpoint(last).epoch != arguments.epochs:
-            flarecps("fit", "--config", CONFIGS / config, *more, *settings(arguments.epochs))
-        minutes = training_minutes(run)
-        for source, scores in dsc_by_source(last, store, names).items():
-            mean = sum(scores.values()) / len(scores)
-            lowest = min(scores, key=scores.__getitem__)
-            worst = min(worst, mean)
-            rows.append(f"| {method} | {source} | {mean:.4f} | {lowest} {scores[lowest]:.4f} | {minutes:.1f} |")
+        done = rounds_of(out, method, config, arguments.epochs, store, names)
+        worst += [mean(scores) for scores in done[-1].dsc.values()]
+        for number, one in enumerate(done, start=1):
+            for source, scores in one.dsc.items():
+                lowest = min(scores, key=scores.__getitem__)
+                steps = sum(each.epochs for each in done[:number]) * STEPS_PER_EPOCH
+                found = f"{mean(scores):.4f} | {lowest} {scores[lowest]:.4f} | {one.minutes:.1f}"
+                rows.append(f"| {method} | {steps} | {source} | {found} |")
     text = "\n".join(
         [
             "# Two scans by heart",
             "",
             f"`python benchmarks/overfit/run.py OPENKBP OUT --epochs {arguments.epochs}`, flarecps {__version__}, "
             f"torch {torch.__version__}, {processor()}.",
-            f"{arguments.epochs * STEPS_PER_EPOCH} steps on {len(names)} labelled scans without augmentation.",
+            f"{len(names)} labelled scans, no augmentation. A further round goes on from the weights of the last one.",
             "DSC on the network's grid over the voxels of the training scans together, mean over organs.",
             "",
-            "| method | labels of | DSC | worst organ | minutes of its last session |",
-            "|---|---|---|---|---|",
+            "| method | steps | labels of | DSC | worst organ | minutes of the round's last session |",
+            "|---|--:|---|--:|---|--:|",
             *rows,
             "",
         ]
     )
     (out / "overfit.md").write_text(text, encoding="utf-8")
     print(text)
-    return 0 if worst > WANTED else 1
+    return 0 if min(worst) > WANTED else 1
 
 
 if __name__ == "__main__":
