@@ -5,11 +5,12 @@
 Without augmentation a network that can't learn two scans has a defect somewhere between store and optimiser. DATASET is
 OpenKBP in nnU-Net v2's layout (real head-and-neck CT, four structures); its first two labelled scans are taken as
 labelled, the next two as unlabelled. ``configs/kbp_3d.yaml`` and its control are trained by the real command line, and
-label the two scans by sliding window on the network's grid. Where one of them is not there yet, a further, shorter round
-of training goes on from its weights. An interrupted call goes on where it stopped. Writes OUT/overfit.md; exit 1 when a mean DSC is not above 0.95. About an hour on one CPU core.
+label the two scans by sliding window on the network's grid. Where one of their networks is not there yet, a further and
+shorter round of training goes on from its weights. An interrupted call goes on where it stopped. Writes OUT/overfit.md;
+exit 1 when a mean DSC is not above 0.95. About an hour on one CPU core.
 
-Intensities are scaled by the labelled structures: by all voxels, which are mostly air here, soft tissue differs by a
-tenth of a standard deviation, and two scans take far longer to learn.
+Intensities are scaled by the labelled structures (SD 52 HU). By all voxels, most of them air (SD 464 HU on this data set),
+3000 steps reached a DSC of 0.90.
 """
 
 from __future__ import annotations
@@ -34,10 +35,8 @@ from flarecps.training.validation import sibling_labels
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WANTED = 0.95
 STEPS_PER_EPOCH = 25
-ROUNDS = 3  # at the most; each further one starts from the weights of the one before ...
-AGAIN = (
-    0.2  # ... and takes this share of the first one's epochs, at half its step size, with λ at its end from the start
-)
+ROUNDS = 3  # at the most; each further one starts from the weights of the one before
+AGAIN = 0.2  # of the first round's epochs in each further one
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def settings(epochs: int) -> list[str]:
 
 
 def again() -> list[str]:
-    """What differs in a further round."""
+    """What differs in a further round: half the step size, and λ at its end from the start."""
     return [*("--model.ramp", "{final: 0.5, length: 0, start: 0}"), *("--model.optimizer.init_args.lr", "0.05")]
 
 
