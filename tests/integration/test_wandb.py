@@ -5,6 +5,7 @@ Runs are read back with wandb's own reader: ``wandb sync`` sends an offline run'
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -35,24 +36,31 @@ VALIDATED = ("--data.fold", 0, "--data.validation_patches", 2)
 AT_ONCE = ("--model.ramp.start", 0, "--model.ramp.length", 0)
 
 
+def stop_service() -> None:
+    """Let go of this process's wandb service, which remembers a server's address; other tests may have killed it."""
+    import wandb
+
+    with contextlib.suppress(ConnectionError):
+        wandb.teardown()
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_service()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "")
 
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """wandb with little patience; its service, which remembers an address, is stopped before and after."""
-    import wandb
-
-    wandb.teardown()
+    """wandb with little patience; its service is stopped before and after."""
+    stop_service()
     for name, value in {
         "MODE": "online", "API_KEY": KEY, "INIT_TIMEOUT": "3", "_GRAPHQL_RETRY_MAX": "0", "FINISH_TIMEOUT": "2",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"WANDB_{name}", value)
     yield
-    wandb.teardown()
+    stop_service()
 
 
 def session(run: Path, epochs: int, *more: Callback, resume: bool = False, logger: Any = None) -> WandbDashboard | None:
