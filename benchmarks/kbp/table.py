@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +51,10 @@ def methods(results: Path, labels: int) -> dict[str, list[Path]]:
 def compare(results: Path, labels: int, files: dict[str, list[Path]]) -> Path:
     """The folder with ``flarecps compare``'s tables of these methods."""
     folder = results / f"{labels}_labelled"
-    words = [",".join(str(path) for path in paths) for paths in files.values()]
+    words = [",".join(os.path.relpath(path, results) for path in paths) for paths in files.values()]
     names = ",".join(title.replace(",", ";") for title in files)
-    command = [sys.executable, "-m", "flarecps", "compare", *words, "--names", names, "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "flarecps", "compare", *words, "--names", names, "--out", folder.name]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=results)
     return folder
 
 
