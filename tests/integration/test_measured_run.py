@@ -199,6 +199,7 @@ def test_a_signal_goes_on_and_nothing_is_left(number: signal.Signals, code: int)
     while [child.name() for child in shell.children()] != ["sleep"]:  # before, it is a shell that forgets the signal
         time.sleep(0.02)
     (sleeper,) = shell.children()
+    time.sleep(1.0)  # until the shell waits for it
     outer.send_signal(number)
     said, problems = outer.communicate(timeout=30)
     assert outer.returncode == code, problems
