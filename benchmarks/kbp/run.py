@@ -67,7 +67,9 @@ def train(run: Run, store: Path, folder: Path) -> list[str]:
         words += snapshot_words(folder)
     last = folder / "checkpoints" / "last.ckpt"
     if not (folder / "trained").exists():
-        flarecps(*words, *(["--ckpt_path", "last"] if last.is_file() else []))
+        meter = ["efficiency", "--name", "training", "--interval", "1", "--out", folder / "efficiency", "--"]
+        go_on = ["--ckpt_path", "last"] if last.is_file() else []
+        flarecps(*meter, sys.executable, "-m", "flarecps", *words, *go_on)
         (folder / "trained").touch()
     return words
 
@@ -127,6 +129,7 @@ def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, 
     """The curves, and a record of command, version, machine and cost; the record comes last: it says "done"."""
     shutil.copyfile(folder / "csv" / "metrics.csv", results / "metrics.csv")
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    meter = json.loads((folder / "efficiency" / "cases" / "training.json").read_text(encoding="utf-8"))
     command = " ".join(["flarecps", *words])
     for place, name in places.items():
         command = command.replace(str(place), name)
@@ -141,6 +144,7 @@ def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, 
         "processor": f"{processor()}, {os.cpu_count()} cores, no GPU",
         "threads": torch.get_num_threads(),
         "training_cpu_minutes": round(cpu_s / 60, 1),
+        "peak_ram_mb": round(meter["figures"]["tree_ram_mb_max"]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     (results / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
