@@ -7,7 +7,8 @@
 
 FOLDER holds raw/, preprocessed/ and results/. Everything about a training but its length, batch and patch is nnU-Net's
 default; the variants differ in what stands in the plans file. `equal-recipe` alone goes further: Dice over the batch,
-and our share of patches forced onto foreground, learning rate and momentum.
+our share of patches forced onto foreground, learning rate and momentum, and nnU-Net's own trainer without mirroring (it
+can't exchange right and left, and the parotids are a pair).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ CONFIGURATIONS = {
     EQUAL_NETWORK: "equal_network",
     EQUAL_RECIPE: "equal_recipe",
 }
+TRAINERS = {EQUAL_RECIPE: "nnUNetTrainerNoMirroring"}  # else nnUNetTrainer
 SAVE_EVERY_EPOCHS = 5
 
 
@@ -133,10 +135,15 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
         if one.get("batch_size") != options.batch:
             one["batch_size"] = options.batch
             path.write_text(json.dumps(plans, indent=1))
-    last = options.folder / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATIONS[options.variant]}"
-    resumed = options.action == "train" and (last / "fold_all" / "checkpoint_latest.pth").is_file()
+    last = model_folder(options) / "fold_all" / "checkpoint_latest.pth"
+    resumed = options.action == "train" and last.is_file()
     trainer = get_trainer_from_args(
-        DATASET, CONFIGURATIONS[options.variant], "all", continue_training=resumed, device=torch.device("cpu")
+        DATASET,
+        CONFIGURATIONS[options.variant],
+        "all",
+        trainer_name=trainer_name(options.variant),
+        continue_training=resumed,
+        device=torch.device("cpu"),
     )
     if options.variant == EQUAL_RECIPE:
         trainer.oversample_foreground_percent = options.foreground
@@ -145,6 +152,18 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
         for group in trainer.optimizer.param_groups:
             group["momentum"] = options.momentum
     return trainer, resumed
+
+
+def trainer_name(variant: str) -> str:
+    """nnU-Net's trainer of a variant."""
+    return TRAINERS.get(variant, "nnUNetTrainer")
+
+
+def model_folder(options: argparse.Namespace) -> Path:
+    """Where nnU-Net keeps a variant's model."""
+    name = f"{trainer_name(options.variant)}__nnUNetPlans__{CONFIGURATIONS[options.variant]}"
+    folder: Path = options.folder / "results" / DATASET / name
+    return folder
 
 
 def train(options: argparse.Namespace) -> None:
@@ -215,14 +234,13 @@ def predict(options: argparse.Namespace) -> None:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    model = options.folder / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans__{CONFIGURATIONS[options.variant]}"
     predictor = nnUNetPredictor(
         use_mirroring=not options.no_mirroring,
         perform_everything_on_device=False,
         device=torch.device("cpu"),
         allow_tqdm=False,
     )
-    predictor.initialize_from_trained_model_folder(str(model), ("all",))
+    predictor.initialize_from_trained_model_folder(str(model_folder(options)), ("all",))
     options.out.mkdir(parents=True, exist_ok=True)
     predictor.predict_from_files_sequential(str(options.scans), str(options.out), overwrite=False)
 

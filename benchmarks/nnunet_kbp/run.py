@@ -1,7 +1,7 @@
 """nnU-Net v2 and flarecps, trained on the same labelled scans of kbp for the same number of seen patches.
 
     export FLARECPS_PEER_PYTHON=.peers/bin/python
-    python benchmarks/nnunet_kbp/run.py DATASET OUT [--methods equal-network supervised] [--steps 2000 --batch 4]
+    python benchmarks/nnunet_kbp/run.py DATASET OUT [--methods equal-network supervised] [--steps 2000 --batch 2]
 
 DATASET is the folder with splits.json. Every stage runs on one thread under `flarecps efficiency` and is left out when
 its result stands, so an interrupted run goes on (a training from its last checkpoint; its time is then that of the last
@@ -10,7 +10,8 @@ part only, which the table says). OUT/results.csv and OUT/results.md are the tab
 Methods: `planned` is nnU-Net as it plans by itself; `equal-patch` has our patch and batch, with the network nnU-Net
 builds for that patch; `equal-network` has our network's features and strides, too; `equal-recipe` also Dice over the
 batch, our share of forced patches, learning rate and momentum. `supervised` and `cps` are ours, trained here, or taken
-from elsewhere by `--ours supervised=RUN cps=RUN` (their training time is then the run's own record).
+from elsewhere by `--ours supervised=RUN cps=RUN`: their training's time and memory are then those that
+benchmarks/kbp/run.py metered, or the wall time of the run's own record.
 `--pace planned equal-patch` times a few steps of variants that are too slow to train here.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -50,7 +52,7 @@ def main() -> None:
                         help="nnU-Net's test time: without mirroring, as ours; with its 8 mirrors")  # fmt: skip
     parser.add_argument("--split", default="10_labelled")
     parser.add_argument("--steps", type=int, default=2000, help="of ours")
-    parser.add_argument("--batch", type=int, default=4, help="labelled patches a step of ours")
+    parser.add_argument("--batch", type=int, default=2, help="labelled patches a step of ours")
     parser.add_argument("--steps-per-epoch", type=int, default=50)
     parser.add_argument("--patch", type=int, nargs=3, default=[32, 32, 32], help="voxels: slice, row, column")
     parser.add_argument("--seed", type=int, default=0)
@@ -117,7 +119,8 @@ def train_peer(variant: str, options: argparse.Namespace) -> None:
         words += ["--momentum", optimiser["momentum"]]
         said = run([*metered("training", folder), *peer(), *words], capture=True)
         write_json(folder / "trained.json", json.loads(said.splitlines()[-1]))
-    for name in options.segment:
+    names = [name for name in options.segment if (variant, name) != ("equal-recipe", "mirrored")]  # trained without
+    for name in names:
         predictions, more = folder / name, ["--no-mirroring"] if name == "plain" else []
         words = ["predict", options.out / "nnunet", variant, options.dataset / "imagesTs", predictions, *more]
         segment_and_score(folder, name, [*peer(), *words], options)
@@ -148,12 +151,18 @@ def train_ours(method: str, options: argparse.Namespace) -> None:
 
 
 def take_ours(method: str, run_folder: Path, options: argparse.Namespace) -> None:
-    """A run of ours that was trained elsewhere: its time by its own record, then segmentation and scores as here."""
+    """A run of ours that was trained elsewhere: its meter or else its own record, segmentation and scores as here."""
     folder, last = options.out / method, run_folder / "checkpoints" / "last.ckpt"
     folder.mkdir(exist_ok=True)
-    written = json.loads((run_folder / "environment.json").read_text())
-    seconds = datetime.fromisoformat(written["finished"]) - datetime.fromisoformat(written["started"])
-    write_json(folder / "trained.json", facts(method, last, options) | {"wall_s": seconds.total_seconds()})
+    known, meter = facts(method, last, options), Path("efficiency", "cases", "training.json")
+    if (run_folder / meter).is_file():
+        (folder / meter).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run_folder / meter, folder / meter)
+    else:
+        written = json.loads((run_folder / "environment.json").read_text())
+        seconds = datetime.fromisoformat(written["finished"]) - datetime.fromisoformat(written["started"])
+        known["wall_s"] = seconds.total_seconds()
+    write_json(folder / "trained.json", known)
     segment_ours(folder, last, options)
 
 
@@ -175,9 +184,9 @@ def facts(method: str, checkpoint: Path, options: argparse.Namespace) -> dict:
 
     model, config = read_checkpoint(checkpoint), our_config(method)
     patches, unlabelled = options.steps * options.batch, 0
-    if method == "cps":  # unlabelled patches count from the epoch in which the ramp leaves zero
+    if method == "cps":  # unlabelled patches are used from the first epoch with λ > 0, the one after the ramp's start
         ramp, batch = config["model"]["ramp"], config["data"]["global_batch"]["unlabelled"]
-        unlabelled = (options.steps - (ramp["start"]) * options.steps_per_epoch) * batch
+        unlabelled = (options.steps - (ramp["start"] + 1) * options.steps_per_epoch) * batch
     voxels = (patches + unlabelled) * options.patch[0] * options.patch[1] * options.patch[2]
     return {
         "variant": method,
