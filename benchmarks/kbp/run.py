@@ -130,6 +130,7 @@ def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, 
     shutil.copyfile(folder / "csv" / "metrics.csv", results / "metrics.csv")
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     meter = json.loads((folder / "efficiency" / "cases" / "training.json").read_text(encoding="utf-8"))
+    counted = all(session["finished"] for session in environment["sessions"])  # else one was killed, its time unknown
     command = " ".join(["flarecps", *words])
     for place, name in places.items():
         command = command.replace(str(place), name)
@@ -143,7 +144,8 @@ def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, 
         "torch": torch.__version__,
         "processor": f"{processor()}, {os.cpu_count()} cores, no GPU",
         "threads": torch.get_num_threads(),
-        "training_cpu_minutes": round(cpu_s / 60, 1),
+        "sessions": len(environment["sessions"]),
+        "training_cpu_minutes": round(cpu_s / 60, 1) if counted else None,
         "peak_ram_mb": round(meter["figures"]["tree_ram_mb_max"]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

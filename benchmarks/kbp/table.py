@@ -1,9 +1,10 @@
-"""The kbp experiment's tables and figures, from the files that ``run.py`` kept.
+"""The kbp experiment's tables and figures, from the files that ``run.py`` and ``pseudo_labels.py`` kept.
 
-    python benchmarks/kbp/table.py [RESULTS]
+    python benchmarks/kbp/table.py
 
-Writes RESULTS/tables.md (what README.md shows), one folder of ``flarecps compare`` per number of labels, and
-RESULTS/curves.png. Only files in RESULTS are read: whoever has the repository can make them again.
+Only files in results/kbp are read: whoever has the repository can make them again. Written are tables.md, one folder
+of ``flarecps compare`` per number of labels, the figures, and the blocks of the README files that begin with
+``<!-- kbp: … -->``: the numbers there are never typed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -20,94 +24,168 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, Arm
+from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "kbp"
+from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
+from flarecps.reporting.comparison_files import read_method
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "kbp"
 TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
+TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
 COLOURS = {CPS.name: "tab:orange", CONTROL.name: "tab:grey", CONTROL_LONG.name: "tab:blue"}
+HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
 
-def score_files(results: Path, labels: int, arm: str, sibling: str) -> list[Path]:
-    """The score tables of an arm, one per seed; none where no run is done."""
-    return sorted((results / "runs" / f"{labels}_labelled" / arm).glob(f"seed_*/scores_{sibling}.csv"))
+@dataclass(frozen=True)
+class Entry:
+    """A row: an arm with so many labels, scored by one sibling (or their average), and its score files by seed."""
+
+    title: str
+    arm: Arm
+    labels: int
+    sibling: str
+    files: tuple[Path, ...]
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean CPU minutes of the trainings whose time is known; None for what was not trained, as an average of two."""
+        records = [path.parent / "run.json" for path in self.files]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in records if path.is_file()]
+        known = [one["training_cpu_minutes"] for one in found if one["training_cpu_minutes"] is not None]
+        return float(np.mean(known)) if known else None
+
+    def method(self) -> Method:
+        """The scores, as ``flarecps compare`` reads them."""
+        return read_method(self.title.replace(",", ";"), list(self.files))
 
 
-def methods(results: Path, labels: int) -> dict[str, list[Path]]:
-    """Title → score files of all that was run with so many labels; the control at equal steps is the baseline."""
-    named = {
-        CONTROL.title: (labels, CONTROL.name, "1"),
-        CONTROL_LONG.title: (labels, CONTROL_LONG.name, "1"),
-        "CPS, sibling 1": (labels, CPS.name, "1"),
-        "CPS, average": (labels, CPS.name, "average"),
-        TWO_CONTROLS.title: (labels, TWO_CONTROLS.name, "1"),
-        "all 142 labelled": (ALL_LABELS, CONTROL_LONG.name, "1"),
-    }
-    for arm in ABLATIONS:
-        named[arm.title] = (labels, arm.name, "1")
-    found = {title: score_files(results, *key) for title, key in named.items()}
-    return {title: files for title, files in found.items() if files}
+def entry(title: str, arm: Arm, labels: int, sibling: str = "1", results: Path = RESULTS) -> Entry:
+    """The row of an arm; without files where no run of it is done."""
+    folder = results / "runs" / f"{labels}_labelled" / arm.name
+    return Entry(title, arm, labels, sibling, tuple(sorted(folder.glob(f"seed_*/scores_{sibling}.csv"))))
 
 
-def compare(results: Path, labels: int, files: dict[str, list[Path]]) -> Path:
-    """The folder with ``flarecps compare``'s tables of these methods."""
-    folder = results / f"{labels}_labelled"
-    words = [",".join(os.path.relpath(path, results) for path in paths) for paths in files.values()]
-    names = ",".join(title.replace(",", ";") for title in files)
-    command = [sys.executable, "-m", "flarecps", "compare", *words, "--names", names, "--out", folder.name]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=results)
-    return folder
-
-
-def rows_of(folder: Path, files: dict[str, list[Path]]) -> list[str]:
-    """A Markdown row per method: seeds, mean DSC and NSD, the difference from the baseline with interval and test."""
-    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    rows = []
-    for title, paths in files.items():
-        name = title.replace(",", ";")
-        words = [title, str(len(paths))]
-        for measure in ("dsc", "nsd"):
-            cell = record["means"][measure][name]["mean"]
-            spread = f" ± {cell['seeds_sd']:.4f}" if cell["seeds_sd"] is not None else ""
-            words.append(f"{cell['mean']:.4f}{spread}")
-        difference = record["differences"]["dsc"].get(name, {}).get("mean")
-        words += ["", "", ""] if difference is None else difference_words(difference)
-        rows.append("| " + " | ".join(words) + " |")
-    return rows
-
-
-def difference_words(difference: dict) -> list[str]:
-    """Mean and 95 % interval, p of Wilcoxon's signed ranks, cases better : worse."""
-    interval, counts = difference["interval"], difference["counts"]
-    return [
-        f"{difference['mean']:+.4f} ({interval['low']:+.4f} to {interval['high']:+.4f})",
-        f"{difference['p']:.2g}",
-        f"{counts['wins']} : {counts['losses']}",
+def main_entries(labels: int) -> list[Entry]:
+    """The two controls, CPS by its first sibling and by both, two controls averaged, and the ceiling."""
+    found = [
+        entry(CONTROL.title, CONTROL, labels),
+        entry(CONTROL_LONG.title, CONTROL_LONG, labels),
+        entry("CPS, sibling 1", CPS, labels),
+        entry("CPS, siblings averaged", CPS, labels, "average"),
+        entry(TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, labels),
+        entry(TWO_CONTROLS.title, TWO_CONTROLS, labels),
     ]
+    if labels != ALL_LABELS:
+        found += [entry(f"all {ALL_LABELS} labelled: {arm.title}", arm, ALL_LABELS) for arm in (CONTROL, CONTROL_LONG)]
+    return [one for one in found if one.files]
 
 
-def curves(results: Path, labels: int = 10) -> Path | None:
-    """The supervised training loss and the pseudo-labels' health over time, all seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+def ablation_entries(labels: int = 10) -> list[Entry]:
+    """The ablations that are done, after the arms they are to be held against."""
+    found = [one for one in main_entries(labels) if one.arm in (CONTROL, CONTROL_LONG, CPS) and one.labels == labels]
+    for arm in ABLATIONS:
+        found.append(entry(arm.title, arm, labels))
+        if "average" in arm.siblings:
+            found.append(entry(f"{arm.title}; siblings averaged", arm, labels, "average"))
+    return [one for one in found if one.files]
+
+
+def table(entries: Sequence[Entry]) -> list[str]:
+    """Markdown: a row per entry, with its paired differences from the two controls of the same number of labels."""
+    lines = ["| " + " | ".join(HEADING) + " |", "|---|" + "--:|" * (len(HEADING) - 1)]
+    controls = [next((one for one in entries if one.arm == arm), None) for arm in (CONTROL, CONTROL_LONG)]
+    for one in entries:
+        own = one.method()
+        minutes = "" if one.minutes is None else f"{one.minutes:.1f}"
+        cells = [one.title, str(len(one.files)), level(own, "dsc"), level(own, "nsd"), minutes]
+        for control in controls:
+            cells.append("" if control in (None, one) else difference(control.method(), own))  # type: ignore[union-attr]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def level(method: Method, measure: str) -> str:
+    """Mean over test scans and trainings, ± SD over trainings where there are several."""
+    cell = compare([method], resamples=100).cells[measure][method.name][OVERALL]
+    assert cell.mean is not None  # every arm has scores
+    return f"{cell.mean:.4f}" + ("" if cell.seeds_sd is None else f" ± {cell.seeds_sd:.4f}")
+
+
+def difference(baseline: Method, method: Method) -> str:
+    """Mean difference, its 95 % interval, and p of Wilcoxon's signed ranks, over test scans."""
+    found: Difference = compare([baseline, method]).differences["dsc"][method.name][OVERALL]
+    assert found.interval is not None  # 25 scans
+    return f"{found.mean:+.4f} ({found.interval.low:+.4f} to {found.interval.high:+.4f}), p {found.p:.2g}"
+
+
+def compare_organs(results: Path, labels: int, entries: Sequence[Entry]) -> None:
+    """One folder of ``flarecps compare``: every organ, with tests."""
+    words = [",".join(os.path.relpath(path, results) for path in one.files) for one in entries]
+    names = ",".join(one.title.replace(",", ";") for one in entries)
+    command = [sys.executable, "-m", "flarecps", "compare", *words, "--names", names, "--out", f"{labels}_labelled"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=results)
+
+
+def draw_scores(results: Path, labels: int = 10) -> None:
+    """results.png: DSC and NSD of every arm, a dot per training."""
+    entries = main_entries(labels)
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.5 + 0.36 * len(entries)), sharey=True, layout="constrained")
+    for axis, measure in zip(axes, ("dsc", "nsd"), strict=True):
+        for row, one in enumerate(entries):
+            method = one.method()
+            means = np.nanmean(method.seed_means(measure, method.organs), axis=1)
+            colour = COLOURS.get(one.arm.name, "tab:green") if one.labels == labels else "black"
+            axis.plot(means, np.full(len(means), row), "o", color=colour, alpha=0.5, ms=5)
+            axis.plot(means.mean(), row, "|", color=colour, ms=16, mew=2)
+        axis.set(xlabel=f"{measure.upper()}, mean of 4 organs and 25 test scans")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set(yticks=range(len(entries)), yticklabels=[one.title for one in entries])
+    axes[0].invert_yaxis()
+    figure.savefig(results / "results.png", dpi=120)
+
+
+def draw_curves(results: Path, labels: int = 10) -> None:
+    """curves.png: the supervised loss, the siblings' agreement, and how true their labels are, over training."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for arm in (CONTROL, CONTROL_LONG, CPS):
-        for number, path in enumerate(
-            sorted((results / "runs" / f"{labels}_labelled" / arm.name).glob("*/metrics.csv"))
-        ):
-            with path.open(encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            colour = COLOURS[arm.name]
-            axes[0].plot(
-                *series(rows, "train/loss_sup/sibling_1"), color=colour, lw=1, label=None if number else arm.title
-            )
+        folder = results / "runs" / f"{labels}_labelled" / arm.name
+        for number, path in enumerate(sorted(folder.glob("*/metrics.csv"))):
+            rows = read_rows(path)
+            style = {"color": COLOURS[arm.name], "lw": 1, "label": None if number else arm.title}
+            axes[0].plot(*series(rows, "train/loss_sup/sibling_1"), **style)
             agreement = [name for name in rows[0] if name.startswith("health/agreement/")]
             if agreement:
                 epochs, values = zip(*(series(rows, name) for name in agreement), strict=True)
-                axes[1].plot(epochs[0], np.mean(values, axis=0), color=colour, lw=1)
+                axes[1].plot(epochs[0], np.mean(values, axis=0), **style)
+    draw_truth(axes[2], results / "runs" / f"{labels}_labelled" / CPS.name / "seed_0" / "pseudo_labels.csv")
     axes[0].set(xlabel="epoch of 50 steps", ylabel="Lsup of sibling 1")
     axes[1].set(xlabel="epoch of 50 steps", ylabel="Dice between the siblings,\nunlabelled patches", ylim=(0, 1))
     axes[0].legend(frameon=False)
-    path = results / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path
+    figure.savefig(results / "curves.png", dpi=120)
+
+
+def draw_truth(axis: plt.Axes, path: Path) -> None:
+    """Pseudo-labels against the withheld labels, per organ: DSC of sibling 1, and of the siblings with each other."""
+    axis.set(xlabel="epoch of 50 steps", ylabel="Dice over 15 unlabelled scans", ylim=(0, 1))
+    if not path.is_file():
+        return
+    rows = read_rows(path)
+    organs = list(dict.fromkeys(row["organ"] for row in rows))
+    for number, organ in enumerate(organs):
+        mine = [row for row in rows if row["organ"] == organ]
+        epochs = [int(row["epoch"]) for row in mine]
+        axis.plot(epochs, [float(row["sibling_1_dsc"]) for row in mine], color=f"C{number}", label=organ)
+        axis.plot(epochs, [float(row["agreement"]) for row in mine], color=f"C{number}", ls=":")
+    axis.plot([], [], color="black", label="sibling 1 with the truth")
+    axis.plot([], [], color="black", ls=":", label="the siblings with each other")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table with a heading."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def series(rows: list[dict[str, str]], name: str) -> tuple[list[float], list[float]]:
@@ -116,25 +194,37 @@ def series(rows: list[dict[str, str]], name: str) -> tuple[list[float], list[flo
     return [epoch for epoch, _ in found], [value for _, value in found]
 
 
+def fill(text: str, name: str, lines: Sequence[str]) -> str:
+    """The text with new content between ``<!-- kbp: NAME -->`` and ``<!-- end -->``; unchanged where there is neither."""
+    block = re.compile(rf"(<!-- kbp: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return block.sub(lambda found: found[1] + "\n" + "\n".join(lines) + "\n\n" + found[2], text)
+
+
+def all_tables() -> dict[str, list[str]]:
+    """Name → Markdown lines of every table that has at least two rows."""
+    found = {f"{labels} labelled": main_entries(labels) for labels in (*FEW_LABELS, ALL_LABELS)}
+    found["ablations"] = ablation_entries()
+    if len(found["ablations"]) <= len(main_entries(10)):
+        done = {one.arm for one in found["ablations"]}
+        found["ablations"] = found["ablations"] if done & {*ABLATIONS} else []
+    return {name: table(entries) for name, entries in found.items() if len(entries) > 1}
+
+
 def main() -> None:
-    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    text = []
-    for labels in (10, 5, 20, ALL_LABELS):
-        files = methods(results, labels)
-        if len(files) < 2:
-            continue
-        folder = compare(results, labels, files)
-        text += [
-            f"### {labels} labelled scans",
-            "",
-            "| | seeds | DSC | NSD | DSC, difference from the first row | p | cases better : worse |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-            *rows_of(folder, files),
-            "",
-        ]
-    curves(results)
-    (results / "tables.md").write_text("\n".join(text), encoding="utf-8")
-    print("\n".join(text))
+    tables = all_tables()
+    for labels in FEW_LABELS:
+        if f"{labels} labelled" in tables:
+            compare_organs(RESULTS, labels, main_entries(labels))
+    draw_scores(RESULTS)
+    draw_curves(RESULTS)
+    text = "\n".join(line for name, lines in tables.items() for line in (f"### {name}", "", *lines, ""))
+    (RESULTS / "tables.md").write_text(text, encoding="utf-8")
+    for readme in (ROOT / "README.md", RESULTS / "README.md"):
+        content = readme.read_text(encoding="utf-8")
+        for name, lines in tables.items():
+            content = fill(content, name, lines)
+        readme.write_text(content, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
