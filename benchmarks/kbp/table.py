@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def minutes(self) -> float | None:
-        """Mean CPU minutes of the trainings whose time is known; None for what was not trained, as an average of two."""
+        """Mean CPU minutes of the trainings whose time is known; None for what was not trained, such as averages."""
         records = [path.parent / "run.json" for path in self.files]
         found = [json.loads(path.read_text(encoding="utf-8")) for path in records if path.is_file()]
         known = [one["training_cpu_minutes"] for one in found if one["training_cpu_minutes"] is not None]
@@ -100,7 +100,7 @@ def table(entries: Sequence[Entry]) -> list[str]:
         minutes = "" if one.minutes is None else f"{one.minutes:.1f}"
         cells = [one.title, str(len(one.files)), level(own, "dsc"), level(own, "nsd"), minutes]
         for control in controls:
-            cells.append("" if control in (None, one) else difference(control.method(), own))  # type: ignore[union-attr]
+            cells.append("" if control is None or control == one else difference(control.method(), own))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -195,7 +195,7 @@ def series(rows: list[dict[str, str]], name: str) -> tuple[list[float], list[flo
 
 
 def fill(text: str, name: str, lines: Sequence[str]) -> str:
-    """The text with new content between ``<!-- kbp: NAME -->`` and ``<!-- end -->``; unchanged where there is neither."""
+    """The text with new content between ``<!-- kbp: NAME -->`` and ``<!-- end -->``; as it was without these."""
     block = re.compile(rf"(<!-- kbp: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     return block.sub(lambda found: found[1] + "\n" + "\n".join(lines) + "\n\n" + found[2], text)
 

@@ -96,6 +96,23 @@ def test_without_a_terminal_there_is_a_line_per_epoch(clock: Clock, capsys: pyte
     assert second == f"epoch 4/10 · {shared} · 2:24 left"
 
 
+def test_time_left_forgets_the_cheap_steps_before_lambda_rose(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two epochs of 5 s a step, the second with the first λ > 0; then one of 10 s a step."""
+    trainer, module, bar = a_trainer(epoch=0), Mock(spec=LightningModule), TrainingProgress()
+    trainer.callback_metrics[metric_names.LAMBDA] = torch.tensor(0.0)
+    bar.on_train_start(trainer, module)
+    for epoch, step_s in enumerate((5.0, 5.0, 10.0)):
+        trainer.current_epoch = epoch
+        take_steps(bar, trainer, clock, range(4), step_s)
+        trainer.callback_metrics[metric_names.LAMBDA] = torch.tensor(0.1 * epoch)
+    trainer.current_epoch = 10
+    bar.on_train_end(trainer, module)
+    left = [line.rsplit(" · ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert left == ["3:00 left", "2:40 left", "4:40 left"]  # 36 and 32 steps of 5 s, 28 of 10 s
+
+
 def test_on_a_terminal_there_is_a_bar_per_epoch(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     trainer, module, bar = a_trainer(epoch=2), Mock(spec=LightningModule), TrainingProgress()

@@ -18,7 +18,8 @@ class TrainingProgress(ProgressBar):
 
     Loss, λ, DSC and wait are those of the last epoch that has them. Without a terminal to redraw a bar on (in a batch
     job, say) there is one plain line per epoch. The time to the end comes from the wall clock of this session's steps,
-    validation included, so a session that begins in the middle of a training, or of an epoch, is not misled.
+    validation included, so a session that begins in the middle of a training, or of an epoch, is not misled. A step
+    with λ > 0 costs twice what one without does: the wall clock starts anew when λ has left zero.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,8 @@ class TrainingProgress(ProgressBar):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began = 0.0
-        self._taken = 0  # steps of this session
+        self._taken = 0  # steps since then
+        self._teaching = False  # whether λ was above zero in the last epoch
         self._epoch: int | None = None  # of the steps that are counted next
         self._epoch_began = self._epoch_s = 0.0
         self._epoch_patches = 0
@@ -56,6 +58,9 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._epoch != trainer.current_epoch:
             self._say_epoch(trainer)
+            teaching = float(trainer.callback_metrics.get(metric_names.LAMBDA, 0.0)) > 0
+            if teaching != self._teaching:
+                self._teaching, self._began, self._taken = teaching, time.monotonic(), 0
             self._epoch, self._epoch_began, self._epoch_s, self._epoch_patches = (
                 trainer.current_epoch, time.monotonic(), 0.0, 0,
             )  # fmt: skip
