@@ -12,19 +12,29 @@ from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-PICTURES = {"01_look_at_the_data": 3, "02_read_a_training_run": 9, "03_results": 4, "04_segment_a_scan": 1}
+PICTURES = {
+    "01_look_at_the_data": 3,
+    "02_read_a_training_run": 9,
+    "03_results": 4,
+    "04_segment_a_scan": 1,
+    "05_an_experiment": 4,
+}
 MADE = {
     "01_look_at_the_data": ("doctor.html", "my_plan.json"),
     "02_read_a_training_run": ("run.html",),
     "03_results": ("figures/cases.png", "figures/worst_cases.png", "figures/figures.html"),
     "04_segment_a_scan": ("labels.nii.gz", "segmentations/test_001.nii.gz"),
+    "05_an_experiment": (),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all notebooks run, so that they share one example."""
-    return tmp_path_factory.mktemp("notebooks")
+    """Where all notebooks run, so that they share one example; beside it the experiments, as in the repository."""
+    top = tmp_path_factory.mktemp("project")
+    (top / "notebooks").mkdir()
+    (top / "benchmarks").symlink_to(NOTEBOOKS[0].parents[1] / "benchmarks")
+    return top / "notebooks"
 
 
 def test_all_are_known() -> None:

@@ -96,9 +96,7 @@ def test_without_a_terminal_there_is_a_line_per_epoch(clock: Clock, capsys: pyte
     assert second == f"epoch 4/10 · {shared} · 2:24 left"
 
 
-def test_time_left_forgets_the_cheap_steps_before_lambda_rose(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_left_forgets_the_cheap_steps_before_lambda_rose(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Two epochs of 5 s a step, the second with the first λ > 0; then one of 10 s a step."""
     trainer, module, bar = a_trainer(epoch=0), Mock(spec=LightningModule), TrainingProgress()
     trainer.callback_metrics[metric_names.LAMBDA] = torch.tensor(0.0)
