@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,20 @@ import torch
 from flarecps.errors import ConfigError
 
 CPU = torch.device("cpu")
+# Voxels that go through the network at once, by device: enough to keep it busy, little beside the activations.
+BATCH_VOXELS = {"cpu": 2**18, "cuda": 2**22}
+
+
+def windows_at_a_time(patch_voxels: Sequence[int], device: torch.device) -> int:
+    """How many windows of this size suit the device, at least 1.
+
+    Small windows one by one waste a GPU, and a CPU, too: PyTorch convolves one sample of few channels by a road five
+    times slower than that of two (measured on 32³ voxels and 8 channels, one thread, PyTorch 2.13).
+
+    >>> windows_at_a_time((32, 32, 32), CPU), windows_at_a_time((112, 160, 128), CPU)
+    (8, 1)
+    """
+    return max(1, BATCH_VOXELS.get(device.type, BATCH_VOXELS["cuda"]) // math.prod(patch_voxels))
 
 
 @dataclass(frozen=True)

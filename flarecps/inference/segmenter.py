@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from flarecps.inference.budget import UNLIMITED, Budget, in_words
 from flarecps.inference.coarse_to_fine import find_region
 from flarecps.inference.ensemble import Sibling, load_networks
 from flarecps.inference.export import MODES, Mode, scan_labels
-from flarecps.inference.footing import Footing, Ladder, footings
+from flarecps.inference.footing import Footing, Ladder, footings, windows_at_a_time
 from flarecps.inference.forecast import Job, WindowCost, side_seconds
 from flarecps.inference.meters import (
     CUDA_CONTEXT_BYTES,
@@ -52,8 +51,6 @@ from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume
 
 DEFAULT_STEP = 0.7  # the paper's; nnU-Net's is 0.5
-# Voxels that go through the network at once, by device: enough to keep it busy, little beside the activations.
-BATCH_VOXELS = {"cpu": 2**18, "cuda": 2**22}
 QUICK_S = 2.0  # a first window that is quicker is timed again, without what torch sets up once
 
 
@@ -123,9 +120,7 @@ class Segmenter:
         self.networks = tuple(one.to(self.device) if isinstance(one, nn.Module) else one for one in networks)
         self.mirroring = _mirroring(plan, self.settings.mirror_axes, self.settings.swap_left_right)
         self._say = say
-        voxels = math.prod(plan.patch_voxels)
-        most = max(1, BATCH_VOXELS.get(self.device.type, BATCH_VOXELS["cuda"]) // voxels)
-        self.batch = self.settings.batch or most
+        self.batch = self.settings.batch or windows_at_a_time(plan.patch_voxels, self.device)
         self._window: WindowCost | None = None
 
     @classmethod

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import Organ, organs_of
+from flarecps.inference.footing import windows_at_a_time
 from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.planning.plan import Plan
 
@@ -25,9 +26,10 @@ def sibling_labels(siblings: Iterable[nn.Module], image: Tensor, plan: Plan, ste
     """
     predicted = {}
     total: Tensor | None = None
+    batch = windows_at_a_time(plan.patch_voxels, image.device)
     for number, sibling in enumerate(siblings, start=1):
         probabilities = predict_probabilities(
-            sibling, image, plan.patch_voxels, plan.class_count, step=step, device=image.device
+            sibling, image, plan.patch_voxels, plan.class_count, step, batch, image.device
         )
         predicted[f"sibling_{number}"] = probabilities.argmax(0)
         total = probabilities if total is None else total + probabilities
