@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
 TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
 TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
+SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
 COLOURS = {CPS.name: "tab:orange", CONTROL.name: "tab:grey", CONTROL_LONG.name: "tab:blue"}
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
@@ -153,13 +154,15 @@ def draw_curves(results: Path, labels: int = 10) -> None:
         for number, path in enumerate(sorted(folder.glob("*/metrics.csv"))):
             rows = read_rows(path)
             style = {"color": COLOURS[arm.name], "lw": 1, "label": None if number else arm.title}
-            axes[0].plot(*series(rows, "train/loss_sup/sibling_1"), **style)
+            epochs, losses = series(rows, "train/loss_sup/sibling_1")
+            means = np.convolve(losses, np.full(SMOOTHED_EPOCHS, 1 / SMOOTHED_EPOCHS), "valid")
+            axes[0].plot(epochs[SMOOTHED_EPOCHS - 1 :], means, **style)
             agreement = [name for name in rows[0] if name.startswith("health/agreement/")]
             if agreement:
-                epochs, values = zip(*(series(rows, name) for name in agreement), strict=True)
-                axes[1].plot(epochs[0], np.mean(values, axis=0), **style)
+                times, values = zip(*(series(rows, name) for name in agreement), strict=True)
+                axes[1].plot(times[0], np.mean(values, axis=0), **style)
     draw_truth(axes[2], results / "runs" / f"{labels}_labelled" / CPS.name / "seed_0" / "pseudo_labels.csv")
-    axes[0].set(xlabel="epoch of 50 steps", ylabel="Lsup of sibling 1")
+    axes[0].set(xlabel="epoch of 50 steps", ylabel=f"Lsup of sibling 1, mean of {SMOOTHED_EPOCHS} epochs")
     axes[1].set(xlabel="epoch of 50 steps", ylabel="Dice between the siblings,\nunlabelled patches", ylim=(0, 1))
     axes[0].legend(frameon=False)
     figure.savefig(results / "curves.png", dpi=120)
@@ -200,6 +203,26 @@ def fill(text: str, name: str, lines: Sequence[str]) -> str:
     return block.sub(lambda found: found[1] + "\n" + "\n".join(lines) + "\n\n" + found[2], text)
 
 
+def mistakes_table(results: Path, labels: int = 10) -> list[str]:
+    """Markdown of mistakes.csv: the mean over trainings of each arm; [] without the file."""
+    path = results / "mistakes.csv"
+    rows = [row for row in read_rows(path) if row["labels"] == str(labels)] if path.is_file() else []
+    titles = {arm.name: arm.title for arm in (CONTROL, CONTROL_LONG, CPS, *ABLATIONS)}
+    columns = {
+        "dsc_on_labelled": "DSC, labelled scans",
+        "dsc": "DSC, test scans",
+        "dsc_largest_piece": "largest piece only",
+        "dsc_near_reference": "within 20 mm of the reference",
+        "volume_ratio": "volume / true volume",
+    }
+    lines = ["| | trainings | " + " | ".join(columns.values()) + " |", "|---|" + "--:|" * (1 + len(columns))]
+    for name, title in titles.items():
+        mine = [row for row in rows if row["arm"] == name]
+        means = [f"{np.mean([float(row[column]) for row in mine]):.3f}" for column in columns] if mine else []
+        lines += ["| " + " | ".join([title, str(len(mine)), *means]) + " |"] if mine else []
+    return lines if rows else []
+
+
 def all_tables() -> dict[str, list[str]]:
     """Name → Markdown lines of every table that has at least two rows."""
     found = {f"{labels} labelled": main_entries(labels) for labels in (*FEW_LABELS, ALL_LABELS)}
@@ -211,7 +234,7 @@ def all_tables() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    tables = all_tables()
+    tables = all_tables() | {"mistakes": mistakes_table(RESULTS)}
     for labels in FEW_LABELS:
         if f"{labels} labelled" in tables:
             compare_organs(RESULTS, labels, main_entries(labels))

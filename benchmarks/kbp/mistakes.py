@@ -1,0 +1,94 @@
+"""Where the mistakes lie: on scans never seen or on scans learned, at the border of an organ or far away from it.
+
+    python benchmarks/kbp/mistakes.py DATASET OUT [--labels 10] [--results FOLDER]
+
+For every training of ``run.py`` whose segmentations stand in OUT: DSC on test scans as it is, of the largest piece of
+each organ, and without all that lies farther than 20 mm from the reference (which no program can know); the predicted
+volume as a multiple of the true one; and the DSC on the labelled training scans, which are segmented for this. Adds to
+RESULTS/mistakes.csv, one row per training; rows that stand there are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from run import RESULTS, flarecps
+from scipy import ndimage
+
+FAR_MM = 20.0
+COLUMNS = ("arm", "labels", "seed", "dsc", "dsc_largest_piece", "dsc_near_reference", "volume_ratio", "dsc_on_labelled")
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """DSC of two masks of which one is not empty."""
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest part connected by faces; an empty mask as it is."""
+    pieces, count = ndimage.label(mask)
+    return mask if count == 0 else pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+
+
+def judge(segmentation: Path, reference: Path) -> Iterator[tuple[float, float, float, float]]:
+    """For each organ of the reference: DSC, that of the largest piece, that near the reference, volume ratio."""
+    image = sitk.ReadImage(str(reference))
+    true, found = sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation)))
+    for organ in np.unique(true[true > 0]):
+        mask, truth = found == organ, true == organ
+        near = ndimage.distance_transform_edt(~truth, sampling=image.GetSpacing()[::-1]) <= FAR_MM
+        measured = [dice(part, truth) for part in (mask, largest_piece(mask), mask & near)]
+        yield (*measured, float(mask.sum() / truth.sum()))  # type: ignore[misc]  # four numbers
+
+
+def mean_rows(folder: Path, references: Path) -> np.ndarray:
+    """The four measures of a folder of segmentations: mean over organs and scans."""
+    rows = [row for path in sorted(folder.glob("*.nii.gz")) for row in judge(path, references / path.name)]
+    return np.mean(rows, axis=0)
+
+
+def segment_labelled(dataset: Path, folder: Path, labels: int) -> Path:
+    """Segmentations of the training scans that counted as labelled."""
+    names = json.loads((dataset / "splits.json").read_text(encoding="utf-8"))[f"{labels}_labelled"]["labelled"]
+    scans, found = folder / "labelled_scans", folder / "segmentations_labelled"
+    scans.mkdir(exist_ok=True)
+    for name in names:
+        link = scans / f"{name}_0000.nii.gz"
+        if not link.is_symlink():
+            link.symlink_to(dataset / "imagesTr" / link.name)
+    flarecps("segment", folder / "checkpoints" / "last.ckpt", scans, found, "--sibling", "1")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--labels", type=int, default=10)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    dataset, table = arguments.dataset.resolve(), arguments.results / "mistakes.csv"
+    rows = list(csv.DictReader(table.open(encoding="utf-8"))) if table.is_file() else []
+    done = {(row["arm"], row["labels"], row["seed"]) for row in rows}
+    for folder in sorted((arguments.out.resolve() / "runs" / f"{arguments.labels}_labelled").glob("*/seed_*")):
+        key = (folder.parent.name, str(arguments.labels), folder.name.removeprefix("seed_"))
+        if key in done or not (folder / "trained").exists() or not (folder / "scores_1").is_dir():
+            continue
+        tested = mean_rows(folder / "segmentations_1", dataset / "labelsTs")
+        learned = mean_rows(segment_labelled(dataset, folder, arguments.labels), dataset / "labelsTr")
+        rows.append(dict(zip(COLUMNS, (*key, *(f"{value:.4f}" for value in (*tested, learned[0]))), strict=True)))
+        print(rows[-1], flush=True)
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (int(row["labels"]), row["arm"], int(row["seed"]))))
+
+
+if __name__ == "__main__":
+    main()
