@@ -18,8 +18,8 @@ from flarecps.errors import DatasetError
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def experiment(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"experiment_{name}", BENCHMARKS / name / "run.py")
+def experiment(name: str, part: str = "run") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}_{part}", BENCHMARKS / name / f"{part}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -90,3 +90,53 @@ def test_la_sets_its_numbers_beside_the_published_ones(tmp_path: Path) -> None:
     ]
     assert ["8", "UA-MT", "published", "87.79", "–", "20"] in rows
     assert ["8", "flarecps CPS", "here", "85.00 ± 7.07", "2", "2"] in rows
+
+
+@pytest.fixture
+def kbp_table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "kbp"))  # its scripts import each other
+    return experiment("kbp", "table")
+
+
+def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: ModuleType) -> None:
+    tables = kbp_table.all_tables()
+    assert "10 labelled" in tables
+    for readme in (BENCHMARKS.parent / "README.md", kbp_table.RESULTS / "README.md"):
+        content = readme.read_text(encoding="utf-8")
+        assert "<!-- kbp: 10 labelled -->" in content
+        for name, lines in tables.items():
+            content = kbp_table.fill(content, name, lines)
+        assert content == readme.read_text(encoding="utf-8"), "run benchmarks/kbp/table.py"
+
+
+def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_table: ModuleType, tmp_path: Path) -> None:
+    """Two scans, two organs, two trainings: by hand."""
+    runs = tmp_path / "runs" / "10_labelled"
+    for arm, seed, rows in (
+        ("control", 0, ((0.5, 0.7), (0.6, 0.8))),
+        ("control", 1, ((0.7, 0.9), (0.6, 0.8))),
+        ("cps", 0, ((0.8, 0.8), (0.8, 0.8))),
+    ):
+        folder = runs / arm / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        lines = [f"{case},{a},{b},{a},{b}" for case, (a, b) in zip("xy", rows, strict=True)]
+        (folder / "scores_1.csv").write_text("\n".join(["Name,p_DSC,q_DSC,p_NSD,q_NSD", *lines]) + "\n")
+        (folder / "run.json").write_text(json.dumps({"training_cpu_minutes": None if seed else 4.0}))
+    control, cps = (kbp_table.entry(arm.title, arm, 10, results=tmp_path) for arm in (kbp_table.CONTROL, kbp_table.CPS))
+    heading, _, first, second = kbp_table.table([control, cps])
+    assert heading.split(" | ")[1:3] == ["trainings", "DSC"]
+    assert first.split(" | ")[1:] == ["2", "0.7000 ± 0.0707", "0.7000 ± 0.0707", "4.0", "", " |"]  # 0.65 and 0.75
+    assert second.split(" | ")[1:4] == ["1", "0.8000", "0.8000"]
+    assert second.split(" | ")[5].startswith("+0.1000 (+0.1000 to +0.1000)")
+
+
+def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
+    protocol = experiment("kbp", "protocol")
+    runs = list(protocol.ordered_runs())
+    assert len({run.folder for run in runs}) == len(runs)
+    assert [run.labels for run in runs[:9]] == [10] * 9
+    assert {(run.arm.name, run.seed) for run in runs[:9]} == {
+        (arm, seed) for arm in ("cps", "control", "control_long") for seed in range(3)
+    }
+    assert protocol.equal_compute_epochs() * 50 == 6500
+    assert all((BENCHMARKS.parent / "configs" / run.arm.config).is_file() for run in runs)
