@@ -62,7 +62,7 @@ CONTROL_LONG = Arm("control_long", "control, equal compute", CONTROL_CONFIG, LON
 MAIN_ARMS = (CPS, CONTROL, CONTROL_LONG)
 
 ABLATIONS = (
-    Arm("cps_long", f"CPS, {50 * LONG} steps, sibling 1", CPS_CONFIG,
+    Arm("cps_long", f"CPS, {50 * LONG} steps", CPS_CONFIG,
         (*LONGER, "--model.ramp", "{final: 0.5, length: 45, start: 45}"), siblings=("1", "average")),
     Arm("cps_constant_lambda", "λ = 0.5 from the start", CPS_CONFIG,
         ("--model.ramp", "{final: 0.5, length: 0, start: 0}"), siblings=("1", "average")),

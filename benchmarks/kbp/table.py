@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm
+from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm, ordered_runs
 
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
 from flarecps.reporting.comparison_files import read_method
@@ -223,18 +223,32 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
     return lines if rows else []
 
 
+def state_table(results: Path) -> list[str]:
+    """Markdown: which of the planned trainings are done, by seed."""
+    runs = list(ordered_runs())
+    done = [run for run in runs if (results / "runs" / run.folder / "run.json").is_file()]
+    lines = [f"{len(done)} of {len(runs)} planned trainings are done.", ""]
+    lines += ["| labelled | arm | seeds done | not done |", "|--:|---|---|---|"]
+    for labels, arm in dict.fromkeys((run.labels, run.arm) for run in runs):
+        mine = [run for run in runs if (run.labels, run.arm) == (labels, arm)]
+        seeds = [", ".join(str(run.seed) for run in mine if (run in done) == wanted) for wanted in (True, False)]
+        lines.append(f"| {labels} | {arm.title} | {seeds[0]} | {seeds[1]} |")
+    return lines
+
+
 def all_tables() -> dict[str, list[str]]:
-    """Name → Markdown lines of every table that has at least two rows."""
+    """Name → Markdown lines of every table; comparisons need two rows."""
     found = {f"{labels} labelled": main_entries(labels) for labels in (*FEW_LABELS, ALL_LABELS)}
     found["ablations"] = ablation_entries()
     if len(found["ablations"]) <= len(main_entries(10)):
         done = {one.arm for one in found["ablations"]}
         found["ablations"] = found["ablations"] if done & {*ABLATIONS} else []
-    return {name: table(entries) for name, entries in found.items() if len(entries) > 1}
+    tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
+    return tables | {"mistakes": mistakes_table(RESULTS), "state": state_table(RESULTS)}
 
 
 def main() -> None:
-    tables = all_tables() | {"mistakes": mistakes_table(RESULTS)}
+    tables = all_tables()
     for labels in FEW_LABELS:
         if f"{labels} labelled" in tables:
             compare_organs(RESULTS, labels, main_entries(labels))
