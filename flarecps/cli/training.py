@@ -226,13 +226,8 @@ class TrainingCLI(LightningCLI):
         folder = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER
         if self.subcommand == "fit" and given in (LAST, AUTO):
             given = self._resumed(folder, given)
-        elif given in (LAST, BEST):
-            given = folder / f"{given}.ckpt"
-            if not given.is_file():
-                cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
-                raise CheckpointError(f"{given}: this run has no such checkpoint; {cure}")
-            _check_resumable(given)
         elif given is not None:
+            given = self._named(folder, given)
             _check_resumable(given)
         elif self.subcommand != "fit":
             raise ConfigError(
@@ -244,6 +239,16 @@ class TrainingCLI(LightningCLI):
                 "name another folder with --trainer.default_root_dir, or start anew with --overwrite true"
             )
         self.config[self.subcommand]["ckpt_path"] = None if given is None else str(given)
+
+    def _named(self, folder: Path, given: str) -> Path:
+        """The file that ``given`` means: ``last`` or ``best`` of ``folder``, else a path."""
+        if given not in (LAST, BEST):
+            return Path(given)
+        path = folder / f"{given}.ckpt"
+        if not path.is_file():
+            cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
+            raise CheckpointError(f"{path}: this run has no such checkpoint; {cure}")
+        return path
 
     def _resumed(self, folder: Path, given: str) -> Path | None:
         """What ``fit`` resumes from: the newest whole checkpoint of ``folder``; None where ``auto`` finds none."""
@@ -258,7 +263,7 @@ class TrainingCLI(LightningCLI):
         return found
 
 
-def _check_resumable(path: Path | str) -> None:
+def _check_resumable(path: Path) -> None:
     """Nothing, or ``CheckpointError`` for a file that is damaged or that no training wrote."""
     if "optimizer_states" not in load_plain(path):
         raise CheckpointError(
