@@ -82,7 +82,7 @@ def test_three_processes_share_two_scans(run: Path, scans: Path, segmented: dict
     done = subprocess.run(
         [sys.executable, "-m", "flarecps", *words], capture_output=True, text=True, env=environment, timeout=300
     )
-    # Rarely (seen once) gloo's threads abort a process that has done its work and is ending, a known fault of PyTorch's:
+    # Rarely (seen once) gloo aborts a process that has done its work and is ending, a known fault of PyTorch:
     # https://github.com/pytorch/pytorch/issues/190489. What it did is checked all the same.
     aborted_at_exit = done.returncode == -signal.SIGABRT and done.stderr.rstrip().endswith(GLOO_ABORT)
     assert done.returncode == 1 or aborted_at_exit, done.stderr
