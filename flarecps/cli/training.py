@@ -48,7 +48,7 @@ from flarecps.training.checkpoint_files import (
 )
 from flarecps.training.dashboards import WandbDashboard, finish_dashboards, loggers_of, wandb_dashboard
 from flarecps.training.module import CrossPseudoSupervision
-from flarecps.training.ranks import warn
+from flarecps.training.ranks import leave_group, warn
 from flarecps.training.slurm import requeue, under_slurm
 from flarecps.training.start_weights import start_from
 from flarecps.training.stop_signals import StopRequest
@@ -314,6 +314,7 @@ def main(arguments: list[str]) -> int:
         raise
     finally:
         _finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
+    leave_group()
     if stopped is not None:
         return _leave(stopped)
     trainer: Any = cli.trainer

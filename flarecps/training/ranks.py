@@ -41,6 +41,16 @@ def of_all_ranks(value: Any) -> list[Any]:
     return values
 
 
+def leave_group() -> None:
+    """Take this process out of its gloo group, if it is in one; for a process that has nothing left to do with others.
+
+    Lightning does so for NCCL alone. Left to the interpreter's end, gloo's threads can abort a process whose work is
+    done (PyTorch issue 190489): its exit code would then say that the work failed.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
+        dist.destroy_process_group()
+
+
 @torch.no_grad()
 def digest(tensors: Iterable[Tensor]) -> int:
     """One number that depends on every bit of ``tensors`` and on their order.

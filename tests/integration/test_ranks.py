@@ -18,7 +18,7 @@ from tiny_training import batches, module_of, trained
 
 from flarecps.training.callbacks.ranks import RanksInSync
 from flarecps.training.patch_validation import PatchScores
-from flarecps.training.ranks import digest
+from flarecps.training.ranks import digest, leave_group
 from flarecps.training.validation import OrganScores, organ_dsc
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
@@ -160,3 +160,10 @@ def test_a_failing_rank_ends_the_job_with_its_message(tiny_stores: TinyStores, t
     )
     assert done.returncode != 0
     assert "the cosmic ray of rank 1" in done.stderr
+
+
+def test_a_gloo_group_is_left_and_without_one_nothing_happens(tmp_path: Path) -> None:
+    leave_group()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    leave_group()
+    assert not dist.is_initialized()
