@@ -21,30 +21,26 @@ import SimpleITK as sitk
 from run import RESULTS, flarecps
 from scipy import ndimage
 
+from flarecps.evaluation.overlap import dice_per_label
+from flarecps.inference.postprocessing import largest_of_each
+
 FAR_MM = 20.0
 COLUMNS = ("arm", "labels", "seed", "dsc", "dsc_largest_piece", "dsc_near_reference", "volume_ratio", "dsc_on_labelled")
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """DSC of two masks of which one is not empty."""
-    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
-
-
-def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest part connected by faces; an empty mask as it is."""
-    pieces, count = ndimage.label(mask)
-    return mask if count == 0 else pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
 
 
 def judge(segmentation: Path, reference: Path) -> Iterator[tuple[float, float, float, float]]:
     """For each organ of the reference: DSC, that of the largest piece, that near the reference, volume ratio."""
     image = sitk.ReadImage(str(reference))
-    true, found = sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation)))
-    for organ in np.unique(true[true > 0]):
-        mask, truth = found == organ, true == organ
-        near = ndimage.distance_transform_edt(~truth, sampling=image.GetSpacing()[::-1]) <= FAR_MM
-        measured = [dice(part, truth) for part in (mask, largest_piece(mask), mask & near)]
-        yield (*measured, float(mask.sum() / truth.sum()))  # type: ignore[misc]  # four numbers
+    true, found = (sitk.GetArrayFromImage(one).astype(np.uint8) for one in (image, sitk.ReadImage(str(segmentation))))
+    organs = tuple(int(organ) for organ in np.unique(true[true > 0]))
+    near = found.copy()
+    for organ in organs:
+        far = ndimage.distance_transform_edt(true != organ, sampling=image.GetSpacing()[::-1]) > FAR_MM
+        near[(found == organ) & far] = 0
+    scores = [dice_per_label(labels, true, organs) for labels in (found, largest_of_each(found, organs), near)]
+    for organ in organs:
+        as_is, largest, close = (one[organ].dsc for one in scores)
+        yield as_is, largest, close, float((found == organ).sum() / (true == organ).sum())
 
 
 def mean_rows(folder: Path, references: Path) -> np.ndarray:

@@ -26,8 +26,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm, ordered_runs
 
+from flarecps import metric_names
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
 from flarecps.reporting.comparison_files import read_method
+from flarecps.reporting.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
@@ -152,15 +154,14 @@ def draw_curves(results: Path, labels: int = 10) -> None:
     for arm in (CONTROL, CONTROL_LONG, CPS):
         folder = results / "runs" / f"{labels}_labelled" / arm.name
         for number, path in enumerate(sorted(folder.glob("*/metrics.csv"))):
-            rows = read_rows(path)
+            metrics = read_metrics(path)
             style = {"color": COLOURS[arm.name], "lw": 1, "label": None if number else arm.title}
-            epochs, losses = series(rows, "train/loss_sup/sibling_1")
-            means = np.convolve(losses, np.full(SMOOTHED_EPOCHS, 1 / SMOOTHED_EPOCHS), "valid")
-            axes[0].plot(epochs[SMOOTHED_EPOCHS - 1 :], means, **style)
-            agreement = [name for name in rows[0] if name.startswith("health/agreement/")]
+            loss = metrics[metric_names.supervised_loss(1)]
+            means = np.convolve(loss.values, np.full(SMOOTHED_EPOCHS, 1 / SMOOTHED_EPOCHS), "valid")
+            axes[0].plot(loss.epochs[SMOOTHED_EPOCHS - 1 :], means, **style)
+            agreement = [curve for name, curve in metrics.items() if name.startswith(metric_names.health_agreement(""))]
             if agreement:
-                times, values = zip(*(series(rows, name) for name in agreement), strict=True)
-                axes[1].plot(times[0], np.mean(values, axis=0), **style)
+                axes[1].plot(agreement[0].epochs, np.mean([curve.values for curve in agreement], axis=0), **style)
     draw_truth(axes[2], results / "runs" / f"{labels}_labelled" / CPS.name / "seed_0" / "pseudo_labels.csv")
     axes[0].set(xlabel="epoch of 50 steps", ylabel=f"Lsup of sibling 1, mean of {SMOOTHED_EPOCHS} epochs")
     axes[1].set(xlabel="epoch of 50 steps", ylabel="Dice between the siblings,\nunlabelled patches", ylim=(0, 1))
@@ -189,12 +190,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table with a heading."""
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def series(rows: list[dict[str, str]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one column, where there are any."""
-    found = [(float(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
-    return [epoch for epoch, _ in found], [value for _, value in found]
 
 
 def fill(text: str, name: str, lines: Sequence[str]) -> str:
