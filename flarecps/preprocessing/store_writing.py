@@ -47,14 +47,15 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     """Make the folder, or check that what is in it was made by a plan that stores the same voxels.
 
     Writes plan.json, store.json and splits.json (the data set's own, else nnU-Net's folds, else one split "default"
-    from the folders' roles). Raises ``StoreError`` when ``store`` holds something else.
+    from the folders' roles). Several processes may do this at once: store.json is the first file of a store, so a
+    folder that held another one when there was none is something else. Raises ``StoreError`` then.
     """
+    there = [store] if store.exists() and not store.is_dir() else _whole_files(store)  # looked at before store.json is
     if (store / "store.json").exists():
         check_store(store, plan)
-    elif store.exists() and (not store.is_dir() or any(store.iterdir())):
+    elif there:
         raise StoreError(f"{store}: exists and is not a case store; choose a new or empty folder for --out")
-    (store / "cases").mkdir(parents=True, exist_ok=True)
-    write_plan(store / "plan.json", plan)
+    store.mkdir(parents=True, exist_ok=True)
     atomic.write_json(
         store / "store.json",
         {
@@ -69,6 +70,8 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
             },
         },
     )
+    (store / "cases").mkdir(exist_ok=True)
+    write_plan(store / "plan.json", plan)
     own, split = catalogue.root / SPLITS, catalogue.split
     if own.is_file():
         atomic.write_text(store / SPLITS, own.read_text(encoding="utf-8"))
@@ -76,6 +79,12 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     folds = data_set_splits(catalogue.root, split.unlabelled, split.test)
     named = folds or {DEFAULT_SPLIT: split}
     atomic.write_json(store / SPLITS, {name: split_to_json(one) for name, one in named.items()})
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """What a folder holds, but for files that are still being written; [] where there is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if not path.name.startswith(atomic.PARTIAL_PREFIX)]
 
 
 def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:

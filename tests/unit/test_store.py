@@ -11,6 +11,7 @@ import pickle
 import resource
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,6 +224,20 @@ def test_a_changed_scan_is_done_again(store: CaseStore, catalogue: Catalogue) ->
     assert [one.value for one in outcomes] == ["written", *["present"] * 4]
 
 
+def test_several_may_begin_one_store_at_once(catalogue: Catalogue, tmp_path: Path) -> None:
+    """As the tasks of a job array do: whoever looks while another one is at it finds a store, or room for one."""
+    plan = a_plan()
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(50):
+            folder = tmp_path / f"store_{number}"
+            list(threads.map(lambda _, folder=folder: prepare_store(folder, plan, catalogue), range(8)))
+            assert CaseStore(folder).plan == plan
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("not a store")
+    with pytest.raises(StoreError, match="exists and is not a case store"):
+        prepare_store(tmp_path / "notes", plan, catalogue)
+
+
 def test_another_plans_store_is_refused(store: CaseStore, catalogue: Catalogue) -> None:
     before = content_of(store.path)
     plan = a_plan(spacing_mm=(3.0, 1.0, 1.0))
@@ -382,7 +397,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     whole = Path.write_bytes
 
     def full(path: Path, data: bytes) -> int:
-        if path.name == "labels.b2nd" and "-b" in path.parent.name:
+        if path.name == "labels.b2nd" and path.parent.name.endswith("-b"):  # after digits that may begin with b
             whole(path, data[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole(path, data)
