@@ -2,9 +2,9 @@
 
     python benchmarks/kbp/table.py
 
-Only files in results/kbp are read: whoever has the repository can make them again. Written are tables.md, one folder
-of ``flarecps compare`` per number of labels, the figures, and the blocks of the README files that begin with
-``<!-- kbp: … -->``: the numbers there are never typed.
+Only files in results/kbp and results/nnunet_kbp are read: whoever has the repository can make them again. Written are
+tables.md, one folder of ``flarecps compare`` per number of labels, the figures, and the blocks of the README files that
+begin with ``<!-- kbp: … -->``: the numbers there are never typed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from flarecps.reporting.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
+PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
+READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md")
 TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
 TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
 SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
@@ -96,7 +98,7 @@ def ablation_entries(labels: int = 10) -> list[Entry]:
 
 def table(entries: Sequence[Entry]) -> list[str]:
     """Markdown: a row per entry, with its paired differences from the two controls of the same number of labels."""
-    lines = ["| " + " | ".join(HEADING) + " |", "|---|" + "--:|" * (len(HEADING) - 1)]
+    rows = []
     controls = [next((one for one in entries if one.arm == arm), None) for arm in (CONTROL, CONTROL_LONG)]
     for one in entries:
         own = one.method()
@@ -104,8 +106,14 @@ def table(entries: Sequence[Entry]) -> list[str]:
         cells = [one.title, str(len(one.files)), level(own, "dsc"), level(own, "nsd"), minutes]
         for control in controls:
             cells.append("" if control is None or control == one else difference(control.method(), own))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return markdown(HEADING, rows)
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, the first column to the left and the others to the right."""
+    lines = ["| " + " | ".join(heading) + " |", "|---|" + "--:|" * (len(heading) - 1)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def level(method: Method, measure: str) -> str:
@@ -210,25 +218,37 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
         "dsc_near_reference": "within 20 mm of the reference",
         "volume_ratio": "volume / true volume",
     }
-    lines = ["| | trainings | " + " | ".join(columns.values()) + " |", "|---|" + "--:|" * (1 + len(columns))]
+    body = []
     for name, title in titles.items():
         mine = [row for row in rows if row["arm"] == name]
         means = [f"{np.mean([float(row[column]) for row in mine]):.3f}" for column in columns] if mine else []
-        lines += ["| " + " | ".join([title, str(len(mine)), *means]) + " |"] if mine else []
-    return lines if rows else []
+        body += [[title, str(len(mine)), *means]] if mine else []
+    return markdown(["", "trainings", *columns.values()], body) if rows else []
 
 
 def state_table(results: Path) -> list[str]:
     """Markdown: which of the planned trainings are done, by seed."""
     runs = list(ordered_runs())
     done = [run for run in runs if (results / "runs" / run.folder / "run.json").is_file()]
-    lines = [f"{len(done)} of {len(runs)} planned trainings are done.", ""]
-    lines += ["| labelled | arm | seeds done | not done |", "|--:|---|---|---|"]
+    rows = []
     for labels, arm in dict.fromkeys((run.labels, run.arm) for run in runs):
         mine = [run for run in runs if (run.labels, run.arm) == (labels, arm)]
         seeds = [", ".join(str(run.seed) for run in mine if (run in done) == wanted) for wanted in (True, False)]
-        lines.append(f"| {labels} | {arm.title} | {seeds[0]} | {seeds[1]} |")
-    return lines
+        rows.append([arm.title, str(labels), *seeds])
+    heading = ["arm", "labelled", "seeds done", "not done"]
+    return [f"{len(done)} of {len(runs)} planned trainings are done.", "", *markdown(heading, rows)]
+
+
+def peers_tables(path: Path) -> dict[str, list[str]]:
+    """Markdown of ../nnunet_kbp's results.csv: ``peers``, whole, and ``peers in short``, only what was trained."""
+    rows = read_rows(path)
+    whole = list(rows[0])
+    short = [name for name in whole if name not in ("test time", "parameters", "patch", "wall min")]
+    trained = [row for row in rows if row["DSC"] != "–"]
+    return {
+        "peers": markdown(whole, [[row[name] for name in whole] for row in rows]),
+        "peers in short": markdown(short, [[row[name] for name in short] for row in trained]),
+    }
 
 
 def all_tables() -> dict[str, list[str]]:
@@ -239,7 +259,8 @@ def all_tables() -> dict[str, list[str]]:
         done = {one.arm for one in found["ablations"]}
         found["ablations"] = found["ablations"] if done & {*ABLATIONS} else []
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
-    return tables | {"mistakes": mistakes_table(RESULTS), "state": state_table(RESULTS)}
+    tables |= {"mistakes": mistakes_table(RESULTS), "state": state_table(RESULTS)}
+    return tables | peers_tables(PEERS / "results.csv")
 
 
 def main() -> None:
@@ -251,7 +272,7 @@ def main() -> None:
     draw_curves(RESULTS)
     text = "\n".join(line for name, lines in tables.items() for line in (f"### {name}", "", *lines, ""))
     (RESULTS / "tables.md").write_text(text, encoding="utf-8")
-    for readme in (ROOT / "README.md", RESULTS / "README.md"):
+    for readme in READMES:
         content = readme.read_text(encoding="utf-8")
         for name, lines in tables.items():
             content = fill(content, name, lines)

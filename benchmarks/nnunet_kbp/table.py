@@ -17,7 +17,7 @@ TITLES = {
     "planned": "nnU-Net as it plans",
     "equal-patch": "nnU-Net, our patch and batch",
     "equal-network": "nnU-Net, our patch, batch and network size",
-    "equal-recipe": "nnU-Net, also our sampling, Dice over the batch and optimiser settings",
+    "equal-recipe": "nnU-Net, our patch, batch, network size, sampling, Dice over the batch and optimiser settings",
     "supervised": "flarecps supervised",
     "cps": "flarecps CPS",
 }
