@@ -39,6 +39,14 @@ TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal com
 TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
 SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
 COLOURS = {CPS.name: "tab:orange", CONTROL.name: "tab:grey", CONTROL_LONG.name: "tab:blue"}
+LINES = (  # what is shown over the number of labelled scans: title, arm, sibling
+    (CONTROL.title, CONTROL, "1"),
+    (CONTROL_LONG.title, CONTROL_LONG, "1"),
+    ("CPS, sibling 1", CPS, "1"),
+    ("CPS, siblings averaged", CPS, "average"),
+    (TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, "1"),
+    (TWO_CONTROLS.title, TWO_CONTROLS, "1"),
+)
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
 
@@ -73,17 +81,45 @@ def entry(title: str, arm: Arm, labels: int, sibling: str = "1", results: Path =
 
 def main_entries(labels: int) -> list[Entry]:
     """The two controls, CPS by its first sibling and by both, two controls averaged, and the ceiling."""
-    found = [
-        entry(CONTROL.title, CONTROL, labels),
-        entry(CONTROL_LONG.title, CONTROL_LONG, labels),
-        entry("CPS, sibling 1", CPS, labels),
-        entry("CPS, siblings averaged", CPS, labels, "average"),
-        entry(TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, labels),
-        entry(TWO_CONTROLS.title, TWO_CONTROLS, labels),
-    ]
+    found = [entry(title, arm, labels, sibling) for title, arm, sibling in LINES]
     if labels != ALL_LABELS:
         found += [entry(f"all {ALL_LABELS} labelled: {arm.title}", arm, ALL_LABELS) for arm in (CONTROL, CONTROL_LONG)]
     return [one for one in found if one.files]
+
+
+def by_labels_table(results: Path) -> list[str]:
+    """Markdown: DSC of every arm by the number of labelled scans, then CPS minus each control of the same seed."""
+    counts = [count for count in (*sorted(FEW_LABELS), ALL_LABELS) if entry("", CONTROL, count, results=results).files]
+    rows = []
+    for title, arm, sibling in LINES:
+        entries = [entry(title, arm, count, sibling, results) for count in counts]
+        if any(one.files for one in entries):
+            rows.append(
+                [title, *(f"{level(one.method(), 'dsc')} ({len(one.files)})" if one.files else "" for one in entries)]
+            )
+    for control in (CONTROL, CONTROL_LONG):
+        cells = [
+            by_seed(entry("", control, count, results=results), entry("", CPS, count, results=results))
+            for count in counts
+        ]
+        rows.append([f"CPS, sibling 1, minus {control.title}, by seed", *cells])
+    return markdown(["DSC (trainings)", *(f"{count} labelled" for count in counts)], rows)
+
+
+def by_seed(baseline: Entry, other: Entry) -> str:
+    """The difference in DSC between trainings of one seed: mean ± SD over seeds, and how many are above 0."""
+    means = [{path.parent.name: mean_dsc(path) for path in one.files} for one in (baseline, other)]
+    found = [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
+    if not found:
+        return ""
+    spread = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
+    return f"{np.mean(found):+.4f}{spread} ({sum(one > 0 for one in found)} of {len(found)} above 0)"
+
+
+def mean_dsc(path: Path) -> float:
+    """Mean DSC over all cases and organs of one training."""
+    method = read_method("", [path])
+    return float(np.nanmean(method.seed_means("dsc", method.organs)))
 
 
 def ablation_entries(labels: int = 10) -> list[Entry]:
@@ -154,6 +190,33 @@ def draw_scores(results: Path, labels: int = 10) -> None:
     axes[0].set(yticks=range(len(entries)), yticklabels=[one.title for one in entries])
     axes[0].invert_yaxis()
     figure.savefig(results / "results.png", dpi=120)
+
+
+def draw_labels(results: Path) -> None:
+    """labels.png: DSC of every arm by the number of labelled scans, ± SD over trainings; averages of two are dashed."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    counts = (*sorted(FEW_LABELS), ALL_LABELS)
+    for title, arm, sibling in LINES:
+        found = [one for one in (entry(title, arm, count, sibling, results) for count in counts) if one.files]
+        if not found:
+            continue
+        dsc = [[mean_dsc(path) for path in one.files] for one in found]
+        spread = [np.std(one, ddof=1) if len(one) > 1 else 0 for one in dsc]
+        single = arm in (CONTROL, CONTROL_LONG) or (arm == CPS and sibling == "1")
+        style = {
+            "color": COLOURS[arm.name.removesuffix("_two")],
+            "ls": "-" if single else "--",
+            "marker": "o" if single else "s",
+        }
+        axis.errorbar(
+            [one.labels for one in found], [np.mean(one) for one in dsc], spread, label=title, capsize=3, ms=4, **style
+        )
+    axis.set(xscale="log", xlabel="labelled scans of 142", ylabel="DSC, mean of 4 organs and 25 test scans")
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(results / "labels.png", dpi=120)
 
 
 def draw_curves(results: Path, labels: int = 10) -> None:
@@ -259,7 +322,11 @@ def all_tables() -> dict[str, list[str]]:
         done = {one.arm for one in found["ablations"]}
         found["ablations"] = found["ablations"] if done & {*ABLATIONS} else []
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
-    tables |= {"mistakes": mistakes_table(RESULTS), "state": state_table(RESULTS)}
+    tables |= {
+        "by labels": by_labels_table(RESULTS),
+        "mistakes": mistakes_table(RESULTS),
+        "state": state_table(RESULTS),
+    }
     return tables | peers_tables(PEERS / "results.csv")
 
 
@@ -269,6 +336,7 @@ def main() -> None:
         if f"{labels} labelled" in tables:
             compare_organs(RESULTS, labels, main_entries(labels))
     draw_scores(RESULTS)
+    draw_labels(RESULTS)
     draw_curves(RESULTS)
     text = "\n".join(line for name, lines in tables.items() for line in (f"### {name}", "", *lines, ""))
     (RESULTS / "tables.md").write_text(text, encoding="utf-8")

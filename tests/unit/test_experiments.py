@@ -129,6 +129,7 @@ def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_tabl
     assert first.split(" | ")[1:] == ["2", "0.7000 ± 0.0707", "0.7000 ± 0.0707", "4.0", "", " |"]  # 0.65 and 0.75
     assert second.split(" | ")[1:4] == ["1", "0.8000", "0.8000"]
     assert second.split(" | ")[5].startswith("+0.1000 (+0.1000 to +0.1000)")
+    assert kbp_table.by_seed(control, cps) == "+0.1500 (1 of 1 above 0)"  # 0.8 and, of the same seed, 0.65
 
 
 def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
