@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm, ordered_runs
+from scipy import stats
 
 from flarecps import metric_names
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
@@ -88,7 +89,7 @@ def main_entries(labels: int) -> list[Entry]:
 
 
 def by_labels_table(results: Path) -> list[str]:
-    """Markdown: DSC of every arm by the number of labelled scans, then CPS minus each control of the same seed."""
+    """Markdown: DSC of every arm by the number of labelled scans; CPS minus each control of the same seed."""
     counts = [count for count in (*sorted(FEW_LABELS), ALL_LABELS) if entry("", CONTROL, count, results=results).files]
     rows = []
     for title, arm, sibling in LINES:
@@ -97,23 +98,39 @@ def by_labels_table(results: Path) -> list[str]:
             rows.append(
                 [title, *(f"{level(one.method(), 'dsc')} ({len(one.files)})" if one.files else "" for one in entries)]
             )
+    sentences = []
     for control in (CONTROL, CONTROL_LONG):
-        cells = [
-            by_seed(entry("", control, count, results=results), entry("", CPS, count, results=results))
+        pairs = [
+            seed_differences(entry("", control, count, results=results), entry("", CPS, count, results=results))
             for count in counts
         ]
-        rows.append([f"CPS, sibling 1, minus {control.title}, by seed", *cells])
-    return markdown(["DSC (trainings)", *(f"{count} labelled" for count in counts)], rows)
+        name = f"CPS, sibling 1, minus {control.title}"
+        rows.append([f"{name}, by seed", *map(mean_difference, pairs)])
+        sentences += ["", f"{name}: {over_pairs([one for found in pairs for one in found])}."]
+    return markdown(["DSC (trainings)", *(f"{count} labelled" for count in counts)], rows) + sentences
 
 
-def by_seed(baseline: Entry, other: Entry) -> str:
-    """The difference in DSC between trainings of one seed: mean ± SD over seeds, and how many are above 0."""
+def seed_differences(baseline: Entry, other: Entry) -> list[float]:
+    """The differences in DSC between two arms' trainings of one seed."""
     means = [{path.parent.name: mean_dsc(path) for path in one.files} for one in (baseline, other)]
-    found = [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
+    return [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
+
+
+def mean_difference(found: Sequence[float]) -> str:
+    """Mean ± SD, and how many are above 0; empty for none."""
     if not found:
         return ""
     spread = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
     return f"{np.mean(found):+.4f}{spread} ({sum(one > 0 for one in found)} of {len(found)} above 0)"
+
+
+def over_pairs(found: Sequence[float]) -> str:
+    """Mean of at least two differences with the 95 % interval of Student's t."""
+    mean = np.mean(found)
+    low, high = stats.t.interval(0.95, len(found) - 1, mean, stats.sem(found))
+    return (
+        f"{mean:+.4f} over all {len(found)} pairs of trainings (95 % interval by Student's t {low:+.4f} to {high:+.4f})"
+    )
 
 
 def mean_dsc(path: Path) -> float:

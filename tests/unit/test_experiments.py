@@ -100,11 +100,11 @@ def kbp_table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: ModuleType) -> None:
     tables = kbp_table.all_tables()
-    assert "10 labelled" in tables
-    assert len(kbp_table.READMES) == 3
-    for readme in kbp_table.READMES:
+    shown = ("by labels", "10 labelled", "peers")
+    for readme, name in zip(kbp_table.READMES, shown, strict=True):
         content = readme.read_text(encoding="utf-8")
-        assert "<!-- kbp: 10 labelled -->" in content or "<!-- kbp: peers -->" in content
+        assert name in tables
+        assert f"<!-- kbp: {name} -->" in content
         for name, lines in tables.items():
             content = kbp_table.fill(content, name, lines)
         assert content == readme.read_text(encoding="utf-8"), "run benchmarks/kbp/table.py"
@@ -129,7 +129,11 @@ def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_tabl
     assert first.split(" | ")[1:] == ["2", "0.7000 ± 0.0707", "0.7000 ± 0.0707", "4.0", "", " |"]  # 0.65 and 0.75
     assert second.split(" | ")[1:4] == ["1", "0.8000", "0.8000"]
     assert second.split(" | ")[5].startswith("+0.1000 (+0.1000 to +0.1000)")
-    assert kbp_table.by_seed(control, cps) == "+0.1500 (1 of 1 above 0)"  # 0.8 and, of the same seed, 0.65
+    pairs = kbp_table.seed_differences(control, cps)
+    assert pairs == pytest.approx([0.15])  # 0.8 and, of the same seed, 0.65
+    assert kbp_table.mean_difference(pairs) == "+0.1500 (1 of 1 above 0)"
+    assert kbp_table.mean_difference([-0.1, 0.3]) == "+0.1000 ± 0.2828 (1 of 2 above 0)"
+    assert "(95 % interval by Student's t -2.4412 to +2.6412)" in kbp_table.over_pairs([-0.1, 0.3])  # 12.706 · 0.2
 
 
 def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
