@@ -13,7 +13,6 @@ Nothing is chosen on test scans: fold all, the last checkpoint, the protocol's s
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import json
 import os
@@ -30,6 +29,7 @@ import torch
 from protocol import CPS, Run, ordered_runs
 
 from flarecps import __version__
+from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
@@ -187,14 +187,6 @@ def do(run: Run, dataset: Path, out: Path, results: Path) -> None:
         ensembles(dataset, out, results, run.arm.name, run.labels)
 
 
-def mean_dsc(table: Path) -> float:
-    """Mean DSC over organs and cases of a score table, for the line that says a run is done."""
-    with table.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    values = [float(v) for row in rows for k, v in row.items() if k.endswith("_DSC") and v not in ("", "nan")]
-    return sum(values) / len(values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
@@ -213,7 +205,7 @@ def main() -> None:
         began = time.monotonic()
         print(f"run {number} of {len(missing)}: {run.folder}", flush=True)
         do(run, arguments.dataset.resolve(), out, arguments.results)
-        dsc = mean_dsc(arguments.results / "runs" / run.folder / "scores_1.csv")
+        dsc = read_scores(arguments.results / "runs" / run.folder / "scores_1.csv").mean()
         print(f"{run.folder}: DSC {dsc:.4f}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
 
 

@@ -24,13 +24,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, Arm, ordered_runs
+from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, MAIN_ARMS, Arm, ordered_runs
 from scipy import stats
 
 from flarecps import metric_names
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
 from flarecps.reporting.comparison_files import read_method
 from flarecps.reporting.curves import read_metrics
+from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
@@ -112,7 +113,7 @@ def by_labels_table(results: Path) -> list[str]:
 
 def seed_differences(baseline: Entry, other: Entry) -> list[float]:
     """The differences in DSC between two arms' trainings of one seed."""
-    means = [{path.parent.name: mean_dsc(path) for path in one.files} for one in (baseline, other)]
+    means = [{path.parent.name: read_scores(path).mean() for path in one.files} for one in (baseline, other)]
     return [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
 
 
@@ -133,20 +134,16 @@ def over_pairs(found: Sequence[float]) -> str:
     )
 
 
-def mean_dsc(path: Path) -> float:
-    """Mean DSC over all cases and organs of one training."""
-    method = read_method("", [path])
-    return float(np.nanmean(method.seed_means("dsc", method.organs)))
-
-
 def ablation_entries(labels: int = 10) -> list[Entry]:
-    """The ablations that are done, after the arms they are to be held against."""
-    found = [one for one in main_entries(labels) if one.arm in (CONTROL, CONTROL_LONG, CPS) and one.labels == labels]
-    for arm in ABLATIONS:
-        found.append(entry(arm.title, arm, labels))
-        if "average" in arm.siblings:
-            found.append(entry(f"{arm.title}; siblings averaged", arm, labels, "average"))
-    return [one for one in found if one.files]
+    """The ablations that are done, after the arms they are to be held against; [] where none is done."""
+    baselines = [one for one in main_entries(labels) if one.arm in MAIN_ARMS and one.labels == labels]
+    found = [
+        entry(arm.title if sibling == "1" else f"{arm.title}; siblings averaged", arm, labels, sibling)
+        for arm in ABLATIONS
+        for sibling in arm.siblings
+    ]
+    done = [one for one in found if one.files]
+    return [*baselines, *done] if done else []
 
 
 def table(entries: Sequence[Entry]) -> list[str]:
@@ -217,7 +214,7 @@ def draw_labels(results: Path) -> None:
         found = [one for one in (entry(title, arm, count, sibling, results) for count in counts) if one.files]
         if not found:
             continue
-        dsc = [[mean_dsc(path) for path in one.files] for one in found]
+        dsc = [[read_scores(path).mean() for path in one.files] for one in found]
         spread = [np.std(one, ddof=1) if len(one) > 1 else 0 for one in dsc]
         single = arm in (CONTROL, CONTROL_LONG) or (arm == CPS and sibling == "1")
         style = {
@@ -335,9 +332,6 @@ def all_tables() -> dict[str, list[str]]:
     """Name → Markdown lines of every table; comparisons need two rows."""
     found = {f"{labels} labelled": main_entries(labels) for labels in (*FEW_LABELS, ALL_LABELS)}
     found["ablations"] = ablation_entries()
-    if len(found["ablations"]) <= len(main_entries(10)):
-        done = {one.arm for one in found["ablations"]}
-        found["ablations"] = found["ablations"] if done & {*ABLATIONS} else []
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
     tables |= {
         "by labels": by_labels_table(RESULTS),

@@ -101,10 +101,10 @@ def kbp_table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: ModuleType) -> None:
     tables = kbp_table.all_tables()
     shown = ("by labels", "10 labelled", "peers")
-    for readme, name in zip(kbp_table.READMES, shown, strict=True):
+    for readme, block in zip(kbp_table.READMES, shown, strict=True):
         content = readme.read_text(encoding="utf-8")
-        assert name in tables
-        assert f"<!-- kbp: {name} -->" in content
+        assert block in tables
+        assert f"<!-- kbp: {block} -->" in content
         for name, lines in tables.items():
             content = kbp_table.fill(content, name, lines)
         assert content == readme.read_text(encoding="utf-8"), "run benchmarks/kbp/table.py"
