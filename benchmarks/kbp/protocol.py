@@ -61,11 +61,14 @@ CONTROL = Arm("control", "control, equal steps", CONTROL_CONFIG)
 CONTROL_LONG = Arm("control_long", "control, equal compute", CONTROL_CONFIG, LONGER)
 MAIN_ARMS = (CPS, CONTROL, CONTROL_LONG)
 
+CPS_LONG = Arm("cps_long", f"CPS, {50 * LONG} steps", CPS_CONFIG,
+               (*LONGER, "--model.ramp", "{final: 0.5, length: 45, start: 45}"), siblings=("1", "average"))  # fmt: skip
+
 ABLATIONS = (
-    Arm("cps_long", f"CPS, {50 * LONG} steps", CPS_CONFIG,
-        (*LONGER, "--model.ramp", "{final: 0.5, length: 45, start: 45}"), siblings=("1", "average")),
     Arm("cps_constant_lambda", "λ = 0.5 from the start", CPS_CONFIG,
         ("--model.ramp", "{final: 0.5, length: 0, start: 0}"), siblings=("1", "average")),
+    Arm("cps_small_lambda", "λ rises to 0.1", CPS_CONFIG,
+        ("--model.ramp", "{final: 0.1, length: 14, start: 14}"), siblings=("1", "average")),
     Arm("cps_unlabelled_only", "Lcps on unlabelled patches only", CPS_CONFIG,
         ("--model.cps_on_labelled", "false"), siblings=("1", "average")),
     Arm("cps_confidence", "voxels with confidence ≥ 0.9 only", CPS_CONFIG,
@@ -78,16 +81,20 @@ ABLATIONS = (
     Arm("control_foreground", "control, intensities of labelled structures", CONTROL_CONFIG, intensity="foreground"),
     Arm("control_no_swap", "control, mirrored without exchanging left and right", CONTROL_CONFIG,
         ("--data.swap_left_right", "false")),
+    Arm("cps_plain", "CPS, patches not augmented", CPS_CONFIG,
+        ("--data.augmentation", "false"), siblings=("1", "average")),
+    Arm("control_plain", "control, patches not augmented", CONTROL_CONFIG, ("--data.augmentation", "false")),
 )  # fmt: skip
 
-ARMS = {arm.name: arm for arm in (*MAIN_ARMS, *ABLATIONS)}
+ARMS = {arm.name: arm for arm in (*MAIN_ARMS, CPS_LONG, *ABLATIONS)}
 FEW_LABELS = (10, 5, 20)
 ALL_LABELS = 142
 
 
 def ordered_runs(seeds: int = 3) -> Iterator[Run]:
-    """All runs, the most telling first: 10 labels, the ceiling, 5 and 20 labels, ablations."""
+    """All runs, the most telling first: 10 labels, the ceiling, 5 and 20 labels, ablations; long CPS with 5 labels."""
     yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in MAIN_ARMS)
     yield from (Run(arm, ALL_LABELS, seed) for seed in range(seeds) for arm in (CONTROL_LONG, CONTROL))
     yield from (Run(arm, labels, seed) for labels in (5, 20) for seed in range(seeds) for arm in MAIN_ARMS)
-    yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in ABLATIONS)
+    yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in (CPS_LONG, *ABLATIONS))
+    yield from (Run(CPS_LONG, 5, seed) for seed in range(seeds))

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +24,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from protocol import ABLATIONS, ALL_LABELS, CONTROL, CONTROL_LONG, CPS, FEW_LABELS, MAIN_ARMS, Arm, ordered_runs
+from protocol import (
+    ABLATIONS,
+    ALL_LABELS,
+    ARMS,
+    CONTROL,
+    CONTROL_LONG,
+    CPS,
+    CPS_LONG,
+    FEW_LABELS,
+    MAIN_ARMS,
+    Arm,
+    ordered_runs,
+)
 from scipy import stats
 
 from flarecps import metric_names
@@ -40,14 +52,26 @@ READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md")
 TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
 TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
 SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
-COLOURS = {CPS.name: "tab:orange", CONTROL.name: "tab:grey", CONTROL_LONG.name: "tab:blue"}
+COLOURS = {
+    CPS.name: "tab:orange",
+    CPS_LONG.name: "tab:red",
+    CONTROL.name: "tab:grey",
+    CONTROL_LONG.name: "tab:blue",
+}
 LINES = (  # what is shown over the number of labelled scans: title, arm, sibling
     (CONTROL.title, CONTROL, "1"),
     (CONTROL_LONG.title, CONTROL_LONG, "1"),
     ("CPS, sibling 1", CPS, "1"),
     ("CPS, siblings averaged", CPS, "average"),
+    (f"{CPS_LONG.title}, sibling 1", CPS_LONG, "1"),
+    (f"{CPS_LONG.title}, siblings averaged", CPS_LONG, "average"),
     (TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, "1"),
     (TWO_CONTROLS.title, TWO_CONTROLS, "1"),
+)
+PAIRS = (  # whose difference by seed is shown over the number of labelled scans: title, CPS, control
+    (f"CPS, sibling 1, minus {CONTROL.title}", CPS, CONTROL),
+    (f"CPS, sibling 1, minus {CONTROL_LONG.title}", CPS, CONTROL_LONG),
+    (f"{CPS_LONG.title}, sibling 1, minus control of as many steps", CPS_LONG, CONTROL_LONG),
 )
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
@@ -100,14 +124,15 @@ def by_labels_table(results: Path) -> list[str]:
                 [title, *(f"{level(one.method(), 'dsc')} ({len(one.files)})" if one.files else "" for one in entries)]
             )
     sentences = []
-    for control in (CONTROL, CONTROL_LONG):
+    for name, arm, control in PAIRS:
         pairs = [
-            seed_differences(entry("", control, count, results=results), entry("", CPS, count, results=results))
+            seed_differences(entry("", control, count, results=results), entry("", arm, count, results=results))
             for count in counts
         ]
-        name = f"CPS, sibling 1, minus {control.title}"
         rows.append([f"{name}, by seed", *map(mean_difference, pairs)])
-        sentences += ["", f"{name}: {over_pairs([one for found in pairs for one in found])}."]
+        found = [one for some in pairs for one in some]
+        if len(found) > 1:
+            sentences += ["", f"{name}: {over_pairs(found)}."]
     return markdown(["DSC (trainings)", *(f"{count} labelled" for count in counts)], rows) + sentences
 
 
@@ -146,6 +171,33 @@ def ablation_entries(labels: int = 10) -> list[Entry]:
     return [*baselines, *done] if done else []
 
 
+def effects_table(results: Path, labels: int = 10) -> list[str]:
+    """Markdown: sibling 1 of every ablation minus the arms that differ from it by one thing, over their common seeds.
+
+    Those are the method without the change, and for CPS also the control with the same change. [] where none is done.
+    """
+    rows = []
+    for arm in ABLATIONS:
+        method, _, change = arm.name.partition("_")
+        names = (method, f"control_{change}") if method == CPS.name else (method,)
+        for other in (ARMS[name] for name in names if name in ARMS):
+            mine, base = same_seeds(entry(arm.title, arm, labels, "1", results), entry("", other, labels, "1", results))
+            if mine.files:
+                found = compare([base.method(), mine.method()]).differences["dsc"][mine.method().name][OVERALL]
+                better = f"{found.counts.wins} of {found.n}"
+                rows.append([arm.title, other.title, str(len(mine.files)), interval(found), better])
+    return markdown(["", "beside", "seeds", "DSC", "scans better"], rows) if rows else []
+
+
+def same_seeds(first: Entry, second: Entry) -> tuple[Entry, Entry]:
+    """Both with only the seeds that both have."""
+    seeds = {path.parent.name for path in first.files} & {path.parent.name for path in second.files}
+    kept = (
+        replace(one, files=tuple(path for path in one.files if path.parent.name in seeds)) for one in (first, second)
+    )
+    return next(kept), next(kept)
+
+
 def table(entries: Sequence[Entry]) -> list[str]:
     """Markdown: a row per entry, with its paired differences from the two controls of the same number of labels."""
     rows = []
@@ -175,7 +227,11 @@ def level(method: Method, measure: str) -> str:
 
 def difference(baseline: Method, method: Method) -> str:
     """Mean difference, its 95 % interval, and p of Wilcoxon's signed ranks, over test scans."""
-    found: Difference = compare([baseline, method]).differences["dsc"][method.name][OVERALL]
+    return interval(compare([baseline, method]).differences["dsc"][method.name][OVERALL])
+
+
+def interval(found: Difference) -> str:
+    """A difference as ``difference`` shows it."""
     assert found.interval is not None  # 25 scans
     return f"{found.mean:+.4f} ({found.interval.low:+.4f} to {found.interval.high:+.4f}), p {found.p:.2g}"
 
@@ -216,7 +272,7 @@ def draw_labels(results: Path) -> None:
             continue
         dsc = [[read_scores(path).mean() for path in one.files] for one in found]
         spread = [np.std(one, ddof=1) if len(one) > 1 else 0 for one in dsc]
-        single = arm in (CONTROL, CONTROL_LONG) or (arm == CPS and sibling == "1")
+        single = sibling == "1" and arm not in (TWO_CONTROLS, TWO_SHORT_CONTROLS)
         style = {
             "color": COLOURS[arm.name.removesuffix("_two")],
             "ls": "-" if single else "--",
@@ -287,7 +343,7 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
     """Markdown of mistakes.csv: the mean over trainings of each arm; [] without the file."""
     path = results / "mistakes.csv"
     rows = [row for row in read_rows(path) if row["labels"] == str(labels)] if path.is_file() else []
-    titles = {arm.name: arm.title for arm in (CONTROL, CONTROL_LONG, CPS, *ABLATIONS)}
+    titles = {arm.name: arm.title for arm in (CONTROL, CONTROL_LONG, CPS, CPS_LONG, *ABLATIONS)}
     columns = {
         "dsc_on_labelled": "DSC, labelled scans",
         "dsc": "DSC, test scans",
@@ -335,6 +391,7 @@ def all_tables() -> dict[str, list[str]]:
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
     tables |= {
         "by labels": by_labels_table(RESULTS),
+        "effects": effects_table(RESULTS),
         "mistakes": mistakes_table(RESULTS),
         "state": state_table(RESULTS),
     }

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +111,14 @@ def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: Module
         assert content == readme.read_text(encoding="utf-8"), "run benchmarks/kbp/table.py"
 
 
+def write_scores(folder: Path, rows: Sequence[tuple[float, float]]) -> Path:
+    """The folder, made, with a training's scores of scans x, y, … and two organs; NSD is DSC."""
+    folder.mkdir(parents=True)
+    lines = [f"{case},{a},{b},{a},{b}" for case, (a, b) in zip("xyz", rows, strict=False)]
+    (folder / "scores_1.csv").write_text("\n".join(["Name,p_DSC,q_DSC,p_NSD,q_NSD", *lines]) + "\n")
+    return folder
+
+
 def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_table: ModuleType, tmp_path: Path) -> None:
     """Two scans, two organs, two trainings: by hand."""
     runs = tmp_path / "runs" / "10_labelled"
@@ -118,10 +127,7 @@ def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_tabl
         ("control", 1, ((0.7, 0.9), (0.6, 0.8))),
         ("cps", 0, ((0.8, 0.8), (0.8, 0.8))),
     ):
-        folder = runs / arm / f"seed_{seed}"
-        folder.mkdir(parents=True)
-        lines = [f"{case},{a},{b},{a},{b}" for case, (a, b) in zip("xy", rows, strict=True)]
-        (folder / "scores_1.csv").write_text("\n".join(["Name,p_DSC,q_DSC,p_NSD,q_NSD", *lines]) + "\n")
+        folder = write_scores(runs / arm / f"seed_{seed}", rows)
         (folder / "run.json").write_text(json.dumps({"training_cpu_minutes": None if seed else 4.0}))
     control, cps = (kbp_table.entry(arm.title, arm, 10, results=tmp_path) for arm in (kbp_table.CONTROL, kbp_table.CPS))
     heading, _, first, second = kbp_table.table([control, cps])
@@ -134,6 +140,20 @@ def test_kbp_level_is_the_mean_of_all_scores_and_a_difference_is_paired(kbp_tabl
     assert kbp_table.mean_difference(pairs) == "+0.1500 (1 of 1 above 0)"
     assert kbp_table.mean_difference([-0.1, 0.3]) == "+0.1000 ± 0.2828 (1 of 2 above 0)"
     assert "(95 % interval by Student's t -2.4412 to +2.6412)" in kbp_table.over_pairs([-0.1, 0.3])  # 12.706 · 0.2
+
+
+def test_kbp_effect_of_a_change_is_taken_from_the_seeds_that_both_have(kbp_table: ModuleType, tmp_path: Path) -> None:
+    """CPS without augmentation beside CPS (seed 0 alone is common) and beside the control without it (seeds 0, 1)."""
+    for arm, scores in (("cps", (0.7,)), ("cps_plain", (0.5, 0.6)), ("control_plain", (0.4, 0.5)), ("control", ())):
+        for seed, score in enumerate(scores):
+            write_scores(tmp_path / "runs" / "10_labelled" / arm / f"seed_{seed}", [(score, score)] * 3)
+    rows = kbp_table.effects_table(tmp_path)[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[1:3] for row in cells] == [["CPS", "1"], ["control, patches not augmented", "2"]]
+    assert cells[0][3].startswith("-0.2000 (-0.2000 to -0.2000), p ")
+    assert cells[1][3].startswith("+0.1000 (+0.1000 to +0.1000), p ")
+    assert [row[4] for row in cells] == ["0 of 3", "3 of 3"]
+    assert kbp_table.effects_table(tmp_path / "nothing") == []
 
 
 def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
