@@ -10,6 +10,7 @@ begin with ``<!-- kbp: … -->``: the numbers there are never typed.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -41,6 +42,7 @@ from scipy import stats
 
 from flarecps import metric_names
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
+from flarecps.evaluation.statistics import bootstrap_interval
 from flarecps.reporting.comparison_files import read_method
 from flarecps.reporting.curves import read_metrics
 from flarecps.reporting.run_folder import read_scores
@@ -359,6 +361,54 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
     return markdown(["", "trainings", *columns.values()], body) if rows else []
 
 
+def views_table(results: Path) -> list[str]:
+    """Markdown: CPS minus the control of as many steps, by what the test scans show; [] without views.csv."""
+    if not (results / "views.csv").is_file():
+        return []
+    view = {row["case"]: row["view"] for row in read_rows(results / "views.csv")}
+    rows, organs = [], ()
+    for labels, (arm, control) in itertools.product(sorted(FEW_LABELS), ((CPS, CONTROL), (CPS_LONG, CONTROL_LONG))):
+        pair = same_seeds(entry("", control, labels, results=results), entry("", arm, labels, results=results))
+        if not pair[0].files:
+            continue
+        base, method = (one.method() for one in pair)
+        cases, organs = base.cases, base.organs
+        change = method.scores("dsc", cases, organs) - base.scores("dsc", cases, organs)
+        for shown in ("trunk", "tube"):
+            mine = change[[view[case] == shown for case in cases]]
+            cells = [mean_with_interval(values) for values in (*mine.T, mine.mean(axis=1))]
+            rows.append([arm.title, str(labels), str(len(pair[0].files)), f"{shown} ({len(mine)})", *cells])
+    names = [organ.replace("_", " ") for organ in organs]
+    return markdown(["", "labelled", "seeds", "scans", *names, "mean"], rows)
+
+
+def volumes_table(results: Path) -> list[str]:
+    """Markdown of volumes.csv: predicted / true volume of each organ by view, mean over trainings; [] without it.
+
+    Ablations are left to the file.
+    """
+    path, shown_arms = results / "volumes.csv", {arm.name for arm in (*MAIN_ARMS, CPS_LONG)}
+    rows = [row for row in read_rows(path) if row["arm"] in shown_arms] if path.is_file() else []
+    organs, shown = (list(dict.fromkeys(row[column] for row in rows)) for column in ("organ", "view"))
+    body = []
+    for labels, name in dict.fromkeys((row["labels"], row["arm"]) for row in rows):
+        mine = [row for row in rows if (row["labels"], row["arm"]) == (labels, name)]
+        for view in shown:
+            kept = [row for row in mine if row["view"] == view]
+            means = [np.mean([float(row["volume_ratio"]) for row in kept if row["organ"] == organ]) for organ in organs]
+            seeds = ", ".join(dict.fromkeys(row["seed"] for row in kept))
+            body.append([ARMS[name].title, labels, seeds, view, *(f"{mean:.2f}" for mean in means)])
+    names = [organ.replace("_", " ") for organ in organs]
+    return markdown(["", "labelled", "seeds", "scans", *names], body) if rows else []
+
+
+def mean_with_interval(differences: np.ndarray) -> str:
+    """Mean and 95 % bootstrap interval of differences of several cases."""
+    found = bootstrap_interval(differences)
+    assert found is not None
+    return f"{differences.mean():+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
 def state_table(results: Path) -> list[str]:
     """Markdown: which of the planned trainings are done, by seed."""
     runs = list(ordered_runs())
@@ -393,6 +443,8 @@ def all_tables() -> dict[str, list[str]]:
         "by labels": by_labels_table(RESULTS),
         "effects": effects_table(RESULTS),
         "mistakes": mistakes_table(RESULTS),
+        "views": views_table(RESULTS),
+        "volumes": volumes_table(RESULTS),
         "state": state_table(RESULTS),
     }
     return tables | peers_tables(PEERS / "results.csv")
