@@ -3,8 +3,8 @@
     python benchmarks/kbp/views.py DATASET [OUT] [--results FOLDER]
 
 Writes RESULTS/views.csv, the view of every scan (``table.py`` splits the scores by it), and views.png, two scans of
-each view. With OUT, the folder of ``run.py``, adds to volumes.csv the trainings whose segmentations stand there: DSC and
-predicted / true volume of each organ by view. Rows of other trainings stay.
+each view. With OUT, the folder of ``run.py``, adds to volumes.csv the trainings whose segmentations stand there: DSC
+and predicted / true volume of each organ by view. Rows of other trainings stay.
 """
 
 from __future__ import annotations

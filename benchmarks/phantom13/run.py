@@ -1,6 +1,7 @@
 """CPS against its supervised control on synthetic CT of real anatomy: 13 organs, 2D and 3D, split by patient.
 
     python benchmarks/phantom13/run.py LABEL_MAPS OUT [--size small|full] [--dimensions 3 2] [--seeds 0 1 2]
+        [--methods supervised supervised_long cps]
 
 LABEL_MAPS is a folder with FLARE22's 50 label maps. Every stage is a flarecps command, printed and left out when its
 result stands, so an interrupted run goes on, and more seeds or dimensions can be added later. OUT/results holds what is
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from flarecps.cli.stages import Stage, do_all
 from flarecps.errors import DatasetError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-METHODS = {"supervised": "control", "cps": "CPS"}  # in tables the control is the baseline
+METHODS = {"supervised": "control", "supervised_long": "longer control", "cps": "CPS"}  # the baseline comes first
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--dimensions", type=int, nargs="+", choices=[3, 2], default=[3, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2, help="processes that make and preprocess scans")
     parser.add_argument("--stages", nargs="+", help="only these, * and ? allowed")
     options = parser.parse_args()
@@ -66,11 +70,13 @@ def stages(options: argparse.Namespace) -> list[Stage]:
               after=("phantom",)),
     ]  # fmt: skip
     for dimensions in options.dimensions:
-        found += of_dimensions(dimensions, size, out, options.seeds, pool)
+        found += of_dimensions(dimensions, size, out, options.seeds, pool, options.methods)
     return found
 
 
-def of_dimensions(dimensions: int, size: Size, out: Path, seeds: list[int], pool: tuple[str, ...]) -> list[Stage]:
+def of_dimensions(
+    dimensions: int, size: Size, out: Path, seeds: list[int], pool: tuple[str, ...], methods: list[str]
+) -> list[Stage]:
     """All stages of 2D or of 3D."""
     kind, data = f"{dimensions}d", out / "data"
     plan, store = out / f"plan_{kind}.json", out / f"store_{kind}"
@@ -82,24 +88,26 @@ def of_dimensions(dimensions: int, size: Size, out: Path, seeds: list[int], pool
     ]  # fmt: skip
     scored = []
     for seed in seeds:
-        for method in METHODS:
+        for method in methods:
             name = f"{kind}_{method}_{seed}"
-            run = out / "runs" / name
-            found += one_run(name, run, config(size, kind, method), store, data, seed, f"preprocess_{kind}")
+            run, path = out / "runs" / name, config(size, kind, method)
+            more = longer(path) if method.endswith("_long") else ()
+            found += one_run(name, run, path, more, store, data, seed, f"preprocess_{kind}")
             scored.append(f"score_{name}")
     compared = out / "results" / kind
     sides = []
-    for method, title in METHODS.items():
+    titles = {method: title for method, title in METHODS.items() if method in methods}
+    for method, title in titles.items():
         tables = [out / "runs" / f"{kind}_{method}_{seed}" / "scores" / "scores.csv" for seed in seeds]
         sides.append(f"{title}={','.join(map(str, tables))}")
     found.append(Stage(f"compare_{kind}", ("compare", *sides, "--out", str(compared)), (compared,), tuple(scored)))
     pictures = [
-        f"{title}={out / 'runs' / f'{kind}_{method}_{seeds[0]}' / 'labels'}" for method, title in METHODS.items()
+        f"{title}={out / 'runs' / f'{kind}_{method}_{seeds[0]}' / 'labels'}" for method, title in titles.items()
     ]
     words = ("figures", *pictures, "--references", str(data / "labelsTs"), "--images", str(data / "imagesTs"))
     drawn = out / f"figures_{kind}"
     found.append(Stage(f"figures_{kind}", (*words, "--out", str(drawn), "--workers", "1"), (drawn,), tuple(scored)))
-    keep = partial(keep_results, out, kind, seeds, compared, drawn)
+    keep = partial(keep_results, out, kind, seeds, methods, compared, drawn)
     found.append(Stage(f"keep_{kind}", work=keep, says=f"scores, curves and pictures into {compared}", always=True,
                        after=(f"compare_{kind}", f"figures_{kind}")))  # fmt: skip
     return found
@@ -107,14 +115,24 @@ def of_dimensions(dimensions: int, size: Size, out: Path, seeds: list[int], pool
 
 def config(size: Size, kind: str, method: str) -> Path:
     """The config of a method."""
-    return CONFIGS / f"{size.configs.format(dimensions=kind)}{'_supervised' if method == 'supervised' else ''}.yaml"
+    return CONFIGS / f"{size.configs.format(dimensions=kind)}{'' if method == 'cps' else '_supervised'}.yaml"
 
 
-def one_run(name: str, run: Path, path: Path, store: Path, data: Path, seed: int, after: str) -> list[Stage]:
+def longer(path: Path) -> tuple[str, ...]:
+    """What makes a control's config compute as much as CPS: CPS pays 2 while λ is 0, 4 afterwards, a control 1."""
+    settings = OmegaConf.load(path)
+    epochs, without = settings.trainer.max_epochs, settings.model.ramp.start + 1
+    equal = str(2 * without + 4 * (epochs - without))
+    return ("--trainer.max_epochs", equal, "--model.scheduler.init_args.total_iters", equal)
+
+
+def one_run(
+    name: str, run: Path, path: Path, more: tuple[str, ...], store: Path, data: Path, seed: int, after: str
+) -> list[Stage]:
     """Train, segment the test scans with sibling 1 of the last checkpoint and without mirroring, score."""
     last, labels, scores = run / "checkpoints" / "last.ckpt", run / "labels", run / "scores"
     words = ("fit", "--config", str(path), "--data.store", str(store), "--trainer.default_root_dir", str(run))
-    words += ("--seed_everything", str(seed), "--trainer.enable_progress_bar", "false")
+    words += ("--seed_everything", str(seed), "--trainer.enable_progress_bar", "false", *more)
     resume = (last, ("--ckpt_path", "last"))
     scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
     return [
@@ -136,10 +154,10 @@ def check_split(data: Path) -> None:
     print(f"{len(trained)} patients in training, {len(tested)} others in test")
 
 
-def keep_results(out: Path, kind: str, seeds: list[int], compared: Path, drawn: Path) -> None:
+def keep_results(out: Path, kind: str, seeds: list[int], methods: list[str], compared: Path, drawn: Path) -> None:
     """Scores, curves and environment of every run, and the pictures, beside the comparison."""
     for seed in seeds:
-        for method in METHODS:
+        for method in methods:
             run, kept = out / "runs" / f"{kind}_{method}_{seed}", compared / f"{method}_{seed}"
             kept.mkdir(parents=True, exist_ok=True)
             for source in (run / "scores" / "scores.csv", run / "csv" / "metrics.csv"):

@@ -32,17 +32,18 @@ def experiment(name: str, part: str = "run") -> ModuleType:
 def stages_of(name: str, out: Path, **given: Any) -> list[Stage]:
     common: dict[str, Any] = {"out": out, "seeds": [0, 1], "workers": 1, "fit_words": "", "dataset": out / "set"}
     common |= {"label_maps": out / "maps", "dimensions": [3, 2], "size": "small", "labelled": [8, 80]}
+    common |= {"methods": ["supervised", "supervised_long", "cps"]}
     return experiment(name).stages(argparse.Namespace(**(common | given)))
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
-def test_phantom13_trains_both_methods_alike(size: str, tmp_path: Path) -> None:
+def test_phantom13_trains_all_methods_alike(size: str, tmp_path: Path) -> None:
     found = stages_of("phantom13", tmp_path, size=size)
     names = [stage.name for stage in found]
     assert len(set(names)) == len(names)
     assert all(name in names[:place] for place, stage in enumerate(found) for name in stage.after), "in order"
     trained = {stage.name: stage for stage in found if stage.name.startswith("train_")}
-    assert len(trained) == 2 * 2 * 2  # dimensions, methods, seeds
+    assert len(trained) == 2 * 3 * 2  # dimensions, methods, seeds
     for stage in trained.values():
         config = Path(stage.words[2])
         assert config.is_file()
@@ -53,6 +54,10 @@ def test_phantom13_trains_both_methods_alike(size: str, tmp_path: Path) -> None:
     assert [one.replace("3d_cps_1", "3d_supervised_1") for one, _ in differing[1:]] == [
         other for _, other in differing[1:]
     ]
+    short, long = (trained[f"train_2d_{method}_1"].words for method in ("supervised", "supervised_long"))
+    epochs = "78" if size == "small" else "398"  # λ is 0 in 9 of 24 epochs, and in 1 of 100
+    more = ("--trainer.max_epochs", epochs, "--model.scheduler.init_args.total_iters", epochs)
+    assert [word.replace("supervised_long", "supervised") for word in long] == [*short, *more]
     compared = next(stage for stage in found if stage.name == "compare_3d").words
     assert compared[1].startswith("control=")
     assert compared[1].count("scores.csv") == 2
