@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from flarecps.checkpoint import load_plain
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError
+from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
 from flarecps.training.callbacks.dashboard import DashboardSession
@@ -134,6 +135,7 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
+            self._share_seed()
             self._find_checkpoint()
 
     def before_fit(self) -> None:
@@ -216,6 +218,15 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let a checkpoint's hyperparameters override config and command line."""
+
+    def _share_seed(self) -> None:
+        """One seed for a run: draws and weights take theirs from ``seed_everything`` where none is given."""
+        config = self.config[self.subcommand]
+        seed = int(self._get(self.config, "seed_everything") or 0)  # false: Lightning's own generators stay unseeded
+        if config["data"]["seed"] is None:
+            config["data"]["seed"] = seed
+        if config["model"]["initial_seed"] is None:
+            config["model"]["initial_seed"] = SIBLINGS * seed
 
     def _find_checkpoint(self) -> None:
         """``ckpt_path: last`` or ``best`` means this run's own; a run with checkpoints is never overwritten unasked."""

@@ -46,7 +46,7 @@ class ScanDataModule(LightningDataModule):
         swap_left_right: exchange paired labels (right and left kidney) when the left-right axis is mirrored.
         workers: processes that read and augment patches, shared by the two streams (at least one each); 0 does it in
             the training process.
-        seed: every draw depends on it.
+        seed: every draw depends on it. None: that of ``seed_everything`` (from Python: 0).
         unlabelled: false trains on labelled patches alone.
         max_unlabelled: use only the first so many unlabelled cases.
         validation_patches: so many patches of the validation cases, always the same, are scored after every epoch.
@@ -66,7 +66,7 @@ class ScanDataModule(LightningDataModule):
         mirror_axes: list[int] | None = None,
         swap_left_right: bool = False,
         workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         unlabelled: bool = True,
         max_unlabelled: int | None = None,
         validation_patches: int = 16,
@@ -80,14 +80,14 @@ class ScanDataModule(LightningDataModule):
         self.global_batch = _checked_batch(global_batch or self.plan.global_batch, unlabelled)
         _check_number("iterations_per_epoch", iterations_per_epoch, at_least=1)
         _check_number("workers", workers, at_least=0)
-        _check_number("seed", seed, at_least=0)
+        _check_number("seed", seed or 0, at_least=0)
         _check_number("validation_patches", validation_patches, at_least=0)
         if not 0 <= foreground_share <= 1:
             raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
         self.iterations_per_epoch = iterations_per_epoch
         self.foreground_share = foreground_share
         self.workers = workers
-        self.seed = seed
+        self.seed = seed or 0
         self.validation_patches = validation_patches
         self.predict_input = predict_input
         settings = AugmentationSettings() if augmentation is True else augmentation

@@ -70,7 +70,8 @@ class CrossPseudoSupervision(LightningModule):
         most_repeats_in_a_row: so many steps may be repeated one after another; with one more the training stops.
         clip_norm: largest gradient norm of a sibling.
         window_step: step of validation's sliding window, as a share of the patch.
-        initial_seed: of the siblings' weights, which are drawn independently.
+        initial_seed: of sibling 1's weights; sibling 2, which is drawn independently, takes the next. None: twice
+            ``seed_everything`` (from Python: 0), so that trainings of neighbouring seeds share no sibling.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class CrossPseudoSupervision(LightningModule):
         most_repeats_in_a_row: int = 10,
         clip_norm: float = 12.0,
         window_step: float = 0.5,
-        initial_seed: int = 0,
+        initial_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.plan = _planned(plan, topology, networks=1 + cross_pseudo_supervision)
         self.siblings = nn.ModuleList(
-            _sibling(network, self.plan, seed=initial_seed + index) for index in range(1 + cross_pseudo_supervision)
+            _sibling(network, self.plan, seed=(initial_seed or 0) + index)
+            for index in range(1 + cross_pseudo_supervision)
         )
         self.memory_format = lay_out(self.siblings, self.plan.dimensions, channels_last)
         compile_in_place(self.siblings, compile)

@@ -62,6 +62,19 @@ def test_a_run_folder_tells_what_the_run_was(run: Path, tiny_stores: TinyStores)
     assert environment["finished"] >= environment["started"]
 
 
+def test_one_seed_decides_draws_and_weights_unless_they_have_their_own(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    seed, own = ("--seed_everything", 3), ("--data.seed", 0, "--model.initial_seed", 0)
+    first, third, mixed = (
+        fit("phantom_3d_supervised.yaml", tiny_stores, tmp_path / name, *words)
+        for name, words in (("first", ()), ("third", seed), ("mixed", (*seed, *own)))
+    )
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in (first, third, mixed)]
+    assert [(one["data"]["seed"], one["model"]["initial_seed"]) for one in configs] == [(0, 0), (3, 6), (0, 0)]
+    losses = [[row[metric_names.LOSS_TOTAL] for row in rows(run)] for run in (first, third, mixed)]
+    assert losses[0] == losses[2] != losses[1]
+    assert not torch.equal(*(next(iter(weights(run).values())) for run in (first, third)))
+
+
 def test_metrics_have_the_names_that_reports_read(run: Path) -> None:
     training = [row for row in rows(run) if row[metric_names.LOSS_TOTAL]]
     assert [int(row["epoch"]) for row in training] == [0, 1]
