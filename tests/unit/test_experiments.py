@@ -11,10 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from flarecps.cli.stages import Ledger, Stage
 from flarecps.errors import DatasetError
+from flarecps.volumes.io import read_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -117,9 +120,9 @@ def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: Module
 
 
 def write_scores(folder: Path, rows: Sequence[tuple[float, float]]) -> Path:
-    """The folder, made, with a training's scores of scans x, y, … and two organs; NSD is DSC."""
+    """The folder, made, with a training's scores of scans w, x, … and two organs; NSD is DSC."""
     folder.mkdir(parents=True)
-    lines = [f"{case},{a},{b},{a},{b}" for case, (a, b) in zip("xyz", rows, strict=False)]
+    lines = [f"{case},{a},{b},{a},{b}" for case, (a, b) in zip("wxyz", rows, strict=False)]
     (folder / "scores_1.csv").write_text("\n".join(["Name,p_DSC,q_DSC,p_NSD,q_NSD", *lines]) + "\n")
     return folder
 
@@ -159,6 +162,37 @@ def test_kbp_effect_of_a_change_is_taken_from_the_seeds_that_both_have(kbp_table
     assert cells[1][3].startswith("+0.1000 (+0.1000 to +0.1000), p ")
     assert [row[4] for row in cells] == ["0 of 3", "3 of 3"]
     assert kbp_table.effects_table(tmp_path / "nothing") == []
+
+
+def test_kbp_scores_are_split_by_what_a_scan_shows(kbp_table: ModuleType, tmp_path: Path) -> None:
+    """CPS gains 0.1 of the first organ in two scans and loses 0.2 of the second in two others; seed 1 stands alone."""
+    (tmp_path / "views.csv").write_text("case,view\nw,trunk\nx,tube\ny,tube\nz,trunk\n")
+    runs = tmp_path / "runs" / "5_labelled"
+    write_scores(runs / "control" / "seed_0", [(0.5, 0.5)] * 4)
+    write_scores(runs / "cps" / "seed_0", [(0.5, 0.3), (0.6, 0.5), (0.6, 0.5), (0.5, 0.3)])
+    write_scores(runs / "cps" / "seed_1", [(0.0, 0.0)] * 4)
+    heading, _, *rows = kbp_table.views_table(tmp_path)
+    assert [cell.strip() for cell in heading.split("|")[5:-1]] == ["p", "q", "mean"]
+    assert [[cell.strip().split(" ")[0] for cell in row.split("|")[3:-1]] for row in rows] == [
+        ["1", "trunk", "+0.000", "-0.200", "-0.100"],
+        ["1", "tube", "+0.100", "+0.000", "+0.050"],
+    ]
+    assert kbp_table.views_table(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(("upwards", "view"), [(1, "trunk"), (-1, "tube")])
+def test_kbp_view_is_told_by_the_lowest_slices(
+    upwards: int, view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the file's first slice is body, and the patient's lowest slice is the file's first or its last."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "kbp"))
+    scan = np.full((4, 4, 10), -1024, np.int16)
+    scan[:2, :, 0] = 40
+    nib.save(nib.Nifti1Image(scan, np.diag([4.0, 4.0, 3.0 * upwards, 1.0])), tmp_path / "scan.nii.gz")
+    script = experiment("kbp", "views")
+    share = script.body_share(read_volume(tmp_path / "scan.nii.gz"))
+    assert share == (0.5 if view == "trunk" else 0.0)
+    assert script.view_of(share) == view
 
 
 def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
