@@ -9,22 +9,18 @@ begin with ``<!-- kbp: … -->``: the numbers there are never typed.
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from entries import LINES, RESULTS, Entry, entry, main_entries, read_rows
+from figures import draw_curves, draw_labels, draw_scores
 from protocol import (
     ABLATIONS,
     ALL_LABELS,
@@ -35,84 +31,23 @@ from protocol import (
     CPS_LONG,
     FEW_LABELS,
     MAIN_ARMS,
-    Arm,
     ordered_runs,
 )
 from scipy import stats
 
-from flarecps import metric_names
 from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
 from flarecps.evaluation.statistics import bootstrap_interval
-from flarecps.reporting.comparison_files import read_method
-from flarecps.reporting.curves import read_metrics
 from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "kbp"
 PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
 READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md")
-TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
-TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
-SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
-COLOURS = {
-    CPS.name: "tab:orange",
-    CPS_LONG.name: "tab:red",
-    CONTROL.name: "tab:grey",
-    CONTROL_LONG.name: "tab:blue",
-}
-LINES = (  # what is shown over the number of labelled scans: title, arm, sibling
-    (CONTROL.title, CONTROL, "1"),
-    (CONTROL_LONG.title, CONTROL_LONG, "1"),
-    ("CPS, sibling 1", CPS, "1"),
-    ("CPS, siblings averaged", CPS, "average"),
-    (f"{CPS_LONG.title}, sibling 1", CPS_LONG, "1"),
-    (f"{CPS_LONG.title}, siblings averaged", CPS_LONG, "average"),
-    (TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, "1"),
-    (TWO_CONTROLS.title, TWO_CONTROLS, "1"),
-)
 PAIRS = (  # whose difference by seed is shown over the number of labelled scans: title, CPS, control
     (f"CPS, sibling 1, minus {CONTROL.title}", CPS, CONTROL),
     (f"CPS, sibling 1, minus {CONTROL_LONG.title}", CPS, CONTROL_LONG),
     (f"{CPS_LONG.title}, sibling 1, minus control of as many steps", CPS_LONG, CONTROL_LONG),
 )
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row: an arm with so many labels, scored by one sibling (or their average), and its score files by seed."""
-
-    title: str
-    arm: Arm
-    labels: int
-    sibling: str
-    files: tuple[Path, ...]
-
-    @property
-    def minutes(self) -> float | None:
-        """Mean CPU minutes of the trainings whose time is known; None for what was not trained, such as averages."""
-        records = [path.parent / "run.json" for path in self.files]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in records if path.is_file()]
-        known = [one["training_cpu_minutes"] for one in found if one["training_cpu_minutes"] is not None]
-        return float(np.mean(known)) if known else None
-
-    def method(self) -> Method:
-        """The scores, as ``flarecps compare`` reads them."""
-        return read_method(self.title.replace(",", ";"), list(self.files))
-
-
-def entry(title: str, arm: Arm, labels: int, sibling: str = "1", results: Path = RESULTS) -> Entry:
-    """The row of an arm; without files where no run of it is done."""
-    folder = results / "runs" / f"{labels}_labelled" / arm.name
-    return Entry(title, arm, labels, sibling, tuple(sorted(folder.glob(f"seed_*/scores_{sibling}.csv"))))
-
-
-def main_entries(labels: int) -> list[Entry]:
-    """The two controls, CPS by its first sibling and by both, two controls averaged, and the ceiling."""
-    found = [entry(title, arm, labels, sibling) for title, arm, sibling in LINES]
-    if labels != ALL_LABELS:
-        found += [entry(f"all {ALL_LABELS} labelled: {arm.title}", arm, ALL_LABELS) for arm in (CONTROL, CONTROL_LONG)]
-    return [one for one in found if one.files]
 
 
 def by_labels_table(results: Path) -> list[str]:
@@ -244,95 +179,6 @@ def compare_organs(results: Path, labels: int, entries: Sequence[Entry]) -> None
     names = ",".join(one.title.replace(",", ";") for one in entries)
     command = [sys.executable, "-m", "flarecps", "compare", *words, "--names", names, "--out", f"{labels}_labelled"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=results)
-
-
-def draw_scores(results: Path, labels: int = 10) -> None:
-    """results.png: DSC and NSD of every arm, a dot per training."""
-    entries = main_entries(labels)
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 0.5 + 0.36 * len(entries)), sharey=True, layout="constrained")
-    for axis, measure in zip(axes, ("dsc", "nsd"), strict=True):
-        for row, one in enumerate(entries):
-            method = one.method()
-            means = np.nanmean(method.seed_means(measure, method.organs), axis=1)
-            colour = COLOURS.get(one.arm.name, "tab:green") if one.labels == labels else "black"
-            axis.plot(means, np.full(len(means), row), "o", color=colour, alpha=0.5, ms=5)
-            axis.plot(means.mean(), row, "|", color=colour, ms=16, mew=2)
-        axis.set(xlabel=f"{measure.upper()}, mean of 4 organs and 25 test scans")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set(yticks=range(len(entries)), yticklabels=[one.title for one in entries])
-    axes[0].invert_yaxis()
-    figure.savefig(results / "results.png", dpi=120)
-
-
-def draw_labels(results: Path) -> None:
-    """labels.png: DSC of every arm by the number of labelled scans, ± SD over trainings; averages of two are dashed."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    counts = (*sorted(FEW_LABELS), ALL_LABELS)
-    for title, arm, sibling in LINES:
-        found = [one for one in (entry(title, arm, count, sibling, results) for count in counts) if one.files]
-        if not found:
-            continue
-        dsc = [[read_scores(path).mean() for path in one.files] for one in found]
-        spread = [np.std(one, ddof=1) if len(one) > 1 else 0 for one in dsc]
-        single = sibling == "1" and arm not in (TWO_CONTROLS, TWO_SHORT_CONTROLS)
-        style = {
-            "color": COLOURS[arm.name.removesuffix("_two")],
-            "ls": "-" if single else "--",
-            "marker": "o" if single else "s",
-        }
-        axis.errorbar(
-            [one.labels for one in found], [np.mean(one) for one in dsc], spread, label=title, capsize=3, ms=4, **style
-        )
-    axis.set(xscale="log", xlabel="labelled scans of 142", ylabel="DSC, mean of 4 organs and 25 test scans")
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(results / "labels.png", dpi=120)
-
-
-def draw_curves(results: Path, labels: int = 10) -> None:
-    """curves.png: the supervised loss, the siblings' agreement, and how true their labels are, over training."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for arm in (CONTROL, CONTROL_LONG, CPS):
-        folder = results / "runs" / f"{labels}_labelled" / arm.name
-        for number, path in enumerate(sorted(folder.glob("*/metrics.csv"))):
-            metrics = read_metrics(path)
-            style = {"color": COLOURS[arm.name], "lw": 1, "label": None if number else arm.title}
-            loss = metrics[metric_names.supervised_loss(1)]
-            means = np.convolve(loss.values, np.full(SMOOTHED_EPOCHS, 1 / SMOOTHED_EPOCHS), "valid")
-            axes[0].plot(loss.epochs[SMOOTHED_EPOCHS - 1 :], means, **style)
-            agreement = [curve for name, curve in metrics.items() if name.startswith(metric_names.health_agreement(""))]
-            if agreement:
-                axes[1].plot(agreement[0].epochs, np.mean([curve.values for curve in agreement], axis=0), **style)
-    draw_truth(axes[2], results / "runs" / f"{labels}_labelled" / CPS.name / "seed_0" / "pseudo_labels.csv")
-    axes[0].set(xlabel="epoch of 50 steps", ylabel=f"Lsup of sibling 1, mean of {SMOOTHED_EPOCHS} epochs")
-    axes[1].set(xlabel="epoch of 50 steps", ylabel="Dice between the siblings,\nunlabelled patches", ylim=(0, 1))
-    axes[0].legend(frameon=False)
-    figure.savefig(results / "curves.png", dpi=120)
-
-
-def draw_truth(axis: plt.Axes, path: Path) -> None:
-    """Pseudo-labels against the withheld labels, per organ: DSC of sibling 1, and of the siblings with each other."""
-    axis.set(xlabel="epoch of 50 steps", ylabel="Dice over 15 unlabelled scans", ylim=(0, 1))
-    if not path.is_file():
-        return
-    rows = read_rows(path)
-    organs = list(dict.fromkeys(row["organ"] for row in rows))
-    for number, organ in enumerate(organs):
-        mine = [row for row in rows if row["organ"] == organ]
-        epochs = [int(row["epoch"]) for row in mine]
-        axis.plot(epochs, [float(row["sibling_1_dsc"]) for row in mine], color=f"C{number}", label=organ)
-        axis.plot(epochs, [float(row["agreement"]) for row in mine], color=f"C{number}", ls=":")
-    axis.plot([], [], color="black", label="sibling 1 with the truth")
-    axis.plot([], [], color="black", ls=":", label="the siblings with each other")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table with a heading."""
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def fill(text: str, name: str, lines: Sequence[str]) -> str:

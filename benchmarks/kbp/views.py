@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = list(views(arguments.dataset))
+    if not any(row["folder"] == "imagesTs" for row in rows):
+        parser.error(f"{arguments.dataset}: no test scans; expected imagesTs/CASE_0000.nii.gz, nnU-Net v2's layout")
     write(arguments.results / "views.csv", rows)
     draw(arguments.dataset, rows, arguments.results / "views.png")
     for folder in ("imagesTr", "imagesTs"):

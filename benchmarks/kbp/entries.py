@@ -1,0 +1,71 @@
+"""What a row of the kbp experiment's tables and figures is made of: an arm, and the score files of its trainings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from protocol import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, Arm
+
+from flarecps.evaluation.comparison import Method
+from flarecps.reporting.comparison_files import read_method
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "kbp"
+TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
+TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
+LINES = (  # what is shown over the number of labelled scans: title, arm, sibling
+    (CONTROL.title, CONTROL, "1"),
+    (CONTROL_LONG.title, CONTROL_LONG, "1"),
+    ("CPS, sibling 1", CPS, "1"),
+    ("CPS, siblings averaged", CPS, "average"),
+    (f"{CPS_LONG.title}, sibling 1", CPS_LONG, "1"),
+    (f"{CPS_LONG.title}, siblings averaged", CPS_LONG, "average"),
+    (TWO_SHORT_CONTROLS.title, TWO_SHORT_CONTROLS, "1"),
+    (TWO_CONTROLS.title, TWO_CONTROLS, "1"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row: an arm with so many labels, scored by one sibling (or their average), and its score files by seed."""
+
+    title: str
+    arm: Arm
+    labels: int
+    sibling: str
+    files: tuple[Path, ...]
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean CPU minutes of the trainings whose time is known; None for what was not trained, such as averages."""
+        records = [path.parent / "run.json" for path in self.files]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in records if path.is_file()]
+        known = [one["training_cpu_minutes"] for one in found if one["training_cpu_minutes"] is not None]
+        return float(np.mean(known)) if known else None
+
+    def method(self) -> Method:
+        """The scores, as ``flarecps compare`` reads them."""
+        return read_method(self.title.replace(",", ";"), list(self.files))
+
+
+def entry(title: str, arm: Arm, labels: int, sibling: str = "1", results: Path = RESULTS) -> Entry:
+    """The row of an arm; without files where no run of it is done."""
+    folder = results / "runs" / f"{labels}_labelled" / arm.name
+    return Entry(title, arm, labels, sibling, tuple(sorted(folder.glob(f"seed_*/scores_{sibling}.csv"))))
+
+
+def main_entries(labels: int) -> list[Entry]:
+    """The two controls, CPS by its first sibling and by both, two controls averaged, and the ceiling."""
+    found = [entry(title, arm, labels, sibling) for title, arm, sibling in LINES]
+    if labels != ALL_LABELS:
+        found += [entry(f"all {ALL_LABELS} labelled: {arm.title}", arm, ALL_LABELS) for arm in (CONTROL, CONTROL_LONG)]
+    return [one for one in found if one.files]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table with a heading."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
