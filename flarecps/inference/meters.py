@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import psutil
@@ -53,12 +55,31 @@ def vram_peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def hold_vram(limit_bytes: int, device: torch.device) -> None:
-    """Let tensors take no more of a GPU than the limit, less what the driver counts beside them."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        share = max(limit_bytes - CUDA_CONTEXT_BYTES, 0) / total
-        torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
+@contextmanager
+def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterator[None]:
+    """While the block runs, tensors take no more of a GPU than the limit, less what the driver counts beside them.
+
+    Afterwards, whatever happened, this process's share of the GPU is again what it was. ``device`` must have an index
+    where it is a GPU (``torch.cuda`` insists); without a limit, or on the CPU, nothing is done.
+    """
+    if limit_bytes is None or device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = max(limit_bytes - CUDA_CONTEXT_BYTES, 0) / total
+    before = _share_of_gpu(device)
+    torch.cuda.empty_cache()  # what earlier scans left there counts, too
+    torch.cuda.set_per_process_memory_fraction(min(share, before), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def _share_of_gpu(device: torch.device) -> float:
+    """The share of a GPU's memory that this process may take; older versions of PyTorch can't tell."""
+    known = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return 1.0 if known is None else float(known(device))
 
 
 def forget_vram_peak(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from flarecps.inference.meters import (
     CUDA_CONTEXT_BYTES,
     RamMeter,
     forget_vram_peak,
-    hold_vram,
+    limited_gpu_memory,
     ram_bytes,
     vram_peak_bytes,
 )
@@ -117,11 +117,12 @@ class Segmenter:
         self.plan = plan
         self.settings = Settings(**settings)  # type: ignore[arg-type]  # a wrong name is a TypeError that says so
         self.device = torch_device(self.settings.device)
-        self.networks = tuple(one.to(self.device) if isinstance(one, nn.Module) else one for one in networks)
+        self.networks = tuple(networks)  # whoever runs windows takes them to the device, as far as they fit
         self.mirroring = _mirroring(plan, self.settings.mirror_axes, self.settings.swap_left_right)
         self._say = say
         self.batch = self.settings.batch or windows_at_a_time(plan.patch_voxels, self.device)
         self._window: WindowCost | None = None
+        self._largest: Footing | None = None  # what one window had to be content with under the limit of GPU memory
 
     @classmethod
     def load(
@@ -165,7 +166,7 @@ class Segmenter:
             return self._canonical(labels, scan)
         work, foretold = self.foretell(volume, began_s)
         self._tell(plan_in_words(work, foretold, self.settings.budget))
-        with RamMeter() as ram:
+        with limited_gpu_memory(self.settings.budget.vram_bytes, self.device), RamMeter() as ram:
             forget_vram_peak(self.device)
             prepared = prepared or prepare_case(volume, self.plan)
             course = self._course(work, volume, began_s)
@@ -190,9 +191,13 @@ class Segmenter:
         return scores, prepared.way_back
 
     def foretell(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Foretold]:
-        """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
+        """How this scan would be done within the budget, and what it would cost; one window is run to measure it.
+
+        That window, too, keeps to the limit of GPU memory: where it does not fit, the sums go to RAM, then the network.
+        """
         if self._window is None:
-            self._window = self._measured_window()
+            with limited_gpu_memory(self.settings.budget.vram_bytes, self.device):
+                self._window = self._measured_window()
         volume = in_plan_order(volume, self.plan)
         job = self._job(volume)
         budget = self.settings.budget
@@ -200,10 +205,7 @@ class Segmenter:
             gone = time.monotonic() - began_s
             budget = Budget(budget.ram_bytes, budget.vram_bytes, max(budget.seconds - gone, 0.0))
         share = share_with_body(volume.array, job.network_shape, self.plan, self.settings.step)
-        work, foretold = plan_work(job, self._wanted(), budget, self._window, ram_bytes(), share)
-        if budget.vram_bytes is not None:
-            hold_vram(budget.vram_bytes, self.device)
-        return work, foretold
+        return plan_work(job, self._wanted(), budget, self._window, ram_bytes(), share)
 
     def _seen(self, volume: Volume) -> Volume:
         """The scan in the plan's order of voxels, with the spacing that it is treated as having."""
@@ -218,11 +220,12 @@ class Segmenter:
         return np.ascontiguousarray(scan.source.reorientation.apply(labels))
 
     def _wanted(self) -> WorkPlan:
-        """The work plan as set, before any trade."""
+        """The work plan as set, before any trade but those that a single window made necessary."""
         half = self.device.type != "cpu"
         mirrors = 1 if self.mirroring is None else self.mirroring.passes
-        footing = Footing(self.batch, self.device, self.device, half)
-        return WorkPlan(footing, self.settings.step, mirrors, self.settings.skip_air, self.settings.mode)
+        footing = self._largest or Footing(self.batch, self.device, self.device, half)
+        traded = () if self._largest is None else (f"one window does not fit: {footing}",)
+        return WorkPlan(footing, self.settings.step, mirrors, self.settings.skip_air, self.settings.mode, traded)
 
     def _course(self, work: WorkPlan, volume: Volume, began_s: float) -> Course:
         mirroring = self.mirroring if work.mirrors > 1 else None
@@ -306,6 +309,7 @@ class Segmenter:
             seconds = once()
         if seconds < QUICK_S:
             seconds = once()
+        self._largest = ladder.now if ladder.place else None
         slices = patch[0] if len(self.plan.patch_voxels) == 3 else 1
         sums = (self.plan.class_count + 1) * slices * patch[1] * patch[2] * 4
         return WindowCost(seconds, max(ram.rise - sums, 0), vram_peak_bytes(self.device), weights)
@@ -316,11 +320,16 @@ class Segmenter:
 
 
 def torch_device(name: torch.device | str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is a GPU if there is one. ConfigError when it is not there."""
+    """The device called ``name``; ``"auto"`` is a GPU if there is one. ConfigError when it is not there.
+
+    A GPU always has its index: limits of memory are set for one card, and ``torch.cuda`` won't guess which.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device '{name}': not available here; expected auto, cpu, cuda or cuda:N") from error

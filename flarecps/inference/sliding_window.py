@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from flarecps.inference.footing import Footing, Ladder
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
+
+T = TypeVar("T")
 
 Network: TypeAlias = Callable[[Tensor], Tensor]  # (B, C, *patch) -> logits (B, K, *patch)
 Accumulate: TypeAlias = Literal["softmax", "logits"]
@@ -219,9 +221,18 @@ class _Run:
         self._move()
 
     def _move(self) -> None:
+        """Take the networks to where the ladder stands, or further down where they do not fit."""
+        while self._fitting(self._moved) is None:
+            self.ladder.step_down()
+
+    def _moved(self) -> torch.device:
+        device = self.ladder.now.device
         for network in self.networks:
             if isinstance(network, nn.Module):
-                network.to(self.ladder.now.device)
+                network.to(device)
+        if device.type == "cpu" and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # a GPU that was left is really left
+        return device
 
     def held(self, sums: SlabSums, work: Callable[[], Tensor]) -> Tensor:
         """What ``work`` on the sums gives, done in RAM if the GPU has no room for it."""
@@ -273,7 +284,7 @@ class _Run:
                 scores /= len(self.networks)
             return scores.unsqueeze(2) if self.flat else scores
 
-    def _fitting(self, work: Callable[[], Tensor]) -> Tensor | None:
+    def _fitting(self, work: Callable[[], T]) -> T | None:
         """What ``work`` gives, or None when the GPU's memory ran out."""
         try:
             with torch.no_grad():

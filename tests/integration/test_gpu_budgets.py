@@ -1,0 +1,142 @@
+"""Limits of GPU memory, on a pretended card that is as strict as a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from pretended_card import PretendedCard
+from test_segmenter import plan_of, scan, threshold, turned, write_checkpoint
+from torch import nn
+
+from flarecps.cli.main import main
+from flarecps.errors import ConfigError
+from flarecps.inference.budget import Budget
+from flarecps.inference.meters import CUDA_CONTEXT_BYTES
+from flarecps.inference.segmenter import Segmenter, torch_device
+from flarecps.volumes.io import Volume, read_volume
+
+GB, MB = 2**30, 2**20
+WINDOW_BYTES = 100 * MB  # that the feature maps of one window take
+
+
+class OnTheCard(nn.Module):
+    """Thresholds; on the card it takes memory for every window, and more than there is fails as it does there."""
+
+    def __init__(self, card: PretendedCard, first_error: Exception | None = None) -> None:
+        super().__init__()
+        self.card, self.error = card, first_error
+        self.where = torch.device("cpu")
+        self.batches: list[tuple[str, int]] = []
+
+    def to(self, device: torch.device) -> OnTheCard:  # type: ignore[override]  # all that is asked of it here
+        self.where = torch.device(device)
+        return self
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        if self.error is not None and self.batches:
+            raise self.error
+        if self.where.type == "cuda":
+            self.card.take(len(tiles) * WINDOW_BYTES)
+        self.batches.append((self.where.type, len(tiles)))
+        return threshold(tiles)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> PretendedCard:
+    card = PretendedCard(16 * GB)
+    card.install(monkeypatch)
+    return card
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    return read_volume(tmp_path / "scan.nii.gz")
+
+
+def segmented(card: PretendedCard, segmenter: Segmenter, volume: Volume) -> np.ndarray:
+    with card:
+        return segmenter(volume)
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_limit_holds_on_every_card_and_is_lifted_after_each_scan(
+    card: PretendedCard, volume: Volume, name: str, index: int
+) -> None:
+    expected = Segmenter(plan_of(), [threshold], device="cpu")(volume)
+    with card:
+        assert torch_device(name) == torch.device("cuda", index)
+        segmenter = Segmenter(plan_of(), [OnTheCard(card)], device=name, batch=4, budget=Budget(vram_bytes=2 * GB))
+    for _ in range(2):
+        card.history.clear()
+        found = segmented(card, segmenter, volume)
+        assert np.count_nonzero(found != expected) <= 1e-3 * expected.size  # the sums are in half precision
+        assert min(card.history) == pytest.approx((2 * GB - CUDA_CONTEXT_BYTES) / card.total_bytes)
+        assert set(card.shares.values()) == {1.0}
+    assert not card.refused
+
+
+def test_a_limit_below_the_batch_takes_fewer_windows_at_a_time(card: PretendedCard, volume: Volume) -> None:
+    network, said = OnTheCard(card), []
+    limit = CUDA_CONTEXT_BYTES + 3 * WINDOW_BYTES
+    with card:
+        segmenter = Segmenter(
+            plan_of(), [network], say=said.append, device="cuda", batch=8, budget=Budget(vram_bytes=limit)
+        )
+    segmented(card, segmenter, volume)
+    assert "2 windows at a time on cuda:1" in said[0]
+    assert max(count for place, count in network.batches if place == "cuda") == 2
+
+
+def test_a_limit_below_one_window_goes_down_in_steps_to_the_cpu(card: PretendedCard, volume: Volume) -> None:
+    network, said = OnTheCard(card), []
+    with card:
+        segmenter = Segmenter(plan_of(), [network], say=said.append, device="cuda", budget=Budget(vram_bytes=500 * MB))
+    found = segmented(card, segmenter, volume)
+    np.testing.assert_array_equal(found, Segmenter(plan_of(), [threshold], device="cpu")(volume))
+    assert card.refused == 2  # with the sums on the card, and in RAM
+    assert {place for place, _ in network.batches} == {"cpu"}
+    assert "one window does not fit: 1 window at a time on cpu" in said[0]
+    assert card.shares[1] == 1.0
+    segmented(card, segmenter, volume)  # the next scan begins there
+    assert card.refused == 2
+
+
+def test_the_limit_is_lifted_when_a_scan_fails(card: PretendedCard, volume: Volume) -> None:
+    with card:
+        segmenter = Segmenter(
+            plan_of(), [OnTheCard(card, ValueError("no"))], device="cuda", budget=Budget(vram_bytes=2 * GB)
+        )
+        with pytest.raises(ValueError, match="no"):
+            segmenter(volume)
+    assert card.history
+    assert set(card.shares.values()) == {1.0}
+    with card:
+        strict = Segmenter(plan_of(), [OnTheCard(card)], device="cuda", budget=Budget(MB, 2 * GB))
+        with pytest.raises(ConfigError, match="does not fit its budget"):
+            strict(volume)
+    assert set(card.shares.values()) == {1.0}
+
+
+def test_a_process_that_limited_itself_keeps_its_own_limit(card: PretendedCard, volume: Volume) -> None:
+    card.shares[1] = 0.05
+    with card:
+        segmenter = Segmenter(plan_of(), [OnTheCard(card)], device="cuda", budget=Budget(vram_bytes=12 * GB))
+    segmented(card, segmenter, volume)
+    assert max(card.history) == card.shares[1] == 0.05
+
+
+@pytest.mark.parametrize("words", [["--budget", "flare22"], ["--max-vram", "2G"], ["--max-vram", "100M"]])
+def test_the_command_with_every_budget(
+    card: PretendedCard, tmp_path: Path, volume: Volume, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "last.ckpt")
+    with card:
+        code = main(["segment", str(checkpoint), str(tmp_path / "scan.nii.gz"), str(tmp_path / "out"), *words])
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "scan.nii.gz").is_file()
+    assert set(card.shares.values()) == {1.0}
