@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flarecps.inference.export import Mode
 from flarecps.inference.footing import Footing
 from flarecps.inference.meters import CUDA_CONTEXT_BYTES
-from flarecps.inference.sliding_window import window_count
+from flarecps.inference.sliding_window import volume_patch, window_count, windows
 from flarecps.typing import Triple
 
 FLOAT, HALF, LABEL = 4, 2, 1  # bytes a voxel
@@ -53,14 +54,9 @@ class Job:
     @property
     def padded(self) -> tuple[int, int, int]:
         """The network's grid with every edge at least the patch's."""
-        patch = (1,) * (3 - len(self.patch_voxels)) + self.patch_voxels
+        patch = volume_patch(self.patch_voxels)
         first, second, third = (max(edge, size) for edge, size in zip(self.network_shape, patch, strict=True))
         return first, second, third
-
-    @property
-    def depth(self) -> int:
-        """Slices that one window is deep."""
-        return self.patch_voxels[0] if len(self.patch_voxels) == 3 else 1
 
 
 @dataclass(frozen=True)
@@ -88,37 +84,39 @@ class Memory:
         return max(self.before, self.preparing, self.windows, self.writing)
 
 
-def forecast_ram(job: Job, footing: Footing, window: WindowCost, now_bytes: int, mode: Mode) -> Memory:
+def forecast_ram(
+    job: Job, footing: Footing, window: WindowCost, now_bytes: int, mode: Mode, steps: Sequence[float]
+) -> Memory:
     """The process's resident memory while the scan is done, if it is ``now_bytes`` now, with the scan read.
 
-    While windows run, memory holds the image on the network's grid, the sums' slabs, the labels, and what the batch
-    takes. Nothing of it grows with classes × scan.
+    ``steps`` are those that the windows may take on the way. While windows run, memory holds the image on the
+    network's grid, the sums' slabs, the labels, and what the batch takes. Nothing of it grows with classes × scan.
     """
     image = job.channels * job.network_voxels * job.network_bytes
     preparing = now_bytes + _preparing_bytes(job)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
-    windows = now_bytes + image + labels + _plane_bytes(job)
+    running = now_bytes + image + labels + _plane_bytes(job)
     if footing.sums_on.type == "cpu":
-        windows += sums_bytes(job, footing)
+        running += sums_bytes(job, footing, steps)
     if footing.device.type == "cpu":
-        windows += footing.batch * window.ram_bytes
+        running += footing.batch * window.ram_bytes
     writing = now_bytes + 2 * job.scan_voxels * LABEL
-    return Memory(now_bytes, preparing, windows, writing)
+    return Memory(now_bytes, preparing, running, writing)
 
 
-def forecast_vram(job: Job, footing: Footing, window: WindowCost) -> int:
+def forecast_vram(job: Job, footing: Footing, window: WindowCost, steps: Sequence[float]) -> int:
     """GPU memory as the driver counts it, in bytes; 0 on the CPU."""
     if footing.device.type == "cpu":
         return 0
     activations = footing.batch * (window.vram_bytes - window.weights_bytes)
-    sums = sums_bytes(job, footing) if footing.sums_on.type != "cpu" else 0
+    sums = sums_bytes(job, footing, steps) if footing.sums_on.type != "cpu" else 0
     return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + sums
 
 
 def forecast_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:
     """Time from the scan's array to its file. ``passes`` per window (mirrors); ``share`` of windows that are run."""
-    windows = window_count(job.network_shape, job.patch_voxels, step) * share
-    return windows * passes * window.seconds + side_seconds(job, mode)
+    count = window_count(job.network_shape, job.patch_voxels, step) * share
+    return count * passes * window.seconds + side_seconds(job, mode)
 
 
 def side_seconds(job: Job, mode: Mode) -> float:
@@ -127,13 +125,20 @@ def side_seconds(job: Job, mode: Mode) -> float:
     return million * (PREPARING_S * job.channels + EXPORTING_S[mode] + WRITING_S)
 
 
-def sums_bytes(job: Job, footing: Footing) -> int:
-    """The slabs of sums: a window's depth (more when few windows fill a batch), every class and the weights."""
+def sums_bytes(job: Job, footing: Footing, steps: Sequence[float]) -> int:
+    """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most."""
     _, rows, columns = job.padded
-    across = window_count((1, rows, columns), (1, *job.patch_voxels[-2:]), 0.7)
-    layers = max(1, footing.batch // across)
-    depth = min(job.padded[0], job.depth * layers)
+    depth = max(_slices_held(job, footing.batch, step) for step in steps)
     return depth * rows * columns * (job.classes * (HALF if footing.half_sums else FLOAT) + FLOAT)
+
+
+def _slices_held(job: Job, batch: int, step: float) -> int:
+    """A window's depth; more where a plane has so few windows that a batch takes those of several layers at once."""
+    patch = volume_patch(job.patch_voxels)
+    starts, *across = windows(job.padded, patch, step)
+    layers = max(1, batch // math.prod(map(len, across)))
+    groups = (starts[first : first + layers] for first in range(0, len(starts), layers))
+    return max(group[-1] - group[0] for group in groups) + patch[0]
 
 
 def _preparing_bytes(job: Job) -> int:

@@ -47,13 +47,13 @@ def plan_work(
     when no plan fits the memory. ``share_with_body`` is the share of windows that hold more than air.
     """
     for plan in _for_memory(wanted):
-        foretold = _foretold(job, plan, window, now_bytes, share_with_body)
+        foretold = _foretold(job, plan, budget, window, now_bytes, share_with_body)
         if not _too_much(foretold, budget):
             break
     else:
         raise ConfigError(_refusal(foretold, budget))
     for quicker in _for_time(plan):
-        plan, foretold = quicker, _foretold(job, quicker, window, now_bytes, share_with_body)
+        plan, foretold = quicker, _foretold(job, quicker, budget, window, now_bytes, share_with_body)
         if budget.seconds is None or foretold.seconds <= budget.seconds:
             break
     return plan, foretold
@@ -104,11 +104,15 @@ def _for_time(plan: WorkPlan) -> Iterator[WorkPlan]:
         yield replace(plan, mode="fastest", traded=(*plan.traded, "fastest mode"))
 
 
-def _foretold(job: Job, plan: WorkPlan, window: WindowCost, now_bytes: int, share_with_body: float) -> Foretold:
+def _foretold(
+    job: Job, plan: WorkPlan, budget: Budget, window: WindowCost, now_bytes: int, share_with_body: float
+) -> Foretold:
+    larger = [] if budget.seconds is None else [step for step in LARGER_STEPS if step > plan.step]  # see Pace
+    steps = (plan.step, *larger)
     share = share_with_body if plan.skip_air else 1.0
     return Foretold(
-        forecast_ram(job, plan.footing, window, now_bytes, plan.mode),
-        forecast_vram(job, plan.footing, window),
+        forecast_ram(job, plan.footing, window, now_bytes, plan.mode, steps),
+        forecast_vram(job, plan.footing, window, steps),
         forecast_seconds(job, window, plan.step, plan.mirrors, share, plan.mode),
     )
 

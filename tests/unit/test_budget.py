@@ -14,6 +14,8 @@ from flarecps.inference.forecast import Job, WindowCost, forecast_ram, forecast_
 from flarecps.inference.meters import CUDA_CONTEXT_BYTES
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.pace import Pace
+from flarecps.inference.slab_sums import SlabSums
+from flarecps.inference.sliding_window import Course, scores_by_slab
 from flarecps.inference.work_plan import MARGIN, WorkPlan, plan_in_words, plan_work
 
 MB, GB = 2**20, 2**30
@@ -28,6 +30,7 @@ JOB = Job(
     patch_voxels=(96, 160, 160),
 )
 WINDOW = WindowCost(seconds=2.0, ram_bytes=800 * MB, vram_bytes=900 * MB, weights_bytes=120 * MB)
+STEP = (0.7,)
 WANTED = WorkPlan(Footing(4), 0.7, 8, False, "normal")
 
 
@@ -56,20 +59,59 @@ def test_the_preset_is_flares_tolerance_and_gives_way_to_options() -> None:
 def test_the_forecast_counts_what_is_in_memory() -> None:
     """By hand, for the sizes above: voxels times bytes."""
     scan, network = 1000 * 512 * 512, 800 * 320 * 320
-    assert sums_bytes(JOB, Footing(1)) == 96 * 320 * 320 * (14 + 1) * 4
-    assert sums_bytes(JOB, Footing(1, GPU, GPU, half_sums=True)) == 96 * 320 * 320 * (14 * 2 + 4)
+    assert sums_bytes(JOB, Footing(1), STEP) == 96 * 320 * 320 * (14 + 1) * 4
+    assert sums_bytes(JOB, Footing(1, GPU, GPU, half_sums=True), STEP) == 96 * 320 * 320 * (14 * 2 + 4)
     planes = 3 * 14 * 320 * 320 * 4
-    memory = forecast_ram(JOB, Footing(2), WINDOW, 3 * GB, "normal")
-    sums = sums_bytes(JOB, Footing(2))
+    memory = forecast_ram(JOB, Footing(2), WINDOW, 3 * GB, "normal", STEP)
+    sums = sums_bytes(JOB, Footing(2), STEP)
     assert memory.windows == 3 * GB + network * 2 + scan + planes + sums + 2 * WINDOW.ram_bytes
     assert memory.preparing == 3 * GB + max(2 * scan, network * 2 + 320 * 320 * 1000 * 4)  # slices grow most: last
     assert memory.peak == max(memory.windows, memory.preparing)
     on_gpu = Footing(2, GPU, GPU, half_sums=True)
-    assert forecast_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal").windows == 3 * GB + network * 2 + scan + planes
-    assert forecast_vram(JOB, on_gpu, WINDOW) == (
-        CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + sums_bytes(JOB, on_gpu)
+    assert forecast_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal", STEP).windows == 3 * GB + network * 2 + scan + planes
+    assert forecast_vram(JOB, on_gpu, WINDOW, STEP) == (
+        CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + sums_bytes(JOB, on_gpu, STEP)
     )
-    assert forecast_vram(JOB, Footing(2), WINDOW) == 0
+    assert forecast_vram(JOB, Footing(2), WINDOW, STEP) == 0
+
+
+@pytest.mark.parametrize("step", [0.5, 0.7, 0.85, 1.0])
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("patch", [(8, 12, 10), (12, 10)])
+def test_the_sums_foretold_are_those_that_are_held(
+    monkeypatch: pytest.MonkeyPatch, step: float, batch: int, patch: tuple[int, ...]
+) -> None:
+    """At step 1 a plane of 20 × 20 voxels has four windows, and a batch of 16 takes four layers of them at once."""
+    held = 0
+    reach = SlabSums.reach
+
+    def watched(sums: SlabSums, last: int) -> torch.Tensor:
+        nonlocal held
+        scores = reach(sums, last)
+        held = max(held, 4 * (scores.numel() + scores[0].numel()))
+        return scores
+
+    monkeypatch.setattr(SlabSums, "reach", watched)
+    job = Job((41, 20, 20), (41, 20, 20), 2, (0, 1, 2), 1, 3, patch)
+    footing = Footing(batch)
+    for _ in scores_by_slab(
+        [lambda tiles: tiles.expand(-1, 3, *tiles.shape[2:])],
+        torch.zeros(1, 41, 20, 20),
+        patch,
+        3,
+        Course(step),
+        Ladder([footing]),
+    ):
+        pass
+    assert sums_bytes(job, footing, (step,)) == held
+
+
+def test_a_limit_of_time_counts_the_larger_steps_that_it_may_take() -> None:
+    job = Job((41, 20, 20), (41, 20, 20), 2, (0, 1, 2), 1, 3, (8, 12, 10))
+    wanted = WorkPlan(Footing(16), 0.5, 1, False, "normal")
+    window = WindowCost(1e-6, 0, 0, 0)
+    peaks = [plan_work(job, wanted, Budget(seconds=limit), window, 0, 1.0)[1].ram.windows for limit in (None, 1e6)]
+    assert peaks[1] - peaks[0] == sums_bytes(job, Footing(16), (1.0,)) - sums_bytes(job, Footing(16), (0.5,)) > 0
 
 
 def test_the_forecast_of_time_counts_passes() -> None:
@@ -87,7 +129,7 @@ def test_without_limits_nothing_is_traded() -> None:
 
 def test_memory_is_traded_in_order_and_no_more_than_needed() -> None:
     def peak(footing: Footing) -> int:
-        return forecast_ram(JOB, footing, WINDOW, GB, "normal").peak
+        return forecast_ram(JOB, footing, WINDOW, GB, "normal", STEP).peak
 
     steps = [Footing(4), Footing(2), Footing(1), Footing(1, half_sums=True)]
     for footing in steps:
@@ -103,8 +145,8 @@ def test_memory_is_traded_in_order_and_no_more_than_needed() -> None:
 
 def test_gpu_memory_is_traded_for_ram() -> None:
     wanted = WorkPlan(Footing(4, GPU, GPU, True), 0.7, 1, False, "normal")
-    vram = {batch: forecast_vram(JOB, Footing(batch, GPU, GPU, True), WINDOW) for batch in (4, 2, 1)}
-    sums_in_ram = forecast_vram(JOB, Footing(1, GPU, CPU), WINDOW)
+    vram = {batch: forecast_vram(JOB, Footing(batch, GPU, GPU, True), WINDOW, STEP) for batch in (4, 2, 1)}
+    sums_in_ram = forecast_vram(JOB, Footing(1, GPU, CPU), WINDOW, STEP)
     for limit, footing in [
         (vram[2], Footing(2, GPU, GPU, True)),
         (vram[1], Footing(1, GPU, GPU, True)),
