@@ -7,11 +7,8 @@ that kills its worker process (usually for want of memory) is found, named, and 
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -28,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from flarecps.errors import ConfigError, FlarecpsError
+from flarecps.processes import kill, obey_only_the_parent
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -264,9 +262,7 @@ def _run_pool(
     """Work off ``waiting`` in a fresh pool; the cases under way if a worker died (the pool is lost then), else none."""
     under_way: dict[Future[tuple[T | None, str | None]], int] = {}
     with _single_threaded():
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_live_and_die_with_the_parent
-        )
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=obey_only_the_parent)
         others = set(multiprocessing.active_children())
         try:
             while waiting or under_way:
@@ -285,8 +281,7 @@ def _run_pool(
             pass
         except BaseException:  # an interrupt: running cases are stopped, not waited for
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+            kill(set(multiprocessing.active_children()) - others)
             raise
         pool.shutdown()
     return sorted(under_way.values())
@@ -294,22 +289,6 @@ def _run_pool(
 
 def _as_exception(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
-
-
-def _live_and_die_with_the_parent() -> None:
-    """Let Ctrl-C reach only the parent process, which ends the workers; and end when the parent is gone.
-
-    A parent killed outright (kill -9, an out-of-memory kill) ends nobody, and its workers would wait for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_after(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ from flarecps.training.module import CrossPseudoSupervision
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.slurm import requeue, under_slurm
 from flarecps.training.start_weights import start_from
-from flarecps.training.stop_signals import StopRequest
+from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
@@ -65,7 +65,6 @@ TRAINER_DEFAULTS = {
 USER_MISTAKE = 2  # exit code, as in main
 FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
 FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
-ENDED_BY_SIGNAL = 128  # exit code, plus the signal's number, as shells report it
 
 AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
 # How long a process waits for the others (strategy ddp): longer than one validation scan or checkpoint takes, and not

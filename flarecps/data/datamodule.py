@@ -235,8 +235,10 @@ class ScanDataModule(LightningDataModule):
         return case | {"case": name, "spacing_mm": record.spacing_mm}
 
     def on_exception(self, exception: BaseException) -> None:
-        """Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what memory, what to do."""
+        """Let the workers go. Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what
+        memory, what to do."""
         tables = [loader.subjects.whereabouts for loader in self._loaders if loader.subjects.whereabouts is not None]
+        self._close()
         death = diagnosis(exception, tables, self.workers)
         if death is not None:
             raise death from exception

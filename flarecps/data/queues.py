@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -14,11 +18,15 @@ from torch.utils.data import DataLoader, Sampler
 
 from flarecps.data.draws import Draw, DrawSequence
 from flarecps.data.subjects import Failure, PatchSubjects, batch_of
-from flarecps.data.worker_deaths import Whereabouts
+from flarecps.data.worker_deaths import NO_ANSWER, Whereabouts, no_shared_memory
+from flarecps.errors import WorkerError
+from flarecps.processes import kill, obey_only_the_parent
 from flarecps.typing import Triple
 
 _BATCHES_AHEAD = 2  # that the workers of a stream prepare
 _STOPS = (signal.SIGTERM, signal.SIGUSR1)
+LOOKS_S = 5  # seconds after which a queue that waits looks whether its workers still live
+ANSWER_WITHIN_S = 300  # for one patch, from whatever disk; a worker that takes longer will never answer
 _FOR_EVER = 2**62  # TorchIO asks a sampler for its length; this one has no end
 
 
@@ -79,6 +87,7 @@ class PatchQueue(tio.Queue):
             start_background=False,
         )
         self.patches_wanted = 0  # until the epoch ends; set when it begins
+        self.close: Callable[[], object] = lambda: None  # ends the workers, once there are some
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -86,7 +95,15 @@ class PatchQueue(tio.Queue):
         return self.patches_wanted
 
     def _get_next_subject(self) -> tio.Subject:
-        subject = super()._get_next_subject()
+        since, subject = time.monotonic(), None
+        while subject is None:
+            try:
+                subject = super()._get_next_subject()
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() - since > ANSWER_WITHIN_S:
+                    raise RuntimeError(f"{NO_ANSWER} {ANSWER_WITHIN_S} s") from None
         if isinstance(subject, Failure):
             raise subject.error
         return subject
@@ -98,14 +115,25 @@ class PatchQueue(tio.Queue):
             self.subjects_dataset,
             sampler=self.subject_sampler,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_in_shared_memory if self.num_workers else _as_it_is,
             num_workers=self.num_workers,
             prefetch_factor=ahead,
             worker_init_fn=partial(_leave_to_the_training, [one for one in _STOPS if callable(signal.getsignal(one))]),
+            timeout=LOOKS_S if self.num_workers else 0,
             generator=torch.Generator().manual_seed(0),
         )
         self._num_sampled_subjects = 0
-        return iter(loader)
+        others = set(multiprocessing.active_children())
+        try:
+            patches = iter(loader)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise WorkerError(no_shared_memory("start its data workers", error)) from error
+        # also before multiprocessing joins them at the interpreter's end, where a traceback has kept this queue alive
+        workers = set(multiprocessing.active_children()) - others
+        self.close = Finalize(self, kill, args=(workers,), exitpriority=0)
+        return patches
 
 
 class PatchLoader:
@@ -166,7 +194,9 @@ class PatchLoader:
         self._resumed_at = (state["epoch"], state["iteration"])
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
+        if self._queue is not None:
+            self._queue.close()
         self._queue = None
 
 
@@ -185,10 +215,25 @@ class OneByOne:
 
 
 def _leave_to_the_training(signals: list[signal.Signals], worker: int) -> None:
-    """In a new worker: ignore the signals that the training process handles. SLURM sends them to all processes of a
-    job; were the workers to die of them, the training could not finish the step it is to stop after."""
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN)
+    """In a new worker: leave the signals that the training process handles to it. SLURM sends them to all processes of
+    a job; were the workers to die of them, the training could not finish the step it is to stop after."""
+    obey_only_the_parent(signals)
+
+
+def _in_shared_memory(subject: Any) -> Any:
+    """The subject with its images where the training process can read them.
+
+    PyTorch would move them in a thread of the worker, whose errors reach nobody: the patch would never come.
+    """
+    if isinstance(subject, Failure):
+        return subject
+    try:
+        for tensor in (*(one.data for one in subject.get_images(intensity_only=False)), *subject.values()):
+            if isinstance(tensor, torch.Tensor):
+                tensor.share_memory_()
+    except RuntimeError as error:
+        return Failure(WorkerError(no_shared_memory(f"hand over a patch of case '{subject['case']}'", error)))
+    return subject
 
 
 def _as_it_is(subject: Any) -> Any:

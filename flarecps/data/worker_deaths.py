@@ -19,7 +19,12 @@ import psutil
 from flarecps.data.draws import Draw
 from flarecps.errors import WorkerError
 
+NO_ANSWER = "no data worker has answered for"  # what a queue says that waited in vain
 LINE_BYTES = 512
+MORE_SHARED_MEMORY = (
+    "give the container more shared memory (docker run --shm-size 8g), or set data.workers, data.global_batch or "
+    "data.patch_voxels lower; data.workers 0 needs none"
+)
 SHARED_MEMORY = Path("/dev/shm")
 GIB = 2**30
 
@@ -60,9 +65,24 @@ def free_memory() -> str:
     return words + " free"
 
 
+def no_shared_memory(what: str, error: Exception) -> str:
+    """What to tell the user when shared memory does not suffice to do ``what``."""
+    reason = " ".join(str(error).split())
+    return (
+        f"the training can't {what}: shared memory ({SHARED_MEMORY}) is full, with {free_memory()}; "
+        f"{MORE_SHARED_MEMORY} ({reason})"
+    )
+
+
 def diagnosis(error: BaseException, tables: list[Whereabouts], workers: int) -> WorkerError | None:
-    """What to tell the user when ``error`` is PyTorch's word that a data worker died; None when it is not."""
+    """What to tell the user when ``error`` says that a data worker died or does not answer; None when it does not."""
     message = str(error)
+    if isinstance(error, RuntimeError) and message.startswith(NO_ANSWER):
+        last = [f"{what}, with {memory} before" for table in tables for what, memory in table.lines().values()]
+        return WorkerError(
+            f"{message}, last they read {'; '.join(last) or 'nothing'}; now {free_memory()}. If the store's disk does "
+            f"not answer, go on when it does with --ckpt_path last; if shared memory is short, {MORE_SHARED_MEMORY}"
+        )
     named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
     if not isinstance(error, RuntimeError) or named is None:
         return None
@@ -75,7 +95,7 @@ def diagnosis(error: BaseException, tables: list[Whereabouts], workers: int) -> 
     signal = re.search(r"killed by signal: ([\w ]+)", message)
     by = f" ({signal[1].strip()})" if signal else ""
     if signal and signal[1].startswith("Bus"):
-        cure = "shared memory ran out: give the container more (docker run --shm-size 8g), or set data.workers lower"
+        cure = f"shared memory ran out: {MORE_SHARED_MEMORY}"
     else:
         cure = (
             f"usually memory ran out: set data.workers lower than {workers}, ask the cluster for more memory per job "

@@ -27,7 +27,7 @@ TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-tas
 CONFIG = "phantom_2d.yaml"
 STEPS = 5  # per epoch
 TRAINING = ["--model.ramp.start", 0, "--model.ramp.length", 3, "--data.global_batch", "{labelled: 2, unlabelled: 2}"]
-TRAINING += ["--data.iterations_per_epoch", STEPS]
+TRAINING += ["--data.iterations_per_epoch", STEPS, "--data.workers", 2]  # SLURM signals them, too
 STARTED_S = 120  # two interpreters import, on a busy machine
 
 

@@ -16,7 +16,7 @@ import flarecps
 PACKAGE = Path(flarecps.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "_root": 0,
+    "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "processes": 0, "_root": 0,
     "volumes": 1, "datasets": 1, "casework": 1,
     "planning": 2, "networks": 2, "losses": 2,
     "preprocessing": 3, "checkpoint": 3, "evaluation": 3,

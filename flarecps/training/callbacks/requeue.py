@@ -78,6 +78,10 @@ class Requeue(Callback):
     ) -> None:
         self._stop_validation(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            stop_signals.end_at_next_interrupt()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove(trainer)
 

@@ -1,0 +1,79 @@
+"""Worker processes that end with their parent, however it ends, and that a parent ends without waiting for ever.
+
+A worker that ignored SIGTERM would be joined for ever when its parent leaves (multiprocessing terminates and joins);
+one that obeyed everybody would die of the signals that SLURM sends to all processes of a job, before a step is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
+JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
+
+
+def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> None:
+    """In a new worker: ignore Ctrl-C and the signals given, unless the parent sends SIGTERM; end when it is gone."""
+    signal.set_wakeup_fd(-1)  # a forked worker has the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waited = {one for one in left_to_the_parent if one != signal.SIGINT}
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    else:  # macOS: PyTorch's own handler of SIGTERM obeys the parent
+        for number in waited - {signal.SIGTERM}:
+            signal.signal(number, signal.SIG_IGN)
+        waited = set()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.pid, waited), daemon=True).start()
+
+
+def _end_after(parent: int, waited: set[signal.Signals]) -> None:
+    while os.getppid() == parent:
+        if not waited:
+            time.sleep(LOOKS_S)
+            continue
+        came = signal.sigtimedwait(waited, LOOKS_S)
+        if came is not None and came.si_signo == signal.SIGTERM and came.si_pid == parent:
+            break
+    os._exit(0)
+
+
+def kill(processes: Iterable[BaseProcess]) -> None:
+    """Kill this process's workers and wait until they are gone. What they write must be written atomically."""
+    processes = list(processes)
+    with _no_word_of_dead_children():
+        for process in processes:
+            process.kill()
+        deadline = time.monotonic() + JOINED_WITHIN_S
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+
+
+def end_at_once(code: int) -> None:
+    """Leave without another look at anything; only the workers are taken along. From whatever thread."""
+    for process in multiprocessing.active_children():
+        with contextlib.suppress(OSError, ValueError):
+            process.kill()
+    os._exit(code)
+
+
+@contextmanager
+def _no_word_of_dead_children() -> Iterator[None]:
+    """PyTorch raises an error from a SIGCHLD handler when a worker is killed: not when we do it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,249 @@
+"""Every end of ``fit`` with data workers is an end: in time, with its exit code, and no process is left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from lightning.pytorch import Callback
+from stores import TinyStores, fit_words
+
+from flarecps.data.draws import Draw
+from flarecps.data.subjects import PatchSubjects
+
+WITHIN_S = 20.0  # from the signal or fault to the last process's end
+UNTIL_IT_TRAINS_S = 120.0
+ENDLESS = [
+    "--data.iterations_per_epoch",
+    100000,
+    "--data.workers",
+    2,
+    "--data.global_batch",
+    "{labelled: 2, unlabelled: 2}",
+]
+
+
+@dataclass
+class Running:
+    """A training in processes of its own."""
+
+    process: subprocess.Popen[str]
+    error: Path
+
+    def everyone(self) -> list[psutil.Process]:
+        """All its processes, ranks and data workers, the first one first."""
+        first = psutil.Process(self.process.pid)
+        return [first, *first.children(recursive=True)]
+
+    def ended(self, family: list[psutil.Process]) -> tuple[int, str]:
+        """Its exit code and what it said, once all of ``family`` are gone, which must be soon."""
+        began = time.monotonic()
+        code = self.process.wait(WITHIN_S)
+        _, left = psutil.wait_procs(family, max(0.0, WITHIN_S - (time.monotonic() - began)))
+        assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
+        return code, self.error.read_text()
+
+
+class SayWhenStepping(Callback):
+    """Makes a file when the training has made its third step: from there on it may be disturbed."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            Path(trainer.default_root_dir, f"steps_{trainer.global_rank}").touch()
+
+
+class DamageFrom(Callback):
+    """Lets the patches of this training go wrong from some index on, in the workers: ``fault`` is a name below."""
+
+    def __init__(self, fault: str, index: int = 40) -> None:
+        before = PatchSubjects.patch_at
+
+        def patch_at(subjects: PatchSubjects, draw: Draw, worker: int | None = None) -> Any:
+            if draw.index >= index and worker is not None:
+                FAULTS[fault]()
+            return before(subjects, draw, worker)
+
+        PatchSubjects.patch_at = patch_at  # type: ignore[method-assign]  # the workers are forked from this process
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _get_stuck() -> None:
+    time.sleep(3600)
+
+
+FAULTS = {"die": _die, "get stuck": _get_stuck}
+
+
+@pytest.fixture
+def start(tiny_stores: TinyStores, tmp_path: Path) -> Iterator[Any]:
+    """A function that starts ``fit`` and waits until every rank takes steps; what is left is killed at the end."""
+    started: list[Running] = []
+
+    def begin(*more: object, callbacks: str = "", ranks: int = 1, wait: bool = True, program: str = "") -> Running:
+        run = tmp_path / "run"
+        run.mkdir()
+        listed = f"[{{class_path: test_every_end.SayWhenStepping}}{callbacks}]"
+        words = fit_words("phantom_2d.yaml", tiny_stores, run, *ENDLESS, "--trainer.callbacks", listed, *more, epochs=1)
+        if ranks > 1:
+            words += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp"]
+        here = Path(__file__).parent
+        program = program or "from flarecps.cli.main import main; import sys; sys.exit(main())"
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), str(here.parents[1])]),
+        }
+        script = tmp_path / "program.py"  # a file, for Lightning starts rank 1 by the command that started rank 0
+        script.write_text(program)
+        error = tmp_path / "error.txt"
+        with error.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, str(script), *map(str, words)],
+                stderr=stream,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                text=True,
+                start_new_session=True,
+            )
+        running = Running(process, error)
+        started.append(running)
+        deadline = time.monotonic() + UNTIL_IT_TRAINS_S
+        while wait and not all((run / f"steps_{rank}").exists() for rank in range(ranks)):
+            assert process.poll() is None, error.read_text()
+            assert time.monotonic() < deadline, error.read_text()
+            time.sleep(0.05)
+        return running
+
+    yield begin
+    for running in started:
+        try:
+            os.killpg(running.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        running.process.wait()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 1, "Detected KeyboardInterrupt"),
+        (signal.SIGTERM, 128 + signal.SIGTERM, "go on with --ckpt_path auto"),
+        (signal.SIGUSR1, 128 + signal.SIGUSR1, "go on with --ckpt_path auto"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGUSR1"],
+)
+def test_a_signal_is_an_end(start: Any, number: int, code: int, words: str, ranks: int) -> None:
+    """To all processes, as terminals and SLURM send them; of two ranks one is asked, and asks the other."""
+    to_all = ranks == 1 or number == signal.SIGINT
+    running = start(ranks=ranks)
+    family = running.everyone()
+    assert len(family) >= ranks * 3, "two workers a rank"
+    for process in family if to_all else family[:1]:
+        process.send_signal(number)
+    found, said = running.ended(family)
+    assert found == code, said
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_second_sigterm_does_not_wait_for_a_step(start: Any) -> None:
+    """The workers are stopped, so that the training waits for its next batch and sees no flag."""
+    running = start()
+    family = running.everyone()
+    for worker in family[1:]:
+        worker.suspend()
+    time.sleep(1.0)
+    family[0].send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert running.process.poll() is None
+    family[0].send_signal(signal.SIGTERM)
+    assert running.ended(family)[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_worker_is_an_end(start: Any, ranks: int) -> None:
+    running = start(ranks=ranks)
+    family = running.everyone()
+    workers = [one for one in family[1:] if not one.children()]  # rank 1 is a child of rank 0, and has its own
+    workers[-1].kill()
+    code, said = running.ended(family)
+    assert code != 0
+    assert re.search(r"a data worker died.* while it read case '", said), said
+    assert "data.workers lower" in said
+
+
+def test_a_parent_killed_outright_takes_its_workers_along(start: Any) -> None:
+    running = start()
+    family = running.everyone()
+    family[0].kill()
+    assert running.ended(family)[0] == -signal.SIGKILL
+
+
+def test_a_worker_that_never_answers_is_an_end(start: Any) -> None:
+    program = (
+        "import flarecps.data.queues as queues, sys\n"
+        "queues.LOOKS_S, queues.ANSWER_WITHIN_S = 1, 4\n"
+        "from flarecps.cli.main import main; sys.exit(main())\n"
+    )
+    stuck = ", {class_path: test_every_end.DamageFrom, init_args: {fault: get stuck}}"
+    running = start(callbacks=stuck, program=program)
+    code, said = running.ended(running.everyone())
+    assert code == 2, said
+    assert "no data worker has answered for 4 s" in said
+    assert "shared memory" in said
+
+
+def test_a_damaged_file_is_an_end(start: Any, tiny_stores: TinyStores, tmp_path: Path) -> None:
+    running = start()
+    family = running.everyone()
+    store = Path(next(word for word in family[0].cmdline() if word.endswith(tiny_stores.two.name)))
+    images = sorted(store.glob("cases/*/image.b2nd"))
+    kept = {path: path.read_bytes() for path in images}
+    try:
+        for path in images:
+            path.write_bytes(b"not an array")
+        code, said = running.ended(family)
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert code == 2, said
+    assert re.search(r"flarecps fit: .*cases", said), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small /dev/shm, which takes root")
+@pytest.mark.parametrize(("size", "what"), [("20k", "start its data workers"), ("60k", "hand over a patch")])
+def test_full_shared_memory_is_an_end(start: Any, size: str, what: str) -> None:
+    """In a mount namespace of its own, where /dev/shm holds as little as in a container that was given too little."""
+    program = (
+        "import ctypes, os, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.unshare(0x00020000) or libc.mount(None, b'/', None, 0x4000 | 0x40000, None):\n"
+        "    sys.exit(99)\n"
+        f"if libc.mount(b'tmpfs', b'/dev/shm', b'tmpfs', 0, b'size={size}'):\n"
+        "    sys.exit(99)\n"
+        "from flarecps.cli.main import main; sys.exit(main())\n"
+    )
+    running = start(program=program, wait=False)
+    code = running.process.wait(UNTIL_IT_TRAINS_S)
+    said = running.error.read_text()
+    if code == 99:
+        pytest.skip("may not mount here")
+    assert code == 2, said
+    assert "shared memory" in said
+    assert what in said
+    assert "docker run --shm-size" in said
+    assert any(line.startswith("flarecps fit: ") for line in said.splitlines())
