@@ -24,7 +24,7 @@ ENTRY = "flarecps"
 SCHEMA_VERSION = 1
 LONGEST_REASON = 120  # characters of torch's explanations, which name every tensor
 # Of two plans, to share a network:
-MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity", "habits")
+MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity", "conventions")
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
 
 
@@ -108,7 +108,8 @@ def check_fits(content: Mapping[str, Any], plan: Plan, siblings: nn.ModuleList) 
     """Nothing, or ``CheckpointError`` when a checkpoint's networks are others, or see other images, than these."""
     theirs, ours = content[ENTRY], model_entry(plan, siblings, 0)
     pairs = [(name, theirs.get(name), ours[name]) for name in ("siblings", "network")]
-    pairs += [(name, theirs["plan"].get(name), ours["plan"].get(name)) for name in MUST_AGREE]
+    planned = plan_to_json(plan_from_json(theirs["plan"], where="the checkpoint's plan"))
+    pairs += [(name, planned.get(name), ours["plan"].get(name)) for name in MUST_AGREE]
     for name, found, expected in pairs:
         if found != expected:
             raise CheckpointError(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flarecps.casework import work_through
+from flarecps.batch_processing import process_cases
 from flarecps.datasets.inspection import Inspection, inspect_folder
 from flarecps.reporting.doctor import write_doctor_page
 from flarecps.volumes.io import write_volume
@@ -40,7 +40,7 @@ def main() -> None:
     root = given.dataset or given.scratch / f"scans_{given.cases}"
     if given.dataset is None and not (root / "dataset.json").is_file():
         orders = [(str(index), (root, index)) for index in range(given.cases)]
-        work_through(write_case, orders, given.workers, "Writing")
+        process_cases(write_case, orders, given.workers, "Writing")
         description = {"labels": {"background": 0, "spleen": 1}, "channel_names": {"0": "CT"}}
         (root / "dataset.json").write_text(json.dumps(description))
     own = peak_mb(resource.RUSAGE_SELF)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from deform import deformed
 
-from flarecps.casework import work_through
+from flarecps.batch_processing import process_cases
 from flarecps.volumes.io import read_labels, scan_name, write_labels
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     for path in references:
         (chosen / path.name).symlink_to(path.resolve())
     jobs = [(scan_name(path), (path, predictions / path.name, seed)) for seed, path in enumerate(references)]
-    failed = [one.error for one in work_through(predict, jobs, 2, title="Bending the references") if one.failed]
+    failed = [one.error for one in process_cases(predict, jobs, 2, title="Bending the references") if one.failed]
     if failed:
         sys.exit(failed[0])
     for name in ("undisturbed", "killed"):

@@ -37,7 +37,7 @@ def preprocess(
     """
     from rich.console import Console
 
-    from flarecps.casework import shard as share_of
+    from flarecps.batch_processing import shard as share_of
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.planning.plan import read_plan
     from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset

@@ -19,7 +19,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     """
     from rich.console import Console
 
-    from flarecps.casework import work_through
+    from flarecps.batch_processing import process_cases
     from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
     from flarecps.errors import DatasetError
     from flarecps.volumes.io import find_scans, scan_name
@@ -33,7 +33,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
         raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
     orders = [(file.name, RelabelOrder(file, out / f"{scan_name(file)}.nii.gz", table)) for file in files]
-    outcomes = work_through(relabel_file, orders, workers, "Relabelling", progress)
+    outcomes = process_cases(relabel_file, orders, workers, "Relabelling", progress)
     console = Console()
     for outcome in outcomes:
         if outcome.error is not None:

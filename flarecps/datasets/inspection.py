@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flarecps.casework import Outcome, work_through
+from flarecps.batch_processing import Outcome, process_cases
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.examination import COARSE_HU, Examination, examine
 from flarecps.datasets.findings import SEVERITIES, Complaints, Finding, Severity, by_severity
@@ -80,7 +80,7 @@ def inspect_catalogue(
         tuple(channel.upper() == "CT" for channel in catalogue.channels),
     )
     cases = [(case.name, (case, label_set)) for case in catalogue.cases]
-    outcomes = work_through(examine, cases, workers, "Inspecting", progress)
+    outcomes = process_cases(examine, cases, workers, "Inspecting", progress)
     examined = {one.name: one.value for one in outcomes if one.value is not None}
     findings = [*already, *(finding for one in examined.values() for finding in one.findings)]
     findings += [_stopped(one) for one in outcomes if one.error is not None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import write_json
-from flarecps.casework import work_through
+from flarecps.batch_processing import process_cases
 from flarecps.datasets.phantom_scan import draw_scene, paint
 from flarecps.datasets.phantom_transplant import paint_label_map
 from flarecps.errors import DatasetError
@@ -92,7 +92,7 @@ def write_phantom(
     write_json(
         out / RECIPE, recipe | ({"sources": {o.name: o.anatomy.name for o in orders if o.anatomy}} if maps else {})
     )
-    outcomes = work_through(make_case, [(o.name, o) for o in orders], workers, "phantom", progress)
+    outcomes = process_cases(make_case, [(o.name, o) for o in orders], workers, "phantom", progress)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         raise DatasetError(

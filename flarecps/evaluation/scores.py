@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from flarecps.anatomy import Organ, organs_of
-from flarecps.casework import shard, work_through
+from flarecps.batch_processing import process_cases, shard
 from flarecps.errors import DatasetError, ScanError
 from flarecps.evaluation.flare22 import Protocol, score_case, score_missing
 from flarecps.evaluation.kept_scores import made_from, read_kept, write_kept
@@ -100,7 +100,7 @@ def score_folders(
     title = f"Scoring ({len(scored)} of {len(cases)} there already)" if scored else "Scoring"
     if keep is not None and waiting:
         keep.mkdir(parents=True, exist_ok=True)
-    outcomes = work_through(score_files, waiting, workers, title=title, progress=progress)
+    outcomes = process_cases(score_files, waiting, workers, title=title, progress=progress)
     failed = {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
     scored |= {outcome.name: outcome.value for outcome in outcomes if outcome.value is not None}
     for name in shard([name for name in found_p if name not in found_r], share):

@@ -29,7 +29,7 @@ from flarecps.inference.results import (
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.statistics import organ_statistics
 from flarecps.inference.work_plan import MARGIN
-from flarecps.preprocessing.case import Prepared, WayBack, in_plan_order
+from flarecps.preprocessing.case import GridMapping, Prepared, in_plan_order
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
 from flarecps.volumes.space import Space
@@ -183,11 +183,11 @@ class CaseSegmentation:
         with clear_disk_errors(path), ExitStack() as stack:
             file: ProbabilityFile | None = None
 
-            def keep(slab: Tensor, way_back: WayBack) -> None:
+            def keep(slab: Tensor, grid_mapping: GridMapping) -> None:
                 nonlocal file
                 if file is None:
                     writing = writing_probabilities(
-                        path, plan, in_plan_order(material.volume, plan).space, way_back, settings.accumulate
+                        path, plan, in_plan_order(material.volume, plan).space, grid_mapping, settings.accumulate
                     )
                     file = stack.enter_context(writing)
                 file.add(slab)

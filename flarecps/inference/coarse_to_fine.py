@@ -15,7 +15,7 @@ from flarecps.inference.footing import Ladder
 from flarecps.inference.sliding_window import Course, Network, Place, scores_by_slab
 from flarecps.inference.upsampling import plane_of
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import WayBack
+from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import Triple
 from flarecps.volumes.resampling import resample
 
@@ -48,7 +48,7 @@ class Region:
 def find_region(
     networks: Sequence[Network],
     image: Tensor,
-    way_back: WayBack,
+    grid_mapping: GridMapping,
     plan: Plan,
     convert: Callable[[Tensor], Tensor],
     ladder: Ladder,
@@ -73,8 +73,8 @@ def find_region(
     )
     found = np.stack([plane_of(scores).labels > 0 for slab in slabs for scores in slab.unbind(1)])
     if not found.any():
-        return Region(np.ones_like(found), way_back.network_shape)
-    for axis, (spacing_mm, edge) in enumerate(zip(way_back.network_spacing_mm, shape, strict=True)):
-        reach = math.ceil(MARGIN_MM / (spacing_mm * way_back.network_shape[axis] / edge))
+        return Region(np.ones_like(found), grid_mapping.network_shape)
+    for axis, (spacing_mm, edge) in enumerate(zip(grid_mapping.network_spacing_mm, shape, strict=True)):
+        reach = math.ceil(MARGIN_MM / (spacing_mm * grid_mapping.network_shape[axis] / edge))
         found = ndimage.maximum_filter1d(found, 2 * reach + 1, axis=axis, mode="constant")
-    return Region(found, way_back.network_shape)
+    return Region(found, grid_mapping.network_shape)

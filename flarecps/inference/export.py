@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from flarecps.inference.upsampling import Plane, PlaneUpsampling, Taps, axis_taps, plane_of
-from flarecps.preprocessing.case import WayBack, labels_to_scan
+from flarecps.preprocessing.case import GridMapping, labels_to_scan
 from flarecps.typing import LabelArray, Triple
 from flarecps.volumes.axis_operators import nearest_indices
 from flarecps.volumes.cropping import uncrop
@@ -19,7 +19,7 @@ Mode: TypeAlias = Literal["normal", "fast", "fastest"]
 MODES: tuple[Mode, ...] = ("normal", "fast", "fastest")
 
 
-def scan_labels(slabs: Iterable[Tensor], way_back: WayBack, mode: Mode = "normal") -> LabelArray:
+def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode = "normal") -> LabelArray:
     """Labels, uint8 (slice, row, column), on the canonical scan grid; 0 outside the field of view.
 
     ``slabs`` are scores (K, n, H, W) of the network's grid, n slices at a time and together all of them; each is used
@@ -28,40 +28,40 @@ def scan_labels(slabs: Iterable[Tensor], way_back: WayBack, mode: Mode = "normal
     ``fastest`` takes the nearest voxel's label. Among equal scores the lowest label wins.
     """
     if mode == "normal":
-        return _interpolated_labels(slabs, way_back)
-    labels = np.empty(way_back.network_shape, np.uint8)
+        return _interpolated_labels(slabs, grid_mapping)
+    labels = np.empty(grid_mapping.network_shape, np.uint8)
     done = 0
     for slab in slabs:
         for scores in slab.unbind(1):
             labels[done] = plane_of(scores).labels
             done += 1
-    _check_count(done, way_back)
-    return labels_to_scan(labels, way_back) if mode == "fast" else _nearest_labels(labels, way_back)
+    _check_count(done, grid_mapping)
+    return labels_to_scan(labels, grid_mapping) if mode == "fast" else _nearest_labels(labels, grid_mapping)
 
 
-def scan_scores(slabs: Iterable[Tensor], way_back: WayBack) -> Iterator[np.ndarray]:
+def scan_scores(slabs: Iterable[Tensor], grid_mapping: GridMapping) -> Iterator[np.ndarray]:
     """Scores (K, H, W), float32, on the grid of the scan's field of view: one slice after another, in network order.
 
     They are what ``scan_labels`` takes the highest of. Slice ``i`` belongs at ``[:, i]`` of
-    ``field_view(array, way_back)``.
+    ``field_view(array, grid_mapping)``.
     """
-    first, rows, columns = _taps(way_back)
+    first, rows, columns = _taps(grid_mapping)
     for below, above, share in _slices(_planes(slabs), first):
         planes = [_upsampled(plane, rows, columns) for plane in ((below,) if above is below else (below, above))]
         yield planes[0] if len(planes) == 1 else planes[0] + np.float32(share) * (planes[1] - planes[0])
 
 
-def field_view(array: np.ndarray, way_back: WayBack) -> np.ndarray:
+def field_view(array: np.ndarray, grid_mapping: GridMapping) -> np.ndarray:
     """The field of view of ``array`` (..., slice, row, column), canonical, with its axes in network order: a view."""
-    box = array[(..., *way_back.box.slices)]
+    box = array[(..., *grid_mapping.box.slices)]
     lead = array.ndim - 3
-    return box.transpose(*range(lead), *(lead + axis for axis in way_back.axis_order))
+    return box.transpose(*range(lead), *(lead + axis for axis in grid_mapping.axis_order))
 
 
-def _interpolated_labels(slabs: Iterable[Tensor], way_back: WayBack) -> LabelArray:
-    labels = np.zeros(way_back.scan_shape, np.uint8)
-    view = field_view(labels, way_back)
-    first, rows, columns = _taps(way_back)
+def _interpolated_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping) -> LabelArray:
+    labels = np.zeros(grid_mapping.scan_shape, np.uint8)
+    view = field_view(labels, grid_mapping)
+    first, rows, columns = _taps(grid_mapping)
     upsampling = PlaneUpsampling(rows, columns)
     done, last = 0, None
     for below, above, share in _slices(_planes(slabs), first):
@@ -71,20 +71,22 @@ def _interpolated_labels(slabs: Iterable[Tensor], way_back: WayBack) -> LabelArr
     return labels
 
 
-def _nearest_labels(labels: LabelArray, way_back: WayBack) -> LabelArray:
-    order = way_back.axis_order
+def _nearest_labels(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:
+    order = grid_mapping.axis_order
     canonical = labels.transpose([order.index(axis) for axis in range(3)])
-    nearest = [nearest_indices(n_in, n_out) for n_in, n_out in zip(canonical.shape, way_back.box.shape, strict=True)]
-    return uncrop(canonical[np.ix_(*nearest)], way_back.box, way_back.scan_shape, 0)
+    nearest = [
+        nearest_indices(n_in, n_out) for n_in, n_out in zip(canonical.shape, grid_mapping.box.shape, strict=True)
+    ]
+    return uncrop(canonical[np.ix_(*nearest)], grid_mapping.box, grid_mapping.scan_shape, 0)
 
 
-def _taps(way_back: WayBack) -> tuple[Taps, Taps, Taps]:
+def _taps(grid_mapping: GridMapping) -> tuple[Taps, Taps, Taps]:
     """In network order; nearest along the axis that preprocessing resampled apart."""
-    order = way_back.axis_order
-    box, scan_mm = way_back.box.shape, way_back.scan_spacing_mm
+    order = grid_mapping.axis_order
+    box, scan_mm = grid_mapping.box.shape, grid_mapping.scan_spacing_mm
     shape: Triple = (box[order[0]], box[order[1]], box[order[2]])
-    coarse = coarse_axis(way_back.network_spacing_mm, (scan_mm[order[0]], scan_mm[order[1]], scan_mm[order[2]]))
-    return axis_taps(way_back.network_shape, shape, coarse)
+    coarse = coarse_axis(grid_mapping.network_spacing_mm, (scan_mm[order[0]], scan_mm[order[1]], scan_mm[order[2]]))
+    return axis_taps(grid_mapping.network_shape, shape, coarse)
 
 
 def _planes(slabs: Iterable[Tensor]) -> Iterator[Plane]:
@@ -117,6 +119,6 @@ def _upsampled(plane: Plane, rows: Taps, columns: Taps) -> np.ndarray:
     return across
 
 
-def _check_count(slices: int, way_back: WayBack) -> None:
-    if slices != way_back.network_shape[0]:
-        raise ValueError(f"{slices} slices of scores for a network grid of {way_back.network_shape}")
+def _check_count(slices: int, grid_mapping: GridMapping) -> None:
+    if slices != grid_mapping.network_shape[0]:
+        raise ValueError(f"{slices} slices of scores for a network grid of {grid_mapping.network_shape}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps import atomic
-from flarecps.casework import Outcome, progress_bar, shard, work_through
+from flarecps.batch_processing import Outcome, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.budget import Budget
 from flarecps.inference.case_segmentation import CaseSegmentation, Segmented
@@ -115,7 +115,7 @@ def _all_done(task: _Task, requests: Sequence[Request], workers: int, progress: 
     cases = [(request.name, request) for request in requests if request.result not in finished]
     try:
         if workers > 1 and len(cases) > 1:
-            outcomes = work_through(task, cases, workers, "Segmenting", progress)
+            outcomes = process_cases(task, cases, workers, "Segmenting", progress)
         else:
             outcomes = _overlapping(task, cases, progress)
     except BaseException:  # an interrupt: what is done is in the tables all the same

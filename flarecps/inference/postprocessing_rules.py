@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flarecps.casework import Outcome, work_through
+from flarecps.batch_processing import Outcome, process_cases
 from flarecps.errors import DatasetError, ScanError
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.inference.postprocessing import Rules, filled, largest_foreground, largest_of_each
@@ -53,7 +53,7 @@ def determine(
     """
     organs = tuple(sorted(label for label in labels.values() if label))
     cases = list(pairs.items())
-    first = work_through(partial(_components_judged, organs=organs), cases, workers, "Components", progress)
+    first = process_cases(partial(_components_judged, organs=organs), cases, workers, "Components", progress)
     failed: list[Outcome[Any]] = [outcome for outcome in first if outcome.failed]
     judged = [outcome.value for outcome in first if outcome.value is not None]
     if not judged:
@@ -67,7 +67,7 @@ def determine(
     rules = Rules(dict(labels), whole, largest)
 
     good = [(name, pair) for (name, pair), outcome in zip(cases, first, strict=True) if not outcome.failed]
-    second = work_through(partial(_holes_judged, rules=rules, organs=organs), good, workers, "Holes", progress)
+    second = process_cases(partial(_holes_judged, rules=rules, organs=organs), good, workers, "Holes", progress)
     failed += [outcome for outcome in second if outcome.failed]
     holes = [outcome.value for outcome in second if outcome.value is not None]
     with_holes, without = (_means([case[step] for case in holes]) for step in range(2))
@@ -92,7 +92,7 @@ def apply_rules(
     if output.resolve() == predictions.resolve():
         raise DatasetError(f"{output}: the predictions' own folder; name another one")
     cases = [(name, (path, output / f"{name}.nii.gz")) for name, path in _by_name(predictions).items()]
-    return work_through(
+    return process_cases(
         partial(_applied, rules=rules, overwrite=overwrite), cases, workers, "Post-processing", progress
     )
 

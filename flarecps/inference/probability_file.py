@@ -17,7 +17,7 @@ from torch import Tensor
 from flarecps.atomic import atomic_path
 from flarecps.inference.sliding_window import Accumulate
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import WayBack
+from flarecps.preprocessing.case import GridMapping
 from flarecps.volumes.space import Space
 
 LEVEL = 1  # most voxels are exactly 0 or 1: higher levels gain little
@@ -39,7 +39,7 @@ class ProbabilityFile:
 
 @contextmanager
 def writing_probabilities(
-    path: Path, plan: Plan, space: Space, way_back: WayBack, accumulate: Accumulate
+    path: Path, plan: Plan, space: Space, grid_mapping: GridMapping, accumulate: Accumulate
 ) -> Iterator[ProbabilityFile]:
     """A file to which slabs are added; it appears under its name when the block succeeds.
 
@@ -47,12 +47,12 @@ def writing_probabilities(
     network's grid, and ``grid``, a JSON text: the classes in order, and the affine matrix from array index (slice, row,
     column, 1) to RAS millimetres. ``space`` is the scan's canonical grid. Memory holds one slab.
     """
-    shape = (way_back.network_shape[0], plan.class_count, *way_back.network_shape[1:])
+    shape = (grid_mapping.network_shape[0], plan.class_count, *grid_mapping.network_shape[1:])
     about = {
         "classes": {str(label): name for name, label in plan.labels.items()},
         "axes": ["slice", "class", "row", "column"],
-        "affine_ras_mm": network_affine(space, way_back).tolist(),
-        "way_back": way_back.to_dict(),
+        "affine_ras_mm": network_affine(space, grid_mapping).tolist(),
+        "way_back": grid_mapping.to_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -72,16 +72,16 @@ def read_probabilities(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:
         return archive["probabilities"], json.loads(str(archive["grid"]))
 
 
-def network_affine(space: Space, way_back: WayBack) -> np.ndarray:
+def network_affine(space: Space, grid_mapping: GridMapping) -> np.ndarray:
     """The 4×4 matrix from an index (slice, row, column, 1) of the network's grid to RAS millimetres.
 
     The network's grid covers the field of view's box: the borders of both coincide, not the centres of their corners.
     """
-    order = way_back.axis_order
+    order = grid_mapping.axis_order
     to_scan = np.zeros((4, 4))  # index of the network's grid -> index of the scan's
     to_scan[3, 3] = 1
     for network_axis, axis in enumerate(order):
-        ratio = way_back.box.shape[axis] / way_back.network_shape[network_axis]
+        ratio = grid_mapping.box.shape[axis] / grid_mapping.network_shape[network_axis]
         to_scan[axis, network_axis] = ratio
-        to_scan[axis, 3] = way_back.box_lower[axis] + (ratio - 1) / 2
+        to_scan[axis, 3] = grid_mapping.box_lower[axis] + (ratio - 1) / 2
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ space.affine @ to_scan

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flarecps.casework import progress_bar
+from flarecps.batch_processing import progress_bar
 from flarecps.errors import ConfigError
 from flarecps.inference.body import holds_body, share_with_body
 from flarecps.inference.budget import UNLIMITED, Budget, in_words
@@ -45,7 +45,7 @@ from flarecps.inference.sliding_window import (
 from flarecps.inference.spacing_rules import enforced_spacing_mm, pretended
 from flarecps.inference.work_plan import Foretold, WorkPlan, plan_in_words, plan_work
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import Prepared, WayBack, in_plan_order, network_shape, prepare_case
+from flarecps.preprocessing.case import GridMapping, Prepared, in_plan_order, network_shape, prepare_case
 from flarecps.preprocessing.intensity import normalise
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume
@@ -147,7 +147,7 @@ class Segmenter:
         show_progress: bool = False,
         began_s: float | None = None,
         prepared: Prepared | None = None,
-        each_slab: Callable[[Tensor, WayBack], None] | None = None,
+        each_slab: Callable[[Tensor, GridMapping], None] | None = None,
     ) -> LabelArray:
         """Labels, uint8 (slice, row, column), on the canonical grid of ``volume``; 0 outside the field of view.
 
@@ -162,7 +162,7 @@ class Segmenter:
             prepared = prepared or prepare_case(volume, self.plan)
             work = self._wanted()
             slabs = self._slabs(prepared, work, Course(work.step, self.mirroring), volume, show_progress)
-            labels = scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
+            labels = scan_labels(_shown(slabs, prepared.grid_mapping, each_slab), prepared.grid_mapping, work.mode)
             return self._canonical(labels, scan)
         work, foretold = self.foretell(volume, began_s)
         self._tell(plan_in_words(work, foretold, self.settings.budget))
@@ -171,7 +171,7 @@ class Segmenter:
             prepared = prepared or prepare_case(volume, self.plan)
             course = self._course(work, volume, began_s)
             slabs = self._slabs(prepared, work, course, volume, show_progress)
-            labels = scan_labels(_shown(slabs, prepared.way_back, each_slab), prepared.way_back, work.mode)
+            labels = scan_labels(_shown(slabs, prepared.grid_mapping, each_slab), prepared.grid_mapping, work.mode)
         self._tell(_what_it_took(ram.peak, vram_peak_bytes(self.device), time.monotonic() - began_s))
         return self._canonical(labels, scan)
 
@@ -179,16 +179,16 @@ class Segmenter:
         """The scan on the network's grid, the first part of segmenting it; may be done in another thread."""
         return prepare_case(self._seen(volume), self.plan)
 
-    def probabilities(self, volume: Volume, show_progress: bool = False) -> tuple[Tensor, WayBack]:
+    def probabilities(self, volume: Volume, show_progress: bool = False) -> tuple[Tensor, GridMapping]:
         """Class probabilities (K, S, H, W), float32, on the network's grid, and the way back to the scan's."""
         volume = self._seen(volume)
         prepared = prepare_case(volume, self.plan)
         work = self._wanted()
         slabs = self._slabs(prepared, work, Course(work.step, self.mirroring), volume, show_progress)
-        scores = whole(slabs, (self.plan.class_count, *prepared.way_back.network_shape), torch.device("cpu"))
+        scores = whole(slabs, (self.plan.class_count, *prepared.grid_mapping.network_shape), torch.device("cpu"))
         if self.settings.accumulate == "logits":
             scores = torch.softmax(scores, dim=0)
-        return scores, prepared.way_back
+        return scores, prepared.grid_mapping
 
     def foretell(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Foretold]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it.
@@ -215,7 +215,7 @@ class Segmenter:
 
     def _canonical(self, labels: LabelArray, scan: Volume) -> LabelArray:
         """Labels in the order of ``scan``, as it was given, from those in the plan's order."""
-        if self.plan.habits.orientation == "ras":
+        if self.plan.conventions.orientation == "ras":
             return labels
         return np.ascontiguousarray(scan.source.reorientation.apply(labels))
 
@@ -249,7 +249,7 @@ class Segmenter:
             known_air = self.plan.whole_hu  # where CT was clipped, a window without contrast holds no body
             tests.append(holds_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
-            region = find_region(self.networks, image, prepared.way_back, self.plan, convert, ladder)
+            region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, ladder)
             tests.append(region.touches)
         count = window_count(image.shape[1:], self.plan.patch_voxels, work.step)
         title = f"Segmenting {volume.source.path.name}"
@@ -337,11 +337,11 @@ def torch_device(name: torch.device | str) -> torch.device:
 
 
 def _shown(
-    slabs: Iterator[Tensor], way_back: WayBack, each_slab: Callable[[Tensor, WayBack], None] | None
+    slabs: Iterator[Tensor], grid_mapping: GridMapping, each_slab: Callable[[Tensor, GridMapping], None] | None
 ) -> Iterator[Tensor]:
     for slab in slabs:
         if each_slab is not None:
-            each_slab(slab, way_back)
+            each_slab(slab, grid_mapping)
         yield slab
 
 

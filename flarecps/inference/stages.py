@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from flarecps.casework import Outcome, attempt
+from flarecps.batch_processing import Outcome, attempt
 
 A = TypeVar("A")  # what names a case
 M = TypeVar("M")  # what is read

@@ -1,4 +1,4 @@
-"""The plan in nnU-Net v2's plans and ``dataset.json``, with the habits that its models are used to."""
+"""The plan in nnU-Net v2's plans and ``dataset.json``, with the conventions that its models are used to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flarecps.datasets.label_names import left_right_pairs
 from flarecps.errors import CheckpointError, PlanError
 from flarecps.networks.unet import UNet
 from flarecps.planning.memory import MemoryModel
-from flarecps.planning.plan import Habits, Intensity, Plan, Topology, checked
+from flarecps.planning.plan import Conventions, Intensity, Plan, Topology, checked
 
 ORIENTATIONS = {
     "SimpleITKIO": "as_stored",
@@ -134,7 +134,7 @@ def _plan(
         intensity=_intensity(plans, configuration, len(channels), where),
         fingerprint={"imported_from": f"nnU-Net v2, {plans.get('dataset_name')}, {plans.get('plans_name')}"},
         memory_gb=round(memory.step_gb(patch, topology, batch), 2),
-        habits=Habits(orientation, "before_resampling", "nonzero"),
+        conventions=Conventions(orientation, "before_resampling", "nonzero"),
     )
     return checked(plan, "plan")
 

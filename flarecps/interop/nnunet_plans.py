@@ -64,7 +64,7 @@ def plans_of(plan: Plan, network: UNet) -> dict[str, Any]:
         "plans_name": PLANS_NAME,
         "original_median_spacing_after_transp": list(plan.spacing_mm),
         "original_median_shape_after_transp": list(plan.median_shape_voxels),
-        "image_reader_writer": READERS[plan.habits.orientation],
+        "image_reader_writer": READERS[plan.conventions.orientation],
         "transpose_forward": list(plan.axis_order),
         "transpose_backward": [plan.axis_order.index(axis) for axis in range(3)],
         "experiment_planner_used": PLANS_NAME,

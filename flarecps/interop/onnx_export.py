@@ -21,7 +21,7 @@ INPUT, OUTPUT = "patch", "logits"
 OPSET = 18
 TOLERANCE = 1e-4  # largest difference between ONNX Runtime and PyTorch, as a share of the largest logit
 CHECKED_BATCHES = (1, 3)
-KEPT = ("labels", "channels", "spacing_mm", "axis_order", "patch_voxels", "intensity", "habits", "dimensions")
+KEPT = ("labels", "channels", "spacing_mm", "axis_order", "patch_voxels", "intensity", "conventions", "dimensions")
 
 
 def export_to_onnx(model: TrainedModel, out: Path | str, sibling: Literal["1", "2"] = "1") -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps import atomic
-from flarecps.casework import Outcome, shard, work_through
+from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError
 from flarecps.planning.fingerprint import Fingerprint, Tally, fingerprint_case, is_ct
@@ -106,7 +106,7 @@ def _work(
     if entries and entries[0].folder is not None:
         (entries[0].folder / "cases").mkdir(parents=True, exist_ok=True)
     title = f"Fingerprint ({present} there already)" if present else "Fingerprint"
-    outcomes = work_through(_make, waiting, workers, title, progress, received=lambda _, value: receive(value))
+    outcomes = process_cases(_make, waiting, workers, title, progress, received=lambda _, value: receive(value))
     return [outcome for outcome in outcomes if outcome.failed]
 
 

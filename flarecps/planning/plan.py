@@ -22,6 +22,7 @@ from flarecps.typing import SpacingMm, Triple
 FORMAT = "flarecps-plan"
 VERSION = 1
 CANONICAL_LATERAL_AXIS = 2  # of (slice, row, column) in RAS voxel order
+FORMER_CONVENTIONS = "habits"  # the key of plans written before "conventions"
 
 IntensityScheme = Literal["ct", "zscore"]
 IntensitySource = Literal["global", "foreground"]
@@ -50,7 +51,7 @@ class Intensity:
 
 
 @dataclass(frozen=True)
-class Habits:
+class Conventions:
     """How a scan is brought to the network, where a plan that was made elsewhere differs from this program's ways.
 
     ``orientation``: voxels in RAS order, or as the scan's file stores them. ``intensity``: CT is clipped to its window
@@ -63,7 +64,7 @@ class Habits:
     crop: Literal["field_of_view", "nonzero"] = "field_of_view"
 
 
-OWN_HABITS = Habits()
+OWN_CONVENTIONS = Conventions()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Plan:
     intensity: Intensity
     fingerprint: dict[str, Any]  # what the numbers were decided from: a summary for people
     memory_gb: float  # estimated GPU memory of one training step (two siblings, both kinds of patches)
-    habits: Habits = OWN_HABITS
+    conventions: Conventions = OWN_CONVENTIONS
 
     @property
     def class_count(self) -> int:
@@ -112,7 +113,7 @@ class Plan:
     @property
     def whole_hu(self) -> bool:
         """Whether cases on the network's grid hold whole HU: CT, unless it was clipped before it was resampled."""
-        return self.intensity.scheme == "ct" and self.habits.intensity == "after_resampling"
+        return self.intensity.scheme == "ct" and self.conventions.intensity == "after_resampling"
 
     @property
     def lateral_axis(self) -> int:
@@ -133,9 +134,9 @@ class Plan:
             "axis_order": self.axis_order,
             "scheme": self.intensity.scheme,
         }
-        if self.habits != OWN_HABITS:
-            deciding["habits"] = asdict(self.habits)
-        if self.habits.intensity == "before_resampling":
+        if self.conventions != OWN_CONVENTIONS:
+            deciding[FORMER_CONVENTIONS] = asdict(self.conventions)  # or stores made before would be refused
+        if self.conventions.intensity == "before_resampling":
             deciding["window"] = (self.intensity.low, self.intensity.high)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -147,8 +148,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     if plan.intensity.scheme == "ct":
         intensity |= {f"{name}_hu": getattr(plan.intensity, name) for name in ("low", "high", "mean", "sd")}
     content["intensity"] = intensity
-    if plan.habits == OWN_HABITS:
-        del content["habits"]
+    if plan.conventions == OWN_CONVENTIONS:
+        del content["conventions"]
     return _plain(content)
 
 
@@ -182,7 +183,7 @@ def plan_from_json(content: Any, where: str = "plan") -> Plan:
         intensity=_intensity(reader.section("intensity")),
         fingerprint=reader.mapping("fingerprint"),
         memory_gb=reader.number("memory_gb", at_least=0.0),
-        habits=_habits(reader),
+        conventions=_conventions(reader),
     )
     reader.refuse_unknown()
     _check_agreement(plan, reader)
@@ -271,11 +272,14 @@ def _intensity(reader: Reader) -> Intensity:
     return Intensity("ct", low, high, mean, sd, source)  # type: ignore[arg-type]  # one of the choices
 
 
-def _habits(plan: Reader) -> Habits:
-    plan.asked.add("habits")
-    if "habits" not in plan.content:
-        return OWN_HABITS
-    reader = plan.section("habits")
+def _conventions(plan: Reader) -> Conventions:
+    plan.asked |= {"conventions", FORMER_CONVENTIONS}
+    present = [key for key in ("conventions", FORMER_CONVENTIONS) if key in plan.content]
+    if not present:
+        return OWN_CONVENTIONS
+    if len(present) == 2:
+        raise plan.wrong(FORMER_CONVENTIONS, "to be left out beside 'conventions', its new name", "remove it")
+    reader = plan.section(present[0])
     choices: dict[str, tuple[str, ...]] = {
         "orientation": ("ras", "as_stored"),
         "intensity": ("after_resampling", "before_resampling"),
@@ -284,7 +288,7 @@ def _habits(plan: Reader) -> Habits:
     chosen = {key: reader.choice(key, known) for key, known in choices.items() if key in reader.content}
     reader.asked |= choices.keys()
     reader.refuse_unknown()
-    return Habits(**chosen)  # type: ignore[arg-type]  # each is one of the choices
+    return Conventions(**chosen)  # type: ignore[arg-type]  # each is one of the choices
 
 
 def _check_agreement(plan: Plan, reader: Reader) -> None:
@@ -305,10 +309,10 @@ def _check_agreement(plan: Plan, reader: Reader) -> None:
             "more than one voxel at the deepest stage, or instance normalisation has nothing to normalise",
             "use a larger patch, or remove a stage from 'topology'",
         )
-    if plan.left_right_pairs and plan.habits.orientation == "as_stored":
+    if plan.left_right_pairs and plan.conventions.orientation == "as_stored":
         raise reader.wrong(
             "left_right_pairs",
-            "none with habits.orientation 'as_stored', where left and right may be on any axis",
+            "none with conventions.orientation 'as_stored', where left and right may be on any axis",
             "write []",
         )
     known = set(plan.labels.values()) - {0}

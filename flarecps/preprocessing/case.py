@@ -22,7 +22,7 @@ FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the fiel
 
 
 @dataclass(frozen=True)
-class WayBack:
+class GridMapping:
     """How to return from the network's grid to the scan's: plain numbers, so that it travels as JSON.
 
     ``scan_*`` and ``box_*`` are on the canonical scan grid (slice, row, column), or on the stored one where the plan's
@@ -43,9 +43,9 @@ class WayBack:
         return {key: list(value) for key, value in asdict(self).items()}
 
     @staticmethod
-    def from_dict(content: dict[str, Any]) -> WayBack:
+    def from_dict(content: dict[str, Any]) -> GridMapping:
         """The inverse of ``to_dict``."""
-        return WayBack(**{key: tuple(value) for key, value in content.items()})
+        return GridMapping(**{key: tuple(value) for key, value in content.items()})
 
     @property
     def box(self) -> Box:
@@ -59,7 +59,7 @@ class Prepared:
 
     image: ScanArray  # (C, S, H, W): int16 HU for CT (float32 where it is clipped), float32 otherwise; not normalised
     labels: LabelArray | None  # (S, H, W) uint8
-    way_back: WayBack
+    grid_mapping: GridMapping
     statistics: dict[str, list[float]]  # "mean" and "sd" per channel of the cropped scan, before resampling
 
 
@@ -69,7 +69,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     ``labels``: a label volume (1, S, H, W) on the same grid. ``name`` is for messages (default: the file's name). CT is
     clamped to int16, with fill below -1024 HU at -1024, before resampling (order 3) and rounded to whole HU after it.
     A narrow window would make whole HU coarse: where CT is clipped before resampling, nothing is rounded.
-    In 2D the first network axis keeps its spacing. Where the plan has other habits (orientation, clipping before
+    In 2D the first network axis keeps its spacing. Where the plan has other conventions (orientation, clipping before
     resampling, cropping) they are kept; "scan grid" is then the scan's in the plan's order. Raises ``ScanError`` when
     channels, grids or label values disagree with the plan.
     """
@@ -83,11 +83,13 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     if labels is not None:
         check_labels(volume, labels, plan.labels.values(), name)
         drawn = labels.array[0]
-        if plan.habits.orientation == "as_stored":  # in the order of the scan's file, whatever that of the labels' is
+        if (
+            plan.conventions.orientation == "as_stored"
+        ):  # in the order of the scan's file, whatever that of the labels' is
             drawn = volume.source.reorientation.undo(drawn)
     volume = in_plan_order(volume, plan)
     is_hu = plan.intensity.scheme == "ct"
-    box = field_box(volume.array, FIELD_HU if is_hu and plan.habits.crop == "field_of_view" else 0)
+    box = field_box(volume.array, FIELD_HU if is_hu and plan.conventions.crop == "field_of_view" else 0)
     array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
     shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
@@ -101,7 +103,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     if drawn is not None:
         resampled = resample_labels(crop(drawn, box), shape, coarse)
         label_map = np.ascontiguousarray(resampled.transpose(plan.axis_order))
-    way_back = WayBack(
+    grid_mapping = GridMapping(
         scan_shape=volume.space.shape,
         scan_spacing_mm=volume.space.spacing_mm,
         box_lower=box.lower,
@@ -110,12 +112,12 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         network_shape=in_network_order(shape, plan.axis_order),
         network_spacing_mm=in_network_order(target, plan.axis_order),
     )
-    return Prepared(image, label_map, way_back, channel_statistics(array, to_type))
+    return Prepared(image, label_map, grid_mapping, channel_statistics(array, to_type))
 
 
 def in_plan_order(volume: Volume, plan: Plan) -> Volume:
     """The scan with its voxels in the order that the plan's networks know: RAS, or as its file stores them."""
-    return as_stored(volume) if plan.habits.orientation == "as_stored" else volume
+    return as_stored(volume) if plan.conventions.orientation == "as_stored" else volume
 
 
 def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:
@@ -128,15 +130,15 @@ def network_shape(shape: Triple, spacing_mm: SpacingMm, plan: Plan) -> Triple:
     return in_network_order(shape_at_target(plan, shape, spacing_mm), plan.axis_order)
 
 
-def labels_to_scan(labels: LabelArray, way_back: WayBack) -> LabelArray:
+def labels_to_scan(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:
     """``labels`` (S, H, W) of the network's grid on the canonical scan grid; 0 outside the field of view.
 
     Exact (voxel for voxel) where nothing was resampled; labels that are not there never appear.
     """
-    _check_shape(labels.shape, way_back)
-    canonical = np.ascontiguousarray(_from_network(labels, way_back.axis_order))
-    resampled = resample_labels(canonical, way_back.box.shape, _coarse_axis_back(way_back))
-    return uncrop(resampled, way_back.box, way_back.scan_shape, 0)
+    _check_shape(labels.shape, grid_mapping)
+    canonical = np.ascontiguousarray(_from_network(labels, grid_mapping.axis_order))
+    resampled = resample_labels(canonical, grid_mapping.box.shape, _coarse_axis_back(grid_mapping))
+    return uncrop(resampled, grid_mapping.box, grid_mapping.scan_shape, 0)
 
 
 def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:
@@ -147,9 +149,9 @@ def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:
     return target[0], target[1], target[2]
 
 
-def _coarse_axis_back(way_back: WayBack) -> int | None:
-    spacing_mm = in_canonical_order(way_back.network_spacing_mm, way_back.axis_order)
-    return coarse_axis((spacing_mm[0], spacing_mm[1], spacing_mm[2]), way_back.scan_spacing_mm)
+def _coarse_axis_back(grid_mapping: GridMapping) -> int | None:
+    spacing_mm = in_canonical_order(grid_mapping.network_spacing_mm, grid_mapping.axis_order)
+    return coarse_axis((spacing_mm[0], spacing_mm[1], spacing_mm[2]), grid_mapping.scan_spacing_mm)
 
 
 def _from_network(array: np.ndarray, order: Triple) -> np.ndarray:
@@ -157,6 +159,8 @@ def _from_network(array: np.ndarray, order: Triple) -> np.ndarray:
     return array.transpose([order.index(axis) for axis in range(3)])
 
 
-def _check_shape(shape: tuple[int, ...], way_back: WayBack) -> None:
-    if tuple(shape) != way_back.network_shape:
-        raise ValueError(f"an array of shape {tuple(shape)} does not lie on the network grid {way_back.network_shape}")
+def _check_shape(shape: tuple[int, ...], grid_mapping: GridMapping) -> None:
+    if tuple(shape) != grid_mapping.network_shape:
+        raise ValueError(
+            f"an array of shape {tuple(shape)} does not lie on the network grid {grid_mapping.network_shape}"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from flarecps.casework import Outcome, shard, work_through
+from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError
 from flarecps.planning.plan import Plan
@@ -41,7 +41,7 @@ def preprocess_dataset(
     clear_leftovers(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
     done = {
-        outcome.name: outcome for outcome in work_through(preprocess_case, waiting, workers, "Preprocess", progress)
+        outcome.name: outcome for outcome in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)
     }
     write_manifest(store)
     return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
@@ -56,7 +56,7 @@ def verify_dataset(
     check_plan_fits(plan, catalogue)
     check_store(store, plan)
     entries = [(case.name, (case.name, store)) for case in shard(catalogue.cases, share)]
-    outcomes = work_through(verify_case, entries, workers, "Verify", progress)
+    outcomes = process_cases(verify_case, entries, workers, "Verify", progress)
     write_manifest(store)
     return outcomes
 
@@ -86,7 +86,7 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 
 
 def preprocess_case(entry: tuple[Case, Plan, Path]) -> Done:
-    """One case from its files into the store: (case, plan, store) in one argument, as `work_through` hands it over."""
+    """One case from its files into the store: (case, plan, store) in one argument, as `process_cases` hands it over."""
     case, plan, store = entry
     volume = read_channels(case.images)
     labels = None if case.labels is None else read_labels(case.labels)

@@ -27,7 +27,7 @@ from flarecps import atomic
 from flarecps.datasets.catalogue import Role
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan
-from flarecps.preprocessing.case import WayBack
+from flarecps.preprocessing.case import GridMapping
 from flarecps.preprocessing.intensity import normalise
 from flarecps.preprocessing.quantisation import Scaling, restored
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
@@ -54,7 +54,7 @@ class CaseRecord:
     annotated: tuple[int, ...] | None  # label ids annotated in this case; None: all
     statistics: dict[str, list[float]]  # "mean" and "sd" per channel
     sample_counts: dict[int, int]  # voxels kept per structure, by label id
-    way_back: WayBack
+    grid_mapping: GridMapping
     folder: Path
     scaling: Scaling | None = None  # stored int16 to intensities; None: stored as they are
 
@@ -175,7 +175,7 @@ def _read_record(store: Path, name: str) -> CaseRecord:
         annotated=None if annotated is None else tuple(annotated),
         statistics=content["statistics"],
         sample_counts={int(label): count for label, count in content["samples"].items()},
-        way_back=WayBack.from_dict(content["way_back"]),
+        grid_mapping=GridMapping.from_dict(content["way_back"]),
         folder=folder,
         scaling=None if scaling is None else Scaling.from_dict(scaling),
     )

@@ -152,12 +152,12 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
     content = {
         "name": case.name,
         "shape_voxels": list(prepared.image.shape[1:]),
-        "spacing_mm": list(prepared.way_back.network_spacing_mm),
+        "spacing_mm": list(prepared.grid_mapping.network_spacing_mm),
         "has_labels": prepared.labels is not None,
         "scaling": None if scaling is None else scaling.to_dict(),
         "statistics": prepared.statistics,
         "samples": {str(label): len(voxels) for label, voxels in samples.items()},
-        "way_back": prepared.way_back.to_dict(),
+        "way_back": prepared.grid_mapping.to_dict(),
         "made_from": made_from(case, plan),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
@@ -192,10 +192,10 @@ def is_current(store: Path, case: Case, plan: Plan) -> bool:
 
 def _difference(store: Path, plan: Plan) -> str:
     there = read_plan(store / "plan.json")
-    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels", "habits"):
+    for name in ("dimensions", "spacing_mm", "axis_order", "labels", "channels", "conventions"):
         if getattr(there, name) != getattr(plan, name):
             return f"{name} {getattr(there, name)} there, {getattr(plan, name)} here"
-    if plan.habits.intensity == "before_resampling" and there.intensity.scheme == plan.intensity.scheme:
+    if plan.conventions.intensity == "before_resampling" and there.intensity.scheme == plan.intensity.scheme:
         ours, theirs = plan.intensity, there.intensity
         return f"window {theirs.low:g} to {theirs.high:g} HU there, {ours.low:g} to {ours.high:g} here"
     return f"intensity {there.intensity.scheme} there, {plan.intensity.scheme} here"

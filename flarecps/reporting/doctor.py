@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_text
-from flarecps.casework import work_through
+from flarecps.batch_processing import process_cases
 from flarecps.datasets.examination import COARSE_HU
 from flarecps.datasets.findings import KINDS, SEVERITIES, Finding
 from flarecps.datasets.inspection import Inspection, coarse_histograms, volumes_ml
@@ -79,7 +79,7 @@ def portraits(inspection: Inspection, workers: int = 1, progress: bool = True) -
     for name in chosen:
         in_hu = is_ct and not {one.code for one in by_case[name]} & NOT_IN_HU
         orders.append((name, PictureOrder(cases[name], organs, in_hu)))
-    drawn = {one.name: one for one in work_through(case_picture, orders, workers, "Drawing", progress)}
+    drawn = {one.name: one for one in process_cases(case_picture, orders, workers, "Drawing", progress)}
     shown = []
     for name in chosen:
         picture, has_labels = drawn[name].value or (None, False)

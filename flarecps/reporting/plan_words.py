@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flarecps.anatomy import organs_of
-from flarecps.planning.plan import OWN_HABITS, Habits, Plan
+from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
 
 AXES = ("slice", "row", "column")
 
@@ -27,7 +27,11 @@ def plan_in_words(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("Spacing", _spacing(plan)),
         ("Intensities", _intensities(plan)),
-        *([("Habits of another program", _habits(plan.habits))] if plan.habits != OWN_HABITS else []),
+        *(
+            [("Conventions of another program", _conventions(plan.conventions))]
+            if plan.conventions != OWN_CONVENTIONS
+            else []
+        ),
         (
             "Patches",
             f"{_times(plan.patch_voxels)} voxels ({_times(patch_mm)} mm); every optimiser step sees "
@@ -58,13 +62,13 @@ def _spacing(plan: Plan) -> str:
     )
 
 
-def _habits(habits: Habits) -> str:
+def _conventions(conventions: Conventions) -> str:
     words = {
         "as_stored": "voxels are taken in the order of the file",
         "before_resampling": "CT is clipped before it is resampled",
         "nonzero": "scans are cropped to what is not 0",
     }
-    kept = [words[one] for one in (habits.orientation, habits.intensity, habits.crop) if one in words]
+    kept = [words[one] for one in (conventions.orientation, conventions.intensity, conventions.crop) if one in words]
     return f"{'; '.join(kept)}.".capitalize().replace("ct is", "CT is")
 
 

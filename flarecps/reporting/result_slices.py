@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flarecps.casework import work_through
+from flarecps.batch_processing import process_cases
 from flarecps.errors import ConfigError, ScanError
 from flarecps.reporting.figure import FigureCase, cut_place
 from flarecps.reporting.overlays import ABDOMINAL_WINDOW_HU, window_of
@@ -95,7 +95,7 @@ def cut_slices(
                 tuple(_dsc_by_method(results, one) for one in own),
             )
         )
-    outcomes = work_through(slices_of_case, [(one.name, one) for one in orders], workers, "Cutting slices", progress)
+    outcomes = process_cases(slices_of_case, [(one.name, one) for one in orders], workers, "Cutting slices", progress)
     found = {one.name: one.value for one in outcomes if one.value is not None}
     failed = {one.name: one.error for one in outcomes if one.error is not None}
     shown = [row for name in rows if name in found and (row := found[name].row) is not None]

@@ -25,7 +25,7 @@ from flarecps.data.worker_deaths import Whereabouts, diagnosis
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import ConfigError, StoreError, WorkerError
 from flarecps.planning.plan import Intensity, Plan, Topology
-from flarecps.preprocessing.case import Prepared, WayBack
+from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, write_case
 
@@ -102,9 +102,9 @@ def make_store(folder: Path, dimensions: int = 3) -> Path:
         for label in (1, 2, 3):
             low = generator.integers(0, np.array(SHAPE) - 7)
             labels[low[0] : low[0] + 6, low[1] : low[1] + 6, low[2] : low[2] + 6] = label
-        way_back = WayBack(SHAPE, plan.spacing_mm, (0, 0, 0), SHAPE, (0, 1, 2), SHAPE, plan.spacing_mm)
+        grid_mapping = GridMapping(SHAPE, plan.spacing_mm, (0, 0, 0), SHAPE, (0, 1, 2), SHAPE, plan.spacing_mm)
         statistics = {"mean": [0.0], "sd": [1.0]}
-        prepared = Prepared(HU_OF[labels][None], labels if case.labels else None, way_back, statistics)
+        prepared = Prepared(HU_OF[labels][None], labels if case.labels else None, grid_mapping, statistics)
         write_case(folder, prepared, case, plan)
     return folder
 

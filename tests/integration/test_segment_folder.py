@@ -122,7 +122,7 @@ def test_the_affine_of_probabilities_places_them_in_the_patient(tmp_path: Path, 
                      tmp_path / "scan.nii.gz")  # fmt: skip
         volume = read_volume(tmp_path / "scan.nii.gz")
         prepared = prepare_case(volume, small_plan((3.0, 3.1, 2.9), axis_order=axis_order))
-        placed = network_affine(volume.space, prepared.way_back)
+        placed = network_affine(volume.space, prepared.grid_mapping)
         shape = prepared.image.shape[1:]
         inner = np.stack(np.meshgrid(*(np.arange(2, n - 2) for n in shape), indexing="ij"), -1)
         expected = (inner @ placed[:3, :3].T + placed[:3, 3])[..., axis]

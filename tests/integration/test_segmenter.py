@@ -257,8 +257,8 @@ def test_mirrors_batches_and_siblings_of_a_symmetric_network_change_nothing(tmp_
     for settings in ({"mirror_axes": "all"}, {"batch": 7}, {"mirror_axes": (0, 2), "step": 0.5}):
         ours = Segmenter(plan_of(), [threshold, threshold], **settings)(volume)
         assert np.count_nonzero(ours != plain) <= 2  # voxels at exactly one half
-    probabilities, way_back = Segmenter(plan_of(), [threshold]).probabilities(volume)
-    assert probabilities.shape == (2, *way_back.network_shape)
+    probabilities, grid_mapping = Segmenter(plan_of(), [threshold]).probabilities(volume)
+    assert probabilities.shape == (2, *grid_mapping.network_shape)
 
 
 def test_settings_that_contradict_themselves() -> None:
@@ -290,9 +290,9 @@ def test_enforced_spacing_changes_what_is_seen_and_never_the_grid(tmp_path: Path
     sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), ORIENTATIONS["oblique, flipped"]), str(path))
     volume = read_volume(path)
     segmenter = Segmenter(plan_of(), [threshold], enforce_spacing=True)
-    _, way_back = segmenter.probabilities(volume)
+    _, grid_mapping = segmenter.probabilities(volume)
     in_plane = [round(edge * 0.75 / 2.5) for edge in volume.space.shape[1:]]  # fewer than 150 slices: z is the scan's
-    assert way_back.network_shape == (round(volume.space.shape[0] * volume.space.spacing_mm[0] / 3.0), *in_plane)
+    assert grid_mapping.network_shape == (round(volume.space.shape[0] * volume.space.spacing_mm[0] / 3.0), *in_plane)
     write_labels(result, segmenter(volume), volume.source)
     before, after = sitk.ReadImage(str(path)), sitk.ReadImage(str(result))
     np.testing.assert_allclose(after.GetSpacing(), before.GetSpacing(), atol=1e-6)

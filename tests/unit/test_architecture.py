@@ -17,7 +17,7 @@ PACKAGE = Path(flarecps.__file__).parent
 
 LAYERS: dict[str, int] = {
     "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "processes": 0, "_root": 0,
-    "volumes": 1, "datasets": 1, "casework": 1,
+    "volumes": 1, "datasets": 1, "batch_processing": 1,
     "planning": 2, "networks": 2, "losses": 2,
     "preprocessing": 3, "checkpoint": 3, "evaluation": 3,
     "data": 4, "inference": 4, "interop": 4, "reporting": 4,
@@ -27,7 +27,7 @@ LAYERS: dict[str, int] = {
 
 # Room -> rooms of its own layer that it may import besides itself. Everything of layer 0 is one room.
 SAME_LAYER: dict[str, set[str]] = {
-    "datasets": {"volumes", "casework"},
+    "datasets": {"volumes", "batch_processing"},
     "__main__": {"cli"},
 }
 

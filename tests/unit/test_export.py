@@ -12,7 +12,7 @@ from skimage.transform import resize
 
 from flarecps.inference.export import field_view, scan_labels, scan_scores
 from flarecps.inference.upsampling import AT_ONCE, linear_taps
-from flarecps.preprocessing.case import WayBack
+from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import SpacingMm, Triple
 from flarecps.volumes.axis_operators import axis_operator
 
@@ -20,13 +20,13 @@ CLASSES = 5
 TIE = 1e-5  # of scores in [0, 1]: closer than this, rounding may decide
 
 
-def way_back(
+def grid_mapping(
     network: Triple, box: Triple, order: Triple = (0, 1, 2), network_mm: SpacingMm = (1.0, 1.0, 1.0)
-) -> WayBack:
+) -> GridMapping:
     """To a ``box`` (canonical) that lies one voxel inside the scan; with equal spacings no axis is resampled apart."""
     shape = tuple(edge + 2 for edge in box)
     lower, upper = (1, 1, 1), tuple(edge + 1 for edge in box)
-    return WayBack(shape, (1.0, 1.0, 1.0), lower, upper, order, network, network_mm)
+    return GridMapping(shape, (1.0, 1.0, 1.0), lower, upper, order, network, network_mm)
 
 
 def scores_like_a_network(shape: Triple, seed: int = 0, smooth: float = 1.5) -> torch.Tensor:
@@ -36,7 +36,7 @@ def scores_like_a_network(shape: Triple, seed: int = 0, smooth: float = 1.5) -> 
     return torch.from_numpy(logits).float().softmax(0)
 
 
-def at_once(scores: torch.Tensor, way: WayBack, coarse: int | None = None) -> np.ndarray:
+def at_once(scores: torch.Tensor, way: GridMapping, coarse: int | None = None) -> np.ndarray:
     """All classes interpolated over the whole scan by skimage, (K, *box) canonical, float64."""
     canonical = scores.double().numpy().transpose(0, *(1 + way.axis_order.index(axis) for axis in range(3)))
     if coarse is not None:
@@ -77,7 +77,7 @@ def test_taps_are_the_operator_of_training(n_in: int, n_out: int) -> None:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_normal_mode_is_interpolating_every_class_at_once(grid: str, order: Triple) -> None:
     network, box = GRIDS[grid]
-    way = way_back(network, tuple(box[order.index(axis)] for axis in range(3)), order)
+    way = grid_mapping(network, tuple(box[order.index(axis)] for axis in range(3)), order)
     scores = scores_like_a_network(network)
     labels = scan_labels(slabs_of(scores, *range(1, network[0], 3)), way)
     reference = at_once(scores, way)
@@ -95,7 +95,7 @@ def test_normal_mode_is_interpolating_every_class_at_once(grid: str, order: Trip
 
 @pytest.mark.parametrize("mode", ["normal", "fast", "fastest"])
 def test_slabs_of_any_depth_give_the_same_labels(mode) -> None:
-    way = way_back((13, 9, 10), (30, 21, 19), (1, 2, 0))
+    way = grid_mapping((13, 9, 10), (30, 21, 19), (1, 2, 0))
     scores = scores_like_a_network((13, 9, 10), seed=2)
     whole = scan_labels(iter([scores]), way, mode)
     assert len(np.unique(whole)) == CLASSES
@@ -106,12 +106,12 @@ def test_slabs_of_any_depth_give_the_same_labels(mode) -> None:
 def test_a_class_that_is_nowhere_first_can_win_between_voxels() -> None:
     """Two neighbours are sure of different classes, both with the same runner-up: between them it is the highest."""
     scores = torch.tensor([[0.0, 0.55], [0.55, 0.0], [0.45, 0.45]]).reshape(3, 1, 1, 2)
-    labels = scan_labels(iter([scores]), way_back((1, 1, 2), (1, 1, 8)))[1, 1, 1:-1]
+    labels = scan_labels(iter([scores]), grid_mapping((1, 1, 2), (1, 1, 8)))[1, 1, 1:-1]
     assert labels.tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
 
 
 def test_along_a_coarse_axis_the_nearest_slice_is_taken() -> None:
-    way = way_back((6, 9, 8), (13, 20, 18), network_mm=(6.0, 1.0, 1.0))
+    way = grid_mapping((6, 9, 8), (13, 20, 18), network_mm=(6.0, 1.0, 1.0))
     scores = scores_like_a_network((6, 9, 8), seed=3)
     reference = at_once(scores, way, coarse=0)
     labels = scan_labels(slabs_of(scores, 2, 4), way)[way.box.slices]
@@ -120,7 +120,7 @@ def test_along_a_coarse_axis_the_nearest_slice_is_taken() -> None:
 
 
 def test_scores_on_the_scans_grid_are_skimages() -> None:
-    way = way_back((7, 11, 9), (15, 25, 22), (2, 0, 1))
+    way = grid_mapping((7, 11, 9), (15, 25, 22), (2, 0, 1))
     scores = scores_like_a_network((7, 11, 9), seed=4)
     ours = np.zeros((CLASSES, *way.scan_shape), np.float32)
     view = field_view(ours, way)
@@ -130,7 +130,7 @@ def test_scores_on_the_scans_grid_are_skimages() -> None:
 
 
 def test_half_precision_slabs_differ_at_ties_only() -> None:
-    way = way_back((7, 11, 9), (15, 25, 22))
+    way = grid_mapping((7, 11, 9), (15, 25, 22))
     scores = scores_like_a_network((7, 11, 9), seed=5)
     ours, half = (scan_labels(iter([one]), way)[way.box.slices] for one in (scores, scores.half()))
     reference = at_once(scores, way)
@@ -140,7 +140,7 @@ def test_half_precision_slabs_differ_at_ties_only() -> None:
 
 def test_fastest_takes_the_nearest_voxels_label_and_fast_the_heaviest() -> None:
     scores = torch.tensor([[0.9, 0.1, 0.9], [0.1, 0.9, 0.1]]).reshape(2, 1, 1, 3)
-    way = way_back((1, 1, 3), (1, 1, 9))
+    way = grid_mapping((1, 1, 3), (1, 1, 9))
     for mode in ("fast", "fastest"):
         labels = scan_labels(iter([scores]), way, mode)[1, 1, 1:-1]
         assert labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -149,7 +149,7 @@ def test_fastest_takes_the_nearest_voxels_label_and_fast_the_heaviest() -> None:
 def test_more_border_than_is_interpolated_at_once() -> None:
     network, box = (2, 40, 40), (3, 330, 310)
     scores = scores_like_a_network(network, seed=6, smooth=0.4)
-    way = way_back(network, box)
+    way = grid_mapping(network, box)
     reference = at_once(scores, way)
     labels = scan_labels(iter([scores]), way)[way.box.slices]
     assert (reference.argmax(0) == labels).mean() > 0.9999

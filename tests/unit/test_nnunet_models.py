@@ -25,7 +25,7 @@ from flarecps.interop.nnunet_plans import plans_of
 from flarecps.interop.nnunet_weights import load_nnunet_state, nnunet_state
 from flarecps.networks import PlainUNet, ResidualEncoderUNet
 from flarecps.networks.unet import UNet
-from flarecps.planning.plan import Habits, Intensity, Plan, Topology
+from flarecps.planning.plan import Conventions, Intensity, Plan, Topology
 
 SHAPE = {
     "features": [4, 8, 8],
@@ -95,12 +95,12 @@ def test_biases_that_only_nnunet_has_are_zero() -> None:
         small_plan(),
         small_plan(axis_order=(2, 0, 1), spacing_mm=(4.0, 1.0, 1.5), median_shape_voxels=(10, 20, 30)),
         small_plan(intensity=Intensity("zscore"), channels=("T1", "T2")),
-        replace(small_plan(), habits=Habits("as_stored", "before_resampling", "nonzero")),
+        replace(small_plan(), conventions=Conventions("as_stored", "before_resampling", "nonzero")),
         small_plan(dimensions=2, patch_voxels=(16, 16), topology=Topology((4, 8), ((1, 1), (2, 2)), ((3, 3),) * 2)),
     ],
     ids=["3d", "turned", "zscore", "as_stored", "2d"],
 )
-def test_a_plan_returns_with_nnunets_habits(plan: Plan, tmp_path: Path) -> None:
+def test_a_plan_returns_with_nnunets_conventions(plan: Plan, tmp_path: Path) -> None:
     """What decides labels is the same, whatever way round; the rest is what nnU-Net has no word for."""
     topology = plan.topology
     network = PlainUNet(len(plan.channels), 3, topology.features, topology.strides, topology.kernels)
@@ -112,7 +112,7 @@ def test_a_plan_returns_with_nnunets_habits(plan: Plan, tmp_path: Path) -> None:
     for name in ("dimensions", "labels", "channels", "spacing_mm", "axis_order", "patch_voxels", "topology"):
         assert getattr(back, name) == getattr(plan, name), name
     assert replace(back.intensity, source="global") == plan.intensity
-    assert back.habits == Habits(plan.habits.orientation, "before_resampling", "nonzero")
+    assert back.conventions == Conventions(plan.conventions.orientation, "before_resampling", "nonzero")
     assert (imported.epoch, imported.folds, imported.mirror_axes) == (7, ("0",), ())
 
 
@@ -125,7 +125,7 @@ def test_both_siblings_become_folds_and_folds_become_siblings(tmp_path: Path, ca
     words = ["--from", "nnunet", "--folds", "0", "1", "--plan", str(plan)]
     assert main(["import", str(tmp_path / "model"), str(out), *words]) == 0
     assert "--mirror-axes '[0, 2]'" in capsys.readouterr().out
-    assert json.loads(plan.read_text())["habits"]["intensity"] == "before_resampling"
+    assert json.loads(plan.read_text())["conventions"]["intensity"] == "before_resampling"
     before, after = read_checkpoint(checkpoint), read_checkpoint(out)
     image = torch.randn(1, 1, 16, 16, 16)
     for one, other in zip(before.siblings, after.siblings, strict=True):

@@ -14,7 +14,7 @@ import torch
 from flarecps.errors import ScanError
 from flarecps.inference.export import scan_labels
 from flarecps.planning.plan import Intensity, Plan, Topology
-from flarecps.preprocessing.case import WayBack, labels_to_scan, prepare_case
+from flarecps.preprocessing.case import GridMapping, labels_to_scan, prepare_case
 from flarecps.preprocessing.intensity import channel_statistics, normalise
 from flarecps.preprocessing.samples import sample_voxels
 from flarecps.volumes.io import Source, Volume
@@ -72,10 +72,10 @@ def test_without_resampling_the_way_back_is_exact(order: tuple) -> None:
     assert prepared.image.dtype == np.int16
     np.testing.assert_array_equal(prepared.image[0], inside.transpose(order))
     assert prepared.labels is not None
-    assert prepared.image.shape[1:] == prepared.labels.shape == prepared.way_back.network_shape
-    np.testing.assert_array_equal(labels_to_scan(prepared.labels, prepared.way_back), labels[0])
+    assert prepared.image.shape[1:] == prepared.labels.shape == prepared.grid_mapping.network_shape
+    np.testing.assert_array_equal(labels_to_scan(prepared.labels, prepared.grid_mapping), labels[0])
     one_hot = np.eye(4, dtype=np.float32)[prepared.labels].transpose(3, 0, 1, 2)
-    np.testing.assert_array_equal(scan_labels([torch.from_numpy(one_hot)], prepared.way_back), labels[0])
+    np.testing.assert_array_equal(scan_labels([torch.from_numpy(one_hot)], prepared.grid_mapping), labels[0])
 
 
 def test_a_resampled_case_is_the_resampled_crop() -> None:
@@ -86,7 +86,7 @@ def test_a_resampled_case_is_the_resampled_crop() -> None:
     np.testing.assert_array_equal(prepared.image, np.rint(resample(inside, shape)).astype(np.int16))
     np.testing.assert_array_equal(prepared.labels, resample_labels(labels[0, 1:-2, 2:-1, 3:-3], shape))
     assert prepared.statistics["mean"] == [pytest.approx(inside.mean())]
-    back = labels_to_scan(prepared.labels, prepared.way_back)
+    back = labels_to_scan(prepared.labels, prepared.grid_mapping)
     assert back.shape == (12, 14, 16)
     assert set(np.unique(back)) <= {0, 1, 2, 3}
     assert 2 * np.sum((back == 2) & (labels[0] == 2)) / (np.sum(back == 2) + np.sum(labels == 2)) > 0.7
@@ -103,17 +103,17 @@ def test_thick_slices_are_resampled_apart_both_ways() -> None:
     )
     np.testing.assert_array_equal(prepared.image[0], image[0, 1:-2, 2:-1, 3:-3].repeat(2, axis=0))
     assert prepared.labels is not None
-    np.testing.assert_array_equal(labels_to_scan(prepared.labels, prepared.way_back), labels[0])
+    np.testing.assert_array_equal(labels_to_scan(prepared.labels, prepared.grid_mapping), labels[0])
 
 
 def test_probabilities_go_back_linearly_class_by_class() -> None:
     image, _ = a_scan()
-    way_back = prepare_case(a_volume(image), a_plan((2.0, 2.0, 2.0), (0, 2, 1))).way_back
-    probabilities = GENERATOR.random((4, *way_back.network_shape)).astype(np.float32)
+    grid_mapping = prepare_case(a_volume(image), a_plan((2.0, 2.0, 2.0), (0, 2, 1))).grid_mapping
+    probabilities = GENERATOR.random((4, *grid_mapping.network_shape)).astype(np.float32)
     canonical = probabilities.transpose(0, 1, 3, 2)
     expected = np.zeros((12, 14, 16), np.uint8)
     expected[1:-2, 2:-1, 3:-3] = resample(canonical, (9, 11, 10), order=1).argmax(axis=0)
-    np.testing.assert_array_equal(scan_labels([torch.from_numpy(probabilities)], way_back), expected)
+    np.testing.assert_array_equal(scan_labels([torch.from_numpy(probabilities)], grid_mapping), expected)
 
 
 def test_in_2d_slices_stay_where_they_are() -> None:
@@ -121,7 +121,7 @@ def test_in_2d_slices_stay_where_they_are() -> None:
     plan = a_plan((5.0, 2.0, 2.0), dimensions=2)
     prepared = prepare_case(a_volume(image, (2.5, 1.0, 1.0)), plan, a_volume(labels, (2.5, 1.0, 1.0)))
     assert prepared.image.shape == (1, 9, 6, 5)
-    assert prepared.way_back.network_spacing_mm == (2.5, 2.0, 2.0)
+    assert prepared.grid_mapping.network_spacing_mm == (2.5, 2.0, 2.0)
 
 
 def test_other_modalities_keep_their_numbers() -> None:
@@ -150,8 +150,8 @@ def test_a_constant_scan_becomes_zero() -> None:
 
 def test_the_way_back_travels_as_json() -> None:
     image, _ = a_scan()
-    way_back = prepare_case(a_volume(image), a_plan((2.0, 1.6, 1.7))).way_back
-    assert WayBack.from_dict(json.loads(json.dumps(way_back.to_dict()))) == way_back
+    grid_mapping = prepare_case(a_volume(image), a_plan((2.0, 1.6, 1.7))).grid_mapping
+    assert GridMapping.from_dict(json.loads(json.dumps(grid_mapping.to_dict()))) == grid_mapping
 
 
 def test_what_does_not_belong_together() -> None:
@@ -163,9 +163,9 @@ def test_what_does_not_belong_together() -> None:
     labels[0, 0, 0, 0] = 200
     with pytest.raises(ScanError, match=r"value 200.*dataset\.json"):
         prepare_case(a_volume(image), a_plan(), a_volume(labels))
-    way_back = prepare_case(a_volume(image), a_plan()).way_back
+    grid_mapping = prepare_case(a_volume(image), a_plan()).grid_mapping
     with pytest.raises(ValueError, match="network grid"):
-        labels_to_scan(np.zeros((3, 3, 3), np.uint8), way_back)
+        labels_to_scan(np.zeros((3, 3, 3), np.uint8), grid_mapping)
 
 
 @pytest.mark.parametrize("edge", [3, 30, 110])

@@ -17,7 +17,7 @@ from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.slab_sums import SlabSums
 from flarecps.inference.sliding_window import Course, Place, predict_probabilities, scores_by_slab, whole
 from flarecps.planning.plan import Intensity, Plan, Topology
-from flarecps.preprocessing.case import WayBack
+from flarecps.preprocessing.case import GridMapping
 
 SHAPE, PATCH, CLASSES = (37, 14, 21), (8, 6, 9), 3
 
@@ -244,8 +244,8 @@ def test_the_coarse_pass_finds_the_region_and_its_margin(patch) -> None:
         return (part.float() - 50) / 50
 
     array = ball()
-    way = WayBack((48, 24, 24), (3.0,) * 3, (0, 0, 0), (48, 24, 24), (0, 1, 2), (48, 24, 24), (3.0,) * 3)
-    found = partial(find_region, [threshold], way_back=way, plan=plan(patch), convert=convert)
+    way = GridMapping((48, 24, 24), (3.0,) * 3, (0, 0, 0), (48, 24, 24), (0, 1, 2), (48, 24, 24), (3.0,) * 3)
+    found = partial(find_region, [threshold], grid_mapping=way, plan=plan(patch), convert=convert)
     region = found(torch.from_numpy(array), ladder=Ladder([Footing()]))
     assert region.mask.shape[1:] == (round(24 / COARSER),) * 2
     reach = MARGIN_MM / 3.0

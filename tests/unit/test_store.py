@@ -25,7 +25,7 @@ from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing import dataset as preprocessing_dataset
 from flarecps.preprocessing import store as store_module
 from flarecps.preprocessing import store_writing
-from flarecps.preprocessing.case import Prepared, WayBack
+from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.checksums import damage
 from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset
 from flarecps.preprocessing.intensity import channel_statistics, normalise
@@ -120,7 +120,7 @@ def test_records(store: CaseStore) -> None:
     assert record.annotated == (1,)
     assert store.record("a").annotated is None
     assert record.statistics == {"mean": [pytest.approx(image.mean())], "sd": [pytest.approx(image.std())]}
-    assert record.way_back.scan_shape == SHAPE
+    assert record.grid_mapping.scan_shape == SHAPE
     samples = record.samples
     assert samples.keys() == {1, 2}
     for label, expected in sample_voxels(labels, "b").items():
@@ -431,8 +431,8 @@ def test_a_limit_on_file_size_is_noticed(catalogue: Catalogue, tmp_path: Path) -
 
 def a_prepared_scan(array: np.ndarray) -> Prepared:
     shape = array.shape[1:]
-    way_back = WayBack(shape, SPACING, (0, 0, 0), shape, (0, 1, 2), shape, SPACING)
-    return Prepared(array, None, way_back, channel_statistics(array))
+    grid_mapping = GridMapping(shape, SPACING, (0, 0, 0), shape, (0, 1, 2), shape, SPACING)
+    return Prepared(array, None, grid_mapping, channel_statistics(array))
 
 
 def stored_and_back(array: np.ndarray, catalogue: Catalogue, path: Path) -> tuple[np.ndarray, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from flarecps.casework import Outcome
+from flarecps.batch_processing import Outcome
 from flarecps.errors import ConfigError
 from flarecps.inference.folders import Products, Segmented, describe_results, requests_for, segment_requests
 from flarecps.inference.segmenter import Segmenter

@@ -66,7 +66,7 @@ class Outcome(Generic[T]):
         return self.error is not None
 
 
-def work_through(
+def process_cases(
     function: Callable[[A], T],
     cases: Sequence[tuple[str, A]],
     workers: int = 1,
@@ -124,24 +124,24 @@ def progress_bar(title: str, total: int, unit: str = "case", shown: bool = True)
     On a terminal (standard error) a live bar; elsewhere a plain line every tenth of the work or every half minute.
     """
     console = Console(stderr=True)
-    pace = _Pace(title, total, unit)
+    rate = _Rate(title, total, unit)
     if not shown or total == 0:
-        yield pace.step
+        yield rate.step
     elif console.is_terminal and not console.is_dumb_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _PaceColumn(pace))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(rate))
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total)
 
             def advance() -> None:
-                pace.step()
+                rate.step()
                 bar.advance(task)
 
             yield advance
     else:
-        yield _plain_lines(pace)
+        yield _plain_lines(rate)
 
 
-class _Pace:
+class _Rate:
     """Remembers how many steps are done since when, and says it in words."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
@@ -158,36 +158,36 @@ class _Pace:
             return "–"
         if self.done >= self.total:
             return f"in {_clock(elapsed)}"
-        rate = self.done / elapsed
-        pace = f"{rate:.1f} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}"
-        return f"{pace}, {_clock((self.total - self.done) / rate)} left"
+        per_s = self.done / elapsed
+        rate = f"{per_s:.1f} {self.unit}s/s" if per_s >= 1 else f"{1 / per_s:.1f} s/{self.unit}"
+        return f"{rate}, {_clock((self.total - self.done) / per_s)} left"
 
     def line(self) -> str:
         units = self.unit if self.total == 1 else f"{self.unit}s"
         return f"{self.title}: {self.done} of {self.total} {units}, {self.rate_and_rest()}"
 
 
-class _PaceColumn(ProgressColumn):
+class _RateColumn(ProgressColumn):
     """The rate and the time left, as a column of rich's bar."""
 
-    def __init__(self, pace: _Pace) -> None:
+    def __init__(self, rate: _Rate) -> None:
         super().__init__()
-        self.pace = pace
+        self.rate = rate
 
     def render(self, task: Task) -> Text:
-        return Text(self.pace.rate_and_rest(), style="progress.remaining")
+        return Text(self.rate.rate_and_rest(), style="progress.remaining")
 
 
-def _plain_lines(pace: _Pace) -> Callable[[], None]:
-    said_at, said_share = pace.started, 0.0
+def _plain_lines(rate: _Rate) -> Callable[[], None]:
+    said_at, said_share = rate.started, 0.0
 
     def advance() -> None:
         nonlocal said_at, said_share
-        pace.step()
-        now, share = time.monotonic(), pace.done / pace.total
+        rate.step()
+        now, share = time.monotonic(), rate.done / rate.total
         if share >= min(1.0, said_share + PLAIN_LINE_SHARE) - 1e-9 or now - said_at >= PLAIN_LINE_SECONDS:
             said_at, said_share = now, share
-            sys.stderr.write(pace.line() + "\n")
+            sys.stderr.write(rate.line() + "\n")
             sys.stderr.flush()
 
     return advance

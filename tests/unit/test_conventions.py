@@ -19,7 +19,7 @@ from flarecps.inference.budget import Budget
 from flarecps.inference.folders import Products, segment_folder
 from flarecps.inference.probability_file import read_probabilities
 from flarecps.inference.segmenter import Segmenter
-from flarecps.planning.plan import Habits, Plan, plan_from_json, plan_to_json
+from flarecps.planning.plan import Conventions, Plan, plan_from_json, plan_to_json
 from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.intensity import normalise
 from flarecps.preprocessing.store import CaseStore
@@ -28,11 +28,11 @@ from flarecps.reporting.plan_words import plan_in_words
 from flarecps.volumes.io import Volume, as_stored, read_labels, read_volume
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space
 
-AS_STORED = Habits(orientation="as_stored")
+AS_STORED = Conventions(orientation="as_stored")
 
 
-def with_habits(habits: Habits, **changes: object) -> Plan:
-    return replace(small_plan((3.0, 3.0, 3.0), **changes), habits=habits)
+def with_conventions(conventions: Conventions, **changes: object) -> Plan:
+    return replace(small_plan((3.0, 3.0, 3.0), **changes), conventions=conventions)
 
 
 def scan_in(order: tuple[str, str, str], path: Path) -> Path:
@@ -56,26 +56,41 @@ def unlike_network(tiles: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(found), found, 0.5 * found.abs()], dim=1)
 
 
-def test_a_plan_says_its_habits_only_where_they_are_not_the_programs_own() -> None:
-    own, other = small_plan(), with_habits(Habits("as_stored", "before_resampling", "nonzero"))
-    assert "habits" not in plan_to_json(own)
+def test_a_plan_says_its_conventions_only_where_they_are_not_the_programs_own() -> None:
+    own, other = small_plan(), with_conventions(Conventions("as_stored", "before_resampling", "nonzero"))
+    assert "conventions" not in plan_to_json(own)
     content = plan_to_json(other)
-    assert content["habits"] == {
+    assert content["conventions"] == {
         "orientation": "as_stored",
         "intensity": "before_resampling",
         "crop": "nonzero",
     }
     assert plan_from_json(content) == other
-    assert plan_from_json(content | {"habits": {"crop": "nonzero"}}).habits == Habits(crop="nonzero")
+    assert plan_from_json(content | {"conventions": {"crop": "nonzero"}}).conventions == Conventions(crop="nonzero")
 
 
-def test_habits_decide_what_is_stored() -> None:
+def test_a_plan_with_the_former_word_for_conventions_is_read_and_finds_its_store() -> None:
+    plan = with_conventions(AS_STORED)
+    content = plan_to_json(plan)
+    content["habits"] = content.pop("conventions")
+    assert plan_from_json(content) == plan
+    assert plan.preprocessing_hash() == "6a62eedcf6c9d19d"  # as computed before the word changed
+    with pytest.raises(PlanError, match="left out beside 'conventions'"):
+        plan_from_json(content | {"conventions": content["habits"]})
+
+
+def test_conventions_decide_what_is_stored() -> None:
     hashes = {
-        with_habits(habits).preprocessing_hash()
-        for habits in (Habits(), AS_STORED, Habits(intensity="before_resampling"), Habits(crop="nonzero"))
+        with_conventions(conventions).preprocessing_hash()
+        for conventions in (
+            Conventions(),
+            AS_STORED,
+            Conventions(intensity="before_resampling"),
+            Conventions(crop="nonzero"),
+        )
     }
     assert len(hashes) == 4
-    before = with_habits(Habits(intensity="before_resampling"))
+    before = with_conventions(Conventions(intensity="before_resampling"))
     wider = replace(before, intensity=replace(before.intensity, high=300.0))
     assert wider.preprocessing_hash() != before.preprocessing_hash()
 
@@ -83,13 +98,16 @@ def test_habits_decide_what_is_stored() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"habits": {"orientation": "LPS"}}, "expected 'ras' or 'as_stored'"),
-        ({"habits": {"orientaton": "ras"}}, "did you mean 'orientation'"),
-        ({"habits": []}, "expected an object"),
-        ({"habits": {"orientation": "as_stored"}, "left_right_pairs": [[1, 2]]}, "left and right may be on any axis"),
+        ({"conventions": {"orientation": "LPS"}}, "expected 'ras' or 'as_stored'"),
+        ({"conventions": {"orientaton": "ras"}}, "did you mean 'orientation'"),
+        ({"conventions": []}, "expected an object"),
+        (
+            {"conventions": {"orientation": "as_stored"}, "left_right_pairs": [[1, 2]]},
+            "left and right may be on any axis",
+        ),
     ],
 )
-def test_mistaken_habits_are_answered(changes: dict, message: str) -> None:
+def test_mistaken_conventions_are_answered(changes: dict, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan_from_json(plan_to_json(small_plan()) | changes)
 
@@ -107,7 +125,7 @@ def test_every_reordering_has_its_inverse() -> None:
 
 @pytest.mark.parametrize("order", [("P", "L", "I"), ("S", "A", "R"), ("R", "A", "S"), ("I", "R", "P")])
 def test_as_stored_the_network_sees_the_files_own_order(order: tuple[str, str, str], tmp_path: Path) -> None:
-    """The reference knows no patient: the file's array, taken by a plan without habits as if it were RAS."""
+    """The reference knows no patient: the file's array, taken by a plan without conventions as if it were RAS."""
     path = scan_in(order, tmp_path / "scan.nii.gz")
     volume = read_volume(path)
     stored = np.asarray(nibabel.load(path).dataobj).transpose(2, 1, 0)
@@ -116,7 +134,7 @@ def test_as_stored_the_network_sees_the_files_own_order(order: tuple[str, str, s
     file_order = Volume(stored[None], plain, replace(volume.source, stored=plain, reorientation=AS_IT_IS))
     expected = Segmenter(small_plan(), [unlike_network], step=0.5)(file_order)
     assert {1, 2} <= set(np.unique(expected))
-    plan = with_habits(AS_STORED)
+    plan = with_conventions(AS_STORED)
     for mode in ("normal", "fast", "fastest"):
         labels = Segmenter(plan, [unlike_network], step=0.5, mode=mode)(volume)
         assert labels.shape == volume.space.shape
@@ -133,7 +151,7 @@ def test_as_stored_labels_follow_the_scans_file_not_their_own(tmp_path: Path) ->
     image = nibabel.load(tmp_path / "again.nii.gz")
     nibabel.save(nibabel.Nifti1Image(drawn[0].transpose(2, 1, 0), image.affine), tmp_path / "labels.nii.gz")
     labels = read_labels(tmp_path / "labels.nii.gz")
-    same_spacing = replace(with_habits(AS_STORED), spacing_mm=as_stored(volume).space.spacing_mm)
+    same_spacing = replace(with_conventions(AS_STORED), spacing_mm=as_stored(volume).space.spacing_mm)
     prepared = prepare_case(volume, same_spacing, labels)
     assert prepared.labels is not None
     assert np.array_equal(prepared.labels, (prepared.image[0] > 0).astype(np.uint8))
@@ -142,18 +160,18 @@ def test_as_stored_labels_follow_the_scans_file_not_their_own(tmp_path: Path) ->
 def test_before_resampling_the_window_is_applied_first(tmp_path: Path) -> None:
     """Against scikit-image's cubic resizing of the clipped scan, which is what nnU-Net does."""
     volume = read_volume(write_scan(tmp_path / "scan.nii.gz", spacing_mm=2.0))
-    plan = replace(with_habits(Habits(intensity="before_resampling")), spacing_mm=(3.0, 3.0, 3.0))
+    plan = replace(with_conventions(Conventions(intensity="before_resampling")), spacing_mm=(3.0, 3.0, 3.0))
     low, high = plan.intensity.low, plan.intensity.high
     narrow = replace(plan, intensity=replace(plan.intensity, low=low / 4, high=high / 4))
     prepared = prepare_case(volume, narrow)
     clipped = np.clip(volume.array[0].astype(float), low / 4, high / 4)
-    shape = prepared.way_back.network_shape
+    shape = prepared.grid_mapping.network_shape
     expected = resize(clipped, shape, order=3, mode="edge", anti_aliasing=False)
     assert prepared.image.dtype == np.float32
     assert np.abs(prepared.image[0] - expected).max() < 1e-3  # nothing is rounded to whole HU
     seen = normalise(prepared.image, narrow.intensity, prepared.statistics)[0]
     assert np.abs(seen - (expected - narrow.intensity.mean) / narrow.intensity.sd).max() < 1e-4
-    after = prepare_case(volume, replace(narrow, habits=Habits()))
+    after = prepare_case(volume, replace(narrow, conventions=Conventions()))
     late = normalise(after.image, narrow.intensity, after.statistics)[0]
     assert np.abs(late - seen).max() > 0.1  # the order matters
 
@@ -165,14 +183,17 @@ def test_nonzero_keeps_air_that_the_field_of_view_leaves_out(tmp_path: Path) -> 
     image = nibabel.Nifti1Image(voxels, np.diag([-3.0, -3.0, 3.0, 1.0]))
     nibabel.save(image, tmp_path / "scan.nii.gz")
     volume = read_volume(tmp_path / "scan.nii.gz")
-    assert prepare_case(volume, with_habits(Habits(crop="nonzero"))).way_back.box.shape == (20, 20, 18)
+    assert prepare_case(volume, with_conventions(Conventions(crop="nonzero"))).grid_mapping.box.shape == (20, 20, 18)
     nibabel.save(nibabel.Nifti1Image(np.where(voxels == 0, -1024, voxels), image.affine), tmp_path / "other.nii.gz")
-    assert prepare_case(read_volume(tmp_path / "other.nii.gz"), with_habits(Habits())).way_back.box.shape == (10,) * 3
+    assert (
+        prepare_case(read_volume(tmp_path / "other.nii.gz"), with_conventions(Conventions())).grid_mapping.box.shape
+        == (10,) * 3
+    )
 
 
 def test_a_store_keeps_clipped_ct_finely(tmp_path: Path) -> None:
     volume = read_volume(write_scan(tmp_path / "scan.nii.gz", spacing_mm=2.0))
-    plan = with_habits(Habits(intensity="before_resampling"))
+    plan = with_conventions(Conventions(intensity="before_resampling"))
     plan = replace(plan, intensity=replace(plan.intensity, low=-40.5, high=60.25, sd=12.0))
     catalogue = Catalogue(tmp_path, "one", dict(plan.labels), ("CT",), (), ())
     prepare_store(tmp_path / "store", plan, catalogue)
@@ -186,29 +207,29 @@ def test_a_store_keeps_clipped_ct_finely(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_window_says_so(tmp_path: Path) -> None:
-    plan = with_habits(Habits(intensity="before_resampling"))
+    plan = with_conventions(Conventions(intensity="before_resampling"))
     catalogue = Catalogue(tmp_path, "one", dict(plan.labels), ("CT",), (), ())
     prepare_store(tmp_path / "store", plan, catalogue)
     wider = replace(plan, intensity=replace(plan.intensity, high=300.0))
     with pytest.raises(StoreError, match="window -200 to 200 HU there, -200 to 300 here"):
         prepare_store(tmp_path / "store", wider, catalogue)
-    with pytest.raises(StoreError, match=r"habits .*before_resampling.* there, .*after_resampling.* here"):
-        prepare_store(tmp_path / "store", replace(plan, habits=Habits()), catalogue)
+    with pytest.raises(StoreError, match=r"conventions .*before_resampling.* there, .*after_resampling.* here"):
+        prepare_store(tmp_path / "store", replace(plan, conventions=Conventions()), catalogue)
 
 
-def test_a_report_says_the_habits() -> None:
-    said = dict(plan_in_words(with_habits(Habits("as_stored", "before_resampling", "nonzero"))))
-    assert said["Habits of another program"] == (
+def test_a_report_says_the_conventions() -> None:
+    said = dict(plan_in_words(with_conventions(Conventions("as_stored", "before_resampling", "nonzero"))))
+    assert said["Conventions of another program"] == (
         "Voxels are taken in the order of the file; CT is clipped before it is resampled; "
         "scans are cropped to what is not 0."
     )
-    assert "Habits of another program" not in dict(plan_in_words(small_plan()))
+    assert "Conventions of another program" not in dict(plan_in_words(small_plan()))
 
 
 def test_as_stored_with_a_budget_and_probabilities(tmp_path: Path) -> None:
     """The same labels within a budget; probabilities know where their voxels are in the patient."""
     path = scan_in(("P", "L", "I"), tmp_path / "scans" / "scan.nii.gz")
-    volume, plan = read_volume(path), replace(with_habits(AS_STORED), spacing_mm=(4.0, 3.0, 2.5))
+    volume, plan = read_volume(path), replace(with_conventions(AS_STORED), spacing_mm=(4.0, 3.0, 2.5))
     budget = Budget(ram_bytes=2**34, seconds=1000.0)
     labels = Segmenter(plan, [unlike_network], step=0.5)(volume)
     assert np.array_equal(Segmenter(plan, [unlike_network], step=0.5, budget=budget)(volume), labels)

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flarecps import casework
-from flarecps.casework import Outcome, progress_bar, shard, work_through
+from flarecps import batch_processing
+from flarecps.batch_processing import Outcome, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
 
 
@@ -58,7 +58,7 @@ def numbered(count: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_values_can_be_taken_as_they_come_and_are_not_kept(workers: int) -> None:
     taken: dict[str, int] = {}
-    outcomes = work_through(fail_on_some, numbered(6), workers, progress=False, received=taken.__setitem__)
+    outcomes = process_cases(fail_on_some, numbered(6), workers, progress=False, received=taken.__setitem__)
     assert taken == {"case_0": 0, "case_5": 5}
     assert all(outcome.value is None for outcome in outcomes)
     assert [outcome.failed for outcome in outcomes] == [False, True, True, True, True, False]
@@ -66,13 +66,13 @@ def test_values_can_be_taken_as_they_come_and_are_not_kept(workers: int) -> None
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_outcomes_come_in_the_order_of_the_cases(workers: int) -> None:
-    outcomes = work_through(double, numbered(5), workers, "Doubling", progress=False)
+    outcomes = process_cases(double, numbered(5), workers, "Doubling", progress=False)
     assert outcomes == [Outcome(f"case_{number}", 2 * number, None) for number in range(5)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_case_keeps_its_error_in_one_line_and_the_others_go_on(workers: int) -> None:
-    outcomes = work_through(fail_on_some, numbered(6), workers, progress=False)
+    outcomes = process_cases(fail_on_some, numbered(6), workers, progress=False)
     assert [outcome.failed for outcome in outcomes] == [False, True, True, True, True, False]
     assert outcomes[1].error == "scan.nii.gz: truncated: copy it again"
     assert outcomes[2].error is not None
@@ -80,38 +80,38 @@ def test_a_failing_case_keeps_its_error_in_one_line_and_the_others_go_on(workers
     assert outcomes[3].error is not None
     assert "memory" in outcomes[3].error
     assert outcomes[4].error is not None
-    assert outcomes[4].error.startswith("KeyError: 'no such key' (in test_casework.py, line ")
+    assert outcomes[4].error.startswith("KeyError: 'no such key' (in test_batch_processing.py, line ")
     assert outcomes[5].value == 5
 
 
 def test_a_case_that_kills_its_worker_is_named_and_its_neighbours_survive() -> None:
-    outcomes = work_through(die_on_three, numbered(6), 2, progress=False)
+    outcomes = process_cases(die_on_three, numbered(6), 2, progress=False)
     assert [outcome.name for outcome in outcomes if outcome.failed] == ["case_3"]
-    assert outcomes[3].error == casework.KILLED
+    assert outcomes[3].error == batch_processing.KILLED
     assert [outcome.value for outcome in outcomes] == [0, 1, 2, None, 4, 5]
 
 
 def test_workers_that_all_die_at_once_end_the_work() -> None:
-    outcomes = work_through(always_die, numbered(8), 2, progress=False)
+    outcomes = process_cases(always_die, numbered(8), 2, progress=False)
     errors = [outcome.error for outcome in outcomes]
-    assert errors.count(casework.KILLED) == casework.DEATHS_BEFORE_GIVING_UP
-    assert errors.count(casework.NOT_TRIED) == 8 - casework.DEATHS_BEFORE_GIVING_UP
+    assert errors.count(batch_processing.KILLED) == batch_processing.DEATHS_BEFORE_GIVING_UP
+    assert errors.count(batch_processing.NOT_TRIED) == 8 - batch_processing.DEATHS_BEFORE_GIVING_UP
 
 
 def test_what_cannot_travel_between_processes_is_an_error_of_the_case() -> None:
-    outcomes = work_through(lambda number: number, numbered(2), 2, progress=False)
+    outcomes = process_cases(lambda number: number, numbered(2), 2, progress=False)
     assert all(outcome.error and "ickl" in outcome.error for outcome in outcomes)
 
 
 def test_workers_use_one_thread_each_and_the_parent_keeps_its_settings() -> None:
     before = dict(os.environ)
-    outcomes = work_through(threads, numbered(2), 2, progress=False)
+    outcomes = process_cases(threads, numbered(2), 2, progress=False)
     assert [outcome.value for outcome in outcomes] == [("1", "1"), ("1", "1")]
     assert dict(os.environ) == before
 
 
 def test_no_cases_give_no_outcomes() -> None:
-    assert work_through(double, [], 4, progress=True) == []
+    assert process_cases(double, [], 4, progress=True) == []
 
 
 def test_shards_are_a_partition() -> None:
@@ -145,19 +145,19 @@ def test_away_from_a_terminal_progress_is_a_line_per_tenth(monkeypatch: pytest.M
 def test_progress_can_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
-    work_through(fail_on_some, numbered(6), 1, progress=False)
+    process_cases(fail_on_some, numbered(6), 1, progress=False)
     assert said.getvalue() == ""
 
 
-def test_the_pace_is_said_per_second_or_per_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_said_per_second_or_per_case(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 20.0, 20.0])
-    monkeypatch.setattr(casework.time, "monotonic", lambda: next(clock))
-    pace = casework._Pace("Segmenting", 12, "case")
-    pace.done = 2
-    assert pace.rate_and_rest() == "10.0 s/case, 1:40 left"
-    pace.done = 100
-    pace.total = 36_300
-    assert pace.rate_and_rest() == "5.0 cases/s, 2:00:40 left"
+    monkeypatch.setattr(batch_processing.time, "monotonic", lambda: next(clock))
+    rate = batch_processing._Rate("Segmenting", 12, "case")
+    rate.done = 2
+    assert rate.rate_and_rest() == "10.0 s/case, 1:40 left"
+    rate.done = 100
+    rate.total = 36_300
+    assert rate.rate_and_rest() == "5.0 cases/s, 2:00:40 left"
 
 
 def _say_where_and_wait(folder: str) -> None:
@@ -168,10 +168,10 @@ def _say_where_and_wait(folder: str) -> None:
 def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_casework import _say_where_and_wait\n"
-        "from flarecps.casework import work_through\n"
+        "from test_batch_processing import _say_where_and_wait\n"
+        "from flarecps.batch_processing import process_cases\n"
         "if __name__ == '__main__':\n"
-        "    work_through(_say_where_and_wait, [(name, sys.argv[2]) for name in 'ab'], 2, progress=False)\n"
+        "    process_cases(_say_where_and_wait, [(name, sys.argv[2]) for name in 'ab'], 2, progress=False)\n"
     )
     (tmp_path / "program.py").write_text(program)
     (tmp_path / "workers").mkdir()
