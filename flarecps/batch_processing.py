@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -66,8 +67,18 @@ class Outcome(Generic[T]):
         return self.error is not None
 
 
+@dataclass(frozen=True)
+class PerProcess(Generic[A, T]):
+    """A function that every process makes for itself, once, before its first case: one with a loaded model, say.
+
+    ``make`` travels to worker processes; what it returns need not be able to. An error of it is every case's.
+    """
+
+    make: Callable[[], Callable[[A], T]]
+
+
 def process_cases(
-    function: Callable[[A], T],
+    function: Callable[[A], T] | PerProcess[A, T],
     cases: Sequence[tuple[str, A]],
     workers: int = 1,
     title: str = "Working",
@@ -76,9 +87,10 @@ def process_cases(
 ) -> list[Outcome[T]]:
     """One outcome per (name, argument) of ``cases``, in their order; no exception of ``function`` gets out.
 
-    With ``workers`` of 0 or 1, or one case, everything runs in this process. Otherwise ``function``, arguments and
-    values travel between processes (spawned; module-level functions and plain data), and a case that was under way
-    when a worker died is run a second time, alone: what ``function`` writes must therefore be written atomically.
+    With ``workers`` of 0 or 1, or one case, everything runs in this process. Otherwise ``function`` (once for every
+    process), arguments and values travel between processes (spawned; module-level functions and plain data), and a
+    case that was under way when a worker died is run a second time, alone: what ``function`` writes must therefore
+    be written atomically.
 
     ``received`` is given name and value of every case that succeeds, in this process, as it ends; the outcomes then
     hold no values, so memory does not grow with the number of cases.
@@ -96,8 +108,12 @@ def process_cases(
 
         workers = min(workers, len(cases))
         if workers <= 1:
+            worker = _Worker(function)
             for index, (_, argument) in enumerate(cases):
-                finish(index, *attempt(function, argument))
+                finish(index, *worker(argument))
+        elif cannot_travel := attempt(pickle.dumps, function)[1]:
+            for index in range(len(cases)):
+                finish(index, None, cannot_travel)
         else:
             _work_in_processes(function, cases, workers, finish)
     return [outcomes[index] for index in range(len(cases))]
@@ -221,8 +237,36 @@ def _one_line(error: Exception) -> str:
     return f"{kind}: {message}{place}"
 
 
+class _Worker(Generic[A, T]):
+    """One process's function, made if it is to be made, and cases attempted with it."""
+
+    def __init__(self, function: Callable[[A], T] | PerProcess[A, T]) -> None:
+        self.function: Callable[[A], T] | None = None
+        self.error: str | None = None
+        if isinstance(function, PerProcess):
+            self.function, self.error = attempt(lambda make: make(), function.make)
+        else:
+            self.function = function
+
+    def __call__(self, argument: A) -> tuple[T | None, str | None]:
+        return (None, self.error) if self.function is None else attempt(self.function, argument)
+
+
+_worker: _Worker[Any, Any]  # of a worker process; set when it begins
+
+
+def _begin_worker(function: Callable[[A], T] | PerProcess[A, T]) -> None:
+    global _worker
+    obey_only_the_parent()
+    _worker = _Worker(function)
+
+
+def _attempt_in_worker(argument: A) -> tuple[Any, str | None]:
+    return _worker(argument)
+
+
 def _work_in_processes(
-    function: Callable[[A], T],
+    function: Callable[[A], T] | PerProcess[A, T],
     cases: Sequence[tuple[str, A]],
     workers: int,
     finish: Callable[[int, T | None, str | None], None],
@@ -253,7 +297,7 @@ def _work_in_processes(
 
 
 def _run_pool(
-    function: Callable[[A], T],
+    function: Callable[[A], T] | PerProcess[A, T],
     cases: Sequence[tuple[str, A]],
     waiting: deque[int],
     workers: int,
@@ -262,12 +306,14 @@ def _run_pool(
     """Work off ``waiting`` in a fresh pool; the cases under way if a worker died (the pool is lost then), else none."""
     under_way: dict[Future[tuple[T | None, str | None]], int] = {}
     with _single_threaded():
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=obey_only_the_parent)
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(function,)
+        )
         others = set(multiprocessing.active_children())
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < workers:  # no case is handed out that could not start at once
-                    under_way[pool.submit(attempt, function, cases[waiting[0]][1])] = waiting[0]
+                    under_way[pool.submit(_attempt_in_worker, cases[waiting[0]][1])] = waiting[0]
                     waiting.popleft()
                 ended = wait(under_way, return_when=FIRST_COMPLETED).done
                 whole = [future for future in ended if not isinstance(future.exception(), BrokenProcessPool)]

@@ -70,7 +70,7 @@ def measured(name: str, out: Path) -> dict[str, object]:
 
     from synthetic import small_model
 
-    from flarecps.inference.budget import Budget
+    from flarecps.inference.resources.budget import Budget
     from flarecps.inference.segmenter import Segmenter
     from flarecps.preprocessing.case import network_shape
     from flarecps.volumes.io import read_volume, write_labels
@@ -84,7 +84,7 @@ def measured(name: str, out: Path) -> dict[str, object]:
     said: list[str] = []
     segmenter = Segmenter(plan, [network], say=said.append, device="cpu", budget=Budget(ram_bytes=2**40))
     volume = read_volume(path)
-    _, foretold = segmenter.foretell(volume)
+    _, foretold = segmenter.estimate(volume)
     labels = segmenter(volume)
     write_labels(out / "labels.nii.gz", labels, volume.source)
     path.unlink()

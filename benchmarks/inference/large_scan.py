@@ -69,7 +69,7 @@ def main() -> None:
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     if peak_bytes <= made_bytes:
         sys.exit("making the scan took more memory than segmenting it: its peak can't be told apart")
-    said = [line for line in (done.stderr + done.stdout).splitlines() if "window" not in line or "foretold" in line]
+    said = [line for line in (done.stderr + done.stdout).splitlines() if "window" not in line or "estimated" in line]
     answer = {
         "scan_voxels": shape,
         "classes": 14,

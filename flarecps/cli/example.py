@@ -60,6 +60,7 @@ def example_runs(folder: Path | str) -> Example:
     """
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.inference.folders import segment_folder
+    from flarecps.inference.settings import SegmentationSettings
     from flarecps.planning.fingerprint_files import fingerprint_dataset
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
@@ -79,7 +80,13 @@ def example_runs(folder: Path | str) -> Example:
         if not (run / "done").is_file():
             _fit(METHODS[method], example.store, run)
             (run / "done").touch()
-        segment_folder(checkpoint, example.images, example.predictions[method], progress=False, device="cpu")
+        segment_folder(
+            checkpoint,
+            example.images,
+            example.predictions[method],
+            progress=False,
+            settings=SegmentationSettings(device="cpu"),
+        )
     return example
 
 

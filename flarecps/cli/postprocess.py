@@ -42,10 +42,10 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     from rich.table import Table
 
     from flarecps.evaluation.label_sets import label_set
+    from flarecps.inference.outputs import clear_disk_errors
     from flarecps.inference.postprocessing import FILE_NAME, write_rules
     from flarecps.inference.postprocessing_rules import determine as determined
     from flarecps.inference.postprocessing_rules import pairs_of
-    from flarecps.inference.results import clear_disk_errors
 
     structures, origin = label_set(labels, predictions, references)
     pairs = pairs_of(predictions, references)
@@ -63,7 +63,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
             table.add_row(organ, f"{dsc:.4f}", f"{after[organ]:.4f}", f"{after[organ] - dsc:+.4f}")
     console = Console(highlight=False)
     console.print(table)
-    for line in (f"labels: {origin}", f"rules: {rules.in_words()}", f"written: {path}"):
+    for line in (f"labels: {origin}", f"rules: {rules.format_bytes()}", f"written: {path}"):
         console.print(line, markup=False, soft_wrap=True)
     return _report([(outcome.name, outcome.error or "") for outcome in failed])
 

@@ -63,7 +63,7 @@ def segment(
         enforce_spacing: treat every scan as having the paper's fixed voxel sizes (0.75 mm in-plane; slices by their
             number), whatever the header says. Quick for long scans, but the paper reports 10 to 20 % less DSC and NSD.
         budget: flare22 stands for 28 GB of RAM, 2048 MB of GPU memory and 216 s a scan. With a budget, peaks and time
-            are foretold before the start; batch, precision, mirroring, overlap and mode give way to fit, which is said.
+            are estimated before the start; batch, precision, mirroring, overlap and mode give way to fit, as is said.
         max_ram: RAM of the whole process, such as 8G; with several workers, of each.
         max_vram: GPU memory as the driver counts it, such as 2048M.
         max_seconds: time for a scan, from reading to the result; it is kept by trading, not promised.
@@ -86,8 +86,9 @@ def segment(
 
     from rich.console import Console
 
-    from flarecps.inference.budget import budget_of
-    from flarecps.inference.folders import Products, segment_folder
+    from flarecps.inference.folders import OutputOptions, segment_folder
+    from flarecps.inference.resources.budget import budget_of
+    from flarecps.inference.settings import SegmentationSettings
 
     if preview:  # matplotlib only for those who ask
         from flarecps.reporting.preview import write_preview
@@ -99,7 +100,7 @@ def segment(
         workers=workers,
         overwrite=overwrite,
         share=shard,
-        products=Products(
+        outputs=OutputOptions(
             probabilities=probabilities,
             statistics=statistics,
             agreement=agreement,
@@ -107,18 +108,20 @@ def segment(
         ),
         postprocess=postprocess,
         say=say,
-        sibling=sibling,
-        mode=mode,
-        accumulate=accumulate,
-        step=step,
-        mirror_axes=tuple(mirror_axes) if mirror_axes else "all" if mirror else (),
-        swap_left_right=swap_left_right,
-        skip_air=skip_air,
-        coarse_to_fine=coarse_to_fine,
-        enforce_spacing=enforce_spacing,
-        budget=budget_of(budget, max_ram, max_vram, max_seconds),
-        device=device,
-        batch=batch,
+        settings=SegmentationSettings(
+            sibling=sibling,
+            step=step,
+            mirror_axes=tuple(mirror_axes) if mirror_axes else "all" if mirror else (),
+            swap_left_right=swap_left_right,
+            device=device,
+            batch=batch,
+            accumulate=accumulate,
+            mode=mode,
+            skip_air=skip_air,
+            coarse_to_fine=coarse_to_fine,
+            enforce_spacing=enforce_spacing,
+            budget=budget_of(budget, max_ram, max_vram, max_seconds),
+        ),
     )
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     done = [one.value for one in outcomes if one.value is not None]
@@ -127,17 +130,17 @@ def segment(
         for remark in outcome.value.warnings if outcome.value is not None else ():
             errors.print(f"{outcome.name}: {remark}", style="yellow", markup=False)
     fresh = [one for one in done if not one.skipped]
-    pace = f", {(time.monotonic() - began) / len(fresh):.1f} s each" if fresh else ""
+    rate = f", {(time.monotonic() - began) / len(fresh):.1f} s each" if fresh else ""
     there = f"; {len(done) - len(fresh)} were there already" if len(fresh) < len(done) else ""
     scans = [one for one in outcomes if not one.name.endswith("/")]
-    console.print(f"{len(fresh)} of {len(scans)} scans segmented{pace}{there}: {output}", markup=False)
+    console.print(f"{len(fresh)} of {len(scans)} scans segmented{rate}{there}: {output}", markup=False)
     for outcome in failed:
         errors.print(f"{outcome.name}: {outcome.error}", style="red", markup=False)
     return 1 if failed else 0
 
 
 def say(words: str) -> None:
-    """Print a line about the budget: foretold, traded, taken."""
+    """Print a line about the budget: estimated, traded, taken."""
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="cyan", markup=False)

@@ -18,7 +18,7 @@ from flarecps.data.intensity_transforms import (
 )
 from flarecps.data.spatial_transforms import DrawnTransform, Mirror, Pose, RotationAndScaling, swapped_ids
 from flarecps.errors import ConfigError
-from flarecps.planning.plan import Plan
+from flarecps.planning.plan import Plan, volume_patch
 from flarecps.typing import Triple
 
 ANISOTROPY = 3  # a patch whose longest edge is more than this times its first is augmented in-plane only (nnU-Net)
@@ -171,13 +171,3 @@ def patch_augmentation(
             mirror,
         ),
     )
-
-
-def volume_patch(patch_voxels: Sequence[int]) -> Triple:
-    """The patch with three axes: a 2D patch is one slice.
-
-    >>> volume_patch([64, 48])
-    (1, 64, 48)
-    """
-    slices, rows, columns = (1, *patch_voxels)[-3:]
-    return slices, rows, columns

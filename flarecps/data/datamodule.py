@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 
-from flarecps.data.augmentation import AugmentationSettings, patch_augmentation, volume_patch
+from flarecps.data.augmentation import AugmentationSettings, patch_augmentation
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
 from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
 from flarecps.data.subjects import PatchSubjects, StreamSettings, annotated_classes, batch_of
@@ -18,7 +18,7 @@ from flarecps.data.worker_deaths import diagnosis
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
 from flarecps.errors import ConfigError, DatasetError, StoreError
-from flarecps.planning.plan import Plan
+from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.store import CaseStore
 from flarecps.volumes.io import find_scans
 

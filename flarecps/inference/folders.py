@@ -6,34 +6,41 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flarecps import atomic
-from flarecps.batch_processing import Outcome, process_cases, progress_bar, shard
+from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
-from flarecps.inference.budget import Budget
-from flarecps.inference.case_segmentation import CaseSegmentation, Segmented
+from flarecps.inference.outputs import OutputOptions, SegmentationRequest
+from flarecps.inference.pipeline import pipelined
 from flarecps.inference.postprocessing import read_rules, rules_beside
-from flarecps.inference.results import Products, Request
+from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult
 from flarecps.inference.segmenter import Segmenter
-from flarecps.inference.stages import in_stages
+from flarecps.inference.settings import SegmentationSettings, Sibling
 from flarecps.planning.plan import Plan
 from flarecps.volumes.io import find_scans, is_scan_file, scan_name
 
-__all__ = ["Products", "Request", "Segmented", "describe_results", "requests_for", "segment_folder", "segment_requests"]
+__all__ = [
+    "OutputOptions",
+    "SegmentationRequest",
+    "SegmentationResult",
+    "describe_results",
+    "requests_for",
+    "segment_folder",
+    "segment_requests",
+]
 
 RESULT_SUFFIX = ".nii.gz"
 DATASET_JSON = "dataset.json"
 SIGNATURE = "labels predicted by flarecps segment"  # marks a dataset.json that may be replaced
 BESIDE = "auto"  # rules for post-processing that lie beside the checkpoint
+SIBLINGS: tuple[Sibling, Sibling] = ("1", "2")  # whose agreement is measured
 TABLES_EVERY_S = 60.0  # tables of a long run are never older
 
 
-def requests_for(scans: Path, output: Path, channels: int = 1) -> list[Request]:
+def requests_for(scans: Path, output: Path, channels: int = 1) -> list[SegmentationRequest]:
     """What to segment: ``scans`` is one image file, one DICOM series folder, or a folder with any mix of both.
 
     ``X_0000.nii.gz`` and ``X.mha`` become ``X.nii.gz``, a DICOM folder its path below ``scans`` (``a/SERIES`` becomes
@@ -50,9 +57,9 @@ def requests_for(scans: Path, output: Path, channels: int = 1) -> list[Request]:
     if output.name.endswith((".nii.gz", ".nii")):
         if len(groups) > 1:
             raise ConfigError(f"{output}: a file name for the results of {len(groups)} scans; name a folder instead")
-        requests = [Request(scan_name(output), files, output) for _, files in groups]
+        requests = [SegmentationRequest(scan_name(output), files, output) for _, files in groups]
     else:
-        requests = [Request(name, files, output / f"{name}{RESULT_SUFFIX}") for name, files in groups]
+        requests = [SegmentationRequest(name, files, output / f"{name}{RESULT_SUFFIX}") for name, files in groups]
     _check_results(requests)
     return requests
 
@@ -65,136 +72,128 @@ def segment_folder(
     overwrite: bool = False,
     progress: bool = True,
     *,
+    settings: SegmentationSettings | None = None,
     share: str | None = None,
-    products: Products | None = None,
+    outputs: OutputOptions | None = None,
     postprocess: Path | str | None = None,
-    **settings: Any,
-) -> list[Outcome[Segmented]]:
+    say: Callable[[str], None] | None = None,
+) -> list[Outcome[SegmentationResult]]:
     """One outcome per scan found under ``scans`` (see ``requests_for``); labels lie on each scan's own grid.
 
     One more, of a name ending in "/", when the tables of all scans could not be written.
 
     Finished cases are skipped unless ``overwrite``; a scan that fails keeps its error and the others go on. A
-    folder ``output`` also gets a dataset.json with the label set. Several checkpoints are averaged. ``settings`` are
-    those of ``Segmenter.load``.
+    folder ``output`` also gets a dataset.json with the label set. Several checkpoints are averaged.
 
     Args:
         workers: processes that segment a scan each, every one with its own copy of the networks. 1 stays in this
             process, where the next scan is read and the last written while one is segmented.
+        settings: how scans are segmented; by default ``SegmentationSettings()``.
         share: ``"I/N"``: only every Nth scan, from the Ith; all shares may write into one folder at once.
-        products: what is wanted beside the labels.
+        outputs: what is wanted beside the labels.
         postprocess: a file of ``flarecps postprocess determine``, or ``"auto"``: the one beside the checkpoint.
+        say: is told, in a line each, what a budget makes of a scan; with several workers a function of a module.
     """
     scans, output = Path(scans), Path(output)
     checkpoints = tuple(Path(one) for one in ((checkpoint,) if isinstance(checkpoint, str | Path) else checkpoint))
     if not scans.exists():  # a mistyped path is answered before the model is loaded
         requests_for(scans, output)
-    products = products or Products()
-    if products.agreement and settings.get("budget", Budget()).seconds is not None:
+    settings, outputs = settings or SegmentationSettings(), outputs or OutputOptions()
+    if outputs.agreement and settings.budget.seconds is not None:
         raise ConfigError("agreement runs the networks twice, beyond a limit of time: leave out one of the two")
-    task = _Task(checkpoints, tuple(sorted(settings.items())), products, overwrite)
+    task = _Task(checkpoints, settings, outputs, overwrite, say)
+    case = task.load()
+    plan = case.segmenter.plan
+    requests = shard(requests_for(scans, output, len(plan.channels)), share)
+    if postprocess is not None:
+        rules = rules_beside(checkpoints) if str(postprocess) == BESIDE else Path(postprocess)
+        case.outputs = replace(outputs, rules=read_rules(rules, plan.labels))
+        task = replace(task, outputs=case.outputs)
+    if requests and requests[0].result != output:
+        describe_results(output, plan, overwrite)
+    waiting = [(request.name, request) for request in requests if case.outputs.missing(request, overwrite)]
     try:
-        plan = _loaded(task.checkpoints, task.settings, products.agreement)[0].plan
-        requests = shard(requests_for(scans, output, len(plan.channels)), share)
-        if postprocess is not None:
-            rules = rules_beside(checkpoints) if str(postprocess) == BESIDE else Path(postprocess)
-            task = replace(task, products=replace(products, rules=read_rules(rules, plan.labels)))
-        if requests and requests[0].result != output:
-            describe_results(output, plan, overwrite)
-        return _all_done(task, requests, workers, progress)
-    finally:
-        _loaded.cache_clear()
-
-
-def _all_done(task: _Task, requests: Sequence[Request], workers: int, progress: bool) -> list[Outcome[Segmented]]:
-    finished = {
-        request.result: Outcome[Segmented](request.name, Segmented(request.result, 0.0, skipped=True), None)
-        for request in requests
-        if not task.products.missing(request, task.overwrite)
-    }
-    cases = [(request.name, request) for request in requests if request.result not in finished]
-    try:
-        if workers > 1 and len(cases) > 1:
-            outcomes = process_cases(task, cases, workers, "Segmenting", progress)
+        if workers > 1 and len(waiting) > 1:
+            del case
+            outcomes = process_cases(PerProcess(task.load), waiting, workers, "Segmenting", progress)
         else:
-            outcomes = _overlapping(task, cases, progress)
+            outcomes = _overlapping(case, waiting, progress)
     except BaseException:  # an interrupt: what is done is in the tables all the same
-        _tables(task, requests)
+        _tables(task.outputs, requests)
         raise
-    done = {request.result: outcome for (_, request), outcome in zip(cases, outcomes, strict=True)} | finished
-    return [*(done[request.result] for request in requests), *_tables(task, requests)]
+    done = {request.result: outcome for (_, request), outcome in zip(waiting, outcomes, strict=True)}
+    return [*(done.get(one.result) or _there(one) for one in requests), *_tables(task.outputs, requests)]
 
 
-def _tables(task: _Task, requests: Sequence[Request]) -> list[Outcome[Segmented]]:
+def _there(request: SegmentationRequest) -> Outcome[SegmentationResult]:
+    return Outcome(request.name, SegmentationResult(request.result, 0.0, skipped=True), None)
+
+
+def _tables(outputs: OutputOptions, requests: Sequence[SegmentationRequest]) -> list[Outcome[SegmentationResult]]:
     """Nothing, or an outcome that says why the tables could not be written; the scans' own files are."""
     try:
-        task.products.write_tables(requests)
+        outputs.write_tables(requests)
     except ConfigError as error:
         return [Outcome(f"{requests[0].result.parent}/", None, str(error))]
     return []
 
 
-def _overlapping(task: _Task, cases: Sequence[tuple[str, Request]], progress: bool) -> list[Outcome[Segmented]]:
+def _overlapping(
+    case: CaseSegmentation, waiting: Sequence[tuple[str, SegmentationRequest]], progress: bool
+) -> list[Outcome[SegmentationResult]]:
     """All cases in this process, in stages that overlap."""
-    alone = len(cases) == 1  # of one scan the windows are counted, of several the scans
-    case = replace(task, show_progress=progress and alone).case()
+    alone = len(waiting) == 1  # of one scan the windows are counted, of several the scans
+    case.show_progress = progress and alone
     outcomes, tables_s = [], time.monotonic()
-    with progress_bar("Segmenting", len(cases), shown=progress and not alone) as advance:
-        for outcome in in_stages(cases, case.read, case.compute, case.write, case.room_ahead):
+    with progress_bar("Segmenting", len(waiting), shown=progress and not alone) as advance:
+        for outcome in pipelined(waiting, case.read, case.compute, case.write, case.room_ahead):
             outcomes.append(outcome)
             advance()
             if time.monotonic() - tables_s > TABLES_EVERY_S:
-                _tables(task, [request for _, request in cases])
+                _tables(case.outputs, [request for _, request in waiting])
                 tables_s = time.monotonic()
     return outcomes
 
 
 def segment_requests(
-    segmenter: Segmenter, requests: Sequence[Request], products: Products, overwrite: bool = False
-) -> Iterator[Outcome[Segmented]]:
+    segmenter: Segmenter, requests: Sequence[SegmentationRequest], outputs: OutputOptions, overwrite: bool = False
+) -> Iterator[Outcome[SegmentationResult]]:
     """The outcomes of ``requests`` with a segmenter at hand, finished ones skipped, in stages that overlap."""
-    case = CaseSegmentation(segmenter, products, overwrite=overwrite)
+    case = CaseSegmentation(segmenter, outputs, overwrite=overwrite)
+    waiting = []
     for request in requests:
-        if not products.missing(request, overwrite):
-            yield Outcome(request.name, Segmented(request.result, 0.0, skipped=True), None)
-    waiting = [(request.name, request) for request in requests if products.missing(request, overwrite)]
-    yield from in_stages(waiting, case.read, case.compute, case.write, case.room_ahead)
+        if outputs.missing(request, overwrite):
+            waiting.append((request.name, request))
+        else:
+            yield _there(request)
+    yield from pipelined(waiting, case.read, case.compute, case.write, case.room_ahead)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """Segments one request; travels to worker processes, where the model is loaded once."""
+    """What every process needs to segment scans on its own: ``load`` is called once in each."""
 
     checkpoints: tuple[Path, ...]
-    settings: tuple[tuple[str, Any], ...]
-    products: Products
+    settings: SegmentationSettings
+    outputs: OutputOptions
     overwrite: bool
-    show_progress: bool = field(default=False)
+    say: Callable[[str], None] | None
 
-    def case(self) -> CaseSegmentation:
-        segmenter, *siblings = _loaded(self.checkpoints, self.settings, self.products.agreement)
-        return CaseSegmentation(segmenter, self.products, siblings, self.overwrite, self.show_progress)
-
-    def __call__(self, request: Request) -> Segmented:
-        return self.case()(request)
-
-
-@lru_cache(maxsize=1)
-def _loaded(
-    checkpoints: tuple[Path, ...], settings: tuple[tuple[str, Any], ...], agreement: bool
-) -> tuple[Segmenter, ...]:
-    """The segmenter; with ``agreement`` also that of sibling 1 and that of sibling 2."""
-    segmenter = Segmenter.load(checkpoints, **dict(settings))
-    if not agreement:
-        return (segmenter,)
-    others = dict(settings)
-    own = others.pop("sibling", "1")
-    others.pop("say", None)  # what a scan costs is said once
-    try:
-        pair = (segmenter if which == own else Segmenter.load(checkpoints, which, **others) for which in ("1", "2"))
-        return (segmenter, *pair)
-    except ConfigError as error:
-        raise ConfigError(f"agreement needs two siblings: {error}") from error
+    def load(self) -> CaseSegmentation:
+        """The segmenter, and for agreement also that of sibling 1 and that of sibling 2."""
+        segmenter = Segmenter.load(self.checkpoints, settings=self.settings, say=self.say)
+        siblings: list[Segmenter] = []
+        if self.outputs.agreement:
+            try:  # what a scan costs is said once
+                siblings = [
+                    segmenter
+                    if which == self.settings.sibling
+                    else Segmenter.load(self.checkpoints, which, self.settings)
+                    for which in SIBLINGS
+                ]
+            except ConfigError as error:
+                raise ConfigError(f"agreement needs two siblings: {error}") from error
+        return CaseSegmentation(segmenter, self.outputs, siblings, self.overwrite)
 
 
 def _by_patient(scans: Sequence[Path], channels: int, given: Path) -> list[tuple[str, tuple[Path, ...]]]:
@@ -232,8 +231,8 @@ def _result_name(path: Path, given: Path) -> str:
     return re.sub(r"(?<=.)_0000$", "", scan_name(path))
 
 
-def _check_results(requests: Sequence[Request]) -> None:
-    first: dict[Path, Request] = {}
+def _check_results(requests: Sequence[SegmentationRequest]) -> None:
+    first: dict[Path, SegmentationRequest] = {}
     scans = {path.resolve(): path for request in requests for path in request.scans}
     for request in requests:
         other = first.setdefault(request.result, request)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from flarecps.errors import ConfigError
 from flarecps.planning.plan import Plan
 
 
@@ -47,6 +49,23 @@ class Mirroring:
             total = scores if total is None else total + scores
         assert total is not None  # the empty subset is always there
         return total / len(subsets)
+
+
+def mirroring_of(plan: Plan, axes: Sequence[int] | Literal["all"], swap_left_right: bool) -> Mirroring | None:
+    """The mirroring along ``axes`` of the plan's patch, or None without axes.
+
+    Raises ConfigError for axes that the patch has not, and for a swap without mirroring.
+    """
+    chosen = tuple(range(plan.dimensions)) if axes == "all" else tuple(int(axis) for axis in axes)
+    if not chosen:
+        if swap_left_right:
+            raise ConfigError("swap_left_right without mirroring does nothing: choose the mirror axes, too")
+        return None
+    if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(plan.dimensions)):
+        names = "0 slice, 1 row, 2 column" if plan.dimensions == 3 else "0 row, 1 column"
+        raise ConfigError(f"mirror axes {list(chosen)}: expected each of the patch's axes at most once ({names})")
+    lateral = lateral_patch_axis(plan) if swap_left_right else None
+    return Mirroring(chosen, lateral, plan.left_right_pairs)
 
 
 def lateral_patch_axis(plan: Plan) -> int | None:

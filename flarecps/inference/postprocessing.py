@@ -47,7 +47,7 @@ class Rules:
         """Whether anything is done at all."""
         return bool(self.whole_foreground or self.largest or self.filled)
 
-    def in_words(self) -> str:
+    def format_bytes(self) -> str:
         """The rules for people."""
         name = {label: organ for organ, label in self.labels.items()}
         parts = ["largest component of all organs together"] if self.whole_foreground else []

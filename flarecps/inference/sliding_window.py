@@ -14,9 +14,11 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flarecps.inference.footing import Footing, Ladder
 from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.placement import FallbackChain, Placement
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
+from flarecps.planning.plan import volume_patch
 
 T = TypeVar("T")
 
@@ -61,12 +63,6 @@ def window_count(shape: Sequence[int], patch_voxels: Sequence[int], step: float)
     return math.prod(map(len, windows(shape, volume_patch(patch_voxels), step)))
 
 
-def volume_patch(patch_voxels: Sequence[int]) -> tuple[int, int, int]:
-    """The patch in three numbers: one slice thick for a 2D network."""
-    first, second, third = (1,) * (3 - len(patch_voxels)) + tuple(patch_voxels)
-    return first, second, third
-
-
 def gaussian_weights(patch: Sequence[int]) -> Tensor:
     """The weight of each voxel of a patch, float32 of shape ``patch``: a Gaussian with σ = P/8 per axis, its peak of 1
     at voxel P//2.
@@ -80,17 +76,6 @@ def gaussian_weights(patch: Sequence[int]) -> Tensor:
 def _axis_weights(length: int) -> Tensor:
     distance = torch.arange(length, dtype=torch.float64) - length // 2
     return torch.exp(-0.5 * (distance / (length * SIGMA_PER_PATCH)) ** 2).float()
-
-
-class Course:
-    """The windows' step and mirroring; this one keeps to them, whatever the time."""
-
-    def __init__(self, step: float, mirroring: Mirroring | None = None) -> None:
-        self.step = step
-        self.mirroring = mirroring
-
-    def ran(self, count: int, seconds: float, left: Callable[[float], int]) -> None:
-        """Told after every batch: ``count`` windows took ``seconds``; ``left(step)`` windows remain."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +130,8 @@ def scores_by_slab(
     image: Tensor,
     patch_voxels: Sequence[int],
     classes: int,
-    course: Course,
-    ladder: Ladder,
+    schedule: WindowSchedule,
+    chain: FallbackChain,
     accumulate: Accumulate = "softmax",
     convert: Callable[[Tensor], Tensor] = Tensor.float,
     wanted: Callable[[Place], bool] = lambda part: True,
@@ -160,20 +145,20 @@ def scores_by_slab(
 
     ``convert`` makes the network's float32 input of the part of ``image`` in a window (padding is 0 after it).
     Windows of which ``wanted(place in the image)`` is false are left out; a voxel in no window is background.
-    ``course`` may change step and mirroring on the way. When a GPU's memory runs out, ``ladder`` is
+    ``schedule`` may change step and mirroring on the way. When a GPU's memory runs out, ``chain`` is
     stepped down and the windows tried again; nothing is lost.
     """
     frame = Frame(tuple(image.shape[1:]), volume_patch(patch_voxels))
-    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, ladder, gaussian_weights(frame.patch))
-    sums = SlabSums(frame.shape[1:], uncovered_scores(classes, accumulate), ladder.now.sums_on, ladder.now.half_sums)
+    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, chain, gaussian_weights(frame.patch))
+    sums = SlabSums(frame.shape[1:], uncovered_scores(classes, accumulate), chain.now.sums_on, chain.now.half_sums)
     inside, depth = frame.inside, frame.patch[0]
-    begin, step = 0, course.step
+    begin, step = 0, schedule.step
     while begin < frame.shape[0]:
-        if begin == 0 or course.step != step:
-            step = course.step
+        if begin == 0 or schedule.step != step:
+            step = schedule.step
             rest = tuple(begin + start for start in _starts(frame.shape[0] - begin, depth, step))
             across = tuple(product(*windows(frame.shape[1:], frame.patch[1:], step)))
-        layers = max(1, min(ladder.now.batch // len(across), len(rest)))
+        layers = max(1, min(chain.now.batch // len(across), len(rest)))
         now, rest = rest[:layers], rest[layers:]
         begin = rest[0] if rest else frame.shape[0]
         places = [frame.place((first, *others)) for first, others in product(now, across)]
@@ -183,11 +168,11 @@ def scores_by_slab(
 
         while chosen:
             began = time.monotonic()
-            batch, chosen = chosen[: ladder.now.batch], chosen[ladder.now.batch :]
+            batch, chosen = chosen[: chain.now.batch], chosen[chain.now.batch :]
             tiles = torch.stack([frame.tile(image, place, convert) for place in batch])
-            run.count(tiles, batch, course.mirroring, sums, (classes, *frame.patch))
+            run.count(tiles, batch, schedule.mirroring, sums, (classes, *frame.patch))
             _call(advance, len(batch))
-            course.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
+            schedule.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
         finished = run.held(sums, partial(sums.finish, begin))
         visible = slice(max(inside[0].start - sums.first, 0), max(min(begin, inside[0].stop) - sums.first, 0))
         if visible.start < visible.stop:
@@ -209,24 +194,24 @@ def _call(advance: Callable[[], None] | None, times: int) -> None:
 
 @dataclass
 class _Run:
-    """Windows through the networks and into the sums, on whatever footing the ladder has reached."""
+    """Windows through the networks and into the sums, on whatever placement the chain has reached."""
 
     networks: tuple[Network, ...]
     flat: bool
     accumulate: Accumulate
-    ladder: Ladder
+    chain: FallbackChain
     weights: Tensor  # (*patch)
 
     def __post_init__(self) -> None:
         self._move()
 
     def _move(self) -> None:
-        """Take the networks to where the ladder stands, or further down where they do not fit."""
+        """Take the networks to where the chain stands, or further down where they do not fit."""
         while self._fitting(self._moved) is None:
-            self.ladder.step_down()
+            self.chain.fall_back()
 
     def _moved(self) -> torch.device:
-        device = self.ladder.now.device
+        device = self.chain.now.device
         for network in self.networks:
             if isinstance(network, nn.Module):
                 network.to(device)
@@ -237,7 +222,7 @@ class _Run:
     def held(self, sums: SlabSums, work: Callable[[], Tensor]) -> Tensor:
         """What ``work`` on the sums gives, done in RAM if the GPU has no room for it."""
         while (found := self._fitting(work)) is None:
-            self._step_down(sums)
+            self._fall_back(sums)
         return found
 
     def count(
@@ -251,10 +236,10 @@ class _Run:
         """Add the scores of ``tiles`` (B, C, *patch) at ``places``; fewer at a time when they do not fit."""
         done = 0
         while done < len(tiles):
-            part = slice(done, done + self.ladder.now.batch)
+            part = slice(done, done + self.chain.now.batch)
             found = self._fitting(partial(self._scores, tiles[part], mirroring))
             if found is None:
-                self._step_down(sums)
+                self._fall_back(sums)
                 continue
             if found.shape[1:] != expected:
                 raise ValueError(
@@ -263,8 +248,8 @@ class _Run:
             for place, score in zip(places[part], found, strict=True):
                 self.held(sums, partial(self._add, sums, place, score))
             done += len(found)
-        if self.ladder.now.device.type == "cuda":
-            torch.cuda.synchronize(self.ladder.now.device)  # what is timed is the work, not its being ordered
+        if self.chain.now.device.type == "cuda":
+            torch.cuda.synchronize(self.chain.now.device)  # what is timed is the work, not its being ordered
 
     def _add(self, sums: SlabSums, place: Place, score: Tensor) -> Tensor:
         if self.weights.device != sums.device:
@@ -273,7 +258,7 @@ class _Run:
 
     def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
         """The networks' mean scores (B, K, *patch)."""
-        device = self.ladder.now.device
+        device = self.chain.now.device
         with torch.no_grad(), _autocast(device):
             tiles = tiles.to(device)
             tiles = tiles.squeeze(2) if self.flat else tiles
@@ -292,12 +277,12 @@ class _Run:
         except torch.OutOfMemoryError:
             return None
 
-    def _step_down(self, sums: SlabSums) -> None:
-        """The next footing, outside the except clause so that the failed tensors are freed."""
-        self.ladder.step_down()
+    def _fall_back(self, sums: SlabSums) -> None:
+        """The next placement, outside the except clause so that the failed tensors are freed."""
+        self.chain.fall_back()
         self._move()
         with torch.no_grad():
-            sums.to(self.ladder.now.sums_on, self.ladder.now.half_sums)
+            sums.to(self.chain.now.sums_on, self.chain.now.half_sums)
 
 
 def _scores_of_one(network: Network, tiles: Tensor, accumulate: Accumulate, mirroring: Mirroring | None) -> Tensor:
@@ -351,8 +336,8 @@ def predict_probabilities(
         image,
         patch_voxels,
         classes,
-        Course(step, mirroring),
-        Ladder([Footing(batch, device, sums_on)]),
+        WindowSchedule(step, mirroring),
+        FallbackChain([Placement(batch, device, sums_on)]),
         accumulate,
         advance=advance,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -348,3 +349,13 @@ def _readable(value: Any, indent: int = 0) -> str:
         )
         return "{\n" + ",\n".join(entries) + "\n" + " " * indent + "}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def volume_patch(patch_voxels: Sequence[int]) -> Triple:
+    """The patch with three axes: a 2D patch (row, column) is one slice thick.
+
+    >>> volume_patch([64, 48])
+    (1, 64, 48)
+    """
+    slices, rows, columns = (1, *patch_voxels)[-3:]
+    return slices, rows, columns

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import Organ, organs_of
-from flarecps.inference.footing import windows_at_a_time
+from flarecps.inference.resources.placement import windows_at_a_time
 from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.planning.plan import Plan
 

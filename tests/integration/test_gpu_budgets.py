@@ -14,8 +14,8 @@ from torch import nn
 
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
-from flarecps.inference.budget import Budget
-from flarecps.inference.meters import CUDA_CONTEXT_BYTES
+from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
 from flarecps.inference.segmenter import Segmenter, torch_device
 from flarecps.volumes.io import Volume, read_volume
 

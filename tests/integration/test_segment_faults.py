@@ -125,7 +125,7 @@ def test_a_full_disk_under_the_tables(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("flarecps.inference.results.write_tables", full)
+        patch.setattr("flarecps.inference.outputs.write_tables", full)
         assert main(words(model, scans, tmp_path / "out", "--statistics")) == 1
     said = capsys.readouterr()
     assert "4 of 4 scans segmented" in said.out

@@ -14,14 +14,15 @@ from small_model import LABELS, small_plan, write_model, write_scan
 
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
-from flarecps.inference.budget import Budget
-from flarecps.inference.case_segmentation import CaseSegmentation
-from flarecps.inference.folders import Products, Request, requests_for, segment_folder
-from flarecps.inference.forecast import Memory
+from flarecps.inference.folders import OutputOptions, SegmentationRequest, requests_for, segment_folder
 from flarecps.inference.postprocessing import Rules, write_rules
 from flarecps.inference.probability_file import network_affine, read_probabilities
+from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.cost import MemoryEstimate
+from flarecps.inference.resources.planner import Estimate
+from flarecps.inference.segment_case import CaseSegmentation
 from flarecps.inference.segmenter import Segmenter
-from flarecps.inference.work_plan import Foretold
+from flarecps.inference.settings import SegmentationSettings
 from flarecps.preprocessing.case import prepare_case
 from flarecps.volumes.io import read_volume
 
@@ -167,9 +168,9 @@ def test_shards_fill_one_folder(tmp_path: Path, model: Path, scans: Path, capsys
 
 
 def test_worker_processes_make_the_same_files(tmp_path: Path, model: Path, scans: Path) -> None:
-    products = Products(statistics=True, probabilities=True, agreement=True)
+    outputs = OutputOptions(statistics=True, probabilities=True, agreement=True)
     for workers in (1, 2):
-        done = segment_folder(model, scans, tmp_path / str(workers), workers, progress=False, products=products)
+        done = segment_folder(model, scans, tmp_path / str(workers), workers, progress=False, outputs=outputs)
         assert [outcome.error for outcome in done] == [None] * 3
     one, two = ({path.relative_to(tmp_path / w): path for path in (tmp_path / w).rglob("*.*")} for w in "12")
     assert one.keys() == two.keys()
@@ -217,10 +218,16 @@ def test_agreement_of_the_average_is_that_of_its_siblings(tmp_path: Path, model:
 def test_a_limit_of_ram_is_held_one_scan_at_a_time(tmp_path: Path, model: Path, scans: Path) -> None:
     """Little room: nothing is read ahead; ample room: the labels are the same."""
     segmenter = Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40))
-    _, foretold = segmenter.foretell(read_volume(scans / "a_0000.nii.gz"))
-    for limit in (int(foretold.ram.peak * 1.5), 2**40):
+    _, estimate = segmenter.estimate(read_volume(scans / "a_0000.nii.gz"))
+    for limit in (int(estimate.ram.peak * 1.5), 2**40):
         out = tmp_path / str(limit)
-        done = segment_folder(model, scans, out, progress=False, device="cpu", budget=Budget(ram_bytes=limit))
+        done = segment_folder(
+            model,
+            scans,
+            out,
+            progress=False,
+            settings=SegmentationSettings(device="cpu", budget=Budget(ram_bytes=limit)),
+        )
         assert [outcome.error for outcome in done] == [None] * 3
     first, second = (sorted((tmp_path / name).glob("*.nii.gz")) for name in sorted(p.name for p in tmp_path.iterdir()))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -246,19 +253,21 @@ def test_series_of_one_name_in_several_folders(tmp_path: Path, shared_data: Path
 def test_the_next_scan_is_read_ahead_only_where_it_fits(
     tmp_path: Path, model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the foretold peak and its reserve: 8 bytes a voxel of the next scan, 2 of the one being written."""
+    """Beside the estimate peak and its reserve: 8 bytes a voxel of the next scan, 2 of the one being written."""
     peak, voxels = 10**9, 24**3
     enough = round(peak * 1.15) + (8 + 2) * voxels
-    foretold = Foretold(Memory(peak, 0, 0, 0), 0, 1.0)
-    monkeypatch.setattr(Segmenter, "foretell", lambda segmenter, volume: (None, foretold))
+    estimate = Estimate(MemoryEstimate(peak, 0, 0, 0), 0, 1.0)
+    monkeypatch.setattr(Segmenter, "estimate", lambda segmenter, volume: (None, estimate))
     following = requests_for(scans, tmp_path)[1]
     for limit, fits in ((enough + 1, True), (enough - 1, False), (None, True)):
         segmenter = Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=limit))
-        case = CaseSegmentation(segmenter, Products())
-        material = case.read(requests_for(scans, tmp_path)[0])
-        assert (material.prepared is None) == (limit is not None), "one step at a time where memory is counted"
-        assert case.room_ahead(material, following) == fits
-    series = Request("series", (tmp_path,), tmp_path / "series.nii.gz")  # only reading it tells how large it is
+        case = CaseSegmentation(segmenter, OutputOptions())
+        loaded = case.read(requests_for(scans, tmp_path)[0])
+        assert (loaded.prepared is None) == (limit is not None), "one step at a time where memory is counted"
+        assert case.room_ahead(loaded, following) == fits
+    series = SegmentationRequest(
+        "series", (tmp_path,), tmp_path / "series.nii.gz"
+    )  # only reading it tells how large it is
     assert not CaseSegmentation(
-        Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40)), Products()
-    ).room_ahead(material, series)
+        Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40)), OutputOptions()
+    ).room_ahead(loaded, series)

@@ -18,8 +18,8 @@ import torch
 from flarecps.checkpoint import model_entry
 from flarecps.cli.main import main
 from flarecps.errors import CheckpointError, ConfigError, ScanError
-from flarecps.inference.budget import Budget
 from flarecps.inference.folders import requests_for, segment_folder
+from flarecps.inference.resources.budget import Budget
 from flarecps.inference.segmenter import Segmenter
 from flarecps.networks.unet import PlainUNet
 from flarecps.planning.plan import Intensity, Plan, Topology
@@ -324,14 +324,14 @@ def test_air_and_region_leave_the_labels_as_they_are(tmp_path: Path) -> None:
         assert sum(seen) < 0.8 * windows
 
 
-def test_a_budget_is_foretold_traded_and_reported(tmp_path: Path) -> None:
+def test_a_budget_is_estimated_traded_and_reported(tmp_path: Path) -> None:
     sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
     volume = read_volume(tmp_path / "scan.nii.gz")
     expected = Segmenter(plan_of(), [threshold])(volume)
     said: list[str] = []
     ample = Segmenter(plan_of(), [threshold], say=said.append, budget=Budget(64 * 2**30, None, 1000.0))
     np.testing.assert_array_equal(ample(volume), expected)
-    assert "foretold RAM" in said[0]
+    assert "estimated RAM" in said[0]
     assert "of 64.0 GB" in said[0]
     assert "traded" not in said[0]
     assert "it took" in said[-1]

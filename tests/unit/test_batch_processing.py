@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from flarecps import batch_processing
-from flarecps.batch_processing import Outcome, process_cases, progress_bar, shard
+from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
 
 
@@ -169,7 +169,7 @@ def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> Non
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_batch_processing import _say_where_and_wait\n"
-        "from flarecps.batch_processing import process_cases\n"
+        "from flarecps.batch_processing import PerProcess, process_cases\n"
         "if __name__ == '__main__':\n"
         "    process_cases(_say_where_and_wait, [(name, sys.argv[2]) for name in 'ab'], 2, progress=False)\n"
     )
@@ -187,3 +187,31 @@ def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> Non
     for process in alive:
         process.kill()
     assert not alive
+
+
+class _Counted:
+    """Made once in each process: the cases it was given know how many came before them there."""
+
+    def __init__(self) -> None:
+        self.before = 0
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        self.before += 1
+        return os.getpid(), self.before
+
+
+def _refuse() -> _Counted:
+    raise ConfigError("no such model")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_function_may_be_made_once_in_every_process(workers: int) -> None:
+    outcomes = process_cases(PerProcess(_Counted), numbered(6), workers, progress=False)
+    counts: dict[int, list[int]] = {}
+    for outcome in outcomes:
+        assert outcome.value is not None
+        counts.setdefault(outcome.value[0], []).append(outcome.value[1])
+    assert len(counts) <= workers
+    assert all(sorted(seen) == list(range(1, 1 + len(seen))) for seen in counts.values())
+    refused = process_cases(PerProcess(_refuse), numbered(3), workers, progress=False)
+    assert [outcome.error for outcome in refused] == ["no such model"] * 3

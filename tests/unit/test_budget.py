@@ -1,4 +1,4 @@
-"""Budgets: words, what is foretold, what is traded in which order, and the pace kept while windows run."""
+"""Budgets: words, what is estimated, what is traded in which order, and the deadline kept while windows run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ import pytest
 import torch
 
 from flarecps.errors import ConfigError
-from flarecps.inference.budget import PRESETS, Budget, budget_of, in_words, size_bytes
-from flarecps.inference.footing import CPU, Footing, Ladder, footings
-from flarecps.inference.forecast import Job, WindowCost, forecast_ram, forecast_seconds, forecast_vram, sums_bytes
-from flarecps.inference.meters import CUDA_CONTEXT_BYTES
 from flarecps.inference.mirroring import Mirroring
-from flarecps.inference.pace import Pace
+from flarecps.inference.resources.budget import PRESETS, Budget, budget_of, format_bytes, parse_bytes
+from flarecps.inference.resources.cost import (
+    Job,
+    WindowCost,
+    estimate_gpu_memory,
+    estimate_ram,
+    estimate_seconds,
+    sums_bytes,
+)
+from flarecps.inference.resources.deadline import DeadlineSchedule
+from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements
+from flarecps.inference.resources.planner import MARGIN, WorkPlan, describe_work, plan_work
+from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
 from flarecps.inference.slab_sums import SlabSums
-from flarecps.inference.sliding_window import Course, scores_by_slab
-from flarecps.inference.work_plan import MARGIN, WorkPlan, plan_in_words, plan_work
+from flarecps.inference.sliding_window import WindowSchedule, scores_by_slab
 
 MB, GB = 2**20, 2**30
 GPU = torch.device("cuda")
@@ -31,18 +38,18 @@ JOB = Job(
 )
 WINDOW = WindowCost(seconds=2.0, ram_bytes=800 * MB, vram_bytes=900 * MB, weights_bytes=120 * MB)
 STEP = (0.7,)
-WANTED = WorkPlan(Footing(4), 0.7, 8, False, "normal")
+WANTED = WorkPlan(Placement(4), 0.7, 8, False, "normal")
 
 
 def test_sizes_in_words() -> None:
-    assert size_bytes("28G") == size_bytes("28 GB") == size_bytes("28GiB") == 28 * GB
-    assert size_bytes("2048m") == 2 * GB
-    assert size_bytes("1.5k") == 1536
-    assert size_bytes("700000000") == 700000000
+    assert parse_bytes("28G") == parse_bytes("28 GB") == parse_bytes("28GiB") == 28 * GB
+    assert parse_bytes("2048m") == 2 * GB
+    assert parse_bytes("1.5k") == 1536
+    assert parse_bytes("700000000") == 700000000
     for wrong in ("", "G", "-1G", "0", "8 GiB of RAM", "1e9"):
         with pytest.raises(ConfigError, match="max ram"):
-            size_bytes(wrong, "max ram")
-    assert in_words(28 * GB) == "28.0 GB"
+            parse_bytes(wrong, "max ram")
+    assert format_bytes(28 * GB) == "28.0 GB"
 
 
 def test_the_preset_is_flares_tolerance_and_gives_way_to_options() -> None:
@@ -59,26 +66,26 @@ def test_the_preset_is_flares_tolerance_and_gives_way_to_options() -> None:
 def test_the_forecast_counts_what_is_in_memory() -> None:
     """By hand, for the sizes above: voxels times bytes."""
     scan, network = 1000 * 512 * 512, 800 * 320 * 320
-    assert sums_bytes(JOB, Footing(1), STEP) == 96 * 320 * 320 * (14 + 1) * 4
-    assert sums_bytes(JOB, Footing(1, GPU, GPU, half_sums=True), STEP) == 96 * 320 * 320 * (14 * 2 + 4)
+    assert sums_bytes(JOB, Placement(1), STEP) == 96 * 320 * 320 * (14 + 1) * 4
+    assert sums_bytes(JOB, Placement(1, GPU, GPU, half_sums=True), STEP) == 96 * 320 * 320 * (14 * 2 + 4)
     planes = 3 * 14 * 320 * 320 * 4
-    memory = forecast_ram(JOB, Footing(2), WINDOW, 3 * GB, "normal", STEP)
-    sums = sums_bytes(JOB, Footing(2), STEP)
+    memory = estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP)
+    sums = sums_bytes(JOB, Placement(2), STEP)
     assert memory.windows == 3 * GB + network * 2 + scan + planes + sums + 2 * WINDOW.ram_bytes
     assert memory.preparing == 3 * GB + max(2 * scan, network * 2 + 320 * 320 * 1000 * 4)  # slices grow most: last
     assert memory.peak == max(memory.windows, memory.preparing)
-    on_gpu = Footing(2, GPU, GPU, half_sums=True)
-    assert forecast_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal", STEP).windows == 3 * GB + network * 2 + scan + planes
-    assert forecast_vram(JOB, on_gpu, WINDOW, STEP) == (
+    on_gpu = Placement(2, GPU, GPU, half_sums=True)
+    assert estimate_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal", STEP).windows == 3 * GB + network * 2 + scan + planes
+    assert estimate_gpu_memory(JOB, on_gpu, WINDOW, STEP) == (
         CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + sums_bytes(JOB, on_gpu, STEP)
     )
-    assert forecast_vram(JOB, Footing(2), WINDOW, STEP) == 0
+    assert estimate_gpu_memory(JOB, Placement(2), WINDOW, STEP) == 0
 
 
 @pytest.mark.parametrize("step", [0.5, 0.7, 0.85, 1.0])
 @pytest.mark.parametrize("batch", [1, 4, 16])
 @pytest.mark.parametrize("patch", [(8, 12, 10), (12, 10)])
-def test_the_sums_foretold_are_those_that_are_held(
+def test_the_sums_estimated_are_those_that_are_held(
     monkeypatch: pytest.MonkeyPatch, step: float, batch: int, patch: tuple[int, ...]
 ) -> None:
     """At step 1 a plane of 20 × 20 voxels has four windows, and a batch of 16 takes four layers of them at once."""
@@ -93,73 +100,73 @@ def test_the_sums_foretold_are_those_that_are_held(
 
     monkeypatch.setattr(SlabSums, "reach", watched)
     job = Job((41, 20, 20), (41, 20, 20), 2, (0, 1, 2), 1, 3, patch)
-    footing = Footing(batch)
+    placement = Placement(batch)
     for _ in scores_by_slab(
         [lambda tiles: tiles.expand(-1, 3, *tiles.shape[2:])],
         torch.zeros(1, 41, 20, 20),
         patch,
         3,
-        Course(step),
-        Ladder([footing]),
+        WindowSchedule(step),
+        FallbackChain([placement]),
     ):
         pass
-    assert sums_bytes(job, footing, (step,)) == held
+    assert sums_bytes(job, placement, (step,)) == held
 
 
 def test_a_limit_of_time_counts_the_larger_steps_that_it_may_take() -> None:
     job = Job((41, 20, 20), (41, 20, 20), 2, (0, 1, 2), 1, 3, (8, 12, 10))
-    wanted = WorkPlan(Footing(16), 0.5, 1, False, "normal")
+    wanted = WorkPlan(Placement(16), 0.5, 1, False, "normal")
     window = WindowCost(1e-6, 0, 0, 0)
     peaks = [plan_work(job, wanted, Budget(seconds=limit), window, 0, 1.0)[1].ram.windows for limit in (None, 1e6)]
-    assert peaks[1] - peaks[0] == sums_bytes(job, Footing(16), (1.0,)) - sums_bytes(job, Footing(16), (0.5,)) > 0
+    assert peaks[1] - peaks[0] == sums_bytes(job, Placement(16), (1.0,)) - sums_bytes(job, Placement(16), (0.5,)) > 0
 
 
 def test_the_forecast_of_time_counts_passes() -> None:
     windows = math.prod((12, 3, 3))  # by nnU-Net's rule: ceil((800 - 96) / 67.2) + 1, ceil((320 - 160) / 112) + 1
-    plain = forecast_seconds(JOB, WINDOW, 0.7, 1, 1.0, "normal")
-    mirrored = forecast_seconds(JOB, WINDOW, 0.7, 8, 0.5, "normal")
+    plain = estimate_seconds(JOB, WINDOW, 0.7, 1, 1.0, "normal")
+    mirrored = estimate_seconds(JOB, WINDOW, 0.7, 8, 0.5, "normal")
     assert mirrored - plain == pytest.approx(windows * (8 * 0.5 - 1) * 2.0)
 
 
 def test_without_limits_nothing_is_traded() -> None:
-    plan, foretold = plan_work(JOB, WANTED, Budget(), WINDOW, GB, 1.0)
+    plan, estimate = plan_work(JOB, WANTED, Budget(), WINDOW, GB, 1.0)
     assert plan == WANTED
-    assert "traded" not in plan_in_words(plan, foretold, Budget())
+    assert "traded" not in describe_work(plan, estimate, Budget())
 
 
 def test_memory_is_traded_in_order_and_no_more_than_needed() -> None:
-    def peak(footing: Footing) -> int:
-        return forecast_ram(JOB, footing, WINDOW, GB, "normal", STEP).peak
+    def peak(placement: Placement) -> int:
+        return estimate_ram(JOB, placement, WINDOW, GB, "normal", STEP).peak
 
-    steps = [Footing(4), Footing(2), Footing(1), Footing(1, half_sums=True)]
-    for footing in steps:
-        budget = Budget(ram_bytes=math.ceil(peak(footing) * MARGIN))
-        plan, foretold = plan_work(JOB, WANTED, budget, WINDOW, GB, 1.0)
-        assert plan.footing == footing
-        assert foretold.ram.peak * MARGIN <= budget.ram_bytes
+    steps = [Placement(4), Placement(2), Placement(1), Placement(1, half_sums=True)]
+    for placement in steps:
+        budget = Budget(ram_bytes=math.ceil(peak(placement) * MARGIN))
+        plan, estimate = plan_work(JOB, WANTED, budget, WINDOW, GB, 1.0)
+        assert plan.placement == placement
+        assert estimate.ram.peak * MARGIN <= budget.ram_bytes
         assert (plan.step, plan.mirrors, plan.mode) == (0.7, 8, "normal")
     with pytest.raises(ConfigError, match="does not fit its budget") as refused:
         plan_work(JOB, WANTED, Budget(ram_bytes=peak(steps[-1])), WINDOW, GB, 1.0)
-    assert in_words(peak(steps[-1])) in str(refused.value)
+    assert format_bytes(peak(steps[-1])) in str(refused.value)
 
 
 def test_gpu_memory_is_traded_for_ram() -> None:
-    wanted = WorkPlan(Footing(4, GPU, GPU, True), 0.7, 1, False, "normal")
-    vram = {batch: forecast_vram(JOB, Footing(batch, GPU, GPU, True), WINDOW, STEP) for batch in (4, 2, 1)}
-    sums_in_ram = forecast_vram(JOB, Footing(1, GPU, CPU), WINDOW, STEP)
-    for limit, footing in [
-        (vram[2], Footing(2, GPU, GPU, True)),
-        (vram[1], Footing(1, GPU, GPU, True)),
-        (sums_in_ram, Footing(1, GPU, CPU)),
-        (sums_in_ram // 2, Footing(1, CPU, CPU)),
+    wanted = WorkPlan(Placement(4, GPU, GPU, True), 0.7, 1, False, "normal")
+    vram = {batch: estimate_gpu_memory(JOB, Placement(batch, GPU, GPU, True), WINDOW, STEP) for batch in (4, 2, 1)}
+    sums_in_ram = estimate_gpu_memory(JOB, Placement(1, GPU, CPU), WINDOW, STEP)
+    for limit, placement in [
+        (vram[2], Placement(2, GPU, GPU, True)),
+        (vram[1], Placement(1, GPU, GPU, True)),
+        (sums_in_ram, Placement(1, GPU, CPU)),
+        (sums_in_ram // 2, Placement(1, CPU, CPU)),
     ]:
         plan, _ = plan_work(JOB, wanted, Budget(vram_bytes=math.ceil(limit * MARGIN)), WINDOW, GB, 1.0)
-        assert plan.footing == footing
+        assert plan.placement == placement
 
 
 def test_time_is_traded_in_order() -> None:
     def seconds(step: float, passes: int, share: float, mode) -> float:
-        return forecast_seconds(JOB, WINDOW, step, passes, share, mode)
+        return estimate_seconds(JOB, WINDOW, step, passes, share, mode)
 
     rungs = [
         (seconds(0.7, 8, 1.0, "normal"), ()),
@@ -171,10 +178,10 @@ def test_time_is_traded_in_order() -> None:
         (1.0, ("fastest mode",)),  # can't be met: the fastest plan
     ]
     for limit, last in rungs:
-        plan, foretold = plan_work(JOB, WANTED, Budget(seconds=limit), WINDOW, GB, 0.6)
+        plan, estimate = plan_work(JOB, WANTED, Budget(seconds=limit), WINDOW, GB, 0.6)
         assert plan.traded[-1:] == last
-        assert foretold.seconds <= limit or limit == 1.0
-    words = plan_in_words(plan, foretold, Budget(seconds=1.0))
+        assert estimate.seconds <= limit or limit == 1.0
+    words = describe_work(plan, estimate, Budget(seconds=1.0))
     assert "of 1 s" in words
     assert "no mirroring" in words
 
@@ -187,45 +194,47 @@ class Clock:
         return self.now
 
 
-def paced(windows: int, pass_s: float, deadline_s: float, mirrored: bool = True) -> tuple[Pace, float]:
+def scheduled(windows: int, pass_s: float, deadline_s: float, mirrored: bool = True) -> tuple[DeadlineSchedule, float]:
     """Run windows one by one; a larger step leaves proportionally fewer (per axis, three axes)."""
     clock = Clock()
-    pace = Pace(0.5, Mirroring((0, 1, 2)) if mirrored else None, clock.now + deadline_s, 5.0, clock=clock)
+    schedule = DeadlineSchedule(
+        0.5, Mirroring((0, 1, 2)) if mirrored else None, clock.now + deadline_s, 5.0, clock=clock
+    )
     left = float(windows)
     while left > 0.5:
-        step = pace.step
-        took = pass_s * (1 if pace.mirroring is None else 8)
+        step = schedule.step
+        took = pass_s * (1 if schedule.mirroring is None else 8)
         clock.now += took
         left -= 1
-        pace.ran(1, took, lambda wanted, left=left, step=step: math.ceil(left * (step / wanted) ** 3))
-        if pace.step != step:
-            left *= (step / pace.step) ** 3
-    return pace, clock.now - 100.0
+        schedule.ran(1, took, lambda wanted, left=left, step=step: math.ceil(left * (step / wanted) ** 3))
+        if schedule.step != step:
+            left *= (step / schedule.step) ** 3
+    return schedule, clock.now - 100.0
 
 
 def test_the_pace_trades_only_what_the_time_needs() -> None:
-    pace, took = paced(100, 1.0, 810.0)
-    assert (pace.traded, took) == ([], 800.0)
-    pace, took = paced(100, 1.0, 200.0)
-    assert pace.traded == ["no mirroring any more"]
+    schedule, took = scheduled(100, 1.0, 810.0)
+    assert (schedule.traded, took) == ([], 800.0)
+    schedule, took = scheduled(100, 1.0, 200.0)
+    assert schedule.traded == ["no mirroring any more"]
     assert took <= 195
-    pace, took = paced(100, 1.0, 60.0)
-    assert pace.traded == ["no mirroring any more", "step 0.85 from here on"]
+    schedule, took = scheduled(100, 1.0, 60.0)
+    assert schedule.traded == ["no mirroring any more", "step 0.85 from here on"]
     assert took <= 55
-    pace, _ = paced(100, 1.0, 1.0)  # can't be met
-    assert pace.step == 1.0
+    schedule, _ = scheduled(100, 1.0, 1.0)  # can't be met
+    assert schedule.step == 1.0
 
 
 def test_the_ladder_goes_down_to_the_cpu_and_ends() -> None:
-    ladder = Ladder(footings(4, GPU, True))
-    assert [(one.batch, one.device.type, one.sums_on.type) for one in ladder.steps] == [
+    chain = FallbackChain(placements(4, GPU, True))
+    assert [(one.batch, one.device.type, one.sums_on.type) for one in chain.steps] == [
         (4, "cuda", "cuda"),
         (2, "cuda", "cuda"),
         (1, "cuda", "cuda"),
         (1, "cuda", "cpu"),
         (1, "cpu", "cpu"),
     ]
-    assert [one.batch for one in footings(5, CPU, False)] == [5, 2, 1]
-    short = Ladder(footings(1, CPU, False))
+    assert [one.batch for one in placements(5, CPU, False)] == [5, 2, 1]
+    short = FallbackChain(placements(1, CPU, False))
     with pytest.raises(ConfigError, match="not enough memory for one window"):
-        short.step_down()
+        short.fall_back()

@@ -15,9 +15,9 @@ from small_model import small_plan, write_model, write_scan
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, StoreError
-from flarecps.inference.budget import Budget
-from flarecps.inference.folders import Products, segment_folder
+from flarecps.inference.folders import OutputOptions, segment_folder
 from flarecps.inference.probability_file import read_probabilities
+from flarecps.inference.resources.budget import Budget
 from flarecps.inference.segmenter import Segmenter
 from flarecps.planning.plan import Conventions, Plan, plan_from_json, plan_to_json
 from flarecps.preprocessing.case import prepare_case
@@ -237,7 +237,7 @@ def test_as_stored_with_a_budget_and_probabilities(tmp_path: Path) -> None:
     same_grid = replace(plan, spacing_mm=tuple(float(edge) for edge in stored.header.get_zooms()[::-1]))
     checkpoint = write_model(tmp_path / "a.ckpt", plan=same_grid)
     outcomes = segment_folder(
-        checkpoint, tmp_path / "scans", tmp_path / "out", products=Products(probabilities=True), progress=False
+        checkpoint, tmp_path / "scans", tmp_path / "out", outputs=OutputOptions(probabilities=True), progress=False
     )
     assert not any(one.failed for one in outcomes)
     found, grid = read_probabilities(tmp_path / "out" / "probabilities" / "scan.npz")

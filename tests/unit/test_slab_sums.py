@@ -1,4 +1,4 @@
-"""Sums over windows: slab by slab as all at once, in single and half precision, on every footing."""
+"""Sums over windows: slab by slab as all at once, in single and half precision, on every placement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from flarecps.errors import ConfigError
-from flarecps.inference.body import holds_body, share_with_body
-from flarecps.inference.coarse_to_fine import COARSER, MARGIN_MM, find_region
-from flarecps.inference.footing import CPU, Footing, Ladder
 from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.resources.placement import CPU, FallbackChain, Placement
 from flarecps.inference.slab_sums import SlabSums
-from flarecps.inference.sliding_window import Course, Place, predict_probabilities, scores_by_slab, whole
+from flarecps.inference.sliding_window import Place, WindowSchedule, predict_probabilities, scores_by_slab, whole
+from flarecps.inference.window_selection import COARSER, MARGIN_MM, find_region, holds_body, share_with_body
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import GridMapping
 
@@ -33,13 +32,19 @@ def network():
     return torch.nn.Conv3d(1, CLASSES, 3, padding=1).eval()
 
 
-def run(networks, image, patch=PATCH, course=None, ladder=None, **settings) -> tuple[torch.Tensor, list[int]]:
+def run(networks, image, patch=PATCH, schedule=None, chain=None, **settings) -> tuple[torch.Tensor, list[int]]:
     """The scores of the whole scan, and how many slices each slab had."""
     depths = []
 
     def watched():
         for slab in scores_by_slab(
-            networks, image, patch, CLASSES, course or Course(0.7), ladder or Ladder([Footing()]), **settings
+            networks,
+            image,
+            patch,
+            CLASSES,
+            schedule or WindowSchedule(0.7),
+            chain or FallbackChain([Placement()]),
+            **settings,
         ):
             depths.append(slab.shape[1])
             yield slab
@@ -64,7 +69,7 @@ def all_at_once(network, image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch", [1, 5, 40, 1000])
 def test_slabs_are_the_whole_volume(network, image: torch.Tensor, batch: int) -> None:
-    ours, depths = run([network], image, ladder=Ladder([Footing(batch)]))
+    ours, depths = run([network], image, chain=FallbackChain([Placement(batch)]))
     torch.testing.assert_close(ours, all_at_once(network, image), atol=1e-6, rtol=0)
     assert sum(depths) == SHAPE[0]
     if batch == 1:
@@ -73,7 +78,7 @@ def test_slabs_are_the_whole_volume(network, image: torch.Tensor, batch: int) ->
 
 def test_half_precision_is_close(network, image: torch.Tensor) -> None:
     single, _ = run([network], image)
-    half, _ = run([network], image, ladder=Ladder([Footing(half_sums=True)]))
+    half, _ = run([network], image, chain=FallbackChain([Placement(half_sums=True)]))
     torch.testing.assert_close(half, single, atol=3e-3, rtol=0)
     assert not torch.equal(half, single)
 
@@ -87,7 +92,7 @@ def test_a_constant_network_in_either_precision(image: torch.Tensor, half: bool,
     def constant(tiles: torch.Tensor) -> torch.Tensor:
         return logits.reshape(1, -1, *(1,) * len(patch)).expand(len(tiles), -1, *patch)
 
-    ours, _ = run([constant], image, patch, ladder=Ladder([Footing(3, half_sums=half)]), accumulate=accumulate)
+    ours, _ = run([constant], image, patch, chain=FallbackChain([Placement(3, half_sums=half)]), accumulate=accumulate)
     value = logits if accumulate == "logits" else logits.softmax(0)
     expected = value.reshape(-1, 1, 1, 1).expand_as(ours)
     torch.testing.assert_close(ours, expected, atol=1e-3 if half else 1e-6, rtol=1e-3 if half else 1e-5)
@@ -124,24 +129,24 @@ class Tight(torch.nn.Module):
 
 def test_too_large_a_batch_falls_back_and_loses_nothing(network, image: torch.Tensor) -> None:
     tight = Tight(network, most=2)
-    ladder = Ladder([Footing(8), Footing(4), Footing(2), Footing(1)])
-    ours, _ = run([tight], image, ladder=ladder)
-    assert ladder.now == Footing(2)
+    chain = FallbackChain([Placement(8), Placement(4), Placement(2), Placement(1)])
+    ours, _ = run([tight], image, chain=chain)
+    assert chain.now == Placement(2)
     assert max(tight.seen) == 2
     torch.testing.assert_close(ours, run([network], image)[0], atol=1e-6, rtol=0)
 
 
 def test_when_one_window_is_too_much_sums_and_network_move(network, image: torch.Tensor) -> None:
-    """The last rungs of a GPU's ladder, all on the CPU here: half precision sums become single ones midway."""
+    """The last rungs of a GPU's chain, all on the CPU here: half precision sums become single ones midway."""
     tight = Tight(network)
-    ladder = Ladder([Footing(1, half_sums=True), Footing(1), Footing(1)])
+    chain = FallbackChain([Placement(1, half_sums=True), Placement(1), Placement(1)])
 
-    class Failing(Course):
+    class Failing(WindowSchedule):
         def ran(self, count: int, seconds: float, left) -> None:
             tight.failures = 1 if len(tight.seen) in (5, 12) else 0
 
-    ours, _ = run([tight], image, course=Failing(0.7), ladder=ladder)
-    assert ladder.place == 2
+    ours, _ = run([tight], image, schedule=Failing(0.7), chain=chain)
+    assert chain.place == 2
     torch.testing.assert_close(ours, run([network], image)[0], atol=3e-3, rtol=0)
 
 
@@ -156,28 +161,28 @@ def test_sums_that_do_not_fit_move_and_lose_nothing(network, image: torch.Tensor
         return original(self, *arguments)
 
     monkeypatch.setattr(SlabSums, name, failing)
-    ladder = Ladder([Footing(1, half_sums=True), Footing(1)])
-    ours, _ = run([network], image, ladder=ladder)
-    assert ladder.place == 1
+    chain = FallbackChain([Placement(1, half_sums=True), Placement(1)])
+    ours, _ = run([network], image, chain=chain)
+    assert chain.place == 1
     assert (calls[0], calls[-1]) == (True, False)
     torch.testing.assert_close(ours, run([network], image)[0], atol=3e-3, rtol=0)
 
 
 def test_gradients_are_the_callers_business(network, image: torch.Tensor) -> None:
-    for slab in scores_by_slab([network], image, PATCH, CLASSES, Course(0.7), Ladder([Footing()])):
+    for slab in scores_by_slab([network], image, PATCH, CLASSES, WindowSchedule(0.7), FallbackChain([Placement()])):
         assert torch.is_grad_enabled()
         assert not slab.requires_grad
 
 
 def test_when_nothing_is_left_the_message_says_so(network, image: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="not enough memory for one window"):
-        run([Tight(network, most=0)], image, ladder=Ladder([Footing(2), Footing(1)]))
+        run([Tight(network, most=0)], image, chain=FallbackChain([Placement(2), Placement(1)]))
 
 
 # -- what changes on the way -----------------------------------------------------------------------------------------
 
 
-class Hurried(Course):
+class Hurried(WindowSchedule):
     """Gives up mirroring after some windows, and overlap after some more."""
 
     def __init__(self, at: Sequence[int]) -> None:
@@ -197,15 +202,15 @@ def test_step_and_mirroring_may_change_on_the_way(image: torch.Tensor) -> None:
     def threshold(tiles: torch.Tensor) -> torch.Tensor:
         return torch.cat([-tiles, tiles, 0 * tiles], dim=1)
 
-    course = Hurried((3, 30))
-    ours, _ = run([threshold], image, course=course)
+    schedule = Hurried((3, 30))
+    ours, _ = run([threshold], image, schedule=schedule)
     torch.testing.assert_close(ours, torch.cat([-image, image, 0 * image]).softmax(0), atol=1e-6, rtol=0)
-    assert course.left[-1] == 0
-    full = Course(0.5)
+    assert schedule.left[-1] == 0
+    full = WindowSchedule(0.5)
     counted = []
-    run([threshold], image, course=full, advance=lambda: counted.append(1))
-    assert course.count < len(counted)
-    assert all(before > after for before, after in zip(course.left[:20], course.left[1:21], strict=True))
+    run([threshold], image, schedule=full, advance=lambda: counted.append(1))
+    assert schedule.count < len(counted)
+    assert all(before > after for before, after in zip(schedule.left[:20], schedule.left[1:21], strict=True))
 
 
 # -- body and region -------------------------------------------------------------------------------------------------
@@ -246,14 +251,14 @@ def test_the_coarse_pass_finds_the_region_and_its_margin(patch) -> None:
     array = ball()
     way = GridMapping((48, 24, 24), (3.0,) * 3, (0, 0, 0), (48, 24, 24), (0, 1, 2), (48, 24, 24), (3.0,) * 3)
     found = partial(find_region, [threshold], grid_mapping=way, plan=plan(patch), convert=convert)
-    region = found(torch.from_numpy(array), ladder=Ladder([Footing()]))
+    region = found(torch.from_numpy(array), chain=FallbackChain([Placement()]))
     assert region.mask.shape[1:] == (round(24 / COARSER),) * 2
     reach = MARGIN_MM / 3.0
     assert region.touches((slice(30, 31), slice(12, 13), slice(12, 13)))
     low = 30 - 6 - reach
     assert region.touches((slice(int(low) + 2, int(low) + 4), slice(12, 13), slice(12, 13)))
     assert not region.touches((slice(0, int(low) - 4), slice(0, 24), slice(0, 24)))
-    nothing = found(torch.full((1, 48, 24, 24), -1000, dtype=torch.int16), ladder=Ladder([Footing()]))
+    nothing = found(torch.full((1, 48, 24, 24), -1000, dtype=torch.int16), chain=FallbackChain([Placement()]))
     assert nothing.share == 1.0
 
 

@@ -11,7 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps.batch_processing import Outcome
 from flarecps.errors import ConfigError
-from flarecps.inference.folders import Products, Segmented, describe_results, requests_for, segment_requests
+from flarecps.inference.folders import (
+    OutputOptions,
+    SegmentationResult,
+    describe_results,
+    requests_for,
+    segment_requests,
+)
 from flarecps.inference.segmenter import Segmenter
 
 FOLDER = "segmentations"
@@ -26,9 +32,9 @@ class SegmentationWriter(Callback):
 
     def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
-        self.outcomes: list[Outcome[Segmented]] = []
+        self.outcomes: list[Outcome[SegmentationResult]] = []
         self.failed = 0
-        self._running: Iterator[Outcome[Segmented]] = iter(())
+        self._running: Iterator[Outcome[SegmentationResult]] = iter(())
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -44,7 +50,7 @@ class SegmentationWriter(Callback):
             raise wrong or ConfigError(f"{self.folder}: can't be written; the first process says why")
         segmenter = Segmenter(module.plan, module.finest_networks()[:1], device=module.device)
         own = requests[trainer.global_rank :: trainer.world_size]
-        self._running = segment_requests(segmenter, own, Products())
+        self._running = segment_requests(segmenter, own, OutputOptions())
 
     def on_predict_batch_end(
         self,

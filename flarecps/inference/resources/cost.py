@@ -1,18 +1,27 @@
-"""What a scan will cost in memory and time, foretold from sizes and one measured window."""
+"""What a scan will cost in memory and time, estimated from sizes and one measured window."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from flarecps.inference.export import Mode
-from flarecps.inference.footing import Footing
-from flarecps.inference.meters import CUDA_CONTEXT_BYTES
-from flarecps.inference.sliding_window import volume_patch, window_count, windows
+from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.placement import FallbackChain, Placement
+from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, RamMeter, peak_gpu_memory, reset_peak_gpu_memory
+from flarecps.inference.sliding_window import Network, scores_by_slab, window_count, windows
+from flarecps.planning.plan import Plan, volume_patch
+from flarecps.preprocessing.case import network_shape
 from flarecps.typing import Triple
+from flarecps.volumes.io import Volume
 
 FLOAT, HALF, LABEL = 4, 2, 1  # bytes a voxel
+QUICK_S = 2.0  # a first window that is quicker is timed again, without what torch sets up once
 
 # Seconds per million voxels of the scan on one thread of a server core, with a reserve of about two: start values only,
 # since what a scan takes is looked at while it runs.
@@ -32,6 +41,19 @@ class Job:
     channels: int
     classes: int
     patch_voxels: tuple[int, ...]
+
+    @staticmethod
+    def of(volume: Volume, plan: Plan) -> Job:
+        """The sizes of a scan in the plan's order of voxels."""
+        return Job(
+            scan_shape=volume.space.shape,
+            network_shape=network_shape(volume.space.shape, volume.space.spacing_mm, plan),
+            axis_order=plan.axis_order,
+            network_bytes=2 if plan.whole_hu else 4,
+            channels=len(plan.channels),
+            classes=plan.class_count,
+            patch_voxels=plan.patch_voxels,
+        )
 
     @property
     def between_voxels(self) -> int:
@@ -70,7 +92,7 @@ class WindowCost:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Resident memory at its highest, by phase, in bytes."""
 
     before: int
@@ -84,9 +106,38 @@ class Memory:
         return max(self.before, self.preparing, self.windows, self.writing)
 
 
-def forecast_ram(
-    job: Job, footing: Footing, window: WindowCost, now_bytes: int, mode: Mode, steps: Sequence[float]
-) -> Memory:
+def measure_window(networks: Sequence[Network], plan: Plan, chain: FallbackChain) -> WindowCost:
+    """The cost of one window through all networks, unmirrored, on the first placement of ``chain`` that it fits."""
+    patch = volume_patch(plan.patch_voxels)
+    image = torch.zeros((len(plan.channels), *patch)).normal_(generator=torch.Generator().manual_seed(0))
+    device = chain.now.device
+    weights = sum(
+        value.numel() * value.element_size()
+        for network in networks
+        if isinstance(network, nn.Module)
+        for value in network.state_dict().values()
+    )
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in scores_by_slab(networks, image, plan.patch_voxels, plan.class_count, WindowSchedule(1.0), chain):
+            pass
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    reset_peak_gpu_memory(device)
+    with RamMeter() as ram:
+        seconds = once()
+    if seconds < QUICK_S:
+        seconds = once()
+    sums = (plan.class_count + 1) * patch[0] * patch[1] * patch[2] * FLOAT
+    return WindowCost(seconds, max(ram.rise - sums, 0), peak_gpu_memory(device), weights)
+
+
+def estimate_ram(
+    job: Job, placement: Placement, window: WindowCost, now_bytes: int, mode: Mode, steps: Sequence[float]
+) -> MemoryEstimate:
     """The process's resident memory while the scan is done, if it is ``now_bytes`` now, with the scan read.
 
     ``steps`` are those that the windows may take on the way. While windows run, memory holds the image on the
@@ -96,24 +147,24 @@ def forecast_ram(
     preparing = now_bytes + _preparing_bytes(job)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
     running = now_bytes + image + labels + _plane_bytes(job)
-    if footing.sums_on.type == "cpu":
-        running += sums_bytes(job, footing, steps)
-    if footing.device.type == "cpu":
-        running += footing.batch * window.ram_bytes
+    if placement.sums_on.type == "cpu":
+        running += sums_bytes(job, placement, steps)
+    if placement.device.type == "cpu":
+        running += placement.batch * window.ram_bytes
     writing = now_bytes + 2 * job.scan_voxels * LABEL
-    return Memory(now_bytes, preparing, running, writing)
+    return MemoryEstimate(now_bytes, preparing, running, writing)
 
 
-def forecast_vram(job: Job, footing: Footing, window: WindowCost, steps: Sequence[float]) -> int:
+def estimate_gpu_memory(job: Job, placement: Placement, window: WindowCost, steps: Sequence[float]) -> int:
     """GPU memory as the driver counts it, in bytes; 0 on the CPU."""
-    if footing.device.type == "cpu":
+    if placement.device.type == "cpu":
         return 0
-    activations = footing.batch * (window.vram_bytes - window.weights_bytes)
-    sums = sums_bytes(job, footing, steps) if footing.sums_on.type != "cpu" else 0
+    activations = placement.batch * (window.vram_bytes - window.weights_bytes)
+    sums = sums_bytes(job, placement, steps) if placement.sums_on.type != "cpu" else 0
     return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + sums
 
 
-def forecast_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:
+def estimate_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:
     """Time from the scan's array to its file. ``passes`` per window (mirrors); ``share`` of windows that are run."""
     count = window_count(job.network_shape, job.patch_voxels, step) * share
     return count * passes * window.seconds + side_seconds(job, mode)
@@ -125,11 +176,11 @@ def side_seconds(job: Job, mode: Mode) -> float:
     return million * (PREPARING_S * job.channels + EXPORTING_S[mode] + WRITING_S)
 
 
-def sums_bytes(job: Job, footing: Footing, steps: Sequence[float]) -> int:
+def sums_bytes(job: Job, placement: Placement, steps: Sequence[float]) -> int:
     """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most."""
     _, rows, columns = job.padded
-    depth = max(_slices_held(job, footing.batch, step) for step in steps)
-    return depth * rows * columns * (job.classes * (HALF if footing.half_sums else FLOAT) + FLOAT)
+    depth = max(_slices_held(job, placement.batch, step) for step in steps)
+    return depth * rows * columns * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
 
 
 def _slices_held(job: Job, batch: int, step: float) -> int:

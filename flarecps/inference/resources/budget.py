@@ -43,9 +43,9 @@ def budget_of(
         raise ConfigError(f"budget '{preset}': expected {', '.join(PRESETS)}, or --max-ram, --max-vram, --max-seconds")
     budget = PRESETS[preset] if preset is not None else UNLIMITED
     if ram is not None:
-        budget = replace(budget, ram_bytes=size_bytes(ram, "max ram"))
+        budget = replace(budget, ram_bytes=parse_bytes(ram, "max ram"))
     if vram is not None:
-        budget = replace(budget, vram_bytes=size_bytes(vram, "max vram"))
+        budget = replace(budget, vram_bytes=parse_bytes(vram, "max vram"))
     if seconds is not None:
         if not seconds > 0:
             raise ConfigError(f"max seconds {seconds}: expected a time above 0, such as 216")
@@ -53,10 +53,10 @@ def budget_of(
     return budget
 
 
-def size_bytes(words: str, name: str = "size") -> int:
+def parse_bytes(words: str, name: str = "size") -> int:
     """A memory size in bytes; K, M, G and T are powers of 1024.
 
-    >>> size_bytes("2G") == size_bytes("2048M") == 2 * 1024**3
+    >>> parse_bytes("2G") == parse_bytes("2048M") == 2 * 1024**3
     True
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", words, flags=re.IGNORECASE)
@@ -65,10 +65,10 @@ def size_bytes(words: str, name: str = "size") -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A memory size for people.
 
-    >>> in_words(3 * 1024**3), in_words(200 * 1024**2)
+    >>> format_bytes(3 * 1024**3), format_bytes(200 * 1024**2)
     ('3.0 GB', '200 MB')
     """
     return f"{size / UNITS['G']:.1f} GB" if size >= UNITS["G"] else f"{size / UNITS['M']:.0f} MB"

@@ -16,8 +16,15 @@ import numpy as np
 
 from flarecps.atomic import PARTIAL_PREFIX
 from flarecps.errors import ConfigError
-from flarecps.inference import agreement, statistics
-from flarecps.inference.case_records import record_path, write_tables
+from flarecps.inference.case_records import (
+    AGREEMENT,
+    STATISTICS,
+    agreement_rows,
+    lowest_first,
+    record_path,
+    statistics_rows,
+    write_tables,
+)
 from flarecps.inference.postprocessing import Rules
 from flarecps.typing import LabelArray, SpacingMm
 
@@ -30,7 +37,7 @@ Draw: TypeAlias = Callable[[Path, str, np.ndarray, LabelArray, SpacingMm, Mappin
 
 
 @dataclass(frozen=True)
-class Request:
+class SegmentationRequest:
     """One scan to be segmented: a file per channel (or one DICOM folder), and where its labels go."""
 
     name: str
@@ -39,7 +46,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Products:
+class OutputOptions:
     """What is wanted of every scan beside its labels, and what is done to them.
 
     Each lies in a folder of its own beside the results: ``probabilities/X.npz``, ``statistics/X.json``,
@@ -53,34 +60,34 @@ class Products:
     agreement: bool = False
     draw: Draw | None = None
 
-    def paths(self, request: Request) -> dict[str, Path]:
+    def paths(self, request: SegmentationRequest) -> dict[str, Path]:
         """Every file that the scan is to have; the labels last, so that where they are all is."""
         output, name = request.result.parent, request.name
         found = {}
         if self.probabilities:
             found[PROBABILITIES] = output / "probabilities" / f"{name}.npz"
         if self.statistics:
-            found[statistics.KIND] = record_path(output, statistics.KIND, name)
+            found[STATISTICS] = record_path(output, STATISTICS, name)
         if self.agreement:
-            found[agreement.KIND] = record_path(output, agreement.KIND, name)
+            found[AGREEMENT] = record_path(output, AGREEMENT, name)
         if self.draw is not None:
             found[PREVIEW] = output / "previews" / f"{name}.png"
         return found | {LABELS: request.result}
 
-    def missing(self, request: Request, overwrite: bool = False) -> dict[str, Path]:
+    def missing(self, request: SegmentationRequest, overwrite: bool = False) -> dict[str, Path]:
         """The files of a scan that are still to be made; with ``overwrite`` all."""
         paths = self.paths(request)
         return paths if overwrite else {kind: path for kind, path in paths.items() if not path.exists()}
 
-    def write_tables(self, requests: Sequence[Request]) -> None:
+    def write_tables(self, requests: Sequence[SegmentationRequest]) -> None:
         """Make the tables anew from what is known of every scan in the results' folder."""
         for output in dict.fromkeys(request.result.parent for request in requests):
             if self.statistics:
-                with clear_disk_errors(output / f"{statistics.KIND}.csv"):
-                    write_tables(output, statistics.KIND, statistics.statistics_rows)
+                with clear_disk_errors(output / f"{STATISTICS}.csv"):
+                    write_tables(output, STATISTICS, statistics_rows)
             if self.agreement:
-                with clear_disk_errors(output / f"{agreement.KIND}.csv"):
-                    write_tables(output, agreement.KIND, agreement.agreement_rows, agreement.ranked)
+                with clear_disk_errors(output / f"{AGREEMENT}.csv"):
+                    write_tables(output, AGREEMENT, agreement_rows, lowest_first)
 
 
 def check_room(folder: Path) -> None:

@@ -50,8 +50,8 @@ class RamMeter:
             self.peak = max(self.peak, process.memory_info().rss)
 
 
-def vram_peak_bytes(device: torch.device) -> int:
-    """The most that tensors have taken on a GPU since ``forget_vram_peak``; 0 for the CPU."""
+def peak_gpu_memory(device: torch.device) -> int:
+    """The most that tensors have taken on a GPU since ``reset_peak_gpu_memory``; 0 for the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
@@ -82,7 +82,7 @@ def _share_of_gpu(device: torch.device) -> float:
     return 1.0 if known is None else float(known(device))
 
 
-def forget_vram_peak(device: torch.device) -> None:
+def reset_peak_gpu_memory(device: torch.device) -> None:
     """Begin anew with the peak of a GPU's memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,27 +1,61 @@
-"""Coarse to fine: a quick pass on larger voxels finds where the organs are; the scan's windows are run only there."""
+"""Which windows of a scan are worth running: those that hold body, and those where a quick coarse pass sees organs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from flarecps.inference.footing import Ladder
-from flarecps.inference.sliding_window import Course, Network, Place, scores_by_slab
+from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.placement import FallbackChain
+from flarecps.inference.sliding_window import Network, Place, scores_by_slab, windows
 from flarecps.inference.upsampling import plane_of
-from flarecps.planning.plan import Plan
+from flarecps.planning.plan import IntensityScheme, Plan, volume_patch
 from flarecps.preprocessing.case import GridMapping
-from flarecps.typing import Triple
+from flarecps.typing import ScanArray, Triple
 from flarecps.volumes.resampling import resample
 
+LOOK_VOXELS = 64  # per axis: so many samples of a scan tell before the start how many windows hold body
+AIR_HU = -500  # below it is air, outside or in the lungs; no organ of the abdomen, no skin, no bone
 COARSER = 1.5  # times the network's voxels: about the most by which training shrinks the anatomy (scaling 0.7 to 1.4)
 SLICES_APART = 3  # a 2D network looks at every third slice
 MARGIN_MM = 20.0  # around what was found: small structures next to large ones, and what the coarse pass misses
+
+
+def holds_body(image: np.ndarray, scheme: IntensityScheme) -> Callable[[Place], bool]:
+    """A function that says whether a window of ``image`` (C, S, H, W) holds anything but air, or is empty.
+
+    In CT anything is a voxel above -500 HU; in other modalities, any two voxels that differ.
+    """
+
+    def holds(place: Place) -> bool:
+        part = image[(slice(None), *place)]
+        if scheme == "ct":
+            return bool((part > AIR_HU).any())
+        return any(bool(channel.min() < channel.max()) for channel in part)
+
+    return holds
+
+
+def share_with_body(image: ScanArray, network_shape: Triple, plan: Plan, step: float) -> float:
+    """About which share of windows holds body, from a few samples of the scan itself (C, slice, row, column)."""
+    strides = [max(1, edge // LOOK_VOXELS) for edge in image.shape[1:]]
+    sparse = image[:, :: strides[0], :: strides[1], :: strides[2]].transpose(0, *(1 + a for a in plan.axis_order))
+    holds = holds_body(sparse, plan.intensity.scheme)
+    patch = volume_patch(plan.patch_voxels)
+    scale = [here / there for here, there in zip(sparse.shape[1:], network_shape, strict=True)]
+    places = [
+        tuple(slice(int(at * one), max(math.ceil((at + size) * one), int(at * one) + 1)) for at, size, one in
+              zip(corner, patch, scale, strict=True))
+        for corner in product(*windows(network_shape, patch, step))
+    ]  # fmt: skip
+    return sum(holds((place[0], place[1], place[2])) for place in places) / len(places)
 
 
 @dataclass(frozen=True)
@@ -51,7 +85,7 @@ def find_region(
     grid_mapping: GridMapping,
     plan: Plan,
     convert: Callable[[Tensor], Tensor],
-    ladder: Ladder,
+    chain: FallbackChain,
 ) -> Region:
     """Where the first of ``networks``, on 1.5 times larger voxels, sees any structure, and 20 mm around it.
 
@@ -67,8 +101,8 @@ def find_region(
         torch.from_numpy(coarse),
         plan.patch_voxels,
         plan.class_count,
-        Course(1.0),
-        ladder,
+        WindowSchedule(1.0),
+        chain,
         convert=convert,
     )
     found = np.stack([plane_of(scores).labels > 0 for slab in slabs for scores in slab.unbind(1)])

@@ -12,23 +12,27 @@ import numpy as np
 from torch import Tensor
 
 from flarecps.errors import ScanError
-from flarecps.inference import agreement, statistics
-from flarecps.inference.agreement import sibling_agreement
-from flarecps.inference.case_records import Record, write_record
-from flarecps.inference.probability_file import ProbabilityFile, writing_probabilities
-from flarecps.inference.results import (
+from flarecps.inference.case_records import (
+    AGREEMENT,
+    STATISTICS,
+    Record,
+    organ_statistics,
+    sibling_agreement,
+    write_record,
+)
+from flarecps.inference.outputs import (
     LABELS,
     PREVIEW,
     PROBABILITIES,
-    Products,
-    Request,
+    OutputOptions,
+    SegmentationRequest,
     check_room,
     clear_disk_errors,
     clear_leftovers,
 )
+from flarecps.inference.probability_file import ProbabilityFile, writing_probabilities
+from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.segmenter import Segmenter
-from flarecps.inference.statistics import organ_statistics
-from flarecps.inference.work_plan import MARGIN
 from flarecps.preprocessing.case import GridMapping, Prepared, in_plan_order
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
@@ -38,7 +42,7 @@ READING_BYTES = 8  # a voxel, at most, while a file is read: float32, and once m
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentationResult:
     """One finished case: its file, how long it took, and remarks on the scan's header."""
 
     result: Path
@@ -48,7 +52,7 @@ class Segmented:
 
 
 @dataclass(frozen=True)
-class Material:
+class LoadedScan:
     """A scan as read, on the network's grid if that was done ahead, and the labels if they were there already."""
 
     volume: Volume
@@ -59,7 +63,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Computed:
+class PredictedScan:
     """A segmented scan that is to be written; its first channel only where statistics or a picture need it."""
 
     source: Source
@@ -77,7 +81,7 @@ class CaseSegmentation:
 
     Args:
         segmenter: gives the labels.
-        products: what else is wanted.
+        outputs: what else is wanted.
         siblings: the networks whose agreement is measured, where it is wanted; ``segmenter`` may be one of them.
         overwrite: make finished files again.
         show_progress: a bar over the windows of each scan.
@@ -86,81 +90,83 @@ class CaseSegmentation:
     def __init__(
         self,
         segmenter: Segmenter,
-        products: Products,
+        outputs: OutputOptions,
         siblings: Sequence[Segmenter] = (),
         overwrite: bool = False,
         show_progress: bool = False,
     ) -> None:
         self.segmenter = segmenter
-        self.products = products
+        self.outputs = outputs
         self.siblings = tuple(siblings)
         self.overwrite = overwrite
         self.show_progress = show_progress
 
-    def __call__(self, request: Request) -> Segmented:
+    def __call__(self, request: SegmentationRequest) -> SegmentationResult:
         """All three stages, one after the other."""
-        if not self.products.missing(request, self.overwrite):
-            return Segmented(request.result, 0.0, skipped=True)
+        if not self.outputs.missing(request, self.overwrite):
+            return SegmentationResult(request.result, 0.0, skipped=True)
         return self.write(request, self.compute(request, self.read(request)))
 
-    def read(self, request: Request) -> Material:
+    def read(self, request: SegmentationRequest) -> LoadedScan:
         """The scan, prepared for the network unless memory is counted (then one step is taken at a time)."""
         began = time.monotonic()
         check_room(request.result.parent)
-        missing = self.products.missing(request, self.overwrite)
+        missing = self.outputs.missing(request, self.overwrite)
         volume = read_channels(request.scans)
         drawn = prepared = None
-        if not {LABELS, PROBABILITIES, agreement.KIND} & set(missing):
+        if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
             drawn = _labels_on(request.result, volume)
         elif not self.segmenter.settings.budget:
             prepared = self.segmenter.prepare(volume)
-        return Material(volume, prepared, drawn, missing, time.monotonic() - began)
+        return LoadedScan(volume, prepared, drawn, missing, time.monotonic() - began)
 
-    def compute(self, request: Request, material: Material) -> Computed:
+    def compute(self, request: SegmentationRequest, loaded: LoadedScan) -> PredictedScan:
         """The labels, and what else comes out of the networks."""
-        began, volume, missing = time.monotonic(), material.volume, material.missing
-        labels = material.labels
+        began, volume, missing = time.monotonic(), loaded.volume, loaded.missing
+        labels = loaded.labels
         found: Record | None = None
         if labels is None:
-            labels = self._segmented(material, began - material.seconds)
-            if agreement.KIND in missing:
-                found = self._agreement(request.name, material, labels)
-            if self.products.rules is not None:
-                labels = self.products.rules(labels)
-        image = volume.array[0] if {statistics.KIND, PREVIEW} & set(missing) else None
-        seconds = material.seconds + time.monotonic() - began
-        return Computed(volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds)
+            labels = self._segmented(loaded, began - loaded.seconds)
+            if AGREEMENT in missing:
+                found = self._agreement(request.name, loaded, labels)
+            if self.outputs.rules is not None:
+                labels = self.outputs.rules(labels)
+        image = volume.array[0] if {STATISTICS, PREVIEW} & set(missing) else None
+        seconds = loaded.seconds + time.monotonic() - began
+        return PredictedScan(volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds)
 
-    def write(self, request: Request, computed: Computed) -> Segmented:
+    def write(self, request: SegmentationRequest, computed: PredictedScan) -> SegmentationResult:
         """Every missing file, the labels last."""
         began, image, labels, missing = time.monotonic(), computed.image, computed.labels, computed.missing
         plan, output, space = self.segmenter.plan, request.result.parent, computed.space
         is_hu = plan.intensity.scheme == "ct"
         for path in missing.values():
             clear_leftovers(path)
-        if statistics.KIND in missing and image is not None:
+        if STATISTICS in missing and image is not None:
             record = organ_statistics(request.name, image, labels, space.voxel_volume_mm3, plan.labels, is_hu)
-            with clear_disk_errors(missing[statistics.KIND]):
-                write_record(output, statistics.KIND, record)
+            with clear_disk_errors(missing[STATISTICS]):
+                write_record(output, STATISTICS, record)
         if computed.agreement is not None:
-            with clear_disk_errors(missing[agreement.KIND]):
-                write_record(output, agreement.KIND, computed.agreement)
-        if PREVIEW in missing and image is not None and self.products.draw is not None:
+            with clear_disk_errors(missing[AGREEMENT]):
+                write_record(output, AGREEMENT, computed.agreement)
+        if PREVIEW in missing and image is not None and self.outputs.draw is not None:
             path = missing[PREVIEW]
             with clear_disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.products.draw(path, request.name, image, labels, space.spacing_mm, plan.labels, is_hu)
+                self.outputs.draw(path, request.name, image, labels, space.spacing_mm, plan.labels, is_hu)
         if LABELS in missing:
             with clear_disk_errors(request.result):
                 write_labels(request.result, labels, computed.source)
-        return Segmented(request.result, computed.seconds + time.monotonic() - began, warnings=computed.warnings)
+        return SegmentationResult(
+            request.result, computed.seconds + time.monotonic() - began, warnings=computed.warnings
+        )
 
-    def room_ahead(self, material: Material, following: Request) -> bool:
+    def room_ahead(self, loaded: LoadedScan, following: SegmentationRequest) -> bool:
         """Whether the next scan may be read while this one is computed, for all the RAM that is allowed."""
         limit = self.segmenter.settings.budget.ram_bytes
         if limit is None:
             return True
-        if material.labels is not None or any(path.is_dir() for path in following.scans):
+        if loaded.labels is not None or any(path.is_dir() for path in following.scans):
             return False  # how large a DICOM series is, only reading it tells
         try:
             voxels = sum(
@@ -169,15 +175,15 @@ class CaseSegmentation:
             )
         except (ScanError, OSError):
             return False
-        _, foretold = self.segmenter.foretell(material.volume)
-        written = 2 * material.volume.array[0].size  # the scan before may still be on its way to the disk
-        return foretold.ram.peak * MARGIN + voxels * READING_BYTES + written <= limit
+        _, estimate = self.segmenter.estimate(loaded.volume)
+        written = 2 * loaded.volume.array[0].size  # the scan before may still be on its way to the disk
+        return estimate.ram.peak * MARGIN + voxels * READING_BYTES + written <= limit
 
-    def _segmented(self, material: Material, began_s: float) -> LabelArray:
+    def _segmented(self, loaded: LoadedScan, began_s: float) -> LabelArray:
         """The labels; the probabilities are written as they come, if they are wanted."""
-        path = material.missing.get(PROBABILITIES)
+        path = loaded.missing.get(PROBABILITIES)
         if path is None:
-            return self.segmenter(material.volume, self.show_progress, began_s, material.prepared)
+            return self.segmenter(loaded.volume, self.show_progress, began_s, loaded.prepared)
         clear_leftovers(path)
         plan, settings = self.segmenter.plan, self.segmenter.settings
         with clear_disk_errors(path), ExitStack() as stack:
@@ -187,17 +193,16 @@ class CaseSegmentation:
                 nonlocal file
                 if file is None:
                     writing = writing_probabilities(
-                        path, plan, in_plan_order(material.volume, plan).space, grid_mapping, settings.accumulate
+                        path, plan, in_plan_order(loaded.volume, plan).space, grid_mapping, settings.accumulate
                     )
                     file = stack.enter_context(writing)
                 file.add(slab)
 
-            return self.segmenter(material.volume, self.show_progress, began_s, material.prepared, keep)
+            return self.segmenter(loaded.volume, self.show_progress, began_s, loaded.prepared, keep)
 
-    def _agreement(self, name: str, material: Material, labels: LabelArray) -> Record:
+    def _agreement(self, name: str, loaded: LoadedScan, labels: LabelArray) -> Record:
         first, second = (
-            labels if one is self.segmenter else one(material.volume, prepared=material.prepared)
-            for one in self.siblings
+            labels if one is self.segmenter else one(loaded.volume, prepared=loaded.prepared) for one in self.siblings
         )
         return sibling_agreement(name, first, second, self.segmenter.plan.labels)
 

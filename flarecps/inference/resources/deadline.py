@@ -6,11 +6,22 @@ import time
 from collections.abc import Callable
 
 from flarecps.inference.mirroring import Mirroring
-from flarecps.inference.sliding_window import Course
-from flarecps.inference.work_plan import LARGER_STEPS
+
+LARGER_STEPS = (0.85, 1.0)  # that are taken where time runs short
 
 
-class Pace(Course):
+class WindowSchedule:
+    """The windows' step and mirroring; this one keeps to them, whatever the time."""
+
+    def __init__(self, step: float, mirroring: Mirroring | None = None) -> None:
+        self.step = step
+        self.mirroring = mirroring
+
+    def ran(self, count: int, seconds: float, left: Callable[[float], int]) -> None:
+        """Told after every batch: ``count`` windows took ``seconds``; ``left(step)`` windows remain."""
+
+
+class DeadlineSchedule(WindowSchedule):
     """Step and mirroring of the windows to come, changed when the time left would not suffice.
 
     ``deadline_s`` is on ``clock`` (seconds); ``after_s`` is needed for what follows the windows. Mirroring goes first,

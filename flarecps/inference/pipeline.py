@@ -17,17 +17,17 @@ T = TypeVar("T")  # what is left when it is written
 Attempted: TypeAlias = tuple[T | None, str | None]
 
 
-def in_stages(
+def pipelined(
     cases: Sequence[tuple[str, A]],
     read: Callable[[A], M],
     compute: Callable[[A, M], C],
     write: Callable[[A, C], T],
-    room_ahead: Callable[[M, A], bool] = lambda material, following: True,
+    room_ahead: Callable[[M, A], bool] = lambda loaded, following: True,
 ) -> Iterator[Outcome[T]]:
     """One outcome per (name, argument) of ``cases``, in their order, as each is written.
 
     While ``compute`` works on a case in this thread, another thread reads the next one and a third writes the one
-    before; no more than these three are in memory. ``room_ahead(material, next argument)``, asked before a case is
+    before; no more than these three are in memory. ``room_ahead(loaded, next argument)``, asked before a case is
     computed, says whether the next may be read meanwhile; where it may not, the case is also written before the next
     is read. A stage that fails ends its case with its error, and the others go on.
     """
@@ -35,15 +35,15 @@ def in_stages(
         reading: Future[Attempted[M]] | None = None
         writing: tuple[str, Future[Attempted[T]]] | None = None
         for index, (name, argument) in enumerate(cases):
-            material, error = reading.result() if reading is not None else attempt(read, argument)
+            loaded, error = reading.result() if reading is not None else attempt(read, argument)
             reading = None
             following = [one for _, one in cases[index + 1 : index + 2]]
-            if following and (material is None or room_ahead(material, following[0])):
+            if following and (loaded is None or room_ahead(loaded, following[0])):
                 reading = reader.submit(attempt, read, following[0])
             computed: C | None = None
-            if material is not None:
-                computed, error = attempt(partial(compute, argument), material)
-            material = None
+            if loaded is not None:
+                computed, error = attempt(partial(compute, argument), loaded)
+            loaded = None
             if writing is not None:
                 yield _written(*writing)
                 writing = None

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from flarecps.errors import ScanError
-from flarecps.inference.stages import in_stages
+from flarecps.inference.pipeline import pipelined
 
 PATIENCE_S = 20.0  # what must happen at the same time happens long before
 
@@ -24,18 +24,18 @@ def test_the_next_is_read_and_the_last_is_written_while_one_is_computed() -> Non
         was_read[number].set()
         return 10 * number
 
-    def compute(number: int, material: int) -> int:
+    def compute(number: int, loaded: int) -> int:
         computing[number].set()
         if number + 1 < 4:
             assert was_read[number + 1].wait(PATIENCE_S), "the next case is read meanwhile"
-        return material + 1
+        return loaded + 1
 
     def write(number: int, computed: int) -> int:
         if number + 1 < 4:
             assert computing[number + 1].wait(PATIENCE_S), "the next case is computed meanwhile"
         return computed + 1
 
-    outcomes = list(in_stages(names(4), read, compute, write))
+    outcomes = list(pipelined(names(4), read, compute, write))
     assert [outcome.name for outcome in outcomes] == [name for name, _ in names(4)]
     assert [(outcome.value, outcome.error) for outcome in outcomes] == [(10 * n + 2, None) for n in range(4)]
 
@@ -55,7 +55,7 @@ def test_no_more_than_three_cases_are_in_memory() -> None:
             with lock:
                 alive -= 1
 
-    done = list(in_stages(names(12), lambda number: Scan(), lambda number, scan: scan, lambda number, scan: number))
+    done = list(pipelined(names(12), lambda number: Scan(), lambda number, scan: scan, lambda number, scan: number))
     assert [outcome.value for outcome in done] == list(range(12))
     assert most <= 3
     assert alive == 0
@@ -71,7 +71,7 @@ def test_without_room_one_thing_is_done_at_a_time() -> None:
 
         return work
 
-    list(in_stages(names(3), stage("read"), stage("compute"), stage("write"), lambda material, following: False))
+    list(pipelined(names(3), stage("read"), stage("compute"), stage("write"), lambda loaded, following: False))
     assert log == [f"{name} {number}" for number in range(3) for name in ("read", "compute", "write")]
 
 
@@ -85,7 +85,7 @@ def test_a_failing_stage_ends_its_case_only(broken: str) -> None:
 
         return work
 
-    outcomes = list(in_stages(names(5), stage("read"), stage("compute"), stage("write")))
+    outcomes = list(pipelined(names(5), stage("read"), stage("compute"), stage("write")))
     assert [outcome.value for outcome in outcomes] == [0, None, None, 3, 4]
     assert [outcome.error for outcome in outcomes] == [None, "scan 1 is broken", "scan 2 is broken", None, None]
-    assert list(in_stages([], stage("read"), stage("compute"), stage("write"))) == []
+    assert list(pipelined([], stage("read"), stage("compute"), stage("write"))) == []

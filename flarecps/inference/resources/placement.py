@@ -28,7 +28,7 @@ def windows_at_a_time(patch_voxels: Sequence[int], device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Footing:
+class Placement:
     """How the windows of a scan are computed: none of it changes labels beyond rounding.
 
     ``batch`` windows at a time go through the networks on ``device``; the sums over windows are kept on ``sums_on``,
@@ -46,37 +46,37 @@ class Footing:
         return f"{windows} at a time on {self.device}, sums in {precision} precision on {self.sums_on}"
 
 
-def footings(batch: int, device: torch.device, half_sums: bool) -> tuple[Footing, ...]:
-    """The footing wanted and those below it, each needing less GPU memory than the one before.
+def placements(batch: int, device: torch.device, half_sums: bool) -> tuple[Placement, ...]:
+    """The placement wanted and those below it, each needing less GPU memory than the one before.
 
     Half as many windows at a time, down to one; then the sums move to RAM; then the networks do.
 
-    >>> [str(one) for one in footings(2, torch.device("cuda"), True)][-1]
+    >>> [str(one) for one in placements(2, torch.device("cuda"), True)][-1]
     '1 window at a time on cpu, sums in single precision on cpu'
     """
-    ladder = [Footing(batch, device, device, half_sums)]
+    chain = [Placement(batch, device, device, half_sums)]
     while batch > 1:
         batch //= 2
-        ladder.append(Footing(batch, device, device, half_sums))
+        chain.append(Placement(batch, device, device, half_sums))
     if device.type != "cpu":
-        ladder += [Footing(1, device, CPU), Footing(1, CPU, CPU)]
-    return tuple(ladder)
+        chain += [Placement(1, device, CPU), Placement(1, CPU, CPU)]
+    return tuple(chain)
 
 
-class Ladder:
-    """The footing that is stood on now, of several; ``step_down`` takes the next one."""
+class FallbackChain:
+    """The placement that is stood on now, of several; ``fall_back`` takes the next one."""
 
-    def __init__(self, steps: Sequence[Footing]) -> None:
+    def __init__(self, steps: Sequence[Placement]) -> None:
         self.steps = tuple(steps)
         self.place = 0
 
     @property
-    def now(self) -> Footing:
-        """The present footing."""
+    def now(self) -> Placement:
+        """The present placement."""
         return self.steps[self.place]
 
-    def step_down(self) -> None:
-        """Take the next footing, or raise ConfigError when this was the last."""
+    def fall_back(self) -> None:
+        """Take the next placement, or raise ConfigError when this was the last."""
         if self.place + 1 == len(self.steps):
             raise ConfigError(
                 f"device {self.now.device}: not enough memory for one window, even with {self.now}; close other "
