@@ -7,7 +7,7 @@ runs no code of whoever sent it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,13 @@ class FinestScale(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint gives back: the plan it was trained by and its siblings in evaluation mode."""
+    """What a checkpoint gives back: the plan it was trained by and its networks in evaluation mode.
+
+    ``siblings`` are those that the method lets inference use: two after CPS, one after the supervised control.
+    """
 
     plan: Plan
-    siblings: tuple[FinestScale, ...]  # two after CPS, one after the supervised control
+    siblings: tuple[FinestScale, ...]
     epoch: int  # completed epochs
     path: Path
 
@@ -59,15 +62,24 @@ class TrainedModel:
         return self.plan.patch_voxels
 
 
-def model_entry(plan: Plan, siblings: nn.ModuleList, completed_epochs: int) -> dict[str, Any]:
-    """The ``flarecps`` entry of a checkpoint. A network must offer ``arguments``, the plain values that build it."""
+def model_entry(
+    plan: Plan, siblings: nn.ModuleList, completed_epochs: int, inference: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The ``flarecps`` entry of a checkpoint. A network must offer ``arguments``, the plain values that build it.
+
+    ``inference`` names the networks that inference may use by where their weights begin in the state_dict, such as
+    ``["method.teacher."]``; None: all siblings. They are of the siblings' architecture.
+    """
     network: Any = siblings[0]
+    if inference is None:
+        inference = [f"{SIBLINGS_PREFIX}{index}." for index in range(len(siblings))]
     return {
         "schema": SCHEMA_VERSION,
         "version": __version__,
         "plan": plan_to_json(plan),
         "network": {"name": type(network).__name__, "arguments": network.arguments},
         "siblings": len(siblings),
+        "inference_networks": list(inference),
         "completed_epochs": completed_epochs,
     }
 
@@ -119,13 +131,19 @@ def check_fits(content: Mapping[str, Any], plan: Plan, siblings: nn.ModuleList) 
 
 
 def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-    """The state of each sibling, in order, out of a checkpoint's content."""
-    states: list[dict[str, Tensor]] = [{} for _ in range(content[ENTRY]["siblings"])]
-    for key, value in content["state_dict"].items():
-        if key.startswith(SIBLINGS_PREFIX):
-            index, _, name = key.removeprefix(SIBLINGS_PREFIX).partition(".")
-            states[int(index)][name] = value
-    return states
+    """The state of each network that inference may use, in order, out of a checkpoint's content.
+
+    A checkpoint that names none was written before methods could say so: all its siblings.
+    """
+    entry = content[ENTRY]
+    every = [f"{SIBLINGS_PREFIX}{index}." for index in range(entry["siblings"])]
+    for key in content["state_dict"]:
+        if key.startswith(SIBLINGS_PREFIX) and not key.startswith(tuple(every)):
+            raise IndexError(f"holds {key} of {len(every)} siblings")
+    return [
+        {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+        for prefix in entry.get("inference_networks", every)
+    ]
 
 
 def read_checkpoint(path: Path | str) -> TrainedModel:

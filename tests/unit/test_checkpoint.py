@@ -72,6 +72,21 @@ def test_a_checkpoint_needs_nothing_else(count: int, path: Path) -> None:
             assert read(image.half()).dtype == torch.float32, "the network's own precision"
 
 
+def test_the_entry_says_which_networks_inference_may_use(path: Path) -> None:
+    """A teacher beside one sibling is what comes back; a checkpoint that names none has its siblings."""
+    siblings, (teacher,) = networks(1), networks(1)
+    held = content(siblings)
+    held["state_dict"] |= {f"method.teacher.{name}": value for name, value in teacher.state_dict().items()}
+    held["flarecps"] = model_entry(PLAN, siblings, 7, ["method.teacher."])
+    for entry, expected in ((held["flarecps"], teacher), ({**held["flarecps"]}, siblings[0])):
+        if expected is not teacher:
+            del entry["inference_networks"]
+        torch.save(held | {"flarecps": entry}, path)
+        (read,) = read_checkpoint(path).siblings
+        for name, value in expected.state_dict().items():
+            assert torch.equal(read.network.state_dict()[name], value), name
+
+
 def test_only_plain_types_are_in_it(path: Path) -> None:
     """The whole of it passes torch's own weights_only reader, which knows tensors and plain types alone."""
     torch.save(content(), path)
@@ -179,7 +194,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a third sibling's weights": (lambda c: c["state_dict"].update({"siblings.2.x": torch.zeros(1)}), "do not fit"),
     "fewer siblings than weights": (lambda c: c["flarecps"].update(siblings=1), "do not fit"),
-    "no siblings": (lambda c: (c["flarecps"].update(siblings=0), c["state_dict"].clear()), "no network"),
+    "no siblings": (
+        lambda c: (c["flarecps"].update(siblings=0, inference_networks=[]), c["state_dict"].clear()),
+        "no network",
+    ),
     "other arguments": (lambda c: c["flarecps"]["network"]["arguments"].update(depth=3), "do not fit"),
     "a network for other labels": (
         lambda c: c["flarecps"]["plan"]["labels"].update(stomach=3),
