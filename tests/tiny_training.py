@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from flarecps.losses import LinearRamp
+from flarecps.methods import CrossPseudoSupervision
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 
 Batch = dict[str, dict[str, Any]]
 EDGE = 8  # voxels
@@ -46,14 +47,19 @@ def tiny_plan(dimensions: int, batch_dice: bool = True) -> dict[str, Any]:
     )
 
 
-def module_of(dimensions: int, batch_dice: bool = True, **settings: Any) -> CrossPseudoSupervision:
-    """A module whose optimiser, λ (from the first step on) and clipping are this file's constants, unless given."""
+def module_of(dimensions: int, batch_dice: bool = True, **settings: Any) -> SegmentationModule:
+    """A module whose optimiser, method and clipping are this file's, unless given."""
     given: dict[str, Any] = {
+        "method": crossed(),
         "optimizer": lambda p: torch.optim.SGD(p, lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY),
-        "ramp": LinearRamp(final=LAMBDA, length=0),
         "clip_norm": CLIP,
     }
-    return CrossPseudoSupervision(tiny_plan(dimensions, batch_dice), **(given | settings))
+    return SegmentationModule(tiny_plan(dimensions, batch_dice), **(given | settings))
+
+
+def crossed(**settings: Any) -> CrossPseudoSupervision:
+    """Cross pseudo supervision from the first step on, with this file's λ."""
+    return CrossPseudoSupervision(**({"ramp": LinearRamp(final=LAMBDA, length=0)} | settings))
 
 
 def batches(dimensions: int, count: int = 2, patches: int = 2, partial: bool = False) -> list[Batch]:
@@ -105,7 +111,7 @@ class TinyData(LightningDataModule):
 
 
 def trained(
-    module: CrossPseudoSupervision, data: list[Batch], folder: Path, epochs: int = 1, ranks: int = 1, **settings: Any
+    module: SegmentationModule, data: list[Batch], folder: Path, epochs: int = 1, ranks: int = 1, **settings: Any
 ) -> Trainer:
     """The trainer after ``epochs`` of all batches, on ``ranks`` forked processes; the module has the weights."""
     several = {"strategy": "ddp_fork", "devices": ranks} if ranks > 1 else {}

@@ -62,18 +62,19 @@ CONTROL_LONG = Arm("control_long", "control, equal compute", CONTROL_CONFIG, LON
 MAIN_ARMS = (CPS, CONTROL, CONTROL_LONG)
 
 CPS_LONG = Arm("cps_long", f"CPS, {50 * LONG} steps", CPS_CONFIG,
-               (*LONGER, "--model.ramp", "{final: 0.5, length: 45, start: 45}"), siblings=("1", "average"))  # fmt: skip
+               (*LONGER, "--model.method.init_args.ramp", "{final: 0.5, length: 45, start: 45}"),
+               siblings=("1", "average"))  # fmt: skip
 
 ABLATIONS = (
     Arm("cps_constant_lambda", "λ = 0.5 from the start", CPS_CONFIG,
-        ("--model.ramp", "{final: 0.5, length: 0, start: 0}"), siblings=("1", "average")),
+        ("--model.method.init_args.ramp", "{final: 0.5, length: 0, start: 0}"), siblings=("1", "average")),
     Arm("cps_small_lambda", "λ rises to 0.1", CPS_CONFIG,
-        ("--model.ramp", "{final: 0.1, length: 14, start: 14}"), siblings=("1", "average")),
+        ("--model.method.init_args.ramp", "{final: 0.1, length: 14, start: 14}"), siblings=("1", "average")),
     Arm("cps_unlabelled_only", "Lcps on unlabelled patches only", CPS_CONFIG,
-        ("--model.cps_on_labelled", "false"), siblings=("1", "average")),
+        ("--model.method.init_args.cps_on_labelled", "false"), siblings=("1", "average")),
     Arm("cps_confidence", "voxels with confidence ≥ 0.9 only", CPS_CONFIG,
-        ("--model.pseudo_labels.class_path", "flarecps.losses.VoxelConfidence",
-         "--model.pseudo_labels.init_args.threshold", "0.9"), siblings=("1", "average")),
+        ("--model.method.init_args.pseudo_labels.class_path", "flarecps.losses.VoxelConfidence",
+         "--model.method.init_args.pseudo_labels.init_args.threshold", "0.9"), siblings=("1", "average")),
     Arm("cps_no_swap", "mirrored without exchanging left and right", CPS_CONFIG,
         ("--data.swap_left_right", "false"), siblings=("1", "average")),
     Arm("cps_foreground", "CPS, intensities of labelled structures", CPS_CONFIG,

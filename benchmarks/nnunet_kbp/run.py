@@ -185,7 +185,8 @@ def facts(method: str, checkpoint: Path, options: argparse.Namespace) -> dict:
     model, config = read_checkpoint(checkpoint), our_config(method)
     patches, unlabelled = options.steps * options.batch, 0
     if method == "cps":  # unlabelled patches are used from the first epoch with λ > 0, the one after the ramp's start
-        ramp, batch = config["model"]["ramp"], config["data"]["global_batch"]["unlabelled"]
+        ramp = config["model"]["method"]["init_args"]["ramp"]
+        batch = config["data"]["global_batch"]["unlabelled"]
         unlabelled = (options.steps - (ramp["start"] + 1) * options.steps_per_epoch) * batch
     voxels = (patches + unlabelled) * options.patch[0] * options.patch[1] * options.patch[2]
     return {

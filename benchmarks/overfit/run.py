@@ -60,14 +60,17 @@ def settings(epochs: int) -> list[str]:
         *("--data.augmentation", "false", "--data.split", "default", "--data.foreground_share", "0.75"),
         *("--data.patch_voxels", "[24, 24, 24]", "--data.global_batch", "{labelled: 4, unlabelled: 4}"),
         *("--model.topology.features", "[16, 32, 64, 128]"),
-        *("--model.ramp", f"{{final: 0.5, length: {epochs // 8}, start: {3 * epochs // 4}}}"),
+        *("--model.method.init_args.ramp", f"{{final: 0.5, length: {epochs // 8}, start: {3 * epochs // 4}}}"),
         *("--model.scheduler.init_args.total_iters", str(epochs)),
     ]
 
 
 def again() -> list[str]:
     """What differs in a further round: half the step size, and λ at its end from the start."""
-    return [*("--model.ramp", "{final: 0.5, length: 0, start: 0}"), *("--model.optimizer.init_args.lr", "0.05")]
+    return [
+        *("--model.method.init_args.ramp", "{final: 0.5, length: 0, start: 0}"),
+        *("--model.optimizer.init_args.lr", "0.05"),
+    ]
 
 
 def rounds_of(out: Path, method: str, config: str, epochs: int, store: CaseStore, names: list[str]) -> list[Round]:

@@ -121,7 +121,7 @@ def config(size: Size, kind: str, method: str) -> Path:
 def longer(path: Path) -> tuple[str, ...]:
     """What makes a control's config compute as much as CPS: CPS pays 2 while λ is 0, 4 afterwards, a control 1."""
     settings = OmegaConf.load(path)
-    epochs, without = settings.trainer.max_epochs, settings.model.ramp.start + 1
+    epochs, without = settings.trainer.max_epochs, settings.model.method.init_args.ramp.start + 1
     equal = str(2 * without + 4 * (epochs - without))
     return ("--trainer.max_epochs", equal, "--model.scheduler.init_args.total_iters", equal)
 

@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader
 
 from flarecps import networks
 from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, downsampled_labels
+from flarecps.methods import CrossPseudoSupervision
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
@@ -94,13 +95,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     arguments = options.spec["arguments"]
     kind = networks.NETWORKS[options.spec["network"]]
-    module = CrossPseudoSupervision(
+    module = SegmentationModule(
         plan_to_json(plan(arguments, options.patch, options.batch)),
+        CrossPseudoSupervision(ramp=LinearRamp(final=0.5, length=0)),
         network=kind,
         optimizer=partial(
             torch.optim.SGD, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5, fused=options.fused or None
         ),
-        ramp=LinearRamp(final=0.5, length=0),
         compile=options.compile,
         channels_last=options.channels_last,
     )

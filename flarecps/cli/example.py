@@ -78,7 +78,7 @@ def example_runs(folder: Path | str) -> Example:
     for method, run in runs.items():
         checkpoint = run / "checkpoints" / "last.ckpt"
         if not (run / "done").is_file():
-            _fit(METHODS[method], example.store, run)
+            _fit(METHODS[method], example.store, run, crossed=method == "CPS")
             (run / "done").touch()
         segment_folder(
             checkpoint,
@@ -90,7 +90,7 @@ def example_runs(folder: Path | str) -> Example:
     return example
 
 
-def _fit(config: str, store: Path, run: Path) -> None:
+def _fit(config: str, store: Path, run: Path, crossed: bool) -> None:
     import os
 
     from flarecps.cli.demo import config_path
@@ -98,6 +98,7 @@ def _fit(config: str, store: Path, run: Path) -> None:
 
     os.environ.setdefault("WANDB_MODE", "disabled")  # nobody wants an example on a dashboard
 
+    lambda_ = {"model.method.init_args.ramp.start": 2, "model.method.init_args.ramp.length": 3} if crossed else {}
     settings = {
         "config": config_path(config),
         "data.store": store,
@@ -113,8 +114,7 @@ def _fit(config: str, store: Path, run: Path) -> None:
         "model.topology.features": [8, 16, 32],
         "model.topology.strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
         "model.topology.kernels": [[3, 3, 3]] * 3,
-        "model.ramp.start": 2,
-        "model.ramp.length": 3,
+        **lambda_,
         "model.scheduler.init_args.total_iters": EPOCHS,
         "pictures": 1,
         "overwrite": "true",

@@ -21,8 +21,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from flarecps.checkpoint import load_plain
+from flarecps.cli.former_keys import current_words
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError
+from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
@@ -48,7 +50,7 @@ from flarecps.training.checkpoint_files import (
     remove_partial,
 )
 from flarecps.training.dashboards import WandbDashboard, finish_dashboards, loggers_of, wandb_dashboard
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.slurm import requeue, under_slurm
 from flarecps.training.start_weights import start_from
@@ -87,8 +89,11 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, words: list[str], **settings: Any) -> None:
         self.words = words
+        words, said = current_words(words)
+        if said and not rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
+            print(f"flarecps: {'; '.join(said)}", file=sys.stderr, flush=True)
         super().__init__(
-            CrossPseudoSupervision,
+            SegmentationModule,
             ScanDataModule,
             trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"parser_mode": "omegaconf+"},
@@ -99,6 +104,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
         parser.link_arguments("data", "model.plan", compute_fn=_plan_of, apply_on="instantiate")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="start anew in a run folder that holds checkpoints"
@@ -146,6 +152,7 @@ class TrainingCLI(LightningCLI):
             raise ConfigError("init_siblings says who starts from the weights of --init; name a checkpoint there, too")
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
             rank_zero_info(start_from(start, self.model.plan, self.model.siblings, into))
+            self.model.start_method()
         if self._is_dry_run:
             return
         remove_partial(self.run_folder / FOLDER)
@@ -371,12 +378,12 @@ def _said(predicted: SegmentationWriter) -> int:
     return FAILED if predicted.failed else 0
 
 
-def instantiated_module(config: str) -> CrossPseudoSupervision:
+def instantiated_module(config: str) -> SegmentationModule:
     """The module that ``flarecps fit --config CONFIG`` would train, without training it."""
     _quiet()
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
-    module: CrossPseudoSupervision = cli.model
+    module: SegmentationModule = cli.model
     return module
 
 

@@ -2,21 +2,21 @@
 
 from flarecps.losses.agreement import label_dice, patch_agreement
 from flarecps.losses.class_sums import class_sums
-from flarecps.losses.cross_pseudo import cross_pseudo_losses
-from flarecps.losses.deep_supervision import DeepSupervision, downsampled_labels, scale_weights
+from flarecps.losses.deep_supervision import DeepSupervision, Loss, downsampled_labels, scale_weights
 from flarecps.losses.dice import DiceCrossEntropy, dice_cross_entropy, soft_dice
 from flarecps.losses.filters import PatchAgreement, PseudoLabelFilter, VoxelConfidence
-from flarecps.losses.ramps import LinearRamp
+from flarecps.losses.ramps import LinearRamp, Ramp
 
 __all__ = [
     "DeepSupervision",
     "DiceCrossEntropy",
     "LinearRamp",
+    "Loss",
     "PatchAgreement",
     "PseudoLabelFilter",
+    "Ramp",
     "VoxelConfidence",
     "class_sums",
-    "cross_pseudo_losses",
     "dice_cross_entropy",
     "downsampled_labels",
     "label_dice",

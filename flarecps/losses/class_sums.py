@@ -21,7 +21,7 @@ ELEMENTS_AT_A_TIME = 2**25  # of logits: one patch of 112×160×128 with 14 clas
 
 
 class ClassSums(NamedTuple):
-    """Sums over the counted voxels of each sample, in single precision or better."""
+    """Sums over the trusted voxels of each sample, in single precision or better."""
 
     entropy: Float[Tensor, " batch"]  # Σ −log p of the target's class
     overlap: Float[Tensor, "batch klass"]  # Σ p of the class where the target is the class
@@ -33,24 +33,24 @@ def class_sums(
     logits: Float[Tensor, "batch klass *spatial"],
     labels: Integer[Tensor, " batch *spatial"],
     joined: Bool[Tensor, "batch klass"] | None = None,
-    counted: Bool[Tensor, " batch *broadcastable"] | None = None,
+    trusted: Bool[Tensor, " batch *broadcastable"] | None = None,
 ) -> ClassSums:
     """The sums of softmax(``logits``) against ``labels``, differentiable once with respect to ``logits``.
 
-    ``joined`` names classes whose probability is added to background's (see ``merge_unannotated``). ``counted`` says
-    which voxels take part at all; sizes of 1 stand for whole axes.
+    ``joined`` names classes whose probability is added to background's (see ``merge_unannotated``). ``trusted`` says
+    which voxels take part at all (None: all); sizes of 1 stand for whole axes.
     """
-    return ClassSums(*_ClassSums.apply(logits, labels, joined, counted))
+    return ClassSums(*_ClassSums.apply(logits, labels, joined, trusted))
 
 
 class _ClassSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, joined: Tensor | None, counted: Tensor | None
+        ctx: Any, logits: Tensor, labels: Tensor, joined: Tensor | None, trusted: Tensor | None
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(logits, labels, joined, counted)
+        ctx.save_for_backward(logits, labels, joined, trusted)
         with torch.autocast(logits.device.type, enabled=False):
-            parts = [_sums(*chunk) for chunk in _chunks(logits, labels, joined, counted)]
+            parts = [_sums(*chunk) for chunk in _chunks(logits, labels, joined, trusted)]
         entropy, overlap, predicted, present = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(present)
         return entropy, overlap, predicted, present
@@ -60,11 +60,11 @@ class _ClassSums(torch.autograd.Function):
     def backward(
         ctx: Any, entropy: Tensor, overlap: Tensor, predicted: Tensor, _: Tensor
     ) -> tuple[Tensor, None, None, None]:
-        logits, labels, joined, counted = ctx.saved_tensors
+        logits, labels, joined, trusted = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         first = 0
         with torch.autocast(logits.device.type, enabled=False):
-            for chunk in _chunks(logits, labels, joined, counted):
+            for chunk in _chunks(logits, labels, joined, trusted):
                 rows = slice(first, first + len(chunk[0]))
                 gradient[rows] = _gradient(*chunk, entropy[rows], overlap[rows], predicted[rows])
                 first = rows.stop
@@ -72,7 +72,7 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _chunks(
-    logits: Tensor, labels: Tensor, joined: Tensor | None, counted: Tensor | None
+    logits: Tensor, labels: Tensor, joined: Tensor | None, trusted: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
     """As many samples at a time as ``ELEMENTS_AT_A_TIME`` allows, at least one."""
     samples = max(ELEMENTS_AT_A_TIME // logits[0].numel(), 1)
@@ -82,7 +82,7 @@ def _chunks(
             logits[rows],
             labels[rows],
             None if joined is None else joined[rows],
-            None if counted is None else counted[rows],
+            None if trusted is None else trusted[rows],
         )
 
 
@@ -91,7 +91,7 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _sums(
-    logits: Tensor, labels: Tensor, joined: Tensor | None, counted: Tensor | None
+    logits: Tensor, labels: Tensor, joined: Tensor | None, trusted: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     log_p = _log_probabilities(logits)
     if joined is not None:
@@ -101,11 +101,11 @@ def _sums(
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=labels.dtype)
     present = labels[:, None] == classes.view(-1, *(1,) * len(spatial))
     p = log_p.exp_()
-    if counted is not None:
-        left_out = ~counted
+    if trusted is not None:
+        left_out = ~trusted
         entropy.masked_fill_(left_out, 0)
         p.masked_fill_(left_out[:, None], 0)
-        present &= counted[:, None]
+        present &= trusted[:, None]
     over = tuple(axis + 1 for axis in spatial)
     predicted = p.sum(over)
     overlap = p.masked_fill_(~present, 0).sum(over)
@@ -116,7 +116,7 @@ def _gradient(
     logits: Tensor,
     labels: Tensor,
     joined: Tensor | None,
-    counted: Tensor | None,
+    trusted: Tensor | None,
     entropy: Tensor,
     overlap: Tensor,
     predicted: Tensor,
@@ -145,6 +145,6 @@ def _gradient(
     gradient.scatter_(1, index, gradient.gather(1, index) + of_target - entropy)
     if share is not None:
         gradient = torch.where(absent, share * gradient[:, :1], gradient)
-    if counted is not None:
-        gradient.masked_fill_(~counted[:, None], 0)
+    if trusted is not None:
+        gradient.masked_fill_(~trusted[:, None], 0)
     return gradient

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Integer
-from torch import Tensor
+from torch import Tensor, nn
 
-Loss: TypeAlias = Callable[..., Tensor]
+
+@runtime_checkable
+class Loss(Protocol):
+    """The loss of a batch at one scale: any function or module that can be called so and gives a scalar.
+
+    ``logits`` (B, C, *patch) and integer ``labels`` (B, *patch). ``annotated`` (B, C), true where the class was
+    annotated in that sample (None: all), is given with true labels; ``trusted``, a mask that broadcasts to
+    ``labels`` of the voxels that take part (None: all), with pseudo-labels that a filter has judged. A loss whose
+    attribute ``batch_dice`` is None is given the plan's decision (see ``DeepSupervision.decide_batch_dice``).
+
+    Where training is distributed, the gradient that is used is the mean of the ranks' gradients.
+    """
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
+    ) -> Tensor: ...
 
 
 def scale_weights(scales: int) -> list[float]:
@@ -37,27 +53,37 @@ def downsampled_labels(labels: Integer[Tensor, " batch *spatial"], shape: Sequen
     return resized[:, 0].to(labels.dtype)
 
 
-class DeepSupervision:
+class DeepSupervision(nn.Module):
     """A weighted sum of one loss over the scales of a network's outputs."""
 
     def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+        super().__init__()
+        self.loss: Any = loss
 
-    def __call__(
+    def decide_batch_dice(self, batch_dice: bool) -> None:
+        """Let a loss that left open (None) whether Dice is summed over the batch do so, or not.
+
+        The loss that was handed in stays as it is: a copy takes the decision.
+        """
+        if getattr(self.loss, "batch_dice", False) is None:
+            self.loss = copy.copy(self.loss)
+            self.loss.batch_dice = batch_dice
+
+    def forward(
         self,
         outputs: Sequence[Tensor],
         targets: Sequence[Tensor],
         annotated: Tensor | None = None,
-        counted: Sequence[Tensor] | None = None,
+        trusted: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Σ weight × loss(output, target); ``outputs``, ``targets`` and ``counted`` finest first, one per output.
+        """Σ weight × loss(output, target); ``outputs``, ``targets`` and ``trusted`` finest first, one per output.
 
-        ``counted``, if given, says which voxels take part. A scale of weight 0 takes part by a sum over nothing, so
+        ``trusted``, if given, says which voxels take part. A scale of weight 0 takes part by a sum over nothing, so
         that its head has a gradient (of zero): DDP then needs no search for unused parameters.
         """
         if annotated is not None:
             annotated = annotated.cpu()  # read at every scale, which on a GPU would wait for the device each time
-        masks = [()] * len(outputs) if counted is None else [(mask,) for mask in counted]
+        masks = [()] * len(outputs) if trusted is None else [(mask,) for mask in trusted]
         total = torch.zeros((), device=outputs[0].device)
         for weight, output, target, mask in zip(scale_weights(len(outputs)), outputs, targets, masks, strict=True):
             total = total + (weight * self.loss(output, target, annotated, *mask) if weight else output[:0].sum())

@@ -40,31 +40,31 @@ def dice_cross_entropy(
     labels: Integer[Tensor, " batch *spatial"],
     batch_dice: bool = True,
     annotated: Bool[Tensor, "batch klass"] | None = None,
-    counted: Bool[Tensor, " batch *broadcastable"] | None = None,
+    trusted: Bool[Tensor, " batch *broadcastable"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy minus the mean soft Dice of the foreground classes: −1 is perfect.
 
     ``annotated`` says which classes were annotated in each sample (None: all). Where a class was not, its probability
     counts as background's and its Dice leaves the mean; a batch without any annotated foreground has cross-entropy
-    only. ``counted`` says which voxels take part (None: all; sizes of 1 stand for whole axes); the others are as if the
+    only. ``trusted`` says which voxels take part (None: all; sizes of 1 stand for whole axes); the others are as if the
     patch did not have them, a patch without any leaves the means, and a batch without any has the loss 0. Where
     training is distributed, the average of this loss over the ranks (equally many samples each) is the loss of the
     whole batch, and so is the average of its gradients, which DDP takes.
     """
     joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated).to(logits.device)
-    sums = class_sums(logits, labels, joined, counted)
+    sums = class_sums(logits, labels, joined, trusted)
     voxels = sums.present.sum(1)
-    if counted is None:
+    if trusted is None:
         entropy = sums.entropy.sum() / labels.numel()
     else:
         entropy = sums.entropy.sum() / _average_of_ranks(voxels.sum())
     dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice)
-    if annotated is None and counted is None:
+    if annotated is None and trusted is None:
         return entropy - dice.mean()
     takes_part = torch.ones_like(dice)
     if annotated is not None:
         takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice), batch_dice)
-    if counted is not None:
+    if trusted is not None:
         takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
     number = takes_part.sum().clamp_min(1) if batch_dice else _average_of_ranks(takes_part.sum())
     return entropy - (takes_part * dice).sum() / number
@@ -95,6 +95,6 @@ class DiceCrossEntropy(nn.Module):
         self.batch_dice = batch_dice
 
     def forward(
-        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, counted: Tensor | None = None
+        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
     ) -> Tensor:
-        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated, counted)
+        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated, trusted)

@@ -1,4 +1,4 @@
-"""Which pseudo-labels are believed (the paper's first future aim; its own answer is: all)."""
+"""Which voxels' pseudo-labels are trusted (the paper's first future aim; its own answer is: all)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PseudoLabelFilter(ABC):
     """Decides which voxels' pseudo-labels take part in Lcps."""
 
     @abstractmethod
-    def believed(
+    def trusted(
         self, teacher: Sequence[Tensor], teacher_labels: Sequence[Tensor], student_labels: Sequence[Tensor]
     ) -> list[Bool[Tensor, " batch *broadcastable"]]:
         """One mask per scale, finest first; a size of 1 stands for a whole axis.
@@ -29,7 +29,7 @@ class PseudoLabelFilter(ABC):
 
 
 class VoxelConfidence(PseudoLabelFilter):
-    """Believes a voxel where the teacher's largest probability, at that scale, is at least ``threshold``.
+    """Trusts a voxel where the teacher's largest probability, at that scale, is at least ``threshold``.
 
     Args:
         threshold: from 0 (all voxels) to 1.
@@ -38,14 +38,14 @@ class VoxelConfidence(PseudoLabelFilter):
     def __init__(self, threshold: float) -> None:
         self.threshold = _checked(threshold, "VoxelConfidence")
 
-    def believed(
+    def trusted(
         self, teacher: Sequence[Tensor], teacher_labels: Sequence[Tensor], student_labels: Sequence[Tensor]
     ) -> list[Bool[Tensor, " batch *broadcastable"]]:
         return [confidence(logits) >= self.threshold for logits in teacher]
 
 
 class PatchAgreement(PseudoLabelFilter):
-    """Believes a patch, at every scale, where the siblings' finest labels have a mean Dice of at least ``threshold``.
+    """Trusts a patch, at every scale, where the siblings' finest labels have a mean Dice of at least ``threshold``.
 
     The mean is over the foreground classes that either sibling sees in the patch; two that see none agree.
 
@@ -56,12 +56,12 @@ class PatchAgreement(PseudoLabelFilter):
     def __init__(self, threshold: float) -> None:
         self.threshold = _checked(threshold, "PatchAgreement")
 
-    def believed(
+    def trusted(
         self, teacher: Sequence[Tensor], teacher_labels: Sequence[Tensor], student_labels: Sequence[Tensor]
     ) -> list[Bool[Tensor, " batch *broadcastable"]]:
         agreement = patch_agreement(teacher_labels[0], student_labels[0], classes=teacher[0].shape[1])
-        believed = agreement >= self.threshold
-        return [believed.view(-1, *(1,) * (labels.ndim - 1)) for labels in teacher_labels]
+        trusted = agreement >= self.threshold
+        return [trusted.view(-1, *(1,) * (labels.ndim - 1)) for labels in teacher_labels]
 
 
 @torch.no_grad()

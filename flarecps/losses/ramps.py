@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Ramp(Protocol):
+    """λ by epoch: any function, or object that can be called, from an epoch (counted from 0) to λ ≥ 0."""
+
+    def __call__(self, epoch: int, /) -> float: ...
 
 
 @dataclass(frozen=True)

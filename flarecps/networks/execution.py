@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flarecps.errors import ConfigError
 
@@ -13,14 +14,18 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 MODES = ("default", "max-autotune-no-cudagraphs")  # the others replay CUDA graphs, which own the networks' outputs
 
 
-def lay_out(networks: Iterable[nn.Module], dimensions: int, channels_last: bool) -> torch.memory_format:
-    """The memory format that images should have; the weights of ``networks`` are given it, in place."""
+def lay_out(networks: Iterable[nn.Module], dimensions: int, channels_last: bool) -> None:
+    """Give the weights of ``networks``, in place, and from now on the images that they see, channels innermost."""
     if not channels_last:
-        return torch.contiguous_format
+        return
     memory_format = _CHANNELS_LAST[dimensions]
     for network in networks:
         network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs leave it out
-    return memory_format
+        network.register_forward_pre_hook(partial(_laid_out, memory_format))
+
+
+def _laid_out(memory_format: torch.memory_format, network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(one.to(memory_format=memory_format) for one in inputs)
 
 
 def compile_in_place(networks: Iterable[nn.Module], mode: bool | str) -> None:

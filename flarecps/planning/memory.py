@@ -30,7 +30,7 @@ class MemoryModel:
     gpu_memory_gb: float
     dimensions: int
     class_count: int
-    networks: int = SIBLINGS
+    networks: float = SIBLINGS  # how many learn, and what is held beside them in a network's worth
     streams: int = STREAMS
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flarecps.method_config import method_of, with_method
 from flarecps.reporting.run_folder import Run, Scores
 
 CHANCE = (("seed_everything",), ("data", "seed"), ("model", "initial_seed"))
@@ -86,6 +87,8 @@ def _method(run: Run) -> str | None:
     if not run.config:
         return None
     kept = json.loads(json.dumps(run.config, default=str))
+    if isinstance(kept.get("model"), dict):  # runs from before and after methods were classes belong together
+        kept["model"] = {**with_method(kept["model"]), "method": method_of(kept)}
     for path in (*CHANCE, FOLD, *PLACES):
         _remove(kept, path)
     return json.dumps(kept, sort_keys=True)

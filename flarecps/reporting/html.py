@@ -15,6 +15,7 @@ from markupsafe import Markup
 from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
+from flarecps.method_config import method_name
 from flarecps.reporting import side_by_side
 from flarecps.reporting.boxes import box_figure
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
@@ -118,14 +119,8 @@ def _head(index: int, run: Run) -> dict[str, Any]:
 
 def _kind(run: Run) -> str:
     """What was trained, as far as the settings say it: "3D cross-pseudo supervision"."""
-    model = run.config.get("model")
-    model = model if isinstance(model, dict) else {}
-    model = model.get("init_args", model)
-    words = [f"{run.plan.dimensions}D"] if run.plan else []
-    if "cross_pseudo_supervision" in model:
-        crossed = model["cross_pseudo_supervision"]
-        words.append("cross-pseudo supervision, two siblings" if crossed else "supervised control, one network")
-    return " ".join(words)
+    words = [f"{run.plan.dimensions}D" if run.plan else "", method_name(run.config)]
+    return " ".join(word for word in words if word)
 
 
 def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flarecps.errors import TrainingError
+from flarecps.methods import Losses
 from flarecps.training.ranks import of_all_ranks, on_all_ranks, warn
 
 OnNonfinite = Literal["stop", "fp32"]
@@ -17,24 +18,15 @@ OnNonfinite = Literal["stop", "fp32"]
 
 @dataclass(frozen=True)
 class Step:
-    """The losses of one batch, whose gradients are in the siblings; the losses are still connected to their graph."""
+    """The losses of one batch, whose gradients are in the siblings."""
 
-    total: Tensor
-    supervised: list[Tensor]  # Lsup per sibling
-    crossed: list[Tensor]  # Lcps per sibling, before λ
+    losses: Losses
     norms: list[Tensor]  # of each sibling's gradient, before clipping; under DDP of the averaged gradient
-    finest: list[Tensor]  # each sibling's logits at full resolution, of the labelled patches, then the unlabelled ones
-    labelled: int  # how many are labelled; they are all while λ is 0
-
-    @property
-    def unlabelled(self) -> list[Tensor]:
-        """Each sibling's finest logits of the unlabelled patches."""
-        return [logits[self.labelled :] for logits in self.finest]
 
     @property
     def is_finite(self) -> Tensor:
         """Whether the loss and every gradient are."""
-        return torch.stack([value.isfinite() for value in (self.total, *self.norms)]).all()
+        return torch.stack([value.isfinite() for value in (self.losses.total, *self.norms)]).all()
 
 
 class FiniteSteps(nn.Module):
@@ -61,7 +53,7 @@ class FiniteSteps(nn.Module):
             self.repeats_in_a_row = 0
             return step
         what = _described(step, batch, epoch)
-        device = step.total.device.type
+        device = step.losses.total.device.type
         if not torch.is_autocast_enabled(device):
             raise TrainingError(f"{what}; in full precision, so no repetition would help. {_CURE}")
         if self.on_nonfinite == "stop":
@@ -116,15 +108,17 @@ def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
     Sums over ranks and batches carry one patch's nan everywhere, so the logits tell whose it is: patches with finite
     ones are named only where all are.
     """
-    names = addresses(batch, epoch)
-    sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in step.finest]).all(0).tolist()
+    losses, names = step.losses, addresses(batch, epoch)
+    sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in losses.finest]).all(0).tolist()
     guilty = [name for name, fine in zip(names, sound, strict=False) if not fine]
     told = of_all_ranks((guilty, names))
     patches = [name for own, _ in told for name in own] or [name for _, own in told for name in own]
-    lsup, lcps, norms = (", ".join(map(_number, values)) for values in (step.supervised, step.crossed, step.norms))
+    columns = (losses.supervised, losses.unsupervised, step.norms)
+    lsup, lcps, norms = (", ".join(map(_number, values)) for values in columns)
+    whose = "from" if any(own for own, _ in told) else "though the logits are, in"
     return (
-        f"loss or gradient is not finite in epoch {epoch}: L {_number(step.total)}, Lsup {lsup}, Lcps {lcps}, gradient "
-        f"norms {norms}; {'from' if any(own for own, _ in told) else 'though the logits are, in'} " + "; ".join(patches)
+        f"loss or gradient is not finite in epoch {epoch}: L {_number(losses.total)}, Lsup {lsup}, Lcps {lcps}, "
+        f"gradient norms {norms}; {whose} " + "; ".join(patches)
     )
 
 

@@ -74,38 +74,44 @@ def class_priors(plan: Plan) -> Float[Tensor, " klass"]:
 
 
 class PseudoLabelHealth(Metric):
-    """What the siblings make of the unlabelled patches since the last reset, exact over any number of ranks."""
+    """What the siblings make of the unlabelled patches since the last reset, exact over any number of ranks.
+
+    Two siblings are compared; of more, the first two. One alone agrees with nobody.
+    """
 
     full_state_update = False
     confusion: Tensor  # voxels by label of sibling 1 (row) and of sibling 2 (column)
     entropy: Tensor  # summed over the voxels that a sibling calls a class, by class
     entropy_voxels: Tensor
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, siblings: int = 2) -> None:
         super().__init__()
         self.classes = classes
+        self.seen = min(siblings, 2)
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("entropy", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("entropy_voxels", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, logits: Sequence[Tensor]) -> None:
-        """Count one batch: the finest logits (B, C, *patch) of both siblings for the same unlabelled patches."""
-        first, second = (one.argmax(1) for one in logits)
+        """Count one batch: each sibling's finest logits (B, C, *patch) of the same unlabelled patches."""
+        logits = logits[: self.seen]
+        labels = [one.argmax(1) for one in logits]
+        first, second = labels[0], labels[-1]
         pairs = torch.bincount((first * self.classes + second).flatten(), minlength=self.classes**2)
         self.confusion += pairs.view(self.classes, self.classes)
         axes = [slice(None, None, ENTROPY_EVERY)] * (first.ndim - 1)
-        for one, labels in zip(logits, (first, second), strict=True):
+        for one, called_so in zip(logits, labels, strict=True):
             entropy = voxel_entropy(one[(slice(None), slice(None), *axes)])
-            called = nn.functional.one_hot(labels[(slice(None), *axes)].flatten(), self.classes).to(entropy.dtype)
+            called = nn.functional.one_hot(called_so[(slice(None), *axes)].flatten(), self.classes).to(entropy.dtype)
             self.entropy += entropy.flatten() @ called
             self.entropy_voxels += called.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         """``agreement`` (C,), ``shares`` (siblings, C) and mean ``entropy`` (C,); nan where there are no voxels."""
         return {
-            "agreement": agreement(self.confusion),
-            "shares": volume_shares(self.confusion),
+            "agreement": agreement(self.confusion) if self.seen > 1 else torch.full_like(self.entropy, math.nan),
+            "shares": volume_shares(self.confusion)[: self.seen],
             "entropy": self.entropy / self.entropy_voxels,
         }
 

@@ -1,4 +1,4 @@
-"""3D Cross-Pseudo Supervision as a Lightning module."""
+"""A training as a Lightning module: what a run is, whatever its method."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import MeanMetric, Metric
 
 from flarecps import checkpoint, metric_names
-from flarecps.errors import ConfigError
-from flarecps.losses import (
-    DeepSupervision,
-    DiceCrossEntropy,
-    LinearRamp,
-    PseudoLabelFilter,
-    cross_pseudo_losses,
-    downsampled_labels,
-)
+from flarecps.errors import CheckpointError, ConfigError
+from flarecps.methods import CrossPseudoSupervision, Losses, Method
 from flarecps.networks import PlainUNet, compile_in_place, he_normal_, lay_out
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
@@ -44,22 +37,16 @@ NetworkFactory: TypeAlias = Callable[
 ]
 
 
-class CrossPseudoSupervision(LightningModule):
-    """Two siblings of one architecture that learn from labels and from each other: L = Lsup + λ Lcps (equation 3).
+class SegmentationModule(LightningModule):
+    """Siblings, networks of one architecture, that a method teaches: their optimisers, health and checkpoints.
 
     Args:
         plan: the plan of the case store (linked from the data; not set by hand).
+        method: what a step computes of labelled and unlabelled patches; by default the paper's.
         network: the architecture, built once per sibling.
         topology: features, strides and kernels instead of the plan's.
-        loss: Lsup's and Lcps's loss at one scale.
         optimizer: built once per sibling.
         scheduler: built once per sibling; a plateau watches its own sibling's smoothed Lsup.
-        ramp: λ by epoch.
-        cross_pseudo_supervision: false trains one network on the labelled scans alone: the supervised control.
-        one_mean: one CPS loss over labelled and unlabelled patches together, as in the authors' code, instead of two
-            terms added, as in the paper.
-        cps_on_labelled: false leaves the labelled patches out of Lcps; the paper's has both.
-        pseudo_labels: which of them are believed; null believes all, as the paper does.
         compile: compile each sibling: true, or one of torch.compile's modes; checkpoints are the same either way.
         channels_last: keep images and weights with channels innermost in memory.
         on_collapse: what a class that vanishes from the pseudo-labels does: warn, or hold λ until it is back.
@@ -77,16 +64,11 @@ class CrossPseudoSupervision(LightningModule):
     def __init__(
         self,
         plan: dict[str, Any],
+        method: Method | None = None,
         network: NetworkFactory = PlainUNet,
         topology: Topology | None = None,
-        loss: DiceCrossEntropy | None = None,
         optimizer: OptimizerCallable = NesterovSGD,
         scheduler: LRSchedulerCallable = Plateau,
-        ramp: LinearRamp | None = None,
-        cross_pseudo_supervision: bool = True,
-        one_mean: bool = False,
-        cps_on_labelled: bool = True,
-        pseudo_labels: PseudoLabelFilter | None = None,
         compile: bool | str = False,
         channels_last: bool = False,
         on_collapse: OnCollapse = "warn",
@@ -99,93 +81,70 @@ class CrossPseudoSupervision(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.plan = _planned(plan, topology, networks=1 + cross_pseudo_supervision)
+        method = method or CrossPseudoSupervision()
+        self.plan = _planned(plan, topology, method)
         self.siblings = nn.ModuleList(
-            _sibling(network, self.plan, seed=(initial_seed or 0) + index)
-            for index in range(1 + cross_pseudo_supervision)
+            _sibling(network, self.plan, seed=(initial_seed or 0) + index) for index in range(method.sibling_count)
         )
-        self.memory_format = lay_out(self.siblings, self.plan.dimensions, channels_last)
+        lay_out(self.siblings, self.plan.dimensions, channels_last)
+        self.method = method
+        self.start_method()
         compile_in_place(self.siblings, compile)
-        loss = loss or DiceCrossEntropy()
-        if loss.batch_dice is None:
-            loss.batch_dice = self.plan.batch_dice
-        self.loss = DeepSupervision(loss)
-        self.ramp = ramp or LinearRamp()
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.cross_pseudo_supervision = cross_pseudo_supervision
-        self.one_mean = one_mean
-        self.cps_on_labelled = cps_on_labelled
-        self.pseudo_labels = pseudo_labels
         self.clip_norm = clip_norm
         self.window_step = window_step
         self.smoothed_loss = SmoothedLoss(len(self.siblings))
         self.finite_steps = FiniteSteps(on_nonfinite, most_repeats_in_a_row)
         self.vanished_below = vanished_below
         self.class_priors = class_priors(self.plan)
-        self.health = PseudoLabelHealth(self.plan.class_count)
+        self.health = PseudoLabelHealth(self.plan.class_count, len(self.siblings))
         self.collapse_watch = CollapseWatch(on_collapse, self.plan.labels)
+        self.pretended_epoch: int | None = None  # of a dry run, in place of the present one
         names = [metric_names.LOSS_TOTAL]
         for number in range(1, 1 + len(self.siblings)):
             names += [metric_names.supervised_loss(number), metric_names.cross_pseudo_loss(number)]
         self.epoch_means = nn.ModuleDict({_attribute(name): MeanMetric() for name in names})
-        self.organ_scores = OrganScores(self.plan.labels, len(self.siblings))
+        self.organ_scores = OrganScores(self.plan.labels, len(self.inference_networks))
+
+    def start_method(self) -> None:
+        """Let the method begin from the siblings' weights: at first, and when they have been given others."""
+        self.method.start(self.siblings, self.plan)
+        self.method.requires_grad_(False)
+        self.inference_prefixes  # noqa: B018  # a method that names a foreign network is told so now, not after hours
 
     # -- the step
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
+        self._check_streams(batch)
         step = self.finite_steps.take(lambda: self.differentiated(batch), batch, self.current_epoch)
         for optimizer in self._optimizers():
             optimizer.step()
             optimizer.zero_grad()
-        self._remember(step)
+        self.method.after_step(self.siblings)
+        self._remember(step.losses)
 
     def differentiated(self, batch: dict[str, dict[str, Any]]) -> Step:
-        """The losses of a batch, their gradients in the siblings and clipped (paper, equations 1 to 3)."""
+        """The method's losses of a batch, and their gradients in the siblings, clipped."""
         self.zero_grad()
-        weight = self.weight_of_pseudo_labels
-        labelled = len(batch["labelled"]["image"])
-        outputs = self.outputs(batch, with_unlabelled=weight > 0)
-        supervised = self.supervised_losses(outputs, batch["labelled"])
-        crossed = self.cross_pseudo_losses(outputs, labelled)
-        total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()
-        self.manual_backward(total)
+        losses = self.method.step(self.siblings, batch, self.method_epoch)
+        self.manual_backward(losses.total)
         norms = [nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm) for sibling in self.siblings]
-        return Step(total, supervised, crossed, norms, [scales[0].detach() for scales in outputs], labelled)
-
-    def outputs(self, batch: dict[str, dict[str, Any]], with_unlabelled: bool) -> list[list[Tensor]]:
-        """Each sibling's logits, finest scale first: of the labelled patches, then of the unlabelled ones.
-
-        While λ is 0 (and in the supervised control) the unlabelled patches are not computed at all: what is multiplied
-        by 0 teaches nothing, and instance norm keeps patches independent of each other.
-        """
-        images = batch["labelled"]["image"]
-        if with_unlabelled:
-            images = torch.cat([images, batch["unlabelled"]["image"]])
-        images = images.to(memory_format=self.memory_format)
-        return [sibling(images) for sibling in self.siblings]
-
-    def supervised_losses(self, outputs: list[list[Tensor]], labelled: dict[str, Any]) -> list[Tensor]:
-        """Lsup of every sibling (equation 1)."""
-        labels, annotated = labelled["labels"][:, 0], labelled.get("annotated")
-        targets = [downsampled_labels(labels, scale.shape[2:]) for scale in outputs[0]]
-        return [self.loss([scale[: len(labels)] for scale in scales], targets, annotated) for scales in outputs]
-
-    def cross_pseudo_losses(self, outputs: list[list[Tensor]], labelled: int) -> list[Tensor]:
-        """Lcps of every sibling (equation 2); 0 without unlabelled patches, which come after ``labelled`` others."""
-        if len(outputs[0][0]) == labelled:
-            return [torch.zeros((), device=self.device)] * len(outputs)
-        if not self.cps_on_labelled:
-            outputs, labelled = [[scale[labelled:] for scale in scales] for scales in outputs], 0
-        first, second = outputs
-        return list(cross_pseudo_losses(first, second, labelled, self.loss, self.one_mean, self.pseudo_labels))
+        return Step(losses, norms)
 
     @property
-    def weight_of_pseudo_labels(self) -> float:
-        """λ of the present epoch; 0 in the supervised control. Epochs in which it was held do not count."""
-        if not self.cross_pseudo_supervision:
-            return 0.0
-        return self.ramp(self.current_epoch - self.collapse_watch.held_epochs)
+    def method_epoch(self) -> int:
+        """The present epoch as the method counts it: those in which λ was held do not count."""
+        epoch = self.current_epoch if self.pretended_epoch is None else self.pretended_epoch
+        return epoch - self.collapse_watch.held_epochs
+
+    def _check_streams(self, batch: dict[str, dict[str, Any]]) -> None:
+        missing = [stream for stream in self.method.streams if stream not in batch]
+        if missing:
+            raise ConfigError(
+                f"the method {type(self.method).__name__} reads {' and '.join(missing)} patches, which this run's data "
+                "has not; leave data.unlabelled true, or train with model.method flarecps.methods.Supervised"
+            )
 
     def on_train_epoch_end(self) -> None:
         means = {name: metric.compute() for name, metric in self._named_means()}
@@ -198,7 +157,8 @@ class CrossPseudoSupervision(LightningModule):
             metric_names.learning_rate(number): optimizer.param_groups[0]["lr"]
             for number, optimizer in enumerate(self._optimizers(), start=1)
         }
-        self.log_dict({**means, **rates, metric_names.LAMBDA: self.weight_of_pseudo_labels})  # equal on all ranks
+        weight = {metric_names.LAMBDA: self.method.weight(self.method_epoch)}
+        self.log_dict({**means, **rates, **weight})  # equal on all ranks
         step_schedulers(self._schedulers(), watched)
         self._watch_pseudo_labels()
 
@@ -256,9 +216,26 @@ class CrossPseudoSupervision(LightningModule):
         """The scan's path; a ``SegmentationWriter`` computes and writes its labels."""
         return path
 
+    @property
+    def inference_networks(self) -> list[nn.Module]:
+        """The networks that the method lets inference use."""
+        return self.method.inference_networks(self.siblings)
+
+    @property
+    def inference_prefixes(self) -> list[str]:
+        """Where their weights begin in the state_dict."""
+        places = {network: f"{name}." for name, network in self.named_modules()}
+        try:
+            return [places[network] for network in self.inference_networks]
+        except KeyError:
+            raise ConfigError(
+                f"{type(self.method).__name__}.inference_networks gives a network that is neither a sibling nor an "
+                "attribute of the method, so no checkpoint would hold it"
+            ) from None
+
     def finest_networks(self) -> list[nn.Module]:
-        """The siblings as functions from patches to full-resolution logits."""
-        return [checkpoint.FinestScale(sibling).eval() for sibling in self.siblings]
+        """The networks for inference as functions from patches to full-resolution logits, in evaluation mode."""
+        return [checkpoint.FinestScale(network).eval() for network in self.inference_networks]
 
     def _score_case(self, case: dict[str, Any]) -> dict[str, Any] | None:
         if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
@@ -277,40 +254,55 @@ class CrossPseudoSupervision(LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(self.plan, self.siblings, progress.processed)
+        progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning annotates its base class
+        completed = progress.processed
+        entry = checkpoint.model_entry(self.plan, self.siblings, completed, self.inference_prefixes)
+        checkpoint_content[checkpoint.ENTRY] = entry
 
     def on_load_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
         checkpoint.check_fits(checkpoint_content, self.plan, self.siblings)
-        for name, state in self.state_dict().items():  # what an older version did not keep starts anew
+        state = checkpoint_content["state_dict"]
+        for name, value in self.state_dict().items():  # what an older version did not keep starts anew
             if name.endswith("_extra_state"):
-                checkpoint_content["state_dict"].setdefault(name, state)
+                state.setdefault(name, value)
+        theirs, ours = ({name for name in held if name.startswith("method.")} for held in (state, self.state_dict()))
+        if theirs != ours:
+            raise CheckpointError(
+                f"the checkpoint holds the state of another method than {type(self.method).__name__}; use the config "
+                "it was trained with (RUN/config.yaml)"
+            )
 
     # -- running means
 
-    def _remember(self, step: Step) -> None:
-        means: Any = self.epoch_means
-        means[_attribute(metric_names.LOSS_TOTAL)].update(step.total.detach())
-        for number, (lsup, lcps) in enumerate(zip(step.supervised, step.crossed, strict=True), start=1):
-            means[_attribute(metric_names.supervised_loss(number))].update(lsup.detach())
-            means[_attribute(metric_names.cross_pseudo_loss(number))].update(lcps.detach())
-        if len(step.unlabelled[0]):
-            self.health.update(step.unlabelled)
+    def _remember(self, losses: Losses) -> None:
+        means = dict(self._named_means())
+        means[metric_names.LOSS_TOTAL].update(losses.total.detach())
+        for number, (lsup, lcps) in enumerate(zip(losses.supervised, losses.unsupervised, strict=True), start=1):
+            means[metric_names.supervised_loss(number)].update(lsup.detach())
+            means[metric_names.cross_pseudo_loss(number)].update(lcps.detach())
+        if len(losses.unlabelled[0]):
+            self.health.update(losses.unlabelled)
 
     def running_metrics(self) -> dict[str, Metric]:
         """What counts through an epoch, by name: a checkpoint within an epoch must hold it."""
-        means: dict[str, Any] = dict(self._named_means())
-        return means | {"health": self.health}
+        return {**dict(self._named_means()), "health": self.health}
 
     def _named_means(self) -> list[tuple[str, Any]]:
         return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]
+
+
+def segmentation_module(module: LightningModule) -> SegmentationModule:
+    """``module``, as the callbacks here are written for it; TypeError for one of another kind."""
+    if not isinstance(module, SegmentationModule):
+        raise TypeError(f"{type(module).__name__}: expected a SegmentationModule")
+    return module
 
 
 def _attribute(name: str) -> str:
     return name.replace("/", "|")  # ModuleDict refuses dots only, but a state_dict key reads better without slashes
 
 
-def _planned(content: dict[str, Any], topology: Topology | None, networks: int) -> Plan:
+def _planned(content: dict[str, Any], topology: Topology | None, method: Method) -> Plan:
     """The plan this run trains by: with the config's topology, and the memory that its own step takes.
 
     Checked as a whole: the plan's own topology need not fit the config's patch.
@@ -318,8 +310,9 @@ def _planned(content: dict[str, Any], topology: Topology | None, networks: int) 
     if topology is not None:
         content = content | {"topology": json.loads(json.dumps(asdict(topology)))}
     plan = plan_from_json(content, where="the plan, with data.patch_voxels and model.topology")
+    networks = method.sibling_count + method.extra_networks
     memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, networks, streams=1)
-    patches = sum(plan.global_batch.values())
+    patches = sum(number for stream, number in plan.global_batch.items() if stream in method.streams)
     return replace(plan, memory_gb=round(memory.step_gb(plan.patch_voxels, plan.topology, patches), 2))
 
 

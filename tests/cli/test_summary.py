@@ -44,8 +44,8 @@ def test_the_residual_encoder_is_a_choice_of_the_config(
         "init_args": {"blocks_per_stage": [1, 2, 1, 1]},
     }
     believed = {"class_path": "flarecps.losses.VoxelConfidence", "init_args": {"threshold": 0.6}}
-    settings = ["--model.network", json.dumps(network), "--model.pseudo_labels", json.dumps(believed)]
-    settings += ["--model.ramp", "{final: 0.5, length: 0, start: 0}", "--model.channels_last", "true"]
+    settings = ["--model.network", json.dumps(network), "--model.method.init_args.pseudo_labels", json.dumps(believed)]
+    settings += ["--model.method.init_args.ramp", "{final: 0.5, length: 0, start: 0}", "--model.channels_last", "true"]
     run = fit("phantom_3d.yaml", tiny_stores, tmp_path / "run", *settings, epochs=1)
     capsys.readouterr()
     assert main(["summary", str(run / "checkpoints" / "last.ckpt")]) == 0

@@ -23,7 +23,7 @@ from flarecps.planning.plan import read_plan
 from flarecps.preprocessing.store import CaseStore
 
 MISTAKE = 2
-AT_ONCE = ("--model.ramp.start", 0, "--model.ramp.length", 0)  # pseudo-labels from the first step on
+AT_ONCE = ("--model.method.init_args.ramp", "{start: 0, length: 0}")  # pseudo-labels from the first step on
 VALIDATED = ("--data.fold", 0, "--trainer.check_val_every_n_epoch", 1)
 
 
@@ -208,7 +208,7 @@ def test_predict_writes_labels_on_each_scans_grid(run: Path, tiny_stores: TinySt
     [
         ("validate", [], "needs a checkpoint"),
         ("validate", ["--ckpt_path", "last", "--data.fold", "all"], "no validation cases"),
-        ("validate", ["--ckpt_path", "last", "--model.cross_pseudo_supervision", "false"], "siblings is 2"),
+        ("validate", ["--ckpt_path", "last", "--model.method", "Supervised"], "siblings is 2"),
         ("test", ["--ckpt_path", "last", "--model.topology.features", "[4, 8, 16, 32]"], "network is"),
         ("predict", ["--ckpt_path", "last"], "predict_input"),
         ("predict", ["--ckpt_path", "last", "--data.predict_input", "nowhere"], "nowhere does not exist"),
@@ -244,7 +244,8 @@ def test_two_processes_train_as_one_does(tiny_stores: TinyStores, tmp_path: Path
     (``test_losses_ranks`` has the others).
     """
     more = [*AT_ONCE, *VALIDATED, "--data.iterations_per_epoch", 3, "--trainer.precision", "64-true"]
-    more += ["--model.loss.init_args.batch_dice", "true", "--data.global_batch", "{labelled: 2, unlabelled: 2}"]
+    more += ["--model.method.init_args.loss.init_args.batch_dice", "true"]
+    more += ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
     ranks = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     words = fit_words("phantom_3d.yaml", tiny_stores, tmp_path / "two", *more, *ranks, epochs=1)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from flarecps.checkpoint import load_plain
 from flarecps.cli.main import main
 from flarecps.training.checkpoint_files import WholeCheckpoints
 
-RAMP = ["--model.ramp.start", 0, "--model.ramp.length", 3]  # λ differs in every epoch
+RAMP = ["--model.method.init_args.ramp", "{start: 0, length: 3}"]  # λ differs in every epoch
 PLATEAU = [  # no epoch is good enough: the rate falls after the 3rd, if the first two have not been forgotten
     "--model.scheduler",
     "{class_path: torch.optim.lr_scheduler.ReduceLROnPlateau, init_args: {patience: 2, factor: 0.5, threshold: 100}}",
@@ -29,7 +29,7 @@ VALIDATED = ["--data.fold", 0, "--trainer.check_val_every_n_epoch", 2, "--data.v
 SMALL_BATCH = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 CASES = {
     "cps": ("phantom_3d.yaml", [*RAMP, *SMALL_BATCH]),
-    "control": ("phantom_3d_supervised.yaml", [*RAMP, *SMALL_BATCH]),
+    "control": ("phantom_3d_supervised.yaml", SMALL_BATCH),
     "plateau, validated every 2 epochs": ("phantom_2d.yaml", [*RAMP, *PLATEAU, *VALIDATED, *SMALL_BATCH]),
     "control, validated every 2 epochs": ("phantom_2d_supervised.yaml", [*PLATEAU, *VALIDATED, *SMALL_BATCH]),
     "λ held": ("phantom_2d.yaml", [*RAMP, *HELD, *SMALL_BATCH]),

@@ -13,22 +13,23 @@ from tiny_training import module_of, tiny_plan
 from flarecps.checkpoint import ENTRY, load_plain, model_entry, read_checkpoint
 from flarecps.cli.main import main
 from flarecps.errors import CheckpointError
+from flarecps.methods import Supervised
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks.dry_run import TimedStep, seconds_to_the_end
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 from flarecps.training.start_weights import start_from
 
 SMALL = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 STANDING = [*SMALL, "--model.optimizer.init_args.lr", 0]  # weights stay what they were at the start
 
 
-def saved(module: CrossPseudoSupervision, path: Path) -> Path:
+def saved(module: SegmentationModule, path: Path) -> Path:
     entry = model_entry(module.plan, module.siblings, 1)
     torch.save({ENTRY: entry, "state_dict": module.state_dict()}, path)
     return path
 
 
-def states(module: CrossPseudoSupervision) -> list[dict[str, torch.Tensor]]:
+def states(module: SegmentationModule) -> list[dict[str, torch.Tensor]]:
     return [{name: value.clone() for name, value in sibling.state_dict().items()} for sibling in module.siblings]
 
 
@@ -44,21 +45,21 @@ def test_siblings_start_from_siblings(tmp_path: Path) -> None:
 
 
 def test_a_control_becomes_sibling_1_and_sibling_2_stays_another(tmp_path: Path) -> None:
-    there, here = module_of(3, cross_pseudo_supervision=False, initial_seed=10), module_of(3)
+    there, here = module_of(3, method=Supervised(), initial_seed=10), module_of(3)
     before = states(here)
     words = start_from(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
     first, second = states(here)
     assert equal(first, states(there)[0])
     assert equal(second, before[1])
     assert "sibling 2 starts from random weights" in words
-    control = module_of(3, cross_pseudo_supervision=False)
+    control = module_of(3, method=Supervised())
     start_from(saved(here, tmp_path / "b.ckpt"), control.plan, control.siblings)
     assert equal(states(control)[0], first)
 
 
 def test_heads_start_anew_where_labels_differ(tmp_path: Path) -> None:
     plan = tiny_plan(3) | {"labels": {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}}
-    there, here = CrossPseudoSupervision(plan, initial_seed=10), module_of(3)
+    there, here = SegmentationModule(plan, initial_seed=10), module_of(3)
     before = states(here)
     words = start_from(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
     for ours, theirs, mine in zip(states(here), states(there), before, strict=True):
@@ -80,7 +81,7 @@ def test_another_architecture_is_refused(changes: dict[str, Any], message: str, 
     plan = tiny_plan(3)
     if "topology" in changes:
         changes = {"topology": plan["topology"] | {"features": [3, 4, 5, 8]}}
-    there, here = CrossPseudoSupervision(plan | changes), module_of(3)
+    there, here = SegmentationModule(plan | changes), module_of(3)
     before = states(here)
     with pytest.raises(CheckpointError, match=message):
         start_from(saved(there, tmp_path / "a.ckpt"), plan_from_json(tiny_plan(3)), here.siblings)

@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from flarecps.losses import LinearRamp, PatchAgreement, VoxelConfidence
+from flarecps.methods import CrossPseudoSupervision
 from flarecps.networks import ResidualEncoderUNet
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 
 LAMBDA = 0.3
 LR, MOMENTUM, DECAY, CLIP = 0.05, 0.9, 1e-3, 0.5
@@ -65,17 +66,21 @@ def noise(dimensions: int, count: int = 2, patches: int = 4, incomplete: bool = 
     return found
 
 
-def module_of(dimensions: int, batch_dice: bool = True, **settings: Any) -> CrossPseudoSupervision:
-    return CrossPseudoSupervision(
+OF_THE_METHOD = ("one_mean", "cps_on_labelled", "pseudo_labels")
+
+
+def module_of(dimensions: int, batch_dice: bool = True, **settings: Any) -> SegmentationModule:
+    chosen = {name: settings.pop(name) for name in OF_THE_METHOD if name in settings}
+    return SegmentationModule(
         plan_of_four_stages(dimensions, batch_dice),
+        CrossPseudoSupervision(ramp=LinearRamp(final=LAMBDA, length=0), **chosen),
         optimizer=lambda p: torch.optim.SGD(p, lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY),
-        ramp=LinearRamp(final=LAMBDA, length=0),
         clip_norm=CLIP,
         **settings,
     )
 
 
-def trained(module: CrossPseudoSupervision, data: list[Any], tmp_path: Any, **settings: Any) -> Trainer:
+def trained(module: SegmentationModule, data: list[Any], tmp_path: Any, **settings: Any) -> Trainer:
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -123,13 +128,13 @@ def confident(teacher: list[torch.Tensor], student: list[torch.Tensor]) -> list[
 
 def agreed(teacher: list[torch.Tensor], student: list[torch.Tensor], threshold: float) -> list[torch.Tensor]:
     """Patches in which the siblings' finest labels have a mean Dice of at least ``threshold``, by scale."""
-    believed = []
+    kept = []
     for one, other in zip(teacher[0].argmax(1), student[0].argmax(1), strict=True):
         sizes = [int((one == c).sum() + (other == c).sum()) for c in range(1, CLASSES)]
         common = [int(((one == c) & (other == c)).sum()) for c in range(1, CLASSES)]
         dice = [2 * both / size for both, size in zip(common, sizes, strict=True) if size]
-        believed.append(sum(dice) / len(dice) >= threshold if dice else True)
-    return [torch.tensor(believed)[:, None].expand(len(believed), scale[0, 0].numel()) for scale in teacher]
+        kept.append(sum(dice) / len(dice) >= threshold if dice else True)
+    return [torch.tensor(kept)[:, None].expand(len(kept), scale[0, 0].numel()) for scale in teacher]
 
 
 def reference_step(
@@ -138,12 +143,12 @@ def reference_step(
     batch: dict[str, Any],
     batch_dice: bool,
     one_mean: bool = False,
-    believe: Any = None,
+    trust: Any = None,
     cps_on_labelled: bool = True,
 ) -> list[float]:
     """L = Σ Lsup + λ Σ (Lcps labelled + Lcps unlabelled); clip; SGD with Nesterov momentum, written out.
 
-    What comes back: the shares of voxels that were believed, of every patch's finest scale.
+    What comes back: the shares of voxels that were trusted, of every patch's finest scale.
     """
     labels, known = batch["labelled"]["labels"][:, 0], batch["labelled"]["annotated"]
     outputs = [
@@ -162,7 +167,7 @@ def reference_step(
             target = torch.nn.functional.interpolate(labels[:, None].double(), size=edges, mode="nearest-exact")[:, 0]
             total = total + weight * plain_loss(outputs[me][0][scale], target, batch_dice, known)
             for mine, theirs in parts:
-                kept = None if believe is None else believe(theirs, mine)[scale]
+                kept = None if trust is None else trust(theirs, mine)[scale]
                 if kept is not None and scale == 0:
                     shares += kept.double().mean(1).tolist()
                 pseudo = theirs[scale].detach().argmax(1)
@@ -192,16 +197,16 @@ CASES: dict[str, dict[str, Any]] = {
     "Lcps on unlabelled patches only": {"cps_on_labelled": False},
     "partial labels": {"partial": True},
     "partial labels, Dice per patch": {"partial": True, "batch_dice": False},
-    "confident voxels": {"pseudo_labels": VoxelConfidence(0.5), "believe": confident},
+    "confident voxels": {"pseudo_labels": VoxelConfidence(0.5), "trust": confident},
     "confident voxels, Dice per patch": {
         "pseudo_labels": VoxelConfidence(0.5),
-        "believe": confident,
+        "trust": confident,
         "batch_dice": False,
     },
-    "agreed patches": {"pseudo_labels": PatchAgreement(0.12), "believe": partial(agreed, threshold=0.12)},
+    "agreed patches": {"pseudo_labels": PatchAgreement(0.12), "trust": partial(agreed, threshold=0.12)},
     "agreed patches, one mean, 2D": {
         "pseudo_labels": PatchAgreement(0.18),
-        "believe": partial(agreed, threshold=0.18),
+        "trust": partial(agreed, threshold=0.18),
         "one_mean": True,
         "dimensions": 2,
     },
@@ -212,7 +217,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_two_steps_equal_an_independent_computation(case: str, tmp_path: Any) -> None:
     settings = dict(CASES[case])
     dimensions, incomplete = settings.pop("dimensions", 3), settings.pop("partial", False)
-    batch_dice, believe = settings.pop("batch_dice", True), settings.pop("believe", None)
+    batch_dice, trust = settings.pop("batch_dice", True), settings.pop("trust", None)
     data = noise(dimensions, incomplete=incomplete)
     module = module_of(dimensions, batch_dice, **settings)
     networks = [copy.deepcopy(sibling).double() for sibling in module.siblings]
@@ -221,9 +226,9 @@ def test_two_steps_equal_an_independent_computation(case: str, tmp_path: Any) ->
     shares: list[float] = []
     switches = {name: settings[name] for name in ("one_mean", "cps_on_labelled") if name in settings}
     for batch in data:
-        shares += reference_step(networks, velocities, batch, batch_dice, believe=believe, **switches)
-    if believe is not None:
-        assert min(shares) < 0.5 < max(shares), "some is believed, some is not"
+        shares += reference_step(networks, velocities, batch, batch_dice, trust=trust, **switches)
+    if trust is not None:
+        assert min(shares) < 0.5 < max(shares), "some is trusted, some is not"
     for ours, theirs in zip(module.siblings, networks, strict=True):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)

@@ -7,20 +7,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tiny_training import LR, batches, module_of, tiny_plan, trained
+from tiny_training import LR, batches, crossed, module_of, tiny_plan, trained
 
 from flarecps import metric_names
 from flarecps.losses import LinearRamp, PatchAgreement, VoxelConfidence
+from flarecps.methods import CrossPseudoSupervision, Supervised
 from flarecps.networks import ResidualEncoderUNet
-from flarecps.training.module import CrossPseudoSupervision
+from flarecps.training.module import SegmentationModule
 
 
 def test_supervised_control_is_sibling_1_without_pseudo_labels(tmp_path: Any) -> None:
     """The control has one network, the weights of sibling 1 at the start, and the same steps as λ = 0."""
     data = batches(3)
     settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=LR)}
-    control = CrossPseudoSupervision(tiny_plan(3), cross_pseudo_supervision=False, **settings)
-    pair = CrossPseudoSupervision(tiny_plan(3), ramp=LinearRamp(final=0.0), **settings)
+    control = SegmentationModule(tiny_plan(3), Supervised(), **settings)
+    pair = SegmentationModule(tiny_plan(3), CrossPseudoSupervision(ramp=LinearRamp(final=0.0)), **settings)
     trained(control, data, tmp_path)
     trained(pair, data, tmp_path)
     assert len(control.siblings) == 1
@@ -40,13 +41,13 @@ class Totals(Callback):
 
 def test_rising_lambda_leaves_the_learning_rates_alone(tmp_path: Any) -> None:
     """Lsup is constant, L rises with λ by far more than the threshold: a plateau that watched L would cut the rates."""
-    module = CrossPseudoSupervision(
+    module = SegmentationModule(
         tiny_plan(3),
+        CrossPseudoSupervision(ramp=LinearRamp(final=0.5, length=4)),
         optimizer=lambda p: torch.optim.SGD(p, lr=1e-9),
         scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(
             o, factor=0.2, patience=1, threshold=-1e-3, threshold_mode="abs"
         ),
-        ramp=LinearRamp(final=0.5, length=4),
     )
     totals = Totals()
     trainer = trained(module, batches(3), tmp_path, epochs=6, callbacks=[totals])
@@ -62,9 +63,13 @@ RANKS = {
     "2D": {"dimensions": 2},
     "2D, Dice per patch": {"dimensions": 2, "batch_dice": False},
     "residual encoder": {"dimensions": 3, "network": ResidualEncoderUNet},
-    "confident voxels": {"dimensions": 3, "pseudo_labels": VoxelConfidence(0.51)},
-    "confident voxels, Dice per patch": {"dimensions": 2, "pseudo_labels": VoxelConfidence(0.51), "batch_dice": False},
-    "agreed patches, one mean": {"dimensions": 2, "pseudo_labels": PatchAgreement(0.18), "one_mean": True},
+    "confident voxels": {"dimensions": 3, "method": {"pseudo_labels": VoxelConfidence(0.51)}},
+    "confident voxels, Dice per patch": {
+        "dimensions": 2,
+        "method": {"pseudo_labels": VoxelConfidence(0.51)},
+        "batch_dice": False,
+    },
+    "agreed patches, one mean": {"dimensions": 2, "method": {"pseudo_labels": PatchAgreement(0.18), "one_mean": True}},
 }
 
 
@@ -74,8 +79,9 @@ def test_two_ranks_with_half_the_batch_each_are_one_rank(case: str, tmp_path: An
     0, little on rank 1."""
     settings: dict[str, Any] = dict(RANKS[case])
     dimensions, partial = settings.pop("dimensions"), settings.pop("partial", False)
+    method = settings.pop("method", {})
     data = batches(dimensions, count=5, patches=4, partial=partial)
-    one, two, before = (module_of(dimensions, **settings).double() for _ in range(3))
+    one, two, before = (module_of(dimensions, method=crossed(**method), **settings).double() for _ in range(3))
     trained(one, data, tmp_path)
     trained(two, data, tmp_path, ranks=2)
     for theirs, ours, start in zip(*(module.siblings.parameters() for module in (one, two, before)), strict=True):
@@ -85,13 +91,13 @@ def test_two_ranks_with_half_the_batch_each_are_one_rank(case: str, tmp_path: An
 
 def test_nothing_is_broadcast_in_validation() -> None:
     """DDP broadcasts a module's buffers in every validation step: ranks with unequally many scans would hang."""
-    assert not list(CrossPseudoSupervision(tiny_plan(3)).buffers())
+    assert not list(SegmentationModule(tiny_plan(3)).buffers())
 
 
 def test_fp16_is_refused_with_the_reason(tmp_path: Any) -> None:
     from flarecps.errors import ConfigError
 
-    module = CrossPseudoSupervision(tiny_plan(3))
+    module = SegmentationModule(tiny_plan(3))
     module._trainer = type("Halved", (), {"precision": "16-mixed"})()  # a GPU is needed for the real thing
     with pytest.raises(ConfigError, match="bf16-mixed"):
         module.configure_optimizers()

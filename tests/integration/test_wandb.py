@@ -33,7 +33,7 @@ from flarecps.training.dashboards.logged_epochs import FILE
 
 KEY = "0" * 40
 VALIDATED = ("--data.fold", 0, "--data.validation_patches", 2)
-AT_ONCE = ("--model.ramp.start", 0, "--model.ramp.length", 0)
+AT_ONCE = ("--model.method.init_args.ramp", "{start: 0, length: 0}")
 
 
 def stop_service() -> None:

@@ -26,7 +26,8 @@ SCRIPTS = REPOSITORY / "slurm"
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gres=gpu:1", "--cpus-per-task=1"]
 CONFIG = "phantom_2d.yaml"
 STEPS = 5  # per epoch
-TRAINING = ["--model.ramp.start", 0, "--model.ramp.length", 3, "--data.global_batch", "{labelled: 2, unlabelled: 2}"]
+TRAINING = ["--model.method.init_args.ramp", "{start: 0, length: 3}"]
+TRAINING += ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 TRAINING += ["--data.iterations_per_epoch", STEPS, "--data.workers", 2]  # SLURM signals them, too
 STARTED_S = 120  # two interpreters import, on a busy machine
 

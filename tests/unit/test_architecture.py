@@ -16,10 +16,11 @@ import flarecps
 PACKAGE = Path(flarecps.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "processes": 0, "_root": 0,
+    "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "processes": 0, "method_config": 0,
+    "_root": 0,
     "volumes": 1, "datasets": 1, "batch_processing": 1,
     "planning": 2, "networks": 2, "losses": 2,
-    "preprocessing": 3, "checkpoint": 3, "evaluation": 3,
+    "preprocessing": 3, "checkpoint": 3, "evaluation": 3, "methods": 3,
     "data": 4, "inference": 4, "interop": 4, "reporting": 4,
     "training": 5,
     "cli": 6, "__main__": 7,
@@ -49,6 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
 FORBIDDEN: dict[str, set[str]] = {
     "networks": {"pathlib", "lightning", "flarecps.volumes", "flarecps.datasets"},
     "losses": {"pathlib", "lightning", "flarecps.volumes", "flarecps.datasets"},
+    "methods": {"pathlib", "lightning", "flarecps.volumes", "flarecps.datasets"},
     "planning": {"torch", "torchio", "lightning", "flarecps.networks", "flarecps.losses"},
     "evaluation": {"flarecps.networks", "flarecps.checkpoint"},
 }

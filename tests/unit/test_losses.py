@@ -9,12 +9,12 @@ import torch
 from flarecps.losses import (
     DeepSupervision,
     LinearRamp,
-    cross_pseudo_losses,
     dice_cross_entropy,
     downsampled_labels,
     scale_weights,
     soft_dice,
 )
+from flarecps.methods.cross_pseudo import cross_pseudo_losses
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

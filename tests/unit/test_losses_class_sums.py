@@ -100,7 +100,7 @@ def test_gradient_of_each_sum_is_its_difference_quotient(known: bool, mask: str 
 def test_where_nothing_counts_nothing_is_taught(batch_dice: bool) -> None:
     logits, labels, _, _ = problem(False, None)
     logits.requires_grad_()
-    loss = dice_cross_entropy(logits, labels, batch_dice, counted=torch.zeros_like(labels, dtype=torch.bool))
+    loss = dice_cross_entropy(logits, labels, batch_dice, trusted=torch.zeros_like(labels, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -110,7 +110,7 @@ def test_everything_counted_is_the_loss_without_a_mask() -> None:
     logits, labels, _, _ = problem(False, None)
     for batch_dice in (True, False):
         whole = dice_cross_entropy(logits, labels, batch_dice)
-        masked = dice_cross_entropy(logits, labels, batch_dice, counted=torch.ones(3, 1, 1, 1, dtype=torch.bool))
+        masked = dice_cross_entropy(logits, labels, batch_dice, trusted=torch.ones(3, 1, 1, 1, dtype=torch.bool))
         torch.testing.assert_close(masked, whole)
 
 

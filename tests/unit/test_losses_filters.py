@@ -1,4 +1,4 @@
-"""Pseudo-labels that are not believed leave Lcps, by voxel or by patch."""
+"""Pseudo-labels that are not trusted leave Lcps, by voxel or by patch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flarecps.losses import (
     PatchAgreement,
     PseudoLabelFilter,
     VoxelConfidence,
-    cross_pseudo_losses,
     label_dice,
     patch_agreement,
 )
+from flarecps.methods.cross_pseudo import cross_pseudo_losses
 
 SIZES = [(6, 4, 5), (3, 2, 5), (3, 2, 5)]  # three scales: the coarsest has no weight
 WEIGHTS = [2 / 3, 1 / 3]
@@ -58,7 +58,7 @@ def patch_masks(teacher: list[torch.Tensor], student: list[torch.Tensor], thresh
 
 @pytest.mark.parametrize("one_mean", [False, True])
 @pytest.mark.parametrize(
-    ("believe", "masks"),
+    ("trust", "masks"),
     [
         (VoxelConfidence(0.8), voxel_masks),
         (VoxelConfidence(1.0), voxel_masks),
@@ -66,11 +66,11 @@ def patch_masks(teacher: list[torch.Tensor], student: list[torch.Tensor], thresh
         (PatchAgreement(0.8), patch_masks),
     ],
 )
-def test_filtered_cross_pseudo_loss_is_the_reference(believe: PseudoLabelFilter, masks, one_mean: bool) -> None:
+def test_filtered_cross_pseudo_loss_is_the_reference(trust: PseudoLabelFilter, masks, one_mean: bool) -> None:
     first, second = outputs(1), outputs(2)
-    ours = cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), one_mean, believe)
+    ours = cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), one_mean, trust)
     for loss, student, teacher in zip(ours, (first, second), (second, first), strict=True):
-        kept = masks(teacher, student, believe.threshold)
+        kept = masks(teacher, student, trust.threshold)
         expected = 0.0
         for part in [slice(0, 4)] if one_mean else [slice(0, LABELLED), slice(LABELLED, 4)]:
             for weight, logits, other, mask in zip(WEIGHTS, student, teacher, kept, strict=False):
@@ -89,21 +89,21 @@ def test_the_reference_patches_are_filtered_unevenly() -> None:
     assert 0.2 < voxels.mean() < 0.9
 
 
-def test_a_threshold_of_nothing_believes_everything() -> None:
+def test_a_threshold_of_nothing_trusts_everything() -> None:
     first, second = outputs(1), outputs(2)
     loss = DeepSupervision(DiceCrossEntropy(False))
     plain = torch.stack(cross_pseudo_losses(first, second, LABELLED, loss))
-    for believe in (VoxelConfidence(0.0), PatchAgreement(0.0)):
-        filtered = torch.stack(cross_pseudo_losses(first, second, LABELLED, loss, believe=believe))
+    for trust in (VoxelConfidence(0.0), PatchAgreement(0.0)):
+        filtered = torch.stack(cross_pseudo_losses(first, second, LABELLED, loss, trust=trust))
         torch.testing.assert_close(filtered, plain)
 
 
-@pytest.mark.parametrize("believe", [VoxelConfidence(0.8), PatchAgreement(0.42)])
-def test_no_gradient_through_the_filter_nor_where_it_filters(believe: PseudoLabelFilter) -> None:
+@pytest.mark.parametrize("trust", [VoxelConfidence(0.8), PatchAgreement(0.42)])
+def test_no_gradient_through_the_filter_nor_where_it_filters(trust: PseudoLabelFilter) -> None:
     first, second = ([scale.requires_grad_() for scale in outputs(seed)] for seed in (1, 2))
-    cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), believe=believe)[0].backward()
+    cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), trust=trust)[0].backward()
     labels = [[scale.argmax(1) for scale in scales] for scales in (first, second)]
-    mask = believe.believed(second, labels[1], labels[0])[0].expand(4, *SIZES[0])
+    mask = trust.trusted(second, labels[1], labels[0])[0].expand(4, *SIZES[0])
     moved = first[0].grad.abs().amax(1) > 0
     assert torch.equal(moved, mask)
     assert all(scale.grad is None for scale in second)

@@ -139,15 +139,18 @@ def test_channels_last_computes_the_same(kind: Any, dimensions: int) -> None:
     x = torch.randn((2, 1, *(4, 8, 8)[:dimensions]))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     plain = network(x)
-    memory_format = lay_out([network], dimensions, channels_last=True)
+    lay_out([network], dimensions, channels_last=True)
+    memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[dimensions]
     assert network.encoder[1][0].state_dict().keys()
-    for scale, expected in zip(network(x.to(memory_format=memory_format)), plain, strict=True):
+    for scale, expected in zip(network(x), plain, strict=True):
         torch.testing.assert_close(scale, expected, rtol=1e-5, atol=1e-5)
     weights = [p for p in network.parameters() if p.ndim == dimensions + 2]
     assert all(weight.is_contiguous(memory_format=memory_format) for weight in weights)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    assert lay_out([network], dimensions, channels_last=False) is torch.contiguous_format
+    seeing = torch.nn.Identity()
+    lay_out([seeing], dimensions, channels_last=True)
+    assert seeing(torch.randn((2, 3, *(4, 8, 8)[:dimensions]))).is_contiguous(memory_format=memory_format)
 
 
 def test_a_compiled_network_stores_the_same() -> None:

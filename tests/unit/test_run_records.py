@@ -7,13 +7,14 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from tiny_training import tiny_plan
 
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks import record
 from flarecps.training.callbacks.record import RunRecord, earlier_sessions, is_complete
 from flarecps.training.dashboards.logged_epochs import LoggedEpochs, known_id, rows_between
+from flarecps.training.module import SegmentationModule
 
 
 def a_trainer(epoch: int = 0, resumed: bool = False, epochs: int | None = 3, steps: int = -1) -> Mock:
@@ -25,7 +26,7 @@ def a_trainer(epoch: int = 0, resumed: bool = False, epochs: int | None = 3, ste
 
 @pytest.fixture
 def module() -> Mock:
-    return Mock(spec=LightningModule, plan=plan_from_json(tiny_plan(2), where="a test"))
+    return Mock(spec=SegmentationModule, plan=plan_from_json(tiny_plan(2), where="a test"))
 
 
 def content(run: Path) -> dict:

@@ -13,6 +13,7 @@ from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.record import environment, is_complete
 from flarecps.training.dashboards.logged_epochs import known_id
 from flarecps.training.dashboards.wandb_run import WandbDashboard, new_run_id
+from flarecps.training.module import segmentation_module
 
 
 class DashboardSession(Callback):
@@ -36,7 +37,7 @@ class DashboardSession(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         origin = trainer.ckpt_path
         own = origin is not None and Path(origin).resolve().is_relative_to(self.run.resolve())
         older = self.run_id if not own else None

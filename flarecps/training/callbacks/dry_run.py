@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from flarecps.losses import LinearRamp
 from flarecps.training.callbacks.progress import clock
+from flarecps.training.module import segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
 STEPS_WITH_PSEUDO_LABELS = (True, False, False, True, True, True)
@@ -31,7 +31,7 @@ class TimedStep:
     with_pseudo_labels: bool
 
 
-def seconds_to_the_end(steps: list[TimedStep], ramp: Callable[[int], float], epochs: int, iterations: int) -> float:
+def seconds_to_the_end(steps: list[TimedStep], weight: Callable[[int], float], epochs: int, iterations: int) -> float:
     """Seconds that ``epochs`` of ``iterations`` steps take, of which those with λ = 0 compute no unlabelled patch.
 
     >>> steps = [TimedStep(0.0, 2.0, True), TimedStep(0.5, 0.5, False)]
@@ -39,7 +39,7 @@ def seconds_to_the_end(steps: list[TimedStep], ramp: Callable[[int], float], epo
     50.0
     """
     means = {kind: _mean([step for step in steps if step.with_pseudo_labels == kind]) for kind in (True, False)}
-    return sum(iterations * means[ramp(epoch) > 0] for epoch in range(epochs))
+    return sum(iterations * means[weight(epoch) > 0] for epoch in range(epochs))
 
 
 def _mean(steps: list[TimedStep]) -> float:
@@ -47,59 +47,60 @@ def _mean(steps: list[TimedStep]) -> float:
 
 
 class DryRun(Callback):
-    """Times steps with λ at its end value and at 0, and prints time, memory and the time to the end of training."""
+    """Times steps with λ at its largest and at 0, and prints time, memory and the time to the end of training.
+
+    The module pretends to be in an epoch of that λ; one that no epoch has is not timed.
+    """
 
     def __init__(self, epochs: int, iterations: int) -> None:
         self.epochs, self.iterations = epochs, iterations
         self.steps: list[TimedStep] = []
         self._taken = 0
         self._began = self._ended = 0.0
-        self._ramp: Callable[[int], float] = LinearRamp()
+        self._epochs: dict[bool, int] = {}  # with pseudo-labels or not: an epoch to time
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
-        self._ramp = module.ramp
+        weight = segmentation_module(pl_module).method.weight
+        epochs = range(max(self.epochs, 1))
+        largest, smallest = max(epochs, key=weight), min(epochs, key=weight)
+        self._epochs = {weight(epoch) > 0: epoch for epoch in (largest, smallest)}
         self._ended = time.monotonic()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module: Any = pl_module
         crossed = STEPS_WITH_PSEUDO_LABELS[min(self._taken, len(STEPS_WITH_PSEUDO_LABELS) - 1)]
-        final = max(self._ramp(epoch) for epoch in range(self.epochs))
-        module.ramp = LinearRamp(final=final if crossed else 0.0, length=0)
+        segmentation_module(pl_module).pretended_epoch = self._epochs.get(crossed, self._epochs.get(not crossed))
         self._began = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         ended = time.monotonic()
         if self._taken >= 2:
-            crossed = module.weight_of_pseudo_labels > 0
+            crossed = module.method.weight(module.method_epoch) > 0
             self.steps.append(TimedStep(self._began - self._ended, ended - self._began, crossed))
         self._taken += 1
         self._ended = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
-        crossed = [step for step in self.steps if step.with_pseudo_labels]
-        alone = [step for step in self.steps if not step.with_pseudo_labels]
-        module.ramp = self._ramp
+        module = segmentation_module(pl_module)
+        module.pretended_epoch = None
         if not trainer.is_global_zero:
             return
         table = Table("", "", title="dry run: nothing was written", show_header=False)
-        if crossed:
-            table.add_row("a step with pseudo-labels", f"{_mean(crossed):.3g} s")
-        table.add_row("a step without pseudo-labels" if crossed else "a step", f"{_mean(alone):.3g} s")
+        names = {True: "a step with pseudo-labels", False: "a step without pseudo-labels"}
+        for crossed in sorted(self._epochs, reverse=True):
+            name = names[crossed] if True in self._epochs else "a step"
+            table.add_row(name, f"{_mean([step for step in self.steps if step.with_pseudo_labels == crossed]):.3g} s")
         waited, whole = sum(step.wait_s for step in self.steps), sum(step.wait_s + step.busy_s for step in self.steps)
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
         for name, amount in memory_gb().items():
             table.add_row(name, f"{amount:.2f} GB")
-        ramp = self._ramp if module.cross_pseudo_supervision else LinearRamp(final=0.0)
-        left_s = seconds_to_the_end(self.steps, ramp, self.epochs, self.iterations)
+        left_s = seconds_to_the_end(self.steps, module.method.weight, self.epochs, self.iterations)
         table.add_row(
             f"{self.epochs} epochs of {self.iterations} steps", f"{clock(left_s)} (h:mm:ss), validation not included"
         )

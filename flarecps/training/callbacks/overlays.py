@@ -14,6 +14,7 @@ from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order
 from flarecps.training.callbacks.milestones import at_milestone
 from flarecps.training.dashboards.wandb_run import WandbDashboard
+from flarecps.training.module import segmentation_module
 
 FOLDER = "overlays"
 DOTS_PER_INCH = 80
@@ -51,7 +52,7 @@ class ValidationOverlays(Callback):
             return
         from flarecps.reporting.pictures import write_jpeg  # draws: only where pictures are wanted
 
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         epoch, case = trainer.current_epoch + 1, str(batch["case"])
         path = self.folder / case / f"epoch_{epoch:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

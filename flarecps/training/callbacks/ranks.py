@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps.errors import TrainingError
+from flarecps.training.module import segmentation_module
 from flarecps.training.ranks import digest, of_all_ranks
 
 
@@ -20,8 +19,8 @@ class RanksInSync(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:
             return
-        module: Any = pl_module
-        digests = of_all_ranks(digest(module.siblings.parameters()))
+        module = segmentation_module(pl_module)
+        digests = of_all_ranks(digest([*module.siblings.parameters(), *module.method.parameters()]))
         if len(set(digests)) > 1:
             apart = [str(rank) for rank, one in enumerate(digests) if one != digests[0]]
             raise TrainingError(

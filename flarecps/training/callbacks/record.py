@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps import atomic
 from flarecps.planning.plan import plan_to_json
+from flarecps.training.module import segmentation_module
 
 PACKAGES = ("flarecps", "torch", "lightning", "torchio", "SimpleITK", "numpy", "blosc2")
 JOB = {"SLURM_JOB_ID": "slurm_job", "SLURM_RESTART_COUNT": "slurm_restart", "SLURM_JOB_NODELIST": "slurm_nodes"}
@@ -37,7 +38,7 @@ class RunRecord(Callback):
         self.earlier: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self.run / "plan.json", plan_to_json(module.plan))

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from flarecps.training import stop_signals
 from flarecps.training.checkpoint_files import FOLDER, REQUEUE
+from flarecps.training.module import segmentation_module
 from flarecps.training.running_metrics import load_metric_states, states_of_all_ranks
 from flarecps.training.stop_signals import StopRequest
 
@@ -120,10 +121,10 @@ class Requeue(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._saving:
-            module: Any = pl_module
+            module = segmentation_module(pl_module)
             checkpoint[RUNNING] = states_of_all_ranks(module.running_metrics())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if RUNNING in checkpoint:
-            module: Any = pl_module
+            module = segmentation_module(pl_module)
             load_metric_states(module.running_metrics(), checkpoint[RUNNING], trainer.global_rank, trainer.world_size)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from flarecps import atomic, metric_names
 from flarecps.training.callbacks.milestones import at_milestone
 from flarecps.training.dashboards.wandb_run import WandbDashboard
+from flarecps.training.module import segmentation_module
 from flarecps.training.ranks import of_all_ranks
 
 FILE = "validation.csv"
@@ -51,7 +52,7 @@ class ValidationTable(Callback):
             cases |= share
         if not trainer.is_global_zero:
             return
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         epoch, sources = trainer.current_epoch + 1, module.organ_scores.sources
         organs = [organ.name for organ in module.organ_scores.organs]
         header = ["epoch", "case", "organ", *sources]

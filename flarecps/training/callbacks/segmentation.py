@@ -19,6 +19,7 @@ from flarecps.inference.folders import (
     segment_requests,
 )
 from flarecps.inference.segmenter import Segmenter
+from flarecps.training.module import segmentation_module
 
 FOLDER = "segmentations"
 
@@ -37,7 +38,7 @@ class SegmentationWriter(Callback):
         self._running: Iterator[Outcome[SegmentationResult]] = iter(())
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
+        module = segmentation_module(pl_module)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by the command line
         requests = requests_for(Path(data.predict_input), self.folder, len(module.plan.channels))
         wrong: ConfigError | None = None

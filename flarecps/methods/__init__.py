@@ -1,0 +1,11 @@
+"""Methods: how labelled and unlabelled patches teach. Pure tensor arithmetic over networks; no paths or training loop.
+
+A method is chosen in a config by ``model.method``; one of a user's own is a class like those here
+(docs/decisions/0009-methods.md).
+"""
+
+from flarecps.methods.cross_pseudo import CrossPseudoSupervision
+from flarecps.methods.method import Batch, Losses, Method
+from flarecps.methods.supervised import Supervised
+
+__all__ = ["Batch", "CrossPseudoSupervision", "Losses", "Method", "Supervised"]
