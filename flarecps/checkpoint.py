@@ -2,22 +2,25 @@
 
 Lightning writes weights, optimisers, schedulers and loop counters; beside them stands one entry, ``flarecps``, in
 plain types: the plan, the label set, and how to build the siblings. So a file loads with ``weights_only=True`` and
-runs no code of whoever sent it.
+runs no code of whoever sent it: it names its network's class, and only this program's networks, or classes that the
+reader says to trust, are built (docs/decisions/0010-what-a-checkpoint-trusts.md).
 """
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from flarecps import __version__
-from flarecps.errors import CheckpointError, PlanError
-from flarecps.networks import NETWORKS
+from flarecps.errors import CheckpointError, ConfigError, PlanError
+from flarecps.networks import NETWORKS, network_name
 from flarecps.planning.plan import Plan, plan_from_json, plan_to_json
 
 ENTRY = "flarecps"
@@ -25,6 +28,8 @@ SCHEMA_VERSION = 1
 LONGEST_REASON = 120  # characters of torch's explanations, which name every tensor
 # Of two plans, to share a network:
 MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity", "conventions")
+DOTTED = re.compile(r"(?=.{,255}$)[^\W\d]\w*(\.[^\W\d]\w*)+")  # my_lab.nets.MyUNet
+Trusted: TypeAlias = Sequence[type[nn.Module] | str]  # classes, or their dotted paths
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
 
 
@@ -77,7 +82,7 @@ def model_entry(
         "schema": SCHEMA_VERSION,
         "version": __version__,
         "plan": plan_to_json(plan),
-        "network": {"name": type(network).__name__, "arguments": network.arguments},
+        "network": {"name": network_name(network), "arguments": network.arguments},
         "siblings": len(siblings),
         "inference_networks": list(inference),
         "completed_epochs": completed_epochs,
@@ -146,21 +151,55 @@ def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
     ]
 
 
-def read_checkpoint(path: Path | str) -> TrainedModel:
-    """The trained model in ``path``, on the CPU; raises ``CheckpointError`` for anything that is not one."""
+def _network_class(path: Path | str, name: Any, trusted: Trusted) -> type[nn.Module]:
+    """The class that a checkpoint calls ``name``: one of this program's, or a trusted one. Nothing else is imported."""
+    if isinstance(name, str) and name in NETWORKS:
+        return NETWORKS[name]
+    known = ", ".join(sorted(NETWORKS))
+    if not isinstance(name, str) or not DOTTED.fullmatch(name):
+        raise CheckpointError(f"{path}: holds a network {str(name)[:LONGEST_REASON]!r}, known are {known}")
+    for one in trusted:
+        kind = _imported(one) if isinstance(one, str) else one
+        if name in (one, f"{kind.__module__}.{kind.__qualname__}"):
+            return kind
+    raise CheckpointError(
+        f"{path}: its network is {name}, whose code is not this program's ({known}) and runs only if you trust it; if "
+        f"you know this class, add --trust {name} (in Python: trusted=['{name}'])"
+    )
+
+
+def _imported(dotted: str) -> type[nn.Module]:
+    module, _, name = dotted.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name) if DOTTED.fullmatch(dotted) else None
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"--trust {dotted}: can't be imported ({error}); install its package, or put its folder on PYTHONPATH"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"--trust {dotted}: expected the path of a torch.nn.Module class, such as my_lab.nets.MyUNet")
+    return kind
+
+
+def read_checkpoint(path: Path | str, trusted: Trusted = ()) -> TrainedModel:
+    """The trained model in ``path``, on the CPU.
+
+    ``trusted`` are classes of networks of one's own that the file may name, or their dotted paths
+    (``"my_lab.nets.MyUNet"``), which are imported when it does. Raises ``CheckpointError`` for anything that is no
+    checkpoint, or names another network; ``ConfigError`` for a trusted path that is no network's.
+    """
     content = load_plain(path)
     entry = content[ENTRY]
     try:
-        name, arguments = entry["network"]["name"], entry["network"]["arguments"]
-        if name not in NETWORKS:
-            raise CheckpointError(f"{path}: holds a network '{name}', known are {', '.join(sorted(NETWORKS))}")
+        build = _network_class(path, entry["network"]["name"], trusted)
+        arguments = entry["network"]["arguments"]
         plan = plan_from_json(entry["plan"], where=str(path))
         seen, planned = (arguments["in_channels"], arguments["classes"]), (len(plan.channels), plan.class_count)
         if seen != planned:
             raise ValueError(f"the network has (channels, classes) {seen}, the plan {planned}")
         siblings = []
         for state in sibling_states(content):
-            network = NETWORKS[name](**arguments)
+            network = build(**arguments)
             network.load_state_dict(state)
             siblings.append(FinestScale(network).eval())
         if not siblings:

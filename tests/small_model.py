@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -36,14 +37,19 @@ def small_plan(spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), **chang
     return Plan(**(entries | changes))
 
 
-def write_model(path: Path, siblings: int = 2, plan: Plan | None = None, seed: int = 5) -> Path:
+def write_model(
+    path: Path,
+    siblings: int = 2,
+    plan: Plan | None = None,
+    seed: int = 5,
+    build: Callable[[int, int], torch.nn.Module] | None = None,
+) -> Path:
     """A checkpoint as training writes it, of small untrained networks: their labels are noise, the same every time."""
     plan = plan or small_plan()
     torch.manual_seed(seed)
-    networks = torch.nn.ModuleList(
-        PlainUNet(1, plan.class_count, plan.topology.features, plan.topology.strides, plan.topology.kernels)
-        for _ in range(siblings)
-    )
+    shape = plan.topology.features, plan.topology.strides, plan.topology.kernels
+    build = build or (lambda channels, classes: PlainUNet(channels, classes, *shape))
+    networks = torch.nn.ModuleList(build(1, plan.class_count) for _ in range(siblings))
     for network in networks:
         for name, weight in network.named_parameters():
             if "bias" not in name:

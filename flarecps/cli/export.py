@@ -13,6 +13,7 @@ def export(
     to: Literal["nnunet", "onnx"],
     sibling: Literal["1", "2", "both"] = "1",
     mirror_axes: list[int] | None = None,
+    trust: list[str] | None = None,
 ) -> int:
     """Write a trained model so that another program can run it.
 
@@ -28,6 +29,8 @@ def export(
         sibling: which of the two networks; both become fold 0 and fold 1, which nnU-Net averages (nnunet only)
         mirror_axes: the patch's axes that nnU-Net may mirror at test time, such as "[0, 1, 2]": those that the training
             mirrored (data.mirror_axes); none by default
+        trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
+            For onnx: nnU-Net knows its own networks only
     """
     from flarecps.checkpoint import read_checkpoint
     from flarecps.errors import ConfigError
@@ -37,12 +40,12 @@ def export(
             raise ConfigError("an ONNX file holds one network and no mirroring: leave --mirror-axes out, choose one")
         from flarecps.interop.onnx_export import export_to_onnx
 
-        difference = export_to_onnx(read_checkpoint(checkpoint), out, sibling)
+        difference = export_to_onnx(read_checkpoint(checkpoint, trust or ()), out, sibling)
         print(f"{out}: sibling {sibling}; ONNX Runtime and PyTorch differ by at most {difference:.1e} of the logits")
         return 0
     from flarecps.interop.nnunet_export import export_to_nnunet
 
-    model = read_checkpoint(checkpoint)
+    model = read_checkpoint(checkpoint, trust or ())
     written = export_to_nnunet(model, out, sibling, mirror_axes or ())
     for path in written:
         print(path)

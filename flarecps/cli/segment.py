@@ -33,6 +33,7 @@ def segment(
     preview: bool = False,
     agreement: bool = False,
     shard: str | None = None,
+    trust: list[str] | None = None,
     overwrite: bool = False,
 ) -> int:
     """Segment scans with a trained model; labels are written as NIfTI on each scan's own grid.
@@ -80,6 +81,7 @@ def segment(
         agreement: also write the Dice between the two siblings: agreement.csv and .json, lowest first (what to annotate
             next), and a file per scan. Runs the networks twice, with --sibling average three times.
         shard: I/N does the I-th of N shares of the scans, for job arrays; all shares go into the same OUTPUT.
+        trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
         overwrite: segment finished cases again.
     """
     import time
@@ -121,6 +123,7 @@ def segment(
             coarse_to_fine=coarse_to_fine,
             enforce_spacing=enforce_spacing,
             budget=budget_of(budget, max_ram, max_vram, max_seconds),
+            trusted=tuple(trust or ()),
         ),
     )
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from flarecps.planning.plan import Plan
 
 
-def summary(checkpoint: Path | None = None, /, *, config: Path | None = None) -> None:
+def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, trust: list[str] | None = None) -> None:
     """Print parameters, multiply-accumulates and the plan of a checkpoint or of a training config.
 
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'.
         config: a YAML file for 'flarecps fit'; its case store must exist, for the plan lies there.
+        trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
     """
     if (checkpoint is None) == (config is None):
         raise ConfigError(
@@ -27,7 +28,7 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None) ->
     if checkpoint is not None:
         from flarecps.checkpoint import read_checkpoint
 
-        model = read_checkpoint(checkpoint)
+        model = read_checkpoint(checkpoint, trust or ())
         networks: list[nn.Module] = [sibling.network for sibling in model.siblings]
         _show(model.plan, networks, f"{checkpoint}, after {model.epoch} epochs")
     else:
@@ -38,18 +39,15 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None) ->
 
 
 def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
-    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from flarecps.networks import NETWORKS
+    from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
     from flarecps.planning.memory import MemoryModel
 
     network: Any = networks[0]
-    with torch.device("meta"):
-        twin = NETWORKS[type(network).__name__](**network.arguments)
-    cost = network_cost(twin, len(plan.channels), plan.patch_voxels)
+    cost = network_cost(rebuilt(network), len(plan.channels), plan.patch_voxels)
     # the plan's estimate is for a plain U-Net; this network's feature maps may be more
     planned = MemoryModel(0.0, plan.dimensions, plan.class_count).elements_per_patch(plan.patch_voxels, plan.topology)
     memory_gb = plan.memory_gb * cost.convolved_elements / planned

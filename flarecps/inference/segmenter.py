@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flarecps.batch_processing import progress_bar
-from flarecps.checkpoint import MUST_AGREE, TrainedModel, read_checkpoint
+from flarecps.checkpoint import MUST_AGREE, TrainedModel, Trusted, read_checkpoint
 from flarecps.errors import ConfigError
 from flarecps.inference.export import scan_labels
 from flarecps.inference.mirroring import mirroring_of
@@ -83,14 +83,14 @@ class Segmenter:
         """The segmenter of a checkpoint's sibling ``"1"``, ``"2"``, or of their ``"average"``.
 
         Several checkpoints (folds) are averaged, too. ``sibling`` and ``changes`` go before ``settings``. Raises
-        CheckpointError for a file that is not a checkpoint, ConfigError for settings that do not suit it, or
-        checkpoints that do not belong together.
+        CheckpointError for a file that is not a checkpoint or names a network that is not trusted, ConfigError for
+        settings that do not suit it, or checkpoints that do not belong together.
         """
         if sibling is not None:
             changes["sibling"] = sibling
         settings = replace(settings or SegmentationSettings(), **changes)
         paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-        plan, networks = load_networks(paths, settings.sibling)
+        plan, networks = load_networks(paths, settings.sibling, settings.trusted)
         return cls(plan, networks, settings, say)
 
     def __call__(
@@ -191,16 +191,19 @@ class Segmenter:
         return np.ascontiguousarray(scan.source.reorientation.apply(labels))
 
 
-def load_networks(checkpoints: Sequence[Path | str], sibling: Sibling) -> tuple[Plan, tuple[nn.Module, ...]]:
+def load_networks(
+    checkpoints: Sequence[Path | str], sibling: Sibling, trusted: Trusted = ()
+) -> tuple[Plan, tuple[nn.Module, ...]]:
     """The plan and the networks whose probabilities are averaged, from one checkpoint or several (folds).
 
     Of each, sibling ``"1"``, ``"2"`` or both (``"average"``); a supervised control has one network: sibling 1, which
-    is the average, too. Raises CheckpointError for a file that is not a checkpoint, ConfigError when it has no
-    such sibling or the checkpoints' plans differ in what the networks see and name.
+    is the average, too. ``trusted`` as in ``read_checkpoint``. Raises CheckpointError for a file that is not a
+    checkpoint or names another network, ConfigError when it has no such sibling or the checkpoints' plans differ in
+    what the networks see and name.
     """
     if not checkpoints:
         raise ConfigError("no checkpoint was named: expected one, or one per fold")
-    models = [read_checkpoint(path) for path in checkpoints]
+    models = [read_checkpoint(path, trusted) for path in checkpoints]
     ours = plan_to_json(models[0].plan)
     for other in models[1:]:
         theirs = plan_to_json(other.plan)

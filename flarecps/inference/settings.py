@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from flarecps.checkpoint import Trusted
 from flarecps.errors import ConfigError
 from flarecps.inference.export import MODES, Mode
 from flarecps.inference.resources.budget import UNLIMITED, Budget
@@ -35,6 +36,7 @@ class SegmentationSettings:
         coarse_to_fine: a quick pass on larger voxels finds the region of the organs; only windows there are run.
         enforce_spacing: the paper's pretended spacing; 10 to 20 % less DSC (the paper).
         budget: limits of memory and time. What is traded for them is chosen for each scan.
+        trusted: networks of one's own that a checkpoint may name: classes or dotted paths (docs/extending.md).
 
     Raises ConfigError for a value that is none of these.
     """
@@ -51,6 +53,7 @@ class SegmentationSettings:
     coarse_to_fine: bool = False
     enforce_spacing: bool = False
     budget: Budget = UNLIMITED
+    trusted: Trusted = ()
 
     def __post_init__(self) -> None:
         if self.sibling not in ("1", "2", "average"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flarecps.errors import CheckpointError
-from flarecps.networks import PlainUNet, ResidualEncoderUNet
+from flarecps.networks import PlainUNet, ResidualEncoderUNet, network_name
 from flarecps.networks.blocks import NEGATIVE_SLOPE
 from flarecps.networks.unet import UNet
 
@@ -17,7 +17,7 @@ NORM_EPSILON = 1e-5
 
 def architecture_of(network: UNet) -> dict[str, Any]:
     """The ``architecture`` entry of nnU-Net's plans for ``network``; CheckpointError for a kind nnU-Net has not."""
-    name, given = type(network).__name__, network.arguments
+    name, given = network_name(network), network.arguments
     if name not in CLASSES:
         raise CheckpointError(f"nnU-Net v2 has no network like '{name}'; it knows {', '.join(CLASSES)}")
     stages, dimensions = len(given["features"]), len(given["kernels"][0])

@@ -83,17 +83,13 @@ def run_protocol(run: Path, continued: bool = False) -> dict[str, str]:
 
 def _network(checkpoint: Path) -> dict[str, Any]:
     """Epochs, parameters of one sibling, and operations as the paper's counter has them."""
-    import torch
-
     from flarecps.checkpoint import read_checkpoint
-    from flarecps.networks import NETWORKS
+    from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
 
     model = read_checkpoint(checkpoint)
     network: Any = model.siblings[0].network
-    with torch.device("meta"):
-        twin = NETWORKS[type(network).__name__](**network.arguments)
-    cost = network_cost(twin, len(model.plan.channels), model.plan.patch_voxels)
+    cost = network_cost(rebuilt(network), len(model.plan.channels), model.plan.patch_voxels)
     return {
         "epoch": model.epoch,
         "parameters": f"{cost.parameters / 1e6:.2f}M",

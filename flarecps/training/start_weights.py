@@ -10,9 +10,8 @@ from torch import nn
 
 from flarecps.checkpoint import ENTRY, load_plain, sibling_states
 from flarecps.errors import CheckpointError, ConfigError
+from flarecps.networks import class_tensors, network_name
 from flarecps.planning.plan import Plan
-
-HEADS = "heads."  # the networks' last layers, one channel per class
 
 
 def start_from(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequence[int] | None = None) -> str:
@@ -30,7 +29,7 @@ def start_from(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequ
     content = load_plain(path)
     theirs = content[ENTRY]
     network: Any = siblings[0]
-    _compare(path, "network", theirs["network"]["name"], type(network).__name__)
+    _compare(path, "network", theirs["network"]["name"], network_name(network))
     _compare(path, "channels", list(theirs["plan"]["channels"]), list(plan.channels))
     found, ours = ({**arguments} for arguments in (theirs["network"]["arguments"], network.arguments))
     for arguments in (found, ours):
@@ -38,14 +37,13 @@ def start_from(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequ
     for name in sorted(found.keys() | ours.keys()):
         _compare(path, name, found.get(name), ours.get(name))
     same_labels = dict(theirs["plan"]["labels"]) == plan.labels
+    heads = set() if same_labels else class_tensors(network)
     states = sibling_states(content)
     chosen = _chosen(into, len(siblings), len(states))
     for number in chosen:
         sibling, state = siblings[number - 1], states[min(number, len(states)) - 1]
         kept = sibling.state_dict()
-        sibling.load_state_dict(
-            {name: value if same_labels or not name.startswith(HEADS) else kept[name] for name, value in state.items()}
-        )
+        sibling.load_state_dict({name: kept[name] if name in heads else value for name, value in state.items()})
     words = f"start from {path}: " + " and ".join(f"sibling {number}" for number in chosen)
     for number in sorted(set(range(1, 1 + len(siblings))) - set(chosen)):
         reason = ", since the checkpoint holds one network" if into is None else ""
