@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError
 from flarecps.processes import kill, obey_only_the_parent
 
@@ -173,10 +174,10 @@ class _Rate:
         if not self.done or not elapsed:
             return "–"
         if self.done >= self.total:
-            return f"in {_clock(elapsed)}"
+            return f"in {clock(elapsed)}"
         per_s = self.done / elapsed
         rate = f"{per_s:.1f} {self.unit}s/s" if per_s >= 1 else f"{1 / per_s:.1f} s/{self.unit}"
-        return f"{rate}, {_clock((self.total - self.done) / per_s)} left"
+        return f"{rate}, {clock((self.total - self.done) / per_s)} left"
 
     def line(self) -> str:
         units = self.unit if self.total == 1 else f"{self.unit}s"
@@ -207,12 +208,6 @@ def _plain_lines(rate: _Rate) -> Callable[[], None]:
             sys.stderr.flush()
 
     return advance
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def attempt(function: Callable[[A], T], argument: A) -> tuple[T | None, str | None]:

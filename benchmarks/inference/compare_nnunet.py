@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from measure import THREADS
 
+from flarecps.dice import dice_coefficient
 from flarecps.volumes.io import read_labels
 
 HERE = Path(__file__).resolve().parent
@@ -96,7 +97,7 @@ def agreement(ours_path: Path, theirs_path: Path, reference_path: Path | None) -
 
 
 def dice_of(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other)))
+    return float(dice_coefficient(np.count_nonzero(one & other), np.count_nonzero(one) + np.count_nonzero(other)))
 
 
 def ratio(runs: dict[str, list[dict[str, Any]]], key: str) -> float:

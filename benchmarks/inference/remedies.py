@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flarecps.dice import dice_coefficient
 from flarecps.inference.segmenter import Segmenter
 from flarecps.volumes.io import read_labels, read_volume, scan_name
 
@@ -82,7 +83,7 @@ def measured(checkpoint: Path, cases: list[tuple[Any, np.ndarray]], settings: di
         for label in range(1, segmenter.plan.class_count):
             ours, theirs = labels == label, reference == label
             if theirs.any():
-                scores.append(2 * np.count_nonzero(ours & theirs) / (ours.sum() + theirs.sum()))
+                scores.append(dice_coefficient(np.count_nonzero(ours & theirs), ours.sum() + theirs.sum()))
     return {"dsc": float(np.mean(scores)), "windows": windows / len(cases), "seconds": seconds / len(cases)}
 
 

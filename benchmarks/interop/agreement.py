@@ -26,6 +26,7 @@ import numpy as np
 from material import OTHER_ORDER, SPACING_MM, STRUCTURES, flarecps, run, train_nnunet, train_ours, write_dataset
 
 from flarecps import __version__
+from flarecps.dice import dice_coefficient
 from flarecps.volumes.io import read_labels
 
 LARGE = 1000  # voxels; smaller structures are not judged
@@ -149,7 +150,8 @@ def compared(ours: Path, theirs: Path, dataset: Path) -> dict[str, dict[str, flo
 
 
 def dice_of(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(one & other) / max(1, np.count_nonzero(one) + np.count_nonzero(other)))
+    volume = np.count_nonzero(one) + np.count_nonzero(other)
+    return float(dice_coefficient(np.count_nonzero(one & other), max(1, volume)))
 
 
 def version_of(peer: str) -> str:

@@ -21,6 +21,7 @@ from run import RESULTS
 from flarecps.anatomy import organs_of
 from flarecps.checkpoint import read_checkpoint
 from flarecps.data.datamodule import ScanDataModule
+from flarecps.dice import dice_coefficient
 from flarecps.preprocessing.store import CaseStore
 from flarecps.training.validation import sibling_labels
 
@@ -50,7 +51,7 @@ def judge(checkpoint: Path, store: CaseStore, names: list[str]) -> list[dict[str
         one, two, true = sizes[organ.id]
         with_one, with_two, between = common[organ.id]
         dice = [
-            2 * both / max(a + b, 1)
+            dice_coefficient(both, max(a + b, 1))
             for both, a, b in ((with_one, one, true), (with_two, two, true), (between, one, two))
         ]
         numbers = (dice[0], dice[1], one / true, two / true, dice[2])

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flarecps.dice import dice_coefficient
 from flarecps.volumes.io import read_labels, scan_name
 from flarecps.volumes.resampling import coarse_axis, resample_labels, resampled_shape
 
@@ -101,7 +102,7 @@ def compare(path: Path, peer: str, only: list[str]) -> list[dict]:
                 a, b = mine == label, theirs == label
                 if b.sum() <= FEWEST_VOXELS:
                     continue
-                dice = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+                dice = dice_coefficient(int((a & b).sum()), int(a.sum() + b.sum()))
                 row = {"map": name_of(path), "target": job["name"], "separate_z": "yes" if job["separate"] else ""}
                 row |= {"label": int(label), "voxels": int(b.sum()), "voxels_that_differ": int((a != b).sum())}
                 rows.append({**row, "dice": round(dice, 6)})

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flarecps.dice import dice_coefficient
 from flarecps.planning.plan import Intensity, Plan, Topology, read_plan, write_plan
 from flarecps.preprocessing.store import CaseStore
 from flarecps.volumes.io import read_labels
@@ -147,8 +148,10 @@ def agreement(out: Path, peer: str) -> dict[str, float | list[int] | bool]:
         difference = np.abs(np.clip(image[0], -1024, 3071)[senses] - theirs)
         if best.get("mean_hu", np.inf) > difference.mean():
             dice = [
-                2 * ((labels[senses] == label) & (their_labels == label)).sum()
-                / ((labels == label).sum() + (their_labels == label).sum())
+                dice_coefficient(
+                    ((labels[senses] == label) & (their_labels == label)).sum(),
+                    (labels == label).sum() + (their_labels == label).sum(),
+                )
                 for label in np.unique(their_labels[their_labels > 0])
             ]  # fmt: skip
             best = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     stages = _stages(out, SIZES[size], size, seed)
     for number, words in enumerate(stages, start=1):
         console.rule(
-            f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({_clock(time.monotonic() - began)} so far)", align="left"
+            f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({clock(time.monotonic() - began)} so far)", align="left"
         )
         console.print(f"flarecps {shlex.join(words)}", style="dim", soft_wrap=True, highlight=False)
         done = subprocess.run([sys.executable, "-m", "flarecps", *words], check=False)
@@ -67,7 +68,7 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     _show_scores(out, console)
     _write_figure(out)
     console.print(
-        f"done in {_clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]"
+        f"done in {clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]"
     )
 
 
@@ -183,8 +184,3 @@ def _mean_of_present(scores: list[float]) -> float:
     """The mean over the cases that have the organ (NaN in the others)."""
     present = [score for score in scores if score == score]
     return sum(present) / len(present) if present else float("nan")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from flarecps.dice import dice_coefficient
+
 
 def interval_oracle(image: np.ndarray, labels: np.ndarray, ids: Iterable[int]) -> dict[int, float]:
     """The DSC per organ of the best HU interval for it: a voxel belongs to the organ if low ≤ HU ≤ high.
@@ -48,7 +50,7 @@ def atlas_oracle(
         best = 0.0
         for least in range(1, len(stretched) + 1):
             predicted = votes >= least
-            best = max(best, 2 * int((predicted & reference).sum()) / (int(predicted.sum()) + volume or 1))
+            best = max(best, dice_coefficient(int((predicted & reference).sum()), int(predicted.sum()) + volume))
         found[int(label)] = best if volume else float("nan")
     return found
 
@@ -63,7 +65,7 @@ def _best_interval(within: np.ndarray, everywhere: np.ndarray, volume: int) -> f
         hit = highs_inside - (inside[low] - within[low])
         size = highs_total - (total[low] - everywhere[low])
         reachable = occupied >= low
-        best = max(best, float((2 * hit[reachable] / (size[reachable] + volume)).max()))
+        best = max(best, float(dice_coefficient(hit[reachable], size[reachable] + volume).max()))
     return best
 
 

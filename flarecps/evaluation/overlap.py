@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from flarecps.dice import dice_coefficient
 from flarecps.evaluation.boxes import joint_box, occupied_box
 
 _SLAB_VOXELS = 1 << 21  # counted at once: bounds the memory to some 20 MB whatever the scan's size
@@ -30,8 +31,7 @@ class Overlap:
         >>> Overlap(prediction=3, reference=5, shared=2).dsc
         0.5
         """
-        total = self.prediction + self.reference
-        return 2 * self.shared / total if total else float("nan")
+        return dice_coefficient(self.shared, self.prediction + self.reference)
 
 
 def joint_histogram(

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from flarecps.dice import dice_coefficient
+
 
 @torch.no_grad()
 def label_dice(
@@ -25,7 +27,7 @@ def label_dice(
         common.append((first & second).sum(spatial))
         voxels.append(first.sum(spatial) + second.sum(spatial))
     total = torch.stack(voxels, dim=1)
-    return 2 * torch.stack(common, dim=1) / total.clamp_min(1), total > 0
+    return dice_coefficient(torch.stack(common, dim=1), total.clamp_min(1)), total > 0
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
+from flarecps.dice import dice_coefficient
 from flarecps.losses.class_sums import class_sums
 from flarecps.losses.cross_entropy import joined_classes
 from flarecps.losses.ranks import rank_count, sum_over_ranks
@@ -32,7 +33,7 @@ def soft_dice(
     sums = torch.stack([overlap, predicted + present])[:, :, 1:]
     if batch_dice:
         sums = sum_over_ranks(sums.sum(1, keepdim=True))
-    return (2 * sums[0] + SMOOTH) / (sums[1] + SMOOTH)
+    return dice_coefficient(sums[0], sums[1], SMOOTH)
 
 
 def dice_cross_entropy(

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
+from flarecps.durations import duration_in_words
 from flarecps.method_config import method_name
 from flarecps.reporting import side_by_side
 from flarecps.reporting.boxes import box_figure
@@ -26,7 +27,7 @@ from flarecps.reporting.page import page_text
 from flarecps.reporting.pictures import inline_svg
 from flarecps.reporting.plan_words import plan_in_words
 from flarecps.reporting.run_folder import Run, sd_of
-from flarecps.reporting.sessions import duration_in_words, moment, sessions_of, status
+from flarecps.reporting.sessions import moment, sessions_of, status
 from flarecps.reporting.through_time import courses, validation_table
 
 TEMPLATE = "report.html"

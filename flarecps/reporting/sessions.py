@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flarecps.durations import duration_in_words
+
 _ENDINGS = {
     "StoppedBySignal": "stopped by a signal, as for a requeue",
     "SystemExit": "stopped on purpose",
@@ -128,20 +130,6 @@ def moment(text: Any) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
         return None
-
-
-def duration_in_words(seconds: float | None) -> str:
-    """Seconds, minutes, or hours and minutes.
-
-    >>> duration_in_words(20), duration_in_words(600), duration_in_words(7500)
-    ('20 s', '10 min', '2 h 05 min')
-    """
-    if seconds is None:
-        return "–"
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _count(number: int, noun: str) -> str:

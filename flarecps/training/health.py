@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import organs_of
+from flarecps.dice import dice_coefficient
 from flarecps.planning.plan import Plan
 from flarecps.training.ranks import warn
 
@@ -28,7 +29,7 @@ def agreement(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, " klas
     0.6666666666666666
     """
     counts = confusion.double()
-    return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
+    return dice_coefficient(counts.diagonal(), counts.sum(0) + counts.sum(1))
 
 
 def volume_shares(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, "siblings klass"]:

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import organs_of
+from flarecps.dice import dice_coefficient
 from flarecps.losses import class_sums
 from flarecps.losses.cross_entropy import joined_classes
 from flarecps.losses.dice import SMOOTH
@@ -63,10 +64,10 @@ class PatchScores(Metric):
         named: dict[str, float] = {}
         for row in range(len(self.entropy)):
             overlap, volume = self.soft[row][:, known]
-            dice = ((2 * overlap + SMOOTH) / (volume + SMOOTH)).mean() if known.any() else torch.zeros(())
+            dice = dice_coefficient(overlap, volume, SMOOTH).mean() if known.any() else torch.zeros(())
             named[metric_names.patch_loss(row + 1)] = float(self.entropy[row] / self.voxels - dice)
             dsc = {
-                organ.name: float(2 * self.hard[row, 0, organ.id] / self.hard[row, 1, organ.id])
+                organ.name: float(dice_coefficient(*self.hard[row, :, organ.id]))
                 for organ in self.organs
                 if self.hard[row, 1, organ.id] > 0
             }

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from flarecps import metric_names
 from flarecps.anatomy import Organ, organs_of
+from flarecps.dice import dice_coefficient
 from flarecps.inference.resources.placement import windows_at_a_time
 from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.planning.plan import Plan
@@ -60,7 +61,7 @@ def organ_dsc(
         overlap = voxels(reference[labels == reference]).tolist()
         for organ in organs:
             if volume[organ.id] and (drawn is None or drawn[organ.id]):
-                found[source, organ.name] = 2 * overlap[organ.id] / volume[organ.id]
+                found[source, organ.name] = dice_coefficient(overlap[organ.id], volume[organ.id])
     return found
 
 

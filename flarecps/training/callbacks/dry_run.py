@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from flarecps.training.callbacks.progress import clock
+from flarecps.durations import clock
 from flarecps.training.module import segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed

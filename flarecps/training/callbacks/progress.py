@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from flarecps import metric_names
+from flarecps.durations import clock
 
 
 class TrainingProgress(ProgressBar):
@@ -118,14 +119,3 @@ class TrainingProgress(ProgressBar):
 
 def _epoch_of(trainer: Trainer, epoch: int) -> str:
     return f"epoch {epoch + 1}/{trainer.max_epochs}"
-
-
-def clock(seconds: float) -> str:
-    """Hours (where there are any), minutes and seconds.
-
-    >>> clock(75.0), clock(3675.0)
-    ('1:15', '1:01:15')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
