@@ -10,9 +10,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
 import numpy as np
 
 from flarecps.anatomy import Organ, organs_of
@@ -25,6 +24,7 @@ from flarecps.evaluation.score_table import MEASURES, CaseScore, ScoreTable, Sum
 from flarecps.evaluation.tolerances import with_tolerances
 from flarecps.typing import SpacingMm
 from flarecps.volumes.io import Volume, is_scan_file, read_labels, scan_name
+from flarecps.volumes.nifti import header_spacing_mm
 
 __all__ = [
     "MEASURES", "CaseFiles", "CaseScore", "ScoreTable", "Summary",
@@ -202,11 +202,5 @@ def _as_stored(volume: Volume) -> np.ndarray:
 
 def _header_spacing_mm(volume: Volume) -> SpacingMm:
     """Spacing (slice, row, column) as stored: for NIfTI the header's pixdim, which the organisers' script reads."""
-    if volume.source.kind == "nifti":
-        try:
-            header = cast(nibabel.Nifti1Image, nibabel.load(volume.source.path)).header
-            column, row, slice_ = (float(zoom) for zoom in header.get_zooms()[:3])
-            return slice_, row, column
-        except nibabel.filebasedimages.ImageFileError:  # packed, but not called .gz: the script could not read it
-            pass
-    return volume.source.stored.spacing_mm
+    source = volume.source
+    return (header_spacing_mm(source.path) if source.kind == "nifti" else None) or source.stored.spacing_mm

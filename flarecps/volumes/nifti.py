@@ -73,6 +73,18 @@ def read_nifti_space(path: Path) -> tuple[Space, tuple[str, ...]]:
         return _grid(path, image.header)
 
 
+def header_spacing_mm(path: Path) -> tuple[float, float, float] | None:
+    """(slice, row, column) of the header's pixdim, whatever sform and qform say, as other programs read it by nibabel.
+
+    None for a file that nibabel can't open by its name: packed, but not called .gz.
+    """
+    try:
+        column, row, slice_ = cast(nibabel.Nifti1Image, nibabel.load(path)).header.get_zooms()[:3]
+    except ImageFileError:
+        return None
+    return float(slice_), float(row), float(column)
+
+
 def write_nifti(path: Path, array: np.ndarray, space: Space) -> None:
     """Write voxels (slice, row, column) on any grid, atomically; sform and qform are set alike (scanner, in mm)."""
     header = nibabel.Nifti1Header()
