@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from flarecps.checkpoint import ENTRY, model_entry, read_checkpoint
-from flarecps.interop.nnunet_plans import dataset_of, plans_of
-from flarecps.interop.nnunet_weights import nnunet_state
+from flarecps.interop.nnunet_plans import nnunet_dataset_json, plan_to_nnunet
+from flarecps.interop.nnunet_weights import nnunet_state_dict
 from flarecps.networks.unet import PlainUNet
 from flarecps.planning.plan import Plan
 
@@ -36,10 +36,11 @@ def main() -> None:
     state = {f"siblings.0.{key}": value for key, value in network.state_dict().items()}
     entry = model_entry(plan, torch.nn.ModuleList([network]), model.epoch)
     torch.save({"state_dict": state, ENTRY: entry}, options.folder / "ours.ckpt")
-    torch.save(nnunet_state(network), options.folder / "nnunet.pth")
-    plans = plans_of(plan, network) | {"image_reader_writer": "NibabelIOWithReorient"}  # the reader of the figures
+    torch.save(nnunet_state_dict(network), options.folder / "nnunet.pth")
+    plans = plan_to_nnunet(plan, network)
+    plans["image_reader_writer"] = "NibabelIOWithReorient"  # the reader of the figures
     (options.folder / "plans.json").write_text(json.dumps(plans, indent=1))
-    (options.folder / "dataset.json").write_text(json.dumps(dataset_of(plan)))
+    (options.folder / "dataset.json").write_text(json.dumps(nnunet_dataset_json(plan)))
 
 
 def with_classes(plan: Plan, network: Any, classes: int) -> tuple[Plan, PlainUNet]:

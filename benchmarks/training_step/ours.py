@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from flarecps import networks
+from flarecps.interop.nnunet_weights import nnunet_parameter_names
 from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, downsampled_labels
 from flarecps.methods import CrossPseudoSupervision
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
@@ -76,7 +77,7 @@ def exchange(spec: dict[str, Any], patch: list[int], batch: int, dtype: torch.dt
         logits = network(images)
         targets = [downsampled_labels(labels, scale.shape[2:]) for scale in logits]
         loss = DeepSupervision(DiceCrossEntropy(batch_dice=True))(logits, targets)
-    names = networks.nnunet_v2_names(network)
+    names = nnunet_parameter_names(network)
     return {
         "network": spec["network"],
         "arguments": arguments,

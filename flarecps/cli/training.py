@@ -53,7 +53,7 @@ from flarecps.training.dashboards import WandbDashboard, finish_dashboards, logg
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.slurm import requeue, under_slurm
-from flarecps.training.start_weights import start_from
+from flarecps.training.start_weights import load_start_weights
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
 
 TRAINER_DEFAULTS = {
@@ -151,7 +151,7 @@ class TrainingCLI(LightningCLI):
         if into is not None and start is None:
             raise ConfigError("init_siblings says who starts from the weights of --init; name a checkpoint there, too")
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
-            rank_zero_info(start_from(start, self.model.plan, self.model.siblings, into))
+            rank_zero_info(load_start_weights(start, self.model.plan, self.model.siblings, into))
             self.model.start_method()
         if self._is_dry_run:
             return

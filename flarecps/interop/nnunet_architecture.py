@@ -15,7 +15,7 @@ MODULE = "dynamic_network_architectures.architectures.unet"
 NORM_EPSILON = 1e-5
 
 
-def architecture_of(network: UNet) -> dict[str, Any]:
+def architecture_to_nnunet(network: UNet) -> dict[str, Any]:
     """The ``architecture`` entry of nnU-Net's plans for ``network``; CheckpointError for a kind nnU-Net has not."""
     name, given = network_name(network), network.arguments
     if name not in CLASSES:
@@ -47,7 +47,7 @@ def architecture_of(network: UNet) -> dict[str, Any]:
     }
 
 
-def network_of(configuration: Mapping[str, Any], channels: int, classes: int, where: str) -> UNet:
+def network_from_nnunet(configuration: Mapping[str, Any], channels: int, classes: int, where: str) -> UNet:
     """A network of the shape that a configuration of nnU-Net's plans describes, with weights yet to be given.
 
     ``where`` begins every message. Raises CheckpointError for another kind of network, and for what this program's

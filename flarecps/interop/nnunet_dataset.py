@@ -23,14 +23,14 @@ SPLITS = "splits.json"
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedDataset:
     """How many cases were written in each role, and what is worth a remark."""
 
     cases: dict[str, int]
     remarks: tuple[str, ...]
 
 
-def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> Converted:
+def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> ConvertedDataset:
     """Write ``out`` as nnU-Net v2's raw layout, with ``imagesUn/`` for unlabelled scans.
 
     Files are linked, or copied with ``copy``; none is rewritten, so all must have one ending that nnU-Net reads. The
@@ -59,7 +59,9 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Converted({role: sum(case.role == role for case in catalogue.cases) for role in FOLDERS}, _remarks(out))
+    return ConvertedDataset(
+        {role: sum(case.role == role for case in catalogue.cases) for role in FOLDERS}, _remarks(out)
+    )
 
 
 def _place(case: Case, out: Path, ending: str, copy: bool) -> None:

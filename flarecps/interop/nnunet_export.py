@@ -15,8 +15,8 @@ from flarecps import __version__
 from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.checkpoint import TrainedModel
 from flarecps.errors import CheckpointError
-from flarecps.interop.nnunet_plans import configuration_name, dataset_of, plans_of
-from flarecps.interop.nnunet_weights import nnunet_state
+from flarecps.interop.nnunet_plans import configuration_name, nnunet_dataset_json, plan_to_nnunet
+from flarecps.interop.nnunet_weights import nnunet_state_dict
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
 
@@ -42,7 +42,7 @@ def export_to_nnunet(
         raise CheckpointError(f"{model.path}: holds one network; expected two for --sibling {sibling}: use --sibling 1")
     axes = _checked_axes(mirror_axes, model.plan)
     networks: list[Any] = [model.siblings[number].network for number in numbers]
-    plans, dataset = plans_of(model.plan, networks[0]), dataset_of(model.plan)
+    plans, dataset = plan_to_nnunet(model.plan, networks[0]), nnunet_dataset_json(model.plan)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder.parent))
     try:
@@ -66,7 +66,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """What nnU-Net's trainer would have saved, as far as it is known; it holds plain types and tensors only."""
     return {
-        "network_weights": nnunet_state(network),
+        "network_weights": nnunet_state_dict(network),
         "optimizer_state": None,
         "grad_scaler_state": None,
         "logging": None,

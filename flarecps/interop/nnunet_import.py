@@ -13,10 +13,15 @@ from torch import nn
 from flarecps.atomic import atomic_path
 from flarecps.checkpoint import ENTRY, SIBLINGS_PREFIX, model_entry
 from flarecps.errors import CheckpointError
-from flarecps.interop.nnunet_architecture import network_of
+from flarecps.interop.nnunet_architecture import network_from_nnunet
 from flarecps.interop.nnunet_files import ModelFolder, read_fold, read_model_folder
-from flarecps.interop.nnunet_plan import channels_of, configuration_of, imported_plan, labels_of
-from flarecps.interop.nnunet_weights import load_nnunet_state
+from flarecps.interop.nnunet_plans import (
+    channels_of_dataset,
+    labels_of_dataset,
+    plan_from_nnunet,
+    resolved_configuration,
+)
+from flarecps.interop.nnunet_weights import load_nnunet_state_dict
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
 
@@ -25,7 +30,7 @@ MOST_FOLDS = 2  # a checkpoint holds two siblings
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedModel:
     """What a model folder became, and the folds that were left where they are."""
 
     plan: Plan
@@ -36,7 +41,7 @@ class Imported:
     mirror_axes: tuple[int, ...]  # that nnU-Net would mirror at test time
 
 
-def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, checkpoint: str = FINAL) -> Imported:
+def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, checkpoint: str = FINAL) -> ImportedModel:
     """The networks of one or two folds (default: the first), with weights, and the plan they were trained by.
 
     Raises CheckpointError, naming the file, for what is missing, malformed, unsafe to load, or not known here.
@@ -52,7 +57,7 @@ def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, ch
     if any(plan != found[0][0] for plan, _, _ in found):
         raise CheckpointError(f"{model.path}: folds {' and '.join(chosen)} were trained with different configurations")
     content = found[0][2]
-    return Imported(
+    return ImportedModel(
         plan=found[0][0],
         networks=tuple(network for _, network, _ in found),
         folds=chosen,
@@ -64,7 +69,7 @@ def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, ch
 
 def import_from_nnunet(
     folder: Path | str, out: Path | str, folds: Sequence[str] | None = None, checkpoint: str = FINAL
-) -> Imported:
+) -> ImportedModel:
     """What ``read_nnunet_model`` gives, written to ``out`` as a checkpoint for ``segment`` and ``fit --init``."""
     out = Path(out)
     if out.suffix != ".ckpt":
@@ -85,11 +90,11 @@ def _fold(model: ModelFolder, fold: str, checkpoint: str) -> tuple[Plan, UNet, M
     where = str(model.path / f"fold_{fold}" / checkpoint)
     content = read_fold(model, fold, checkpoint)
     name = _configuration_name(model, content)
-    configuration = configuration_of(model.plans, name, str(model.path))
-    labels, channels = (read(model.dataset, str(model.path)) for read in (labels_of, channels_of))
-    network = network_of(configuration, len(channels), len(labels), str(model.path))
-    plan = imported_plan(model.plans, model.dataset, configuration, network, str(model.path))
-    load_nnunet_state(network, content["network_weights"], where)
+    configuration = resolved_configuration(model.plans, name, str(model.path))
+    labels, channels = (read(model.dataset, str(model.path)) for read in (labels_of_dataset, channels_of_dataset))
+    network = network_from_nnunet(configuration, len(channels), len(labels), str(model.path))
+    plan = plan_from_nnunet(model.plans, model.dataset, configuration, network, str(model.path))
+    load_nnunet_state_dict(network, content["network_weights"], where)
     return plan, network.eval(), content
 
 

@@ -9,19 +9,57 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flarecps.errors import CheckpointError
-from flarecps.networks import nnunet_v2_names
+from flarecps.networks.residual import ResidualBlock
 from flarecps.networks.unet import UNet
 
+_RULES = [
+    (r"^stem\.", "encoder.stem.convs.0."),
+    (r"^encoder\.(\d+)\.(\d+)\.(convolution|norm)\.", r"encoder.stages.\1.0.convs.\2.\3."),
+    (r"^encoder\.(\d+)\.(\d+)\.first\.", r"encoder.stages.\1.blocks.\2.conv1."),
+    (r"^encoder\.(\d+)\.(\d+)\.second\.", r"encoder.stages.\1.blocks.\2.conv2."),
+    (r"^encoder\.(\d+)\.(\d+)\.projection\.", r"encoder.stages.\1.blocks.\2.skip.{place}."),
+    (r"^upsamplings\.", "decoder.transpconvs."),
+    (r"^decoder\.(\d+)\.(\d+)\.", r"decoder.stages.\1.convs.\2."),
+    (r"^heads\.(\d+)\.", r"decoder.seg_layers.\1."),
+]
 _ENCODER_AGAIN = "decoder.encoder."
 _HEADS = "decoder.seg_layers."
 _LISTED = {"conv": "all_modules.0", "norm": "all_modules.1"}  # of a block without dropout
 SHOWN = 3  # names in a message
 
 
-def nnunet_state(network: UNet) -> dict[str, Tensor]:
+def nnunet_parameter_names(network: nn.Module) -> dict[str, str]:
+    """Our name of every parameter → its name in nnU-Net v2's network of the same architecture.
+
+    v2 registers several tensors twice (``decoder.encoder.…``, ``….all_modules.…``); the names given here are those
+    without either. Its transposed convolutions and heads always have biases: where ours have none, they are zeros.
+    Needs a network with a head at every decoder level.
+
+    >>> from flarecps.networks import PlainUNet
+    >>> names = nnunet_parameter_names(PlainUNet(1, 2, [4, 8], [[1, 1], [2, 2]], [[3, 3], [3, 3]]))
+    >>> names["encoder.1.0.convolution.weight"], names["heads.0.weight"]
+    ('encoder.stages.1.0.convs.0.conv.weight', 'decoder.seg_layers.0.weight')
+    """
+    modules = dict(network.named_modules())
+    names = {}
+    for ours, _ in network.named_parameters():
+        theirs = ours
+        for pattern, replacement in _RULES:
+            theirs, changed = re.subn(pattern, replacement, theirs)
+            if changed:
+                break
+        if "{place}" in theirs:
+            block = modules[ours.partition(".projection.")[0]]
+            assert isinstance(block, ResidualBlock)
+            theirs = theirs.format(place=0 if isinstance(block.pooling, nn.Identity) else 1)
+        names[ours] = theirs.replace(".convolution.", ".conv.")
+    return names
+
+
+def nnunet_state_dict(network: UNet) -> dict[str, Tensor]:
     """The state of nnU-Net's network of the same shape, under all its names.
 
     Biases that only nnU-Net has are zeros, and so are coarser heads where ours has the finest alone.
@@ -39,7 +77,7 @@ def nnunet_state(network: UNet) -> dict[str, Tensor]:
     return {name: value for once, value in state.items() for name in _all_names(once)}
 
 
-def load_nnunet_state(network: UNet, state: Mapping[str, Tensor], where: str) -> None:
+def load_nnunet_state_dict(network: UNet, state: Mapping[str, Tensor], where: str) -> None:
     """Put nnU-Net's weights into ``network``, in place.
 
     Raises CheckpointError, naming ``where``, when tensors are missing, left over or of another shape: then the model's
@@ -68,7 +106,7 @@ def load_nnunet_state(network: UNet, state: Mapping[str, Tensor], where: str) ->
 
 def _names(network: UNet) -> dict[str, str]:
     """Our names → theirs, once each; a single head is the finest of theirs."""
-    names = nnunet_v2_names(network)
+    names = nnunet_parameter_names(network)
     without = len(network.decoder) - len(network.heads)
     if without:
         for ours, theirs in names.items():

@@ -1,5 +1,6 @@
 """The networks: pure tensors in, logits out; no paths, millimetres or training loop."""
 
+from flarecps.networks.blocks import he_normal_
 from flarecps.networks.contract import (
     NETWORKS,
     SegmentationNetwork,
@@ -9,8 +10,6 @@ from flarecps.networks.contract import (
     rebuilt,
 )
 from flarecps.networks.execution import compile_in_place, lay_out
-from flarecps.networks.initialisation import he_normal_
-from flarecps.networks.nnunet_names import nnunet_v2_names
 from flarecps.networks.residual import ResidualEncoderUNet
 from flarecps.networks.unet import PlainUNet
 
@@ -25,6 +24,5 @@ __all__ = [
     "he_normal_",
     "lay_out",
     "network_name",
-    "nnunet_v2_names",
     "rebuilt",
 ]

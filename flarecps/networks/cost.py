@@ -17,7 +17,7 @@ _POOLINGS = (nn.AvgPool2d, nn.AvgPool3d)
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """The cost of one forward pass of one patch, with all heads."""
 
     parameters: int
@@ -26,7 +26,7 @@ class Cost:
     convolved_elements: int  # outputs of all convolutions but the coarser heads: what nnU-Net's rule of memory counts
 
 
-def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[int]) -> Cost:
+def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[int]) -> NetworkCost:
     """The cost of ``network`` (on torch's ``meta`` device: nothing is computed) for one patch.
 
     Table 2's convention counts a transposed convolution as its whole kernel per *output* voxel, 1 per output of a
@@ -59,4 +59,4 @@ def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[in
     finally:
         for hook in hooks:
             hook.remove()
-    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs, table_2, elements)
+    return NetworkCost(sum(parameter.numel() for parameter in network.parameters()), macs, table_2, elements)

@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 class ResidualEncoderUNet(UNet):
     """A U-Net whose encoder is a residual network; one convolution block per decoder stage.
 
-    Layer for layer nnU-Net v2's network of the same name (``nnunet_v2_names`` maps the weights), so transposed
+    Layer for layer nnU-Net v2's network of the same name (``nnunet_parameter_names`` maps the weights), so transposed
     convolutions and heads have biases.
 
     Args:

@@ -14,7 +14,7 @@ from flarecps.networks import class_tensors, network_name
 from flarecps.planning.plan import Plan
 
 
-def start_from(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequence[int] | None = None) -> str:
+def load_start_weights(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequence[int] | None = None) -> str:
     """Put a checkpoint's weights into ``siblings``, in place; what was done, in one line.
 
     Sibling 1 starts from sibling 1, sibling 2 from sibling 2. A checkpoint with one network (of the supervised control,

@@ -20,7 +20,7 @@ from flarecps.cli.main import main
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.inference.segmenter import Segmenter
 from flarecps.networks import PlainUNet, check_contract, network_name, rebuilt
-from flarecps.training.start_weights import start_from
+from flarecps.training.start_weights import load_start_weights
 from flarecps.volumes.io import read_volume
 
 MODULE = "lab_of_somebody"
@@ -267,6 +267,6 @@ def test_start_weights_leave_out_what_follows_the_classes_whatever_it_is_called(
     siblings = nn.ModuleList([module.TwoScales(1, 2, *shape)])
     before = {name: value.clone() for name, value in siblings[0].state_dict().items()}
     given = read_checkpoint(path, [OWN]).siblings[0].network.state_dict()
-    assert "heads start from random weights" in start_from(path, ours, siblings)
+    assert "heads start from random weights" in load_start_weights(path, ours, siblings)
     for name, value in siblings[0].state_dict().items():
         assert torch.equal(value, given[name] if name.startswith("body") else before[name]), name

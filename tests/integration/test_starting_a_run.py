@@ -17,7 +17,7 @@ from flarecps.methods import Supervised
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks.dry_run import TimedStep, seconds_to_the_end
 from flarecps.training.module import SegmentationModule
-from flarecps.training.start_weights import start_from
+from flarecps.training.start_weights import load_start_weights
 
 SMALL = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 STANDING = [*SMALL, "--model.optimizer.init_args.lr", 0]  # weights stay what they were at the start
@@ -39,7 +39,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], without:
 
 def test_siblings_start_from_siblings(tmp_path: Path) -> None:
     there, here = module_of(3, initial_seed=10), module_of(3)
-    words = start_from(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
+    words = load_start_weights(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
     assert all(equal(ours, theirs) for ours, theirs in zip(states(here), states(there), strict=True))
     assert "sibling 1 and sibling 2" in words
 
@@ -47,13 +47,13 @@ def test_siblings_start_from_siblings(tmp_path: Path) -> None:
 def test_a_control_becomes_sibling_1_and_sibling_2_stays_another(tmp_path: Path) -> None:
     there, here = module_of(3, method=Supervised(), initial_seed=10), module_of(3)
     before = states(here)
-    words = start_from(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
+    words = load_start_weights(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
     first, second = states(here)
     assert equal(first, states(there)[0])
     assert equal(second, before[1])
     assert "sibling 2 starts from random weights" in words
     control = module_of(3, method=Supervised())
-    start_from(saved(here, tmp_path / "b.ckpt"), control.plan, control.siblings)
+    load_start_weights(saved(here, tmp_path / "b.ckpt"), control.plan, control.siblings)
     assert equal(states(control)[0], first)
 
 
@@ -61,7 +61,7 @@ def test_heads_start_anew_where_labels_differ(tmp_path: Path) -> None:
     plan = tiny_plan(3) | {"labels": {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}}
     there, here = SegmentationModule(plan, initial_seed=10), module_of(3)
     before = states(here)
-    words = start_from(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
+    words = load_start_weights(saved(there, tmp_path / "a.ckpt"), here.plan, here.siblings)
     for ours, theirs, mine in zip(states(here), states(there), before, strict=True):
         assert equal(ours, theirs, without="heads.")
         heads = [name for name in ours if name.startswith("heads.")]
@@ -84,7 +84,7 @@ def test_another_architecture_is_refused(changes: dict[str, Any], message: str, 
     there, here = SegmentationModule(plan | changes), module_of(3)
     before = states(here)
     with pytest.raises(CheckpointError, match=message):
-        start_from(saved(there, tmp_path / "a.ckpt"), plan_from_json(tiny_plan(3)), here.siblings)
+        load_start_weights(saved(there, tmp_path / "a.ckpt"), plan_from_json(tiny_plan(3)), here.siblings)
     assert all(equal(ours, mine) for ours, mine in zip(states(here), before, strict=True))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flarecps.errors import ConfigError
+from flarecps.interop.nnunet_weights import nnunet_parameter_names
 from flarecps.networks import (
     NETWORKS,
     PlainUNet,
@@ -20,7 +21,6 @@ from flarecps.networks import (
     compile_in_place,
     he_normal_,
     lay_out,
-    nnunet_v2_names,
 )
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import MemoryModel
@@ -245,7 +245,7 @@ def exchange(kind: Any, topology: dict[str, Any], patch: tuple[int, ...], more: 
         for parameter in network.parameters():  # norms and biases, too: none may be left out unnoticed
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     images = torch.randn(2, 2, *patch, generator=generator, dtype=torch.float64)
-    names = nnunet_v2_names(network)
+    names = nnunet_parameter_names(network)
     return {
         "network": kind.__name__,
         "arguments": network.arguments,

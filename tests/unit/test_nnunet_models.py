@@ -17,12 +17,11 @@ from small_model import small_plan, write_model
 from flarecps.checkpoint import TrainedModel, read_checkpoint
 from flarecps.cli.main import main
 from flarecps.errors import CheckpointError
-from flarecps.interop.nnunet_architecture import architecture_of, network_of
+from flarecps.interop.nnunet_architecture import architecture_to_nnunet, network_from_nnunet
 from flarecps.interop.nnunet_export import export_to_nnunet
 from flarecps.interop.nnunet_import import import_from_nnunet, read_nnunet_model
-from flarecps.interop.nnunet_plan import configuration_of
-from flarecps.interop.nnunet_plans import plans_of
-from flarecps.interop.nnunet_weights import load_nnunet_state, nnunet_state
+from flarecps.interop.nnunet_plans import plan_to_nnunet, resolved_configuration
+from flarecps.interop.nnunet_weights import load_nnunet_state_dict, nnunet_state_dict
 from flarecps.networks import PlainUNet, ResidualEncoderUNet
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Conventions, Intensity, Plan, Topology
@@ -70,10 +69,10 @@ def test_weights_return_as_they_were(kind: Any, more: dict[str, Any]) -> None:
     if "output_bias" in more and kind is ResidualEncoderUNet:
         pytest.skip("residual networks always have these biases")
     network = drawn(kind(2, 3, **SHAPE, **more)).eval()
-    state = nnunet_state(network)
-    configuration = {"architecture": architecture_of(network), "patch_size": [8, 16, 16]}
-    again = network_of(configuration, 2, 3, "model").eval()
-    load_nnunet_state(again, state, "model")
+    state = nnunet_state_dict(network)
+    configuration = {"architecture": architecture_to_nnunet(network), "patch_size": [8, 16, 16]}
+    again = network_from_nnunet(configuration, 2, 3, "model").eval()
+    load_nnunet_state_dict(again, state, "model")
     image = torch.randn(1, 2, 8, 16, 16)
     assert torch.equal(network(image)[0], again(image)[0])
     for name, value in state.items():
@@ -82,7 +81,7 @@ def test_weights_return_as_they_were(kind: Any, more: dict[str, Any]) -> None:
 
 
 def test_biases_that_only_nnunet_has_are_zero() -> None:
-    state = nnunet_state(drawn(PlainUNet(1, 3, **SHAPE)))
+    state = nnunet_state_dict(drawn(PlainUNet(1, 3, **SHAPE)))
     for part in ("transpconvs", "seg_layers"):
         for level in (0, 1):
             assert not state[f"decoder.{part}.{level}.bias"].any()
@@ -305,8 +304,8 @@ def test_a_label_to_be_ignored_has_no_channel(folder: Path) -> None:
 
 def test_configurations_inherit() -> None:
     plans = {"configurations": {"base": {"a": 1, "b": 1}, "more": {"inherits_from": "base", "b": 2}}}
-    assert configuration_of(plans, "more", "x")["a"] == 1
-    assert configuration_of(plans, "more", "x")["b"] == 2
+    assert resolved_configuration(plans, "more", "x")["a"] == 1
+    assert resolved_configuration(plans, "more", "x")["b"] == 2
 
 
 def test_plans_of_the_first_releases_are_read() -> None:
@@ -322,7 +321,7 @@ def test_plans_of_the_first_releases_are_read() -> None:
         "pool_op_kernel_sizes": SHAPE["strides"],
         "patch_size": [8, 16, 16],
     }
-    assert network_of(old, 1, 3, "x").arguments == network.arguments | {"output_bias": True}
+    assert network_from_nnunet(old, 1, 3, "x").arguments == network.arguments | {"output_bias": True}
 
 
 def test_left_and_right_are_known_only_where_voxels_are_reoriented(folder: Path) -> None:
@@ -335,7 +334,7 @@ def test_left_and_right_are_known_only_where_voxels_are_reoriented(folder: Path)
 
 def test_the_plans_say_what_the_plan_says() -> None:
     plan = small_plan(axis_order=(1, 2, 0), spacing_mm=(4.0, 1.0, 1.5))
-    plans = plans_of(plan, PlainUNet(1, 3, [4, 8], [[1] * 3, [2] * 3], [[3] * 3] * 2))
+    plans = plan_to_nnunet(plan, PlainUNet(1, 3, [4, 8], [[1] * 3, [2] * 3], [[3] * 3] * 2))
     forward, backward = plans["transpose_forward"], plans["transpose_backward"]
     assert [forward[axis] for axis in backward] == [0, 1, 2]
     assert plans["foreground_intensity_properties_per_channel"]["0"] == {
