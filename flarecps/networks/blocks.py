@@ -72,9 +72,9 @@ def head(in_channels: int, classes: int, dimensions: int, bias: bool = False) ->
 
 @torch.no_grad()
 def he_normal_(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """``network`` with weights drawn anew, in place: normal, fan-in, leaky slope 0.01 (paper, Table 2); biases 0; norms
-    untouched.
+    """``network`` with He-normal weights drawn anew, in place (paper, Table 2): fan-in, leaky slope 0.01; biases 0.
 
+    Norms stay as they are, and so does what is no convolution.
     The numbers come from ``generator`` alone, so that two siblings given two generators are independent and
     nothing else that draws from torch's global generator can change them.
     """

@@ -85,6 +85,11 @@ def room_of(dotted: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "_root"
 
 
+def is_offer(name: str) -> bool:
+    """Whether a name of the package itself is one that it offers to others from some room: ``flarecps.Segmenter``."""
+    return name.startswith("flarecps.") and room_of(name) == "_root" and name != "flarecps.__version__"
+
+
 def _is_or_is_in(name: str, place: str) -> bool:
     return name == place or name.startswith(place + ".")
 
@@ -101,7 +106,9 @@ def violations(source: str, path: str) -> list[str]:
     problems = []
     for line, name in imports_of(source, package):
         where = f"{path}:{line}: imports {name}"
-        if _is_or_is_in(name, "flarecps"):
+        if is_offer(name):
+            problems.append(f"{where}: inside the house it comes from its own room")
+        elif place != "_root" and _is_or_is_in(name, "flarecps"):  # the root offers things of every room
             other = room_of(name)
             same = LAYERS[other] == LAYERS[room]
             allowed = other == room or LAYERS[room] == 0 or other in SAME_LAYER.get(room, set())
@@ -156,6 +163,7 @@ def test_the_ground_floor_imports_no_heavy_library() -> None:
         ("training/module.py", "import wandb", "wandb lives in training/callbacks, training/dashboards"),
         ("networks/unet.py", "from pathlib import Path", "networks must not see pathlib"),
         ("losses/dice.py", "def f():\n    from pathlib import Path", "losses must not see pathlib"),
+        ("cli/segment.py", "from flarecps import Segmenter", "inside the house it comes from its own room"),
         ("planning/plan.py", "if TYPE_CHECKING:\n    import torch.nn", "planning must not see torch"),
         ("planning/plan.py", 'importlib.import_module("torch")', "planning must not see torch"),
         ("evaluation/overlap.py", "from flarecps.networks import unet", "evaluation must not see flarecps.networks"),
@@ -176,6 +184,7 @@ def test_the_checker_finds_what_is_wrong(path: str, source: str, message: str) -
         ("training/callbacks/figures.py", "import wandb"),
         ("cli/training.py", "from lightning.pytorch.cli import LightningCLI"),
         ("data/datamodule.py", "import lightning\nimport torchio"),
+        ("__init__.py", "from flarecps.inference.segmenter import Segmenter"),
         ("cli/main.py", "from flarecps import __version__\nfrom flarecps.errors import FlarecpsError"),
         ("networks/unet.py", "import torch\nimport torchmetrics\nfrom . import blocks"),
         ("__main__.py", "from flarecps.cli.main import main"),
