@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from flarecps.atomic import write_text
-from flarecps.cli.stages import Stage, do_all
+from flarecps.experiments.runner import run_experiment
+from flarecps.experiments.stages import Stage
+from flarecps.experiments.trainings import training_stages
 from flarecps.reporting.run_folder import read_scores
 from flarecps.reporting.tables import markdown_table
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--fit-words", default="", help="more words for flarecps fit, in one word, to try things out")
     parser.add_argument("--stages", nargs="+", help="only these, * and ? allowed")
     options = parser.parse_args()
-    do_all(stages(options), options.out.resolve() / "stages", options.stages)
+    run_experiment(stages(options), options.out.resolve() / "stages", options.stages)
 
 
 def stages(options: argparse.Namespace) -> list[Stage]:
@@ -58,27 +60,18 @@ def stages(options: argparse.Namespace) -> list[Stage]:
                 name = f"{labelled}_{method}_{seed}"
                 found += one_run(name, labelled, method, seed, out, data, shlex.split(options.fit_words))
                 scored.append(f"score_{name}")
-    table = partial(write_table, out, options.labelled, options.seeds)
-    says = "table.md and table.csv: beside the published numbers"
-    return [*found, Stage("table", (), (out / "table.md",), tuple(scored), work=table, says=says, always=True)]
+    table = Stage("table", (), (out / "table.md",), tuple(scored), always=True,
+                  action=partial(write_table, out, options.labelled, options.seeds),
+                  description="table.md and table.csv: beside the published numbers")  # fmt: skip
+    return [*found, table]
 
 
 def one_run(name: str, labelled: int, method: str, seed: int, out: Path, data: Path, more: list[str]) -> list[Stage]:
     """Train, segment the test scans with sibling 1 of the last checkpoint, without mirroring, score."""
-    run = out / "runs" / name
-    last, labels, scores = run / "checkpoints" / "last.ckpt", run / "labels", run / "scores"
-    config = CONFIGS / CONFIG[method]
-    words = ("fit", "--config", str(config), "--data.store", str(out / "store"))
-    words += ("--data.split", f"{labelled}_labelled", "--seed_everything", str(seed))
-    words += ("--trainer.default_root_dir", str(run), *more)
-    scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
-    segmenting = ("segment", str(last), str(data / "imagesTs"), str(labels), "--step", "0.5")
-    return [
-        Stage(f"train_{name}", words, (last,), ("preprocess",), precious=True, made_from=config.read_text(),
-              more_when=(last, ("--ckpt_path", "last"))),
-        Stage(f"segment_{name}", segmenting, (labels,), (f"train_{name}",)),
-        Stage(f"score_{name}", scoring, (scores / "scores.csv",), (f"segment_{name}",)),
-    ]  # fmt: skip
+    run, config = out / "runs" / name, CONFIGS / CONFIG[method]
+    words = ("fit", "--config", config, "--data.store", out / "store", "--data.split", f"{labelled}_labelled",
+             "--seed_everything", seed, "--trainer.default_root_dir", run, *more)  # fmt: skip
+    return training_stages(name, words, config, run, data, "preprocess", ("--step", "0.5"))
 
 
 def write_table(out: Path, labelled: list[int], seeds: list[int]) -> None:

@@ -19,8 +19,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from flarecps.cli.stages import Stage, do_all
 from flarecps.errors import DatasetError
+from flarecps.experiments.runner import run_experiment
+from flarecps.experiments.stages import Stage
+from flarecps.experiments.trainings import training_stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = {"supervised": "control", "supervised_long": "longer control", "cps": "CPS"}  # the baseline comes first
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that make and preprocess scans")
     parser.add_argument("--stages", nargs="+", help="only these, * and ? allowed")
     options = parser.parse_args()
-    do_all(stages(options), options.out.resolve() / "stages", options.stages)
+    run_experiment(stages(options), options.out.resolve() / "stages", options.stages)
 
 
 def stages(options: argparse.Namespace) -> list[Stage]:
@@ -66,7 +68,7 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     words += ("--test", str(size.test), "--size", size.phantom, "--seed", "13", "--anatomy")
     found = [
         Stage("phantom", (*words, str(options.label_maps.resolve()), *pool), (data / "dataset.json",)),
-        Stage("split", work=partial(check_split, data), says="no test patient is among those trained on",
+        Stage("split", action=partial(check_split, data), description="no test patient is among those trained on",
               after=("phantom",)),
     ]  # fmt: skip
     for dimensions in options.dimensions:
@@ -91,8 +93,10 @@ def of_dimensions(
         for method in methods:
             name = f"{kind}_{method}_{seed}"
             run, path = out / "runs" / name, config(size, kind, method)
-            more = longer(path) if method.endswith("_long") else ()
-            found += one_run(name, run, path, more, store, data, seed, f"preprocess_{kind}")
+            words = ("fit", "--config", path, "--data.store", store, "--trainer.default_root_dir", run)
+            words += ("--seed_everything", seed, "--trainer.enable_progress_bar", "false")
+            words += longer(path) if method.endswith("_long") else ()
+            found += training_stages(name, words, path, run, data, f"preprocess_{kind}")
             scored.append(f"score_{name}")
     compared = out / "results" / kind
     sides = []
@@ -108,8 +112,8 @@ def of_dimensions(
     drawn = out / f"figures_{kind}"
     found.append(Stage(f"figures_{kind}", (*words, "--out", str(drawn), "--workers", "1"), (drawn,), tuple(scored)))
     keep = partial(keep_results, out, kind, seeds, methods, compared, drawn)
-    found.append(Stage(f"keep_{kind}", work=keep, says=f"scores, curves and pictures into {compared}", always=True,
-                       after=(f"compare_{kind}", f"figures_{kind}")))  # fmt: skip
+    found.append(Stage(f"keep_{kind}", after=(f"compare_{kind}", f"figures_{kind}"), action=keep, always=True,
+                       description=f"scores, curves and pictures into {compared}"))  # fmt: skip
     return found
 
 
@@ -124,24 +128,6 @@ def longer(path: Path) -> tuple[str, ...]:
     epochs, without = settings.trainer.max_epochs, settings.model.method.init_args.ramp.start + 1
     equal = str(2 * without + 4 * (epochs - without))
     return ("--trainer.max_epochs", equal, "--model.scheduler.init_args.total_iters", equal)
-
-
-def one_run(
-    name: str, run: Path, path: Path, more: tuple[str, ...], store: Path, data: Path, seed: int, after: str
-) -> list[Stage]:
-    """Train, segment the test scans with sibling 1 of the last checkpoint and without mirroring, score."""
-    last, labels, scores = run / "checkpoints" / "last.ckpt", run / "labels", run / "scores"
-    words = ("fit", "--config", str(path), "--data.store", str(store), "--trainer.default_root_dir", str(run))
-    words += ("--seed_everything", str(seed), "--trainer.enable_progress_bar", "false", *more)
-    resume = (last, ("--ckpt_path", "last"))
-    scoring = ("score", str(labels), str(data / "labelsTs"), "--protocol", "strict", "--out", str(scores))
-    return [
-        Stage(f"train_{name}", words, (last,), (after,), more_when=resume, precious=True,
-              made_from=path.read_text()),
-        Stage(f"segment_{name}", ("segment", str(last), str(data / "imagesTs"), str(labels)), (labels,),
-              (f"train_{name}",)),
-        Stage(f"score_{name}", scoring, (scores / "scores.csv",), (f"segment_{name}",)),
-    ]  # fmt: skip
 
 
 def check_split(data: Path) -> None:

@@ -14,11 +14,10 @@ import yaml
 from PIL import Image
 from stores import SPACING_MM  # also imports Lightning's part, as Lightning logs to whoever does so first
 
-from flarecps.cli import reproduce as command
-from flarecps.cli import stages
-from flarecps.cli.flare22_recipe import PAPER_INFERENCE, TEST_INFERENCE
 from flarecps.cli.main import main
 from flarecps.datasets.phantom import write_phantom
+from flarecps.experiments import runner, slurm_jobs
+from flarecps.experiments.flare22 import PAPER_INFERENCE, TEST_INFERENCE
 
 TINY = {
     "plan": ["--spacing", str(list(SPACING_MM)), "--no-progress"],
@@ -84,7 +83,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         kept.append(list(words))
         return main(list(words))
 
-    monkeypatch.setattr(stages, "run_program", in_this_process)
+    monkeypatch.setattr(runner, "run_flarecps", in_this_process)
     return kept
 
 
@@ -102,21 +101,21 @@ def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
     out, more, before = tmp_path / "out", tmp_path / "more.yaml", tree(flare22)
     more.write_text(yaml.safe_dump(TINY))
     again = words(flare22, out, "--other-counts", "--more", str(more), "--workers", "1", "--checkpoint", "last")
-    kept = stages.run_program
+    kept = runner.run_flarecps
 
     def interrupted(words: Sequence[str], descriptor: int) -> int:
         if "flare22_3d.yaml" in " ".join(words):
             raise KeyboardInterrupt
         return kept(words, descriptor)
 
-    monkeypatch.setattr(stages, "run_program", interrupted)
+    monkeypatch.setattr(runner, "run_flarecps", interrupted)
     assert main(again) == 130
     first = [line[0] for line in ran]
     assert first == ["inspect", "plan", "preprocess", "plan", "preprocess", "fit", "fit", "fit"]
     assert main([*again, "--stages", "tables"]) == 0  # what is there so far
     assert "not run" in (out / "tables.md").read_text()
 
-    monkeypatch.setattr(stages, "run_program", kept)
+    monkeypatch.setattr(runner, "run_flarecps", kept)
     assert main(again) == 0
     later = [line[0] for line in ran[len(first) :]]
     assert later == [
@@ -244,7 +243,7 @@ def test_trainings_are_handed_to_slurm(
     """With stand-ins for sbatch and squeue, and preprocessing taken as done."""
     out, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "fit.sbatch"
     script.touch()
-    monkeypatch.setattr(command, "FIT_SCRIPT", script)
+    monkeypatch.setattr(slurm_jobs, "FIT_SCRIPT", script)
     for name, text in (
         (
             "sbatch",
@@ -257,7 +256,7 @@ def test_trainings_are_handed_to_slurm(
     (tmp_path / "queue").write_text("RUNNING\n")
     monkeypatch.setenv("QUEUE", str(tmp_path / "queue"))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(stages, "run_program", lambda words, descriptor: ran.append(list(words)) or finish(words))
+    monkeypatch.setattr(runner, "run_flarecps", lambda words, descriptor: ran.append(list(words)) or finish(words))
 
     def finish(words: Sequence[str]) -> int:
         for word in ("--out", "--json"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.datasets.linked import link_cases, link_dataset
 from flarecps.datasets.splits import fold
+from flarecps.datasets.subset import link_cases, link_subset
 from flarecps.errors import ConfigError, DatasetError
 
 LABELLED, UNLABELLED, UNLABELLED_USED, VALIDATION, RELEASED = 50, 2000, 1000, 50, 20
@@ -18,7 +18,7 @@ HELD_OUT_FOLD = 0  # as in configs/flare22_*.yaml
 
 
 @dataclass(frozen=True)
-class Flare22:
+class Flare22Data:
     """The cases of FLARE22 in the paper's roles."""
 
     root: Path
@@ -29,12 +29,12 @@ class Flare22:
     test: tuple[Case, ...]
 
     @property
-    def judged(self) -> tuple[Case, ...]:
+    def with_references(self) -> tuple[Case, ...]:
         """Validation cases with labels."""
         return tuple(case for case in self.validation if case.labels is not None)
 
     @property
-    def unjudged(self) -> tuple[Case, ...]:
+    def without_references(self) -> tuple[Case, ...]:
         """Validation cases without labels, for the challenge's own server."""
         return tuple(case for case in self.validation if case.labels is None)
 
@@ -46,7 +46,7 @@ class Flare22:
 
     def counts(self) -> str:
         """How many scans there are of each role."""
-        with_labels = len(self.judged)
+        with_labels = len(self.with_references)
         return (
             f"{len(self.labelled)} labelled, {len(self.unlabelled)} of {self.unlabelled_found} unlabelled, "
             f"{len(self.validation)} validation ({with_labels} with labels), {len(self.test)} test"
@@ -59,7 +59,7 @@ class Flare22:
         return f"{self.counts()} [{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}]"
 
 
-def roles_of(catalogue: Catalogue) -> Flare22:
+def assign_roles(catalogue: Catalogue) -> Flare22Data:
     """The paper's roles: a folder whose name holds "test" has the test set, other kept-apart folders the validation's.
 
     Raises DatasetError for labels that are not FLARE22's 13 organs.
@@ -71,7 +71,7 @@ def roles_of(catalogue: Catalogue) -> Flare22:
     unlabelled = sorted(catalogue.unlabelled, key=lambda case: case.name)
     tests = [case for case in catalogue.test if "test" in _folder(case, catalogue.root)]
     validation = [case for case in catalogue.test if case not in tests]
-    return Flare22(
+    return Flare22Data(
         catalogue.root,
         tuple(sorted(catalogue.labelled, key=lambda case: case.name)),
         tuple(unlabelled[:UNLABELLED_USED]),
@@ -81,7 +81,7 @@ def roles_of(catalogue: Catalogue) -> Flare22:
     )
 
 
-def check_counts(data: Flare22, other_counts: bool) -> list[str]:
+def check_case_counts(data: Flare22Data, other_counts: bool) -> list[str]:
     """Where the numbers of scans differ from the paper's, in sentences.
 
     Raises DatasetError when the scans of training are not the paper's 50 and 1000, unless ``other_counts``.
@@ -102,14 +102,14 @@ def check_counts(data: Flare22, other_counts: bool) -> list[str]:
     return said
 
 
-def released_20(data: Flare22, listed: Path | None) -> tuple[tuple[str, ...], str]:
+def released_cases(data: Flare22Data, listed: Path | None) -> tuple[tuple[str, ...], str]:
     """The cases of Tables 4 and 5, and how they were found.
 
     The paper does not name the 20 whose labels were released: they are those ``listed`` in a file (one name a line),
     else those with labels where these are 20, else all with labels. Raises ConfigError for names that are no case with
     labels.
     """
-    judged = tuple(case.name for case in data.judged)
+    judged = tuple(case.name for case in data.with_references)
     if listed is not None:
         try:
             names = tuple(word for word in listed.read_text(encoding="utf-8").split() if word)
@@ -127,7 +127,7 @@ def released_20(data: Flare22, listed: Path | None) -> tuple[tuple[str, ...], st
     return judged, f"all {len(judged)} validation cases with labels: the paper does not name its 20 (--validation-20)"
 
 
-def link_all(data: Flare22, out: Path) -> None:
+def link_flare22(data: Flare22Data, out: Path) -> None:
     """``OUT/data``: the scans of training as a data set, validation and test scans beside it; ``OUT/held_out``."""
     described = {
         "name": "FLARE22",
@@ -137,10 +137,10 @@ def link_all(data: Flare22, out: Path) -> None:
     }
     root = out / "data"
     link_cases(data.held_out, out / "held_out" / "images", out / "held_out" / "labels")
-    link_cases(data.judged, root / "validation" / "images", root / "validation" / "labels")
-    link_cases(data.unjudged, root / "without_labels" / "images")
+    link_cases(data.with_references, root / "validation" / "images", root / "validation" / "labels")
+    link_cases(data.without_references, root / "without_labels" / "images")
     link_cases(data.test, root / "test" / "images", root / "test" / "labels")
-    link_dataset(root, data.labelled, data.unlabelled, described)
+    link_subset(root, data.labelled, data.unlabelled, described)
 
 
 def _folder(case: Case, root: Path) -> str:

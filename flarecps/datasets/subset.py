@@ -1,4 +1,4 @@
-"""A part of a data set as a folder of links in nnU-Net v2's raw layout: nothing is copied, the source untouched."""
+"""A subset of a data set as a folder of links in nnU-Net v2's raw layout: nothing is copied, the source untouched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def link_cases(cases: Sequence[Case], images: Path, labels: Path | None = None) 
             _link(labels / f"{case.name}{_suffix(case.labels)}", case.labels)
 
 
-def link_dataset(
+def link_subset(
     out: Path, labelled: Sequence[Case], unlabelled: Sequence[Case], description: Mapping[str, Any]
 ) -> None:
     """A data set folder ``out`` of links to these cases; its ``dataset.json`` comes last, holding ``description``."""

@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from flarecps.cli.stages import Ledger, Stage
 from flarecps.errors import DatasetError
+from flarecps.experiments.stages import Stage, StageRecords
 from flarecps.volumes.io import read_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -64,8 +64,8 @@ def test_phantom13_trains_all_methods_alike(size: str, tmp_path: Path) -> None:
     compared = next(stage for stage in found if stage.name == "compare_3d").words
     assert compared[1].startswith("control=")
     assert compared[1].count("scores.csv") == 2
-    ledger = Ledger(found, tmp_path / "stages")
-    assert ledger.digest(trained["train_3d_cps_0"]) != ledger.digest(trained["train_3d_cps_1"])
+    records = StageRecords(found, tmp_path / "stages")
+    assert records.digest(trained["train_3d_cps_0"]) != records.digest(trained["train_3d_cps_1"])
 
 
 def test_phantom13_refuses_a_patient_in_training_and_test(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_la_sets_its_numbers_beside_the_published_ones(tmp_path: Path) -> None:
         scores.mkdir(parents=True)
         (scores / "scores.csv").write_text(f"Name,left_atrium_DSC,left_atrium_NSD\na,{dice},0.5\nb,{dice},0.5\n")
     table = found[-1]
-    assert table.work is not None
-    table.work()
+    assert table.action is not None
+    table.action()
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
     ]

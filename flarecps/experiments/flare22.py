@@ -6,14 +6,14 @@ stands in ``configs/flare22_*.yaml`` and docs/reproducing.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from flarecps.cli.flare22_data import Flare22, link_all
-from flarecps.cli.stages import Stage
+from flarecps.experiments.flare22_data import Flare22Data, link_flare22
+from flarecps.experiments.stages import Stage
+from flarecps.experiments.trainings import fit_stage
 
 FIGURE_5 = ("0002", "0042", "0021", "0028")  # challenging, challenging, easy, easy
 PAPER_INFERENCE = ("--sibling", "1", "--mode", "normal", "--step", "0.7", "--mirror")  # 2.1: TTA, step 0.7, normal mode
@@ -22,11 +22,11 @@ NO_VALIDATION = "no validation scans in the data"
 NO_REFERENCES = "no reference labels of validation scans in the data"
 NO_TEST = "no test scans in the data (FLARE22 keeps them hidden)"
 GROUPS = ("inspect", "plan", "preprocess", "fit", "segment", "postprocess", "score", "compare", "figures")
-SAYS_TABLES = "the paper's Tables 2 to 6 beside these numbers: tables.md, table_2.csv to table_6.csv"
+TABLES = "the paper's Tables 2 to 6 beside these numbers: tables.md, table_2.csv to table_6.csv"
 
 
 @dataclass(frozen=True)
-class Method:
+class PaperMethod:
     """One column of the tables: its key, the paper's name, its config and its kind (2d or 3d)."""
 
     key: str
@@ -35,26 +35,26 @@ class Method:
     kind: str
 
 
-def methods(eight_gpus: bool = False) -> tuple[Method, ...]:
+def paper_methods(eight_gpus: bool = False) -> tuple[PaperMethod, ...]:
     """The four trainings, in the paper's order; ``eight_gpus`` takes 2 + 2 patches in 3D as each GPU's."""
     three = "flare22_3d_8gpu" if eight_gpus else "flare22_3d"
     return (
-        Method("2d_supervised", "2D Baseline", "flare22_2d_supervised.yaml", "2d"),
-        Method("2d_cps", "2D Baseline+CPS", "flare22_2d.yaml", "2d"),
-        Method("3d_supervised", "3D Baseline", f"{three}_supervised.yaml", "3d"),
-        Method("3d_cps", "3D Baseline+CPS", f"{three}.yaml", "3d"),
+        PaperMethod("2d_supervised", "2D Baseline", "flare22_2d_supervised.yaml", "2d"),
+        PaperMethod("2d_cps", "2D Baseline+CPS", "flare22_2d.yaml", "2d"),
+        PaperMethod("3d_supervised", "3D Baseline", f"{three}_supervised.yaml", "3d"),
+        PaperMethod("3d_cps", "3D Baseline+CPS", f"{three}.yaml", "3d"),
     )
 
 
 @dataclass(frozen=True)
-class Settings:
+class RecipeOptions:
     """What the stages are made from.
 
     ``configs`` finds a config by name; ``more`` holds words that are added to commands, by group or by group and kind
     (``fit_2d``); ``tables`` writes the tables.
     """
 
-    data: Flare22
+    data: Flare22Data
     out: Path
     configs: Callable[[str], Path]
     tables: Callable[[], None]
@@ -77,41 +77,29 @@ class Settings:
         return self.out / "data"
 
 
-def recipe(settings: Settings) -> list[Stage]:
+def flare22_stages(options: RecipeOptions) -> list[Stage]:
     """All stages, in order."""
-    four = methods(settings.eight_gpus)
-    stages = _data_stages(settings)
-    stages += [_training(settings, method) for method in four]
+    four = paper_methods(options.eight_gpus)
+    stages = _data_stages(options)
+    stages += [_training(options, method) for method in four]
     for method in four:
-        stages += _validation_stages(settings, method)
-    stages += [_comparison(settings, four, kind) for kind in ("2d", "3d")]
-    stages += [*_test_stages(settings), _figure(settings, four)]
-    return [*stages, Stage("tables", work=settings.tables, always=True, says=SAYS_TABLES)]
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a training in ``run`` came to its end, by its own record and not only to a stop before a requeue."""
-    from omegaconf import OmegaConf
-
-    try:
-        record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        wanted = OmegaConf.load(run / "config.yaml").trainer.max_epochs
-        return bool(record["finished"]) and record["completed_epochs"] >= wanted
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        stages += _validation_stages(options, method)
+    stages += [_comparison(options, four, kind) for kind in ("2d", "3d")]
+    stages += [*_test_stages(options), _figure(options, four)]
+    return [*stages, Stage("tables", action=options.tables, always=True, description=TABLES)]
 
 
 def _words(*parts: object) -> tuple[str, ...]:
     return tuple(str(part) for part in parts)
 
 
-def _data_stages(of: Settings) -> list[Stage]:
+def _data_stages(of: RecipeOptions) -> list[Stage]:
     """Links, the doctor, and for 2D and 3D plan and case store."""
     dataset, pool = of.dataset, ("--workers", of.workers)
-    says = f"links to the scans of {of.data.root}: {of.data.listing()}"
-    report, linked = of.out / "inspection.json", (dataset / "dataset.json", dataset, of.out / "held_out")
+    description = f"links to the scans of {of.data.root}: {of.data.listing()}"
+    report, links = of.out / "inspection.json", (dataset / "dataset.json", dataset, of.out / "held_out")
     stages = [
-        Stage("data", (), linked, work=partial(link_all, of.data, of.out), says=says),
+        Stage("data", (), links, action=partial(link_flare22, of.data, of.out), description=description),
         Stage(
             "inspect", _words("inspect", dataset, "--json", report, *pool, *of.added("inspect")), (report,), ("data",)
         ),
@@ -126,25 +114,15 @@ def _data_stages(of: Settings) -> list[Stage]:
     return stages
 
 
-def _training(of: Settings, method: Method) -> Stage:
-    run = of.out / "runs" / method.key
-    last = run / "checkpoints" / "last.ckpt"
-    config = of.configs(method.config)
-    words = _words("fit", "--config", config, "--data.store", of.out / "stores" / method.kind,
-                   "--trainer.default_root_dir", run, *of.added("fit", method.kind))  # fmt: skip
-    return Stage(
-        f"train_{method.key}",
-        words,
-        (last,),
-        (f"preprocess_{method.kind}",),
-        made_from=config.read_text(encoding="utf-8"),
-        more_when=(last, ("--ckpt_path", "last")),
-        precious=True,
-        finished=partial(is_finished, run),
-    )
+def _training(of: RecipeOptions, method: PaperMethod) -> Stage:
+    run, config = of.out / "runs" / method.key, of.configs(method.config)
+    words = ("fit", "--config", config, "--data.store", of.out / "stores" / method.kind,
+             "--trainer.default_root_dir", run, *of.added("fit", method.kind))  # fmt: skip
+    gpus = 8 if "_8gpu" in method.config else 1
+    return fit_stage(f"train_{method.key}", words, config, run, f"preprocess_{method.kind}", gpus)
 
 
-def _validation_stages(of: Settings, method: Method) -> list[Stage]:
+def _validation_stages(of: RecipeOptions, method: PaperMethod) -> list[Stage]:
     """Tables 3 to 5: post-processing determined on the held-out fold, validation scans segmented with it and scored."""
     key, model, added = method.key, of.model(method.key), of.added("segment", method.kind)
     held_out, rules = of.out / "held_out_labels" / key, of.out / "rules" / f"{key}.json"
@@ -155,36 +133,36 @@ def _validation_stages(of: Settings, method: Method) -> list[Stage]:
     stages.append(Stage(f"rules_{key}", words, (rules,), (f"held_out_{key}",)))
     settings = (*PAPER_INFERENCE, "--postprocess", rules, *added)
     for part, cases, lacking in (
-        ("validation", of.data.judged, NO_REFERENCES if of.data.validation else NO_VALIDATION),
+        ("validation", of.data.with_references, NO_REFERENCES if of.data.validation else NO_VALIDATION),
         (
             "without_labels",
-            of.data.unjudged,
+            of.data.without_references,
             "all validation scans have labels" if of.data.validation else NO_VALIDATION,
         ),
     ):
         labels = of.out / part / key
         words = _words("segment", model, of.dataset / part / "images", labels, *settings)
         stages.append(Stage(f"{part}_{key}", words, (labels,), (f"rules_{key}",), lacking="" if cases else lacking))
-    lacking = "" if of.data.judged else NO_REFERENCES
+    lacking = "" if of.data.with_references else NO_REFERENCES
     return [*stages, _score(of, key, of.out / "validation" / key, "validation", f"validation_{key}", lacking)]
 
 
-def _score(of: Settings, key: str, labels: Path, part: str, after: str, lacking: str) -> Stage:
+def _score(of: RecipeOptions, key: str, labels: Path, part: str, after: str, lacking: str) -> Stage:
     scores = of.out / "scores" / key
     words = _words("score", labels, of.dataset / part / "labels", "--out", scores, "--protocol", "official",
                    "--labels", of.dataset, *of.added("score"))  # fmt: skip
     return Stage(f"score_{key}", words, (scores / "scores.csv",), (after,), lacking=lacking)
 
 
-def _comparison(of: Settings, four: Sequence[Method], kind: str) -> Stage:
+def _comparison(of: RecipeOptions, four: Sequence[PaperMethod], kind: str) -> Stage:
     pair, out = [method for method in four if method.kind == kind], of.out / f"compare_{kind}"
     named = [f"{one.title}={of.out / 'scores' / one.key}" for one in pair]
     words = _words("compare", *named, "--out", out, *of.added("compare"))
     scored = tuple(f"score_{one.key}" for one in pair)
-    return Stage(f"compare_{kind}", words, (out,), scored, lacking="" if of.data.judged else NO_REFERENCES)
+    return Stage(f"compare_{kind}", words, (out,), scored, lacking="" if of.data.with_references else NO_REFERENCES)
 
 
-def _test_stages(of: Settings) -> list[Stage]:
+def _test_stages(of: RecipeOptions) -> list[Stage]:
     """Table 6: the 3D CPS model on the test set in the settings of the test submission."""
     labels, lacking = of.out / "test" / "3d_cps", "" if of.data.test else NO_TEST
     words = _words("segment", of.model("3d_cps"), of.dataset / "test" / "images", labels, *TEST_INFERENCE,
@@ -196,9 +174,9 @@ def _test_stages(of: Settings) -> list[Stage]:
     ]
 
 
-def _figure(of: Settings, four: Sequence[Method]) -> Stage:
+def _figure(of: RecipeOptions, four: Sequence[PaperMethod]) -> Stage:
     """Figure 5: the paper's four cases where they are there, else four from the easiest to the hardest."""
-    judged = [case.name for case in of.data.judged]
+    judged = [case.name for case in of.data.with_references]
     shown = [name for number in FIGURE_5 for name in judged if name.endswith(f"_{number}")]
     which = ("--cases", ",".join(shown)) if len(shown) == len(FIGURE_5) else ("--rows", len(FIGURE_5))
     named = [f"{one.title}={of.out / 'validation' / one.key}" for one in four]
