@@ -17,8 +17,6 @@ import argparse
 import csv
 import json
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -29,28 +27,25 @@ import numpy as np
 from scipy.stats import rankdata
 
 import flarecps
+from flarecps.datasets.layouts import Case
+from flarecps.datasets.subset import link_cases
+from flarecps.experiments.runner import call_flarecps
 
 RESAMPLES = 10_000
 CHOSEN_SHARE = 0.2  # of a pool, to be annotated next
-
-
-def run(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "flarecps", *map(str, words)], check=True)
 
 
 def pool(name: str, scans: list[Path], references: Path, checkpoint: Path, out: Path) -> list[dict[str, object]]:
     """Agreement and true DSC of every scan and organ of a pool: a row per scan."""
     folder = out / name
     inputs, truth = folder / "scans", folder / "references"
-    for place in (inputs, truth):
-        place.mkdir(parents=True, exist_ok=True)
-    for scan in scans:
-        case = scan.name.removesuffix("_0000.nii.gz")
-        for link, target in ((inputs / scan.name, scan), (truth / f"{case}.nii.gz", references / f"{case}.nii.gz")):
-            if not link.exists():
-                link.symlink_to(target.resolve())
-    run("segment", checkpoint, inputs, folder / "segmentations", "--agreement", "--device", "cpu")
-    run("score", folder / "segmentations", truth, "--protocol", "strict", "--out", folder / "scores", "--workers", 1)
+    names = [scan.name.removesuffix("_0000.nii.gz") for scan in scans]
+    link_cases([Case(name, "labelled", (scan,), references / f"{name}.nii.gz")
+                for name, scan in zip(names, scans, strict=True)], inputs, truth)  # fmt: skip
+    call_flarecps("segment", checkpoint, inputs, folder / "segmentations", "--agreement", "--device", "cpu")
+    call_flarecps(
+        "score", folder / "segmentations", truth, "--protocol", "strict", "--out", folder / "scores", "--workers", 1
+    )
     with (folder / "scores" / "scores.csv").open() as file:
         scores = {row.pop("Name").removesuffix(".nii.gz"): row for row in csv.DictReader(file)}
     rows = []

@@ -18,10 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from run import RESULTS, flarecps
+from run import RESULTS
 from scipy import ndimage
 
+from flarecps.datasets.layouts import Case
+from flarecps.datasets.subset import link_cases
 from flarecps.evaluation.overlap import dice_per_label
+from flarecps.experiments.runner import call_flarecps
+from flarecps.experiments.trainings import last_checkpoint, training_is_finished
 from flarecps.inference.postprocessing import largest_of_each
 
 FAR_MM = 20.0
@@ -53,12 +57,8 @@ def segment_labelled(dataset: Path, folder: Path, labels: int) -> Path:
     """Segmentations of the training scans that counted as labelled."""
     names = json.loads((dataset / "splits.json").read_text(encoding="utf-8"))[f"{labels}_labelled"]["labelled"]
     scans, found = folder / "labelled_scans", folder / "segmentations_labelled"
-    scans.mkdir(exist_ok=True)
-    for name in names:
-        link = scans / f"{name}_0000.nii.gz"
-        if not link.is_symlink():
-            link.symlink_to(dataset / "imagesTr" / link.name)
-    flarecps("segment", folder / "checkpoints" / "last.ckpt", scans, found, "--sibling", "1")
+    link_cases([Case(name, "labelled", (dataset / "imagesTr" / f"{name}_0000.nii.gz",)) for name in names], scans)
+    call_flarecps("segment", last_checkpoint(folder), scans, found, "--sibling", "1")
     return found
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     done = {(row["arm"], row["labels"], row["seed"]) for row in rows}
     for folder in sorted((arguments.out.resolve() / "runs" / f"{arguments.labels}_labelled").glob("*/seed_*")):
         key = (folder.parent.name, str(arguments.labels), folder.name.removeprefix("seed_"))
-        if key in done or not (folder / "trained").exists() or not (folder / "scores_1").is_dir():
+        if key in done or not training_is_finished(folder) or not (folder / "scores_1").is_dir():
             continue
         tested = mean_rows(folder / "segmentations_1", dataset / "labelsTs")
         learned = mean_rows(segment_labelled(dataset, folder, arguments.labels), dataset / "labelsTr")

@@ -16,61 +16,65 @@ import argparse
 import fnmatch
 import json
 import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
-from protocol import CPS, Run, ordered_runs
+from protocol import ALL_LABELS, CPS, Run, ordered_runs
 
 from flarecps import __version__
+from flarecps.experiments.machine import processor_name
+from flarecps.experiments.runner import FLARECPS, run_experiment
+from flarecps.experiments.stages import Stage
+from flarecps.experiments.trainings import (
+    fit_stage,
+    judging_stages,
+    last_checkpoint,
+    store_stages,
+    training_is_finished,
+)
 from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
 SNAPSHOT_EVERY = 5  # epochs; kept of CPS from seed 0, for pseudo_labels.py
+RECORDS = "stages"  # folder of OUT
 SEEDS_APART = 10  # initial seeds of two runs: a run's siblings take two
 
 
-def flarecps(*words: object) -> None:
-    """Run the program; its failure is ours."""
-    subprocess.run([sys.executable, "-m", "flarecps", *map(str, words)], check=True)
+def stages_of(run: Run, dataset: Path, out: Path) -> list[Stage]:
+    """Plan and store, then the run's training, and the test scans judged by each sibling that counts.
 
-
-def make_store(dataset: Path, out: Path, intensity: str) -> Path:
-    """The case store with intensities of all voxels or of labelled structures. One grid serves all splits.
-
-    The plan is made for ten labelled scans; what it says of spacing and intensity is used, patch and network are the
-    config's.
+    One grid serves all splits: the plan is made for ten labelled scans; what it says of spacing and intensity is used,
+    patch and network are the config's.
     """
-    plan, store = out / f"plan_{intensity}.json", out / f"store_{intensity}"
-    if not plan.is_file():
-        flarecps("plan", dataset, "--split", "10_labelled", "--intensity", intensity, "--out", plan)
-    flarecps("preprocess", dataset, plan, "--out", store)
-    return store
+    folder, name, intensity = out / "runs" / run.folder, run.folder.replace("/", "."), run.arm.intensity
+    store = out / f"store_{intensity}"
+    meter = ("efficiency", "--name", "training", "--interval", "1", "--out", folder / "efficiency", "--", *FLARECPS)
+    found = store_stages(dataset, out / f"plan_{intensity}.json", store,
+                         ("--split", "10_labelled", "--intensity", intensity), suffix=f"_{intensity}")  # fmt: skip
+    found.append(fit_stage(f"train_{name}", (*meter, *fit_words(run, store, folder)),
+                           ROOT / "configs" / run.arm.config, folder, f"preprocess_{intensity}"))  # fmt: skip
+    for sibling in run.arm.siblings:
+        found += judging_stages(f"{name}.{sibling}", [last_checkpoint(folder)], dataset,
+                                folder / f"segmentations_{sibling}", folder / f"scores_{sibling}", f"train_{name}",
+                                ("--sibling", sibling), ("--workers", "1"))  # fmt: skip
+    return found
 
 
-def train(run: Run, store: Path, folder: Path) -> list[str]:
-    """Train, or go on with it; what comes back are the command's words."""
+def fit_words(run: Run, store: Path, folder: Path) -> list[str]:
+    """The training's command."""
     words = ["fit", "--config", str(ROOT / "configs" / run.arm.config)]
     words += ["--data.store", str(store), "--trainer.default_root_dir", str(folder)]
     words += ["--data.split", f"{run.labels}_labelled", "--seed_everything", str(run.seed)]
     words += ["--data.seed", str(run.seed), "--model.initial_seed", str(run.seed * SEEDS_APART), *run.arm.overrides]
-    if run.labels == max_labels(store):
+    if run.labels == ALL_LABELS:
         words += ["--data.unlabelled", "false"]
     if run.arm == CPS and run.seed == 0:
         words += snapshot_words(folder)
-    last = folder / "checkpoints" / "last.ckpt"
-    if not (folder / "trained").exists():
-        meter = ["efficiency", "--name", "training", "--interval", "1", "--out", folder / "efficiency", "--"]
-        go_on = ["--ckpt_path", "last"] if last.is_file() else []
-        flarecps(*meter, sys.executable, "-m", "flarecps", *words, *go_on)
-        (folder / "trained").touch()
     return words
 
 
@@ -87,51 +91,39 @@ def snapshot_words(folder: Path) -> list[str]:
     return chosen + [f"--trainer.callbacks.{name}={value}" for name, value in settings.items()]
 
 
-def max_labels(store: Path) -> int:
-    """How many training scans there are in all."""
-    splits = json.loads((store / "splits.json").read_text(encoding="utf-8"))
-    return max(len(split["labelled"]) for split in splits.values())
-
-
-def test(run: Run, dataset: Path, folder: Path, results: Path) -> None:
-    """Segment and score the test scans with each sibling that counts."""
-    for sibling in run.arm.siblings:
-        found = folder / f"segmentations_{sibling}"
-        flarecps("segment", folder / "checkpoints" / "last.ckpt", dataset / "imagesTs", found, "--sibling", sibling)
-        score(found, dataset, results, f"scores_{sibling}.csv")
-
-
-def score(segmentations: Path, dataset: Path, results: Path, name: str) -> None:
-    """Score a folder and keep its table."""
-    scores = segmentations.with_name(segmentations.name.replace("segmentations", "scores"))
-    flarecps("score", segmentations, dataset / "labelsTs", "--protocol", "strict", "--out", scores, "--workers", 1)
-    results.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(scores / "scores.csv", results / name)
-
-
-def ensembles(dataset: Path, out: Path, results: Path, arm: str, labels: int = 10) -> None:
+def averaged_controls(run: Run, dataset: Path, out: Path, results: Path) -> None:
     """Two controls of neighbouring seeds averaged: what stands beside the average of two siblings."""
-    folders = sorted((out / "runs" / f"{labels}_labelled" / arm).glob("seed_*"))
-    trained = [folder for folder in folders if (folder / "trained").exists()]
-    for first, second in zip(trained, trained[1:] + trained[:1], strict=True):
-        if len(trained) < 2 or (len(trained) == 2 and first != trained[0]):
+    arm = (out / "runs" / run.folder).parent
+    trained = [folder for folder in sorted(arm.glob("seed_*")) if training_is_finished(folder)]
+    pairs = list(zip(trained, trained[1:] + trained[:1], strict=True))
+    for first, second in pairs if len(pairs) > 2 else pairs[:-1]:
+        two = Path("runs", arm.parent.name, f"{arm.name}_two", first.name)
+        if (results / two / "scores_1.csv").is_file():
             continue
-        kept = results / "runs" / f"{labels}_labelled" / f"{arm}_two" / first.name
-        if (kept / "scores_1.csv").is_file():
-            continue
-        found = out / "runs" / f"{labels}_labelled" / f"{arm}_two" / first.name / "segmentations_1"
-        checkpoints = [folder / "checkpoints" / "last.ckpt" for folder in (first, second)]
-        flarecps("segment", *checkpoints, dataset / "imagesTs", found)
-        score(found, dataset, kept, "scores_1.csv")
+        checkpoints = [last_checkpoint(folder) for folder in (first, second)]
+        stages = judging_stages(".".join(two.parts[1:]), checkpoints, dataset, out / two / "segmentations_1",
+                                out / two / "scores_1", score_words=("--workers", "1"))  # fmt: skip
+        run_experiment(stages, out / RECORDS)
+        keep_scores(out / two, results / two)
 
 
-def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, places: dict[Path, str]) -> None:
+def keep_scores(folder: Path, kept: Path) -> None:
+    """The tables of a run's scores, as scores_SIBLING.csv."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for table in folder.glob("scores_*/scores.csv"):
+        shutil.copyfile(table, kept / f"{table.parent.name}.csv")
+
+
+def keep_record(
+    run: Run, folder: Path, kept: Path, training: Stage, trained: dict[str, Any], places: dict[Path, str]
+) -> None:
     """The curves, and a record of command, version, machine and cost; the record comes last: it says "done"."""
-    shutil.copyfile(folder / "csv" / "metrics.csv", results / "metrics.csv")
+    shutil.copyfile(folder / "csv" / "metrics.csv", kept / "metrics.csv")
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     meter = json.loads((folder / "efficiency" / "cases" / "training.json").read_text(encoding="utf-8"))
-    counted = all(session["finished"] for session in environment["sessions"])  # else one was killed, its time unknown
-    command = " ".join(["flarecps", *words])
+    sessions = environment["sessions"]  # one that was killed, or has no record, was of unknown length
+    counted = all(session["finished"] for session in sessions) and len(trained.get("starts", [])) >= len(sessions)
+    command = " ".join(["flarecps", *training.words[training.words.index("fit") :]])
     for place, name in places.items():
         command = command.replace(str(place), name)
     record = {
@@ -142,49 +134,26 @@ def keep(run: Run, folder: Path, results: Path, words: list[str], cpu_s: float, 
         "git": environment["git"],
         "flarecps": __version__,
         "torch": torch.__version__,
-        "processor": f"{processor()}, {os.cpu_count()} cores, no GPU",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores, no GPU",
         "threads": torch.get_num_threads(),
-        "sessions": len(environment["sessions"]),
-        "training_cpu_minutes": round(cpu_s / 60, 1) if counted else None,
+        "sessions": len(sessions),
+        "training_cpu_minutes": round(trained["cpu_s"] / 60, 1) if counted else None,
         "peak_ram_mb": round(meter["figures"]["tree_ram_mb_max"]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    (results / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def spent(folder: Path, more: float) -> float:
-    """CPU seconds of a run's training over all its sessions."""
-    meter = folder / "cpu_seconds.txt"
-    total = (float(meter.read_text()) if meter.is_file() else 0.0) + more
-    folder.mkdir(parents=True, exist_ok=True)
-    meter.write_text(str(total))
-    return total
-
-
-def children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    (kept / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def do(run: Run, dataset: Path, out: Path, results: Path) -> None:
     """One run from store to record."""
-    store = make_store(dataset, out, run.arm.intensity)
     folder, kept = out / "runs" / run.folder, results / "runs" / run.folder
-    began = children_cpu_s()
-    try:
-        words = train(run, store, folder)
-    finally:
-        cpu_s = spent(folder, children_cpu_s() - began)
-    test(run, dataset, folder, kept)
-    keep(run, folder, kept, words, cpu_s, {out: "OUT", dataset: "DATASET", ROOT: "."})
+    records = run_experiment(stages_of(run, dataset, out), out / RECORDS)
+    keep_scores(folder, kept)
+    training = records.stages[f"train_{run.folder.replace('/', '.')}"]
+    places = {out: "OUT", dataset: "DATASET", ROOT: "."}
+    keep_record(run, folder, kept, training, records.read(training), places)
     if run.arm.name.startswith("control"):
-        ensembles(dataset, out, results, run.arm.name, run.labels)
+        averaged_controls(run, dataset, out, results)
 
 
 def main() -> None:

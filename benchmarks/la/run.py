@@ -20,7 +20,7 @@ import numpy as np
 from flarecps.atomic import write_text
 from flarecps.experiments.runner import run_experiment
 from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import training_stages
+from flarecps.experiments.trainings import store_stages, training_stages
 from flarecps.reporting.run_folder import read_scores
 from flarecps.reporting.tables import markdown_table
 
@@ -47,12 +47,8 @@ def main() -> None:
 def stages(options: argparse.Namespace) -> list[Stage]:
     """Plan, store, and for every number of labels, method and seed training, label maps and scores; the table."""
     out, data = options.out.resolve(), options.dataset.resolve()
-    plan, store, pool = out / "plan.json", out / "store", ("--workers", str(options.workers))
-    words = ("plan", str(data), "--split", f"{options.labelled[0]}_labelled", "--out", str(plan), *pool)
-    found = [
-        Stage("plan", words, (plan,)),
-        Stage("preprocess", ("preprocess", str(data), str(plan), "--out", str(store), *pool), (store,), ("plan",)),
-    ]
+    found = store_stages(data, out / "plan.json", out / "store", ("--split", f"{options.labelled[0]}_labelled"),
+                         ("--workers", options.workers))  # fmt: skip
     scored = []
     for labelled in options.labelled:
         for method in ("supervised",) if labelled == ALL else METHODS:

@@ -23,7 +23,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -31,6 +33,11 @@ from table import write_table
 
 from flarecps.atomic import write_json
 from flarecps.datasets.catalogue import read_catalogue
+from flarecps.datasets.subset import link_cases
+from flarecps.errors import FlarecpsError
+from flarecps.experiments.runner import FLARECPS, run_experiment
+from flarecps.experiments.stages import Stage, command_stage
+from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -38,7 +45,7 @@ PEERS = ("planned", "equal-patch", "equal-network", "equal-recipe")
 OURS = {"supervised": "kbp_3d_supervised.yaml", "cps": "kbp_3d.yaml"}
 DATASET = "Dataset001_kbp"  # as peer.py's
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"), "1")
-FLARECPS = (sys.executable, "-m", "flarecps")
+TRAINED = "trained.json"  # of a method's folder: what was trained
 
 
 def main() -> None:
@@ -59,117 +66,121 @@ def main() -> None:
     options = parser.parse_args()
     options.dataset, options.out = options.dataset.resolve(), options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    if {*options.methods, *options.pace} & {*PEERS}:
-        prepare_peer(options)
-    for variant in options.pace:
-        pace(variant, options)
-    for method in options.methods:
-        train_ours(method, options) if method in OURS else train_peer(method, options)
-    for word in options.ours:
-        method, _, folder = word.partition("=")
-        take_ours(method, Path(folder).resolve(), options)
-    write_table(options.out)
+    os.environ.update({**ONE_THREAD, "WANDB_MODE": "disabled"})
+    run_experiment(stages_of(options), options.out / "stages")
     print(f"written: {options.out / 'results.md'}, results.csv")
 
 
-def prepare_peer(options: argparse.Namespace) -> None:
+def stages_of(options: argparse.Namespace) -> list[Stage]:
+    """What is needed of nnU-Net's preparation, paces, trainings and our finished runs; the table."""
+    found: list[Stage] = []
+    if {*options.methods, *options.pace} & {*PEERS}:
+        done = options.out / "nnunet" / "prepared"
+        found = [Stage("prepare", (), (done,), action=partial(prepare_peer, options, done), is_finished=done.is_file,
+                       description=f"{options.split} by nnU-Net, patch {options.patch}")]  # fmt: skip
+    for variant in options.pace:
+        words = ["pace", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
+        words += ["--batch", options.batch]
+        found.append(peer_stage(f"pace_{variant}", words, options.out / variant / "pace.json", options))
+    for method in options.methods:
+        found += our_stages(method, options) if method in OURS else peer_stages(method, options)
+    for word in options.ours:
+        method, _, folder = word.partition("=")
+        run = Path(folder).resolve()
+        found.append(Stage(f"take_{method}", action=partial(take_ours, method, run, options), always=True,
+                           description=f"what {run} says of its training"))  # fmt: skip
+        found += segment_ours(method, last_checkpoint(run), options)
+    table = Stage("table", action=partial(write_table, options.out), always=True, description="results.md, results.csv")
+    return [*found, table]
+
+
+def prepare_peer(options: argparse.Namespace, done: Path) -> None:
     """The labelled scans as a raw data set of links, planned and preprocessed by nnU-Net."""
     raw = options.out / "nnunet" / "raw" / DATASET
-    done = options.out / "nnunet" / "prepared"
-    if done.is_file():
-        return
     labelled = read_catalogue(options.dataset, options.split).labelled
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / folder).mkdir(parents=True, exist_ok=True)
-    for case in labelled:
-        assert case.labels is not None  # labelled
-        for target, source in (("imagesTr", case.images[0]), ("labelsTr", case.labels)):
-            link = raw / target / source.name
-            if not link.exists():
-                link.symlink_to(source)
+    link_cases(labelled, raw / "imagesTr", raw / "labelsTr")
     described = json.loads((options.dataset / "dataset.json").read_text())
     kept = {key: described[key] for key in ("channel_names", "labels", "file_ending")}
     write_json(raw / "dataset.json", kept | {"numTraining": len(labelled)})
     network = our_config("cps")["model"]["topology"]
     words = ["prepare", options.out / "nnunet", "--patch", *options.patch, "--features", *network["features"]]
-    run([*peer(), *words])
+    ask([*peer(), *words])
     done.touch()
 
 
-def pace(variant: str, options: argparse.Namespace) -> None:
-    """OUT/VARIANT/pace.json: seconds of a step, and the hours it would take."""
-    target = options.out / variant / "pace.json"
-    if target.is_file():
-        return
-    target.parent.mkdir(exist_ok=True)
-    words = ["pace", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
-    said = run([*peer(), *words, "--batch", options.batch], capture=True)
-    write_json(target, json.loads(said.splitlines()[-1]))
-
-
-def train_peer(variant: str, options: argparse.Namespace) -> None:
+def peer_stages(variant: str, options: argparse.Namespace) -> list[Stage]:
     """Train one of nnU-Net's variants, segment with and without mirroring, score."""
-    folder = options.out / variant
-    if not (folder / "trained.json").is_file():
-        words = ["train", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
-        words += ["--batch", options.batch, "--steps-per-epoch", options.steps_per_epoch, "--seed", options.seed]
-        ours = our_config("cps")
-        optimiser = ours["model"]["optimizer"]["init_args"]
-        words += ["--foreground", ours["data"]["foreground_share"], "--lr", optimiser["lr"]]
-        words += ["--momentum", optimiser["momentum"]]
-        said = run([*metered("training", folder), *peer(), *words], capture=True)
-        write_json(folder / "trained.json", json.loads(said.splitlines()[-1]))
-    names = [name for name in options.segment if (variant, name) != ("equal-recipe", "mirrored")]  # trained without
-    for name in names:
-        predictions, more = folder / name, ["--no-mirroring"] if name == "plain" else []
-        words = ["predict", options.out / "nnunet", variant, options.dataset / "imagesTs", predictions, *more]
-        segment_and_score(folder, name, [*peer(), *words], options)
+    folder, optimiser = options.out / variant, our_config("cps")["model"]["optimizer"]["init_args"]
+    words = ["train", options.out / "nnunet", variant, "--patches", options.steps * options.batch]
+    words += ["--batch", options.batch, "--steps-per-epoch", options.steps_per_epoch, "--seed", options.seed]
+    words += ["--foreground", our_config("cps")["data"]["foreground_share"], "--lr", optimiser["lr"]]
+    words += ["--momentum", optimiser["momentum"]]
+    found = [peer_stage(f"train_{variant}", words, folder / TRAINED, options, metered("training", folder))]
+    for name in options.segment:
+        if (variant, name) != ("equal-recipe", "mirrored"):  # trained without
+            words = ["predict", options.out / "nnunet", variant, options.dataset / "imagesTs", folder / name]
+            words += ["--no-mirroring"] if name == "plain" else []
+            found += segment_and_score(variant, name, [*peer(), *words], f"train_{variant}", options)
+    return found
 
 
-def train_ours(method: str, options: argparse.Namespace) -> None:
+def peer_stage(
+    name: str, words: list, output: Path, options: argparse.Namespace, meter: Sequence[object] = ()
+) -> Stage:
+    """An action of peer.py that ends by printing JSON, which is kept in ``output``."""
+
+    def act() -> None:
+        output.parent.mkdir(exist_ok=True)
+        write_json(output, json.loads(ask([*(FLARECPS if meter else ()), *meter, *peer(), *words]).splitlines()[-1]))
+
+    said = " ".join(map(str, words)).replace(str(options.out), "OUT")
+    return Stage(name, (), (output,), ("prepare",), action=act, description=f"peer.py {said}", protected=True,
+                 is_finished=output.is_file)  # fmt: skip
+
+
+def our_stages(method: str, options: argparse.Namespace) -> list[Stage]:
     """Train one of our configs for as many steps, segment without mirroring, score."""
-    plan, store = options.out / "plan.json", options.out / "store"
-    if not plan.is_file():
-        run([*FLARECPS, "plan", options.dataset, "--split", options.split, "--out", plan, "--no-progress"])
-    run([*FLARECPS, "preprocess", options.dataset, plan, "--out", store, "--no-progress"])
-    folder = options.out / method
-    config = our_config(method)
+    store, folder, config = options.out / "store", options.out / method, our_config(method)
+    run = folder / "run"
     epochs = options.steps // options.steps_per_epoch
     if config["trainer"]["max_epochs"] != epochs:
         raise SystemExit(f"{OURS[method]} is a recipe of {config['trainer']['max_epochs']} epochs, not of {epochs}")
-    last = folder / "run" / "checkpoints" / "last.ckpt"
-    if not (folder / "trained.json").is_file():
-        words = ["fit", "--config", CONFIGS / OURS[method], "--data.store", store, "--data.split", options.split]
-        words += ["--trainer.default_root_dir", folder / "run", "--seed_everything", options.seed]
-        words += ["--data.global_batch.labelled", options.batch, "--trainer.enable_progress_bar", "false"]
-        words += ["--data.iterations_per_epoch", options.steps_per_epoch, "--trainer.accelerator", "cpu"]
-        words += ["--data.patch_voxels", str(options.patch)]
-        words += ["--ckpt_path", "last"] if last.is_file() else []
-        run([*metered("training", folder), *FLARECPS, *words])
-        write_json(folder / "trained.json", facts(method, last, options))
-    segment_ours(folder, last, options)
+    words = ["fit", "--config", CONFIGS / OURS[method], "--data.store", store, "--data.split", options.split]
+    words += ["--trainer.default_root_dir", run, "--seed_everything", options.seed]
+    words += ["--data.global_batch.labelled", options.batch, "--trainer.enable_progress_bar", "false"]
+    words += ["--data.iterations_per_epoch", options.steps_per_epoch, "--trainer.accelerator", "cpu"]
+    words += ["--data.patch_voxels", str(options.patch)]
+    last, trained = last_checkpoint(run), folder / TRAINED
+    return [
+        *store_stages(options.dataset, options.out / "plan.json", store, ("--split", options.split), ["--no-progress"]),
+        fit_stage(f"train_{method}", [*metered("training", folder), *FLARECPS, *words], CONFIGS / OURS[method], run,
+                  "preprocess"),
+        Stage(f"facts_{method}", (), (trained,), (f"train_{method}",), description=f"{TRAINED} of {method}",
+              action=lambda: write_json(trained, facts(method, last, options)), is_finished=trained.is_file),
+        *segment_ours(method, last, options, f"train_{method}"),
+    ]  # fmt: skip
 
 
-def take_ours(method: str, run_folder: Path, options: argparse.Namespace) -> None:
+def take_ours(method: str, run: Path, options: argparse.Namespace) -> None:
     """A run of ours that was trained elsewhere: its meter or else its own record, segmentation and scores as here."""
-    folder, last = options.out / method, run_folder / "checkpoints" / "last.ckpt"
+    folder, meter = options.out / method, Path("efficiency", "cases", "training.json")
+    known = facts(method, last_checkpoint(run), options)
     folder.mkdir(exist_ok=True)
-    known, meter = facts(method, last, options), Path("efficiency", "cases", "training.json")
-    if (run_folder / meter).is_file():
+    if (run / meter).is_file():
         (folder / meter).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run_folder / meter, folder / meter)
+        shutil.copyfile(run / meter, folder / meter)
     else:
-        written = json.loads((run_folder / "environment.json").read_text())
+        written = json.loads((run / "environment.json").read_text())
         seconds = datetime.fromisoformat(written["finished"]) - datetime.fromisoformat(written["started"])
         known["wall_s"] = seconds.total_seconds()
-    write_json(folder / "trained.json", known)
-    segment_ours(folder, last, options)
+    write_json(folder / TRAINED, known)
 
 
-def segment_ours(folder: Path, checkpoint: Path, options: argparse.Namespace) -> None:
+def segment_ours(method: str, checkpoint: Path, options: argparse.Namespace, after: str = "") -> list[Stage]:
     """Label maps by sibling 1 without mirroring, as in benchmarks/kbp."""
-    words = ["segment", checkpoint, options.dataset / "imagesTs", folder / "plain", "--device", "cpu"]
-    segment_and_score(folder, "plain", [*FLARECPS, *words], options)
+    labels = options.out / method / "plain"
+    words = [*FLARECPS, "segment", checkpoint, options.dataset / "imagesTs", labels, "--device", "cpu"]
+    return segment_and_score(method, "plain", words, after, options)
 
 
 def our_config(method: str) -> dict:
@@ -202,17 +213,23 @@ def facts(method: str, checkpoint: Path, options: argparse.Namespace) -> dict:
     }
 
 
-def segment_and_score(folder: Path, name: str, words: list, options: argparse.Namespace) -> None:
-    """FOLDER/NAME: label maps of the test scans; FOLDER/scores_NAME: their scores by the strict protocol."""
-    if not (folder / "efficiency" / "cases" / f"{name}.json").is_file():
-        run([*metered(name, folder), *words])
-    scores = ["score", folder / name, options.dataset / "labelsTs", "--protocol", "strict", "--labels", options.dataset]
-    run([*FLARECPS, *scores, "--out", folder / f"scores_{name}", "--workers", 1])
+def segment_and_score(method: str, name: str, words: list, after: str, options: argparse.Namespace) -> list[Stage]:
+    """METHOD/NAME: label maps of the test scans; METHOD/scores_NAME: their scores by the strict protocol."""
+    folder, dataset = options.out / method, options.dataset
+    meter, scores = folder / "efficiency" / "cases" / f"{name}.json", folder / f"scores_{name}"
+    scoring = ("score", folder / name, dataset / "labelsTs", "--protocol", "strict", "--labels", dataset,
+               "--out", scores, "--workers", 1)  # fmt: skip
+    segment, score = f"segment_{method}_{name}", f"score_{method}_{name}"
+    return [
+        command_stage(segment, [*metered(name, folder), *words], meter, *([after] if after else []),
+                      is_finished=meter.is_file),
+        command_stage(score, scoring, scores / "scores.csv", segment),
+    ]  # fmt: skip
 
 
 def metered(name: str, folder: Path) -> list:
-    """The words before a command that is measured."""
-    return [*FLARECPS, "efficiency", "--name", name, "--out", folder / "efficiency", "--"]
+    """The words of flarecps before a command that is measured."""
+    return ["efficiency", "--name", name, "--out", folder / "efficiency", "--"]
 
 
 def peer() -> list:
@@ -223,14 +240,12 @@ def peer() -> list:
     return [python, HERE / "peer.py"]
 
 
-def run(words: list, capture: bool = False) -> str:
-    """Run a command on one thread; what it printed, when captured. Ends this program when it fails."""
-    print("$", " ".join(map(str, words)), flush=True)
-    environment = {**os.environ, **ONE_THREAD, "WANDB_MODE": "disabled"}
-    done = subprocess.run([*map(str, words)], env=environment, text=True, stdout=subprocess.PIPE if capture else None)
+def ask(words: list) -> str:
+    """What a command printed. Raises FlarecpsError when it fails."""
+    done = subprocess.run([*map(str, words)], check=False, text=True, stdout=subprocess.PIPE)
     if done.returncode:
-        sys.exit(f"exit code {done.returncode}: {done.stdout or ''}")
-    return done.stdout or ""
+        raise FlarecpsError(f"{words[0]} … {words[-1]}: exit code {done.returncode}: {done.stdout}")
+    return done.stdout
 
 
 if __name__ == "__main__":

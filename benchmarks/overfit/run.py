@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +28,12 @@ import torch
 from flarecps import __version__
 from flarecps.anatomy import organs_of
 from flarecps.checkpoint import read_checkpoint
+from flarecps.datasets.layouts import Case
+from flarecps.datasets.subset import link_subset
+from flarecps.experiments.machine import processor_name
+from flarecps.experiments.runner import run_experiment
+from flarecps.experiments.stages import Stage
+from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages
 from flarecps.preprocessing.store import CaseStore
 from flarecps.training.validation import sibling_labels
 
@@ -73,20 +78,22 @@ def again() -> list[str]:
     ]
 
 
-def rounds_of(out: Path, method: str, config: str, epochs: int, store: CaseStore, names: list[str]) -> list[Round]:
+def rounds_of(
+    out: Path, method: str, config: str, epochs: int, store: CaseStore, names: list[str], before: list[Stage]
+) -> list[Round]:
     """Train until every source's mean DSC is above ``WANTED``, or ``ROUNDS`` are over; what stands is not repeated."""
     done: list[Round] = []
+    stages = list(before)
     for number in range(ROUNDS):
-        run = out / (f"{method.lower()}_{number + 1}" if number else method.lower())
-        last = run / "checkpoints" / "last.ckpt"
-        length = round(AGAIN * epochs) if number else epochs
-        words = settings(length) + (again() if number else [])
+        name = f"{method.lower()}_{number + 1}" if number else method.lower()
+        run, length = out / name, round(AGAIN * epochs) if number else epochs
+        words = ["fit", "--config", CONFIGS / config, "--data.store", store.path, "--trainer.default_root_dir", run]
+        words += settings(length)
         if number:
-            words += ["--init", str(done[-1].checkpoint)]
-        if not last.is_file() or read_checkpoint(last).epoch != length:
-            more = ["--ckpt_path", "last"] if last.is_file() else []
-            where = ["--data.store", store.path, "--trainer.default_root_dir", run]
-            flarecps("fit", "--config", CONFIGS / config, *where, *more, *words)
+            words += [*again(), "--init", done[-1].checkpoint]
+        stages.append(fit_stage(f"train_{name}", words, CONFIGS / config, run, stages[-1].name))
+        run_experiment(stages, out / "stages")
+        last = last_checkpoint(run)
         done.append(Round(length, last, training_minutes(run), dsc_by_source(last, store, names)))
         if all(mean(scores) > WANTED for scores in done[-1].dsc.values()):
             break
@@ -98,28 +105,24 @@ def mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def flarecps(*words: object) -> None:
-    """Run the program; its failure is ours."""
-    subprocess.run([sys.executable, "-m", "flarecps", *map(str, words)], check=True)
-
-
-def make_store(dataset: Path, out: Path) -> Path:
+def small_store(dataset: Path, out: Path) -> list[Stage]:
     """A store of the data set's first two labelled scans and, without their labels, of the next two."""
-    four, store = out / "dataset", out / "store"
-    if not store.exists():
-        scans = sorted((dataset / "imagesTr").glob("*_0000.nii.gz"))[:4]
-        for folder in ("imagesTr", "labelsTr", "imagesUn"):
-            (four / folder).mkdir(parents=True, exist_ok=True)
-        for number, scan in enumerate(scans):
-            (four / ("imagesTr" if number < 2 else "imagesUn") / scan.name).symlink_to(scan.resolve())
-            if number < 2:
-                labels = dataset / "labelsTr" / scan.name.replace("_0000", "")
-                (four / "labelsTr" / labels.name).symlink_to(labels.resolve())
-        description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-        (four / "dataset.json").write_text(json.dumps(description | {"numTraining": 2}), encoding="utf-8")
-        flarecps("plan", four, "--intensity", "foreground", "--out", out / "plan.json")
-        flarecps("preprocess", four, out / "plan.json", "--out", store, "--workers", 1)
-    return store
+    four = out / "dataset"
+    links = Stage("dataset", (), (four / "dataset.json",), action=partial(link_four, dataset, four),
+                  description=f"links to four scans of {dataset}")  # fmt: skip
+    intensity = ("--intensity", "foreground")
+    return [links, *store_stages(four, out / "plan.json", out / "store", intensity, (), ("--workers", 1), ["dataset"])]
+
+
+def link_four(dataset: Path, out: Path) -> None:
+    """The first four scans as a data set: two with labels, two without."""
+    scans = sorted((dataset / "imagesTr").glob("*_0000.nii.gz"))[:4]
+    names = [scan.name.removesuffix("_0000.nii.gz") for scan in scans]
+    labelled = [Case(name, "labelled", (scan,), dataset / "labelsTr" / f"{name}.nii.gz")
+                for name, scan in zip(names[:2], scans, strict=False)]  # fmt: skip
+    unlabelled = [Case(name, "unlabelled", (scan,)) for name, scan in zip(names[2:], scans[2:], strict=True)]
+    description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+    link_subset(out, labelled, unlabelled, description)
 
 
 def dsc_by_source(checkpoint: Path, store: CaseStore, names: list[str]) -> dict[str, dict[str, float]]:
@@ -149,25 +152,20 @@ def training_minutes(run: Path) -> float:
     return (ended - began).total_seconds() / 60
 
 
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=120, help=f"of {STEPS_PER_EPOCH} steps")
     arguments = parser.parse_args()
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    store = CaseStore(make_store(arguments.dataset, out))
+    out: Path = arguments.out.resolve()
+    before = small_store(arguments.dataset.resolve(), out)
+    run_experiment(before, out / "stages")
+    store = CaseStore(out / "store")
     names = [name for name in store.names if store.record(name).role == "labelled"]
     rows, worst = [], []
     for method, config in (("CPS", "kbp_3d.yaml"), ("control", "kbp_3d_supervised.yaml")):
-        done = rounds_of(out, method, config, arguments.epochs, store, names)
+        done = rounds_of(out, method, config, arguments.epochs, store, names, before)
         worst += [mean(scores) for scores in done[-1].dsc.values()]
         for number, one in enumerate(done, start=1):
             for source, scores in one.dsc.items():
@@ -180,7 +178,7 @@ def main() -> int:
             "# Two scans by heart",
             "",
             f"`python benchmarks/overfit/run.py OPENKBP OUT --epochs {arguments.epochs}`, flarecps {__version__}, "
-            f"torch {torch.__version__}, {processor()}.",
+            f"torch {torch.__version__}, {processor_name()}.",
             f"{len(names)} labelled scans, no augmentation. A further round goes on from the weights of the last one.",
             "DSC on the network's grid over the voxels of the training scans together, mean over organs.",
             "",

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 
 from flarecps.errors import DatasetError
 from flarecps.experiments.runner import run_experiment
-from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import training_stages
+from flarecps.experiments.stages import Stage, command_stage
+from flarecps.experiments.trainings import store_stages, training_stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = {"supervised": "control", "supervised_long": "longer control", "cps": "CPS"}  # the baseline comes first
@@ -63,11 +63,11 @@ def main() -> None:
 def stages(options: argparse.Namespace) -> list[Stage]:
     """Phantom, check of the split, then for each dimension plan, store, trainings, label maps, scores, comparison."""
     out, size = options.out.resolve(), SIZES[options.size]
-    data, pool = out / "data", ("--workers", str(options.workers))
-    words = ("phantom", str(data), "--labelled", str(size.labelled), "--unlabelled", str(size.unlabelled))
-    words += ("--test", str(size.test), "--size", size.phantom, "--seed", "13", "--anatomy")
+    data, pool = out / "data", ("--workers", options.workers)
+    words = ("phantom", data, "--labelled", size.labelled, "--unlabelled", size.unlabelled, "--test", size.test)
+    words += ("--size", size.phantom, "--seed", 13, "--anatomy", options.label_maps.resolve(), *pool)
     found = [
-        Stage("phantom", (*words, str(options.label_maps.resolve()), *pool), (data / "dataset.json",)),
+        command_stage("phantom", words, data / "dataset.json"),
         Stage("split", action=partial(check_split, data), description="no test patient is among those trained on",
               after=("phantom",)),
     ]  # fmt: skip
@@ -77,17 +77,13 @@ def stages(options: argparse.Namespace) -> list[Stage]:
 
 
 def of_dimensions(
-    dimensions: int, size: Size, out: Path, seeds: list[int], pool: tuple[str, ...], methods: list[str]
+    dimensions: int, size: Size, out: Path, seeds: list[int], pool: tuple[object, ...], methods: list[str]
 ) -> list[Stage]:
     """All stages of 2D or of 3D."""
     kind, data = f"{dimensions}d", out / "data"
     plan, store = out / f"plan_{kind}.json", out / f"store_{kind}"
-    words = ("plan", str(data), "--dimensions", str(dimensions), *size.planning[dimensions], "--out", str(plan), *pool)
-    found = [
-        Stage(f"plan_{kind}", words, (plan,), ("split",)),
-        Stage(f"preprocess_{kind}", ("preprocess", str(data), str(plan), "--out", str(store), *pool), (store,),
-              (f"plan_{kind}",)),
-    ]  # fmt: skip
+    words = ("--dimensions", dimensions, *size.planning[dimensions])
+    found = store_stages(data, plan, store, words, pool, after=["split"], suffix=f"_{kind}")
     scored = []
     for seed in seeds:
         for method in methods:
@@ -104,13 +100,13 @@ def of_dimensions(
     for method, title in titles.items():
         tables = [out / "runs" / f"{kind}_{method}_{seed}" / "scores" / "scores.csv" for seed in seeds]
         sides.append(f"{title}={','.join(map(str, tables))}")
-    found.append(Stage(f"compare_{kind}", ("compare", *sides, "--out", str(compared)), (compared,), tuple(scored)))
+    found.append(command_stage(f"compare_{kind}", ("compare", *sides, "--out", compared), compared, *scored))
     pictures = [
         f"{title}={out / 'runs' / f'{kind}_{method}_{seeds[0]}' / 'labels'}" for method, title in titles.items()
     ]
-    words = ("figures", *pictures, "--references", str(data / "labelsTs"), "--images", str(data / "imagesTs"))
     drawn = out / f"figures_{kind}"
-    found.append(Stage(f"figures_{kind}", (*words, "--out", str(drawn), "--workers", "1"), (drawn,), tuple(scored)))
+    words = ("figures", *pictures, "--references", data / "labelsTs", "--images", data / "imagesTs", "--out", drawn)
+    found.append(command_stage(f"figures_{kind}", (*words, "--workers", 1), drawn, *scored))
     keep = partial(keep_results, out, kind, seeds, methods, compared, drawn)
     found.append(Stage(f"keep_{kind}", after=(f"compare_{kind}", f"figures_{kind}"), action=keep, always=True,
                        description=f"scores, curves and pictures into {compared}"))  # fmt: skip

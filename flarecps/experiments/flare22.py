@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from flarecps.experiments.flare22_data import Flare22Data, link_flare22
-from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import fit_stage
+from flarecps.experiments.stages import Stage, command_stage
+from flarecps.experiments.trainings import fit_stage, store_stages
 
 FIGURE_5 = ("0002", "0042", "0021", "0028")  # challenging, challenging, easy, easy
 PAPER_INFERENCE = ("--sibling", "1", "--mode", "normal", "--step", "0.7", "--mirror")  # 2.1: TTA, step 0.7, normal mode
@@ -89,28 +89,27 @@ def flare22_stages(options: RecipeOptions) -> list[Stage]:
     return [*stages, Stage("tables", action=options.tables, always=True, description=TABLES)]
 
 
-def _words(*parts: object) -> tuple[str, ...]:
-    return tuple(str(part) for part in parts)
-
-
 def _data_stages(of: RecipeOptions) -> list[Stage]:
     """Links, the doctor, and for 2D and 3D plan and case store."""
-    dataset, pool = of.dataset, ("--workers", of.workers)
+    dataset, pool, report = of.dataset, ("--workers", of.workers), of.out / "inspection.json"
+    links = (dataset / "dataset.json", dataset, of.out / "held_out")
     description = f"links to the scans of {of.data.root}: {of.data.listing()}"
-    report, links = of.out / "inspection.json", (dataset / "dataset.json", dataset, of.out / "held_out")
+    inspection = ("inspect", dataset, "--json", report, *pool, *of.added("inspect"))
     stages = [
         Stage("data", (), links, action=partial(link_flare22, of.data, of.out), description=description),
-        Stage(
-            "inspect", _words("inspect", dataset, "--json", report, *pool, *of.added("inspect")), (report,), ("data",)
-        ),
+        command_stage("inspect", inspection, report, "data"),
     ]
     for kind, dimensions in (("2d", 2), ("3d", 3)):
-        plan, store = of.out / f"plan_{kind}.json", of.out / "stores" / kind
-        words = _words("plan", dataset, "--dimensions", dimensions, "--out", plan, "--fingerprints",
-                       of.out / "fingerprints", *pool, *of.added("plan", kind))  # fmt: skip
-        stages.append(Stage(f"plan_{kind}", words, (plan,), ("data",)))
-        words = _words("preprocess", dataset, plan, "--out", store, *pool, *of.added("preprocess", kind))
-        stages.append(Stage(f"preprocess_{kind}", words, (store,), (f"plan_{kind}",)))
+        stages += store_stages(
+            dataset,
+            of.out / f"plan_{kind}.json",
+            of.out / "stores" / kind,
+            ("--dimensions", dimensions),
+            ("--fingerprints", of.out / "fingerprints", *pool, *of.added("plan", kind)),
+            (*pool, *of.added("preprocess", kind)),
+            after=("data",),
+            suffix=f"_{kind}",
+        )
     return stages
 
 
@@ -126,11 +125,11 @@ def _validation_stages(of: RecipeOptions, method: PaperMethod) -> list[Stage]:
     """Tables 3 to 5: post-processing determined on the held-out fold, validation scans segmented with it and scored."""
     key, model, added = method.key, of.model(method.key), of.added("segment", method.kind)
     held_out, rules = of.out / "held_out_labels" / key, of.out / "rules" / f"{key}.json"
-    words = _words("segment", model, of.out / "held_out" / "images", held_out, *PAPER_INFERENCE, *added)
-    stages = [Stage(f"held_out_{key}", words, (held_out,), (f"train_{key}",))]
-    words = _words("postprocess", "determine", held_out, of.out / "held_out" / "labels", "--out", rules,
+    words = ("segment", model, of.out / "held_out" / "images", held_out, *PAPER_INFERENCE, *added)
+    stages = [command_stage(f"held_out_{key}", words, held_out, f"train_{key}")]
+    words = ("postprocess", "determine", held_out, of.out / "held_out" / "labels", "--out", rules,
                    "--labels", of.dataset, *of.added("postprocess"))  # fmt: skip
-    stages.append(Stage(f"rules_{key}", words, (rules,), (f"held_out_{key}",)))
+    stages.append(command_stage(f"rules_{key}", words, rules, f"held_out_{key}"))
     settings = (*PAPER_INFERENCE, "--postprocess", rules, *added)
     for part, cases, lacking in (
         ("validation", of.data.with_references, NO_REFERENCES if of.data.validation else NO_VALIDATION),
@@ -141,35 +140,37 @@ def _validation_stages(of: RecipeOptions, method: PaperMethod) -> list[Stage]:
         ),
     ):
         labels = of.out / part / key
-        words = _words("segment", model, of.dataset / part / "images", labels, *settings)
-        stages.append(Stage(f"{part}_{key}", words, (labels,), (f"rules_{key}",), lacking="" if cases else lacking))
+        words = ("segment", model, of.dataset / part / "images", labels, *settings)
+        stages.append(command_stage(f"{part}_{key}", words, labels, f"rules_{key}", lacking="" if cases else lacking))
     lacking = "" if of.data.with_references else NO_REFERENCES
     return [*stages, _score(of, key, of.out / "validation" / key, "validation", f"validation_{key}", lacking)]
 
 
 def _score(of: RecipeOptions, key: str, labels: Path, part: str, after: str, lacking: str) -> Stage:
     scores = of.out / "scores" / key
-    words = _words("score", labels, of.dataset / part / "labels", "--out", scores, "--protocol", "official",
+    words = ("score", labels, of.dataset / part / "labels", "--out", scores, "--protocol", "official",
                    "--labels", of.dataset, *of.added("score"))  # fmt: skip
-    return Stage(f"score_{key}", words, (scores / "scores.csv",), (after,), lacking=lacking)
+    return command_stage(f"score_{key}", words, scores / "scores.csv", after, lacking=lacking)
 
 
 def _comparison(of: RecipeOptions, four: Sequence[PaperMethod], kind: str) -> Stage:
     pair, out = [method for method in four if method.kind == kind], of.out / f"compare_{kind}"
     named = [f"{one.title}={of.out / 'scores' / one.key}" for one in pair]
-    words = _words("compare", *named, "--out", out, *of.added("compare"))
+    words = ("compare", *named, "--out", out, *of.added("compare"))
     scored = tuple(f"score_{one.key}" for one in pair)
-    return Stage(f"compare_{kind}", words, (out,), scored, lacking="" if of.data.with_references else NO_REFERENCES)
+    return command_stage(
+        f"compare_{kind}", words, out, *scored, lacking="" if of.data.with_references else NO_REFERENCES
+    )
 
 
 def _test_stages(of: RecipeOptions) -> list[Stage]:
     """Table 6: the 3D CPS model on the test set in the settings of the test submission."""
     labels, lacking = of.out / "test" / "3d_cps", "" if of.data.test else NO_TEST
-    words = _words("segment", of.model("3d_cps"), of.dataset / "test" / "images", labels, *TEST_INFERENCE,
+    words = ("segment", of.model("3d_cps"), of.dataset / "test" / "images", labels, *TEST_INFERENCE,
                    *of.added("segment", "3d"))  # fmt: skip
     hidden = "" if all(case.labels is not None for case in of.data.test) else "the test labels are hidden"
     return [
-        Stage("test_3d_cps", words, (labels,), ("train_3d_cps",), lacking=lacking),
+        command_stage("test_3d_cps", words, labels, "train_3d_cps", lacking=lacking),
         _score(of, "3d_cps_test", labels, "test", "test_3d_cps", lacking or hidden),
     ]
 
@@ -181,7 +182,7 @@ def _figure(of: RecipeOptions, four: Sequence[PaperMethod]) -> Stage:
     which = ("--cases", ",".join(shown)) if len(shown) == len(FIGURE_5) else ("--rows", len(FIGURE_5))
     named = [f"{one.title}={of.out / 'validation' / one.key}" for one in four]
     validation, out = of.dataset / "validation", of.out / "figure_5"
-    words = _words("figures", *named, "--references", validation / "labels", "--images", validation / "images",
+    words = ("figures", *named, "--references", validation / "labels", "--images", validation / "images",
                    "--labels", of.dataset, "--out", out, *which, *of.added("figures"))  # fmt: skip
     after = tuple(f"validation_{one.key}" for one in four)
-    return Stage("figure_5", words, (out / "cases.png",), after, lacking="" if judged else NO_REFERENCES)
+    return command_stage("figure_5", words, out / "cases.png", *after, lacking="" if judged else NO_REFERENCES)

@@ -23,6 +23,7 @@ from flarecps.experiments.slurm_jobs import SlurmJobs, queue_state
 from flarecps.experiments.stages import Stage, StageRecords, select_stages
 
 LOCK = "lock"
+FLARECPS = (sys.executable, "-m", "flarecps")  # the words before a command's
 STANDS = "stands"
 NEEDS = "needs "
 GONE = "its job is no longer in the queue and the training is not finished"
@@ -115,8 +116,14 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
 
 def run_flarecps(words: Sequence[str], descriptor: int) -> int:
     """The exit code of ``flarecps WORDS``, run in a process of its own that holds the lock as long as it lives."""
-    done = subprocess.run([sys.executable, "-m", "flarecps", *words], check=False, pass_fds=(descriptor,))
+    done = subprocess.run([*FLARECPS, *words], check=False, pass_fds=(descriptor,))
     return done.returncode
+
+
+def call_flarecps(*words: object) -> None:
+    """Run ``flarecps WORDS`` in a process of its own. Raises FlarecpsError when it fails."""
+    if code := subprocess.run([*FLARECPS, *map(str, words)], check=False).returncode:
+        raise FlarecpsError(f"flarecps {words[0]} ended with exit code {code}, its message stands above")
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,6 +47,11 @@ class Stage:
         return f"flarecps {shlex.join(self.words)}" if self.words else f"({self.description})"
 
 
+def command_stage(name: str, words: Iterable[object], output: Path, *after: str, **more: Any) -> Stage:
+    """The stage that runs ``flarecps WORDS`` (any objects, written out) and leaves ``output``; ``more``: of Stage."""
+    return Stage(name, tuple(map(str, words)), (output,), after, **more)
+
+
 class StageRecords:
     """The records of stages in a folder. Reading makes nothing; ``folder`` is made by the first record."""
 
@@ -55,7 +61,7 @@ class StageRecords:
 
     def digest(self, stage: Stage) -> str:
         """What a stage's outputs depend on: its own words, and those of all stages before it; not where it all lies."""
-        words = [word.replace(str(self.folder.parent), "OUT") for word in stage.words]
+        words = [word.replace(str(self.folder.parent), "OUT") for word in stage.words if word != sys.executable]
         before = [self.digest(self.stages[name]) for name in stage.after]
         content = json.dumps([words, stage.description, stage.depends_on, before])
         return hashlib.sha256(content.encode()).hexdigest()

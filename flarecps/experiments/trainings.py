@@ -1,4 +1,4 @@
-"""The stages that every training goes through: fit, segment the test scans, score."""
+"""The stages that every training goes through: plan and case store; fit; segment the test scans; score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from flarecps.experiments.stages import Stage
+from flarecps.experiments.stages import Stage, command_stage
 
 RESUME = ("--ckpt_path", "last")
 
@@ -17,17 +17,39 @@ def last_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
+def store_stages(
+    dataset: Path,
+    plan: Path,
+    store: Path,
+    plan_words: Sequence[object] = (),
+    more: Sequence[object] = (),
+    preprocess_more: Sequence[object] | None = None,
+    after: Sequence[str] = (),
+    suffix: str = "",
+) -> list[Stage]:
+    """Stages ``planSUFFIX`` and ``preprocessSUFFIX``.
+
+    ``plan_words`` come before ``--out``, ``more`` at the end of both commands, or ``preprocess_more`` at the second's.
+    """
+    planning = ("plan", dataset, *plan_words, "--out", plan, *more)
+    writing = ("preprocess", dataset, plan, "--out", store, *(more if preprocess_more is None else preprocess_more))
+    return [
+        command_stage(f"plan{suffix}", planning, plan, *after),
+        command_stage(f"preprocess{suffix}", writing, store, f"plan{suffix}"),
+    ]
+
+
 def fit_stage(name: str, words: Sequence[object], config: Path, run: Path, after: str, gpus: int = 1) -> Stage:
     """A training by ``words`` (fit or a command around it) in ``run``; its checkpoints are never removed.
 
     An interrupted one goes on from its last checkpoint. The stage depends on the content of ``config``, too.
     """
     last = last_checkpoint(run)
-    return Stage(
+    return command_stage(
         name,
-        tuple(map(str, words)),
-        (last,),
-        (after,),
+        words,
+        last,
+        after,
         depends_on=config.read_text(encoding="utf-8"),
         resume=(last, RESUME),
         protected=True,
@@ -61,11 +83,30 @@ def training_stages(
 
     Label maps (``run/labels``) are those of the last checkpoint, scores (``run/scores``) by the strict protocol.
     """
-    labels, scores = run / "labels", run / "scores"
-    segment = ("segment", str(last_checkpoint(run)), str(dataset / "imagesTs"), str(labels), *segment_words)
-    score = ("score", str(labels), str(dataset / "labelsTs"), "--protocol", "strict", "--out", str(scores))
     return [
         fit_stage(f"train_{name}", words, config, run, after),
-        Stage(f"segment_{name}", segment, (labels,), (f"train_{name}",)),
-        Stage(f"score_{name}", score, (scores / "scores.csv",), (f"segment_{name}",)),
+        *judging_stages(name, [last_checkpoint(run)], dataset, run / "labels", run / "scores", f"train_{name}",
+                        segment_words),
+    ]  # fmt: skip
+
+
+def judging_stages(
+    name: str,
+    checkpoints: Sequence[Path],
+    dataset: Path,
+    labels: Path,
+    scores: Path,
+    after: str = "",
+    segment_words: Sequence[str] = (),
+    score_words: Sequence[str] = (),
+) -> list[Stage]:
+    """Stages ``segment_NAME`` and ``score_NAME``: a model, or several averaged, on the test scans of ``dataset``.
+
+    Label maps go to ``labels``, their scores by the strict protocol to ``scores``.
+    """
+    segment = ("segment", *checkpoints, dataset / "imagesTs", labels, *segment_words)
+    score = ("score", labels, dataset / "labelsTs", "--protocol", "strict", "--out", scores, *score_words)
+    return [
+        command_stage(f"segment_{name}", segment, labels, *([after] if after else [])),
+        command_stage(f"score_{name}", score, scores / "scores.csv", f"segment_{name}"),
     ]
