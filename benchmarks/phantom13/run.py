@@ -91,7 +91,7 @@ def of_dimensions(
             run, path = out / "runs" / name, config(size, kind, method)
             words = ("fit", "--config", path, "--data.store", store, "--trainer.default_root_dir", run)
             words += ("--seed_everything", seed, "--trainer.enable_progress_bar", "false")
-            words += longer(path) if method.endswith("_long") else ()
+            words += longer(config(size, kind, "cps")) if method.endswith("_long") else ()
             found += training_stages(name, words, path, run, data, f"preprocess_{kind}")
             scored.append(f"score_{name}")
     compared = out / "results" / kind
@@ -118,9 +118,9 @@ def config(size: Size, kind: str, method: str) -> Path:
     return CONFIGS / f"{size.configs.format(dimensions=kind)}{'' if method == 'cps' else '_supervised'}.yaml"
 
 
-def longer(path: Path) -> tuple[str, ...]:
-    """What makes a control's config compute as much as CPS: CPS pays 2 while λ is 0, 4 afterwards, a control 1."""
-    settings = OmegaConf.load(path)
+def longer(cps: Path) -> tuple[str, ...]:
+    """What makes a control's config compute as much as ``cps``, the config beside it: CPS pays 2 while λ is 0, 4 afterwards, a control 1."""
+    settings = OmegaConf.load(cps)
     epochs, without = settings.trainer.max_epochs, settings.model.method.init_args.ramp.start + 1
     equal = str(2 * without + 4 * (epochs - without))
     return ("--trainer.max_epochs", equal, "--model.scheduler.init_args.total_iters", equal)

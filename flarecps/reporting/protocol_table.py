@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.errors import FlarecpsError
+from flarecps.method_config import method_of
 from flarecps.reporting.paper_tables import METHOD_TITLES, read_paper
 from flarecps.reporting.run_folder import Run, read_run
 from flarecps.reporting.tables import markdown_table
@@ -75,7 +76,7 @@ def run_protocol(run: Path, continued: bool = False) -> dict[str, str]:
         "Initial learning rate (lr)": f"{settings.get('lr'):g}",
         "Lr scheduler": _last_word(model["scheduler"]["class_path"]),
         "Training time": _hours(found, continued),
-        "Loss function": _last_word(model["loss"]["class_path"]),
+        "Loss function": _loss(found.config),
         "Number of model parameters": network["parameters"],
         "Number of flops": network["flops"],
     }
@@ -116,6 +117,13 @@ def _hours(run: Run, continued: bool) -> str:
     cards = run.environment.get("machine", {}).get("gpus", [])
     where = f"{run.environment.get('world_size', 1)} × {cards[0]}" if cards else "CPU"
     return f"{hours:.2g} hours ({where}{'; its last part, it was continued' if continued else ''})"
+
+
+def _loss(config: dict[str, Any]) -> str:
+    """The class of Lsup's loss; where the config leaves it open, the methods' own."""
+    method = method_of(config)
+    loss = method["init_args"].get("loss") if method else None
+    return _last_word(loss["class_path"]) if loss else "DiceCrossEntropy"
 
 
 def _last_word(class_path: str) -> str:
