@@ -119,7 +119,7 @@ def config(size: Size, kind: str, method: str) -> Path:
 
 
 def longer(cps: Path) -> tuple[str, ...]:
-    """What makes a control's config compute as much as ``cps``, the config beside it: CPS pays 2 while λ is 0, 4 afterwards, a control 1."""
+    """What lets a control compute as much as CPS by the config ``cps``, which pays 2 a step, with λ 4; a control 1."""
     settings = OmegaConf.load(cps)
     epochs, without = settings.trainer.max_epochs, settings.model.method.init_args.ramp.start + 1
     equal = str(2 * without + 4 * (epochs - without))

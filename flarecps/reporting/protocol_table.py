@@ -119,7 +119,7 @@ def _hours(run: Run, continued: bool) -> str:
     return f"{hours:.2g} hours ({where}{'; its last part, it was continued' if continued else ''})"
 
 
-def _loss(config: dict[str, Any]) -> str:
+def _loss(config: Mapping[str, Any]) -> str:
     """The class of Lsup's loss; where the config leaves it open, the methods' own."""
     method = method_of(config)
     loss = method["init_args"].get("loss") if method else None
