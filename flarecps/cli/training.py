@@ -27,32 +27,35 @@ from flarecps.errors import CheckpointError, ConfigError, TrainingError
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import plan_to_json
-from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
-from flarecps.training.callbacks.dashboard import DashboardSession
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
-from flarecps.training.callbacks.overlays import ValidationOverlays
-from flarecps.training.callbacks.patches import PatchValidation
+from flarecps.training.callbacks.patch_validation import PatchValidation
 from flarecps.training.callbacks.progress import TrainingProgress
-from flarecps.training.callbacks.ranks import RanksInSync
+from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
-from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal
-from flarecps.training.callbacks.results import ValidationTable
+from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal, requeue_job, under_slurm
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.callbacks.throughput import Throughput
+from flarecps.training.callbacks.validation_results import ValidationOverlays, ValidationTable
 from flarecps.training.checkpoint_files import (
     BEST,
     FOLDER,
     LAST,
     WholeCheckpoints,
     candidates,
+    checkpoint_callbacks,
     newest_whole,
     remove_own,
     remove_partial,
 )
-from flarecps.training.dashboards import WandbDashboard, finish_dashboards, loggers_of, wandb_dashboard
+from flarecps.training.dashboards import (
+    DashboardSession,
+    WandbDashboard,
+    finish_dashboards,
+    loggers_of,
+    wandb_dashboard,
+)
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
-from flarecps.training.slurm import requeue, under_slurm
 from flarecps.training.start_weights import load_start_weights
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
 
@@ -358,7 +361,7 @@ def _leave(stopped: StoppedBySignal) -> int:
     code = 0 if requeued else ENDED_BY_SIGNAL + stopped.request.signal
     if not first:
         return code
-    complaint = requeue() if requeued else None
+    complaint = requeue_job() if requeued else None
     then = "go on with --ckpt_path auto"
     if requeued:
         then = f"the job could not be requeued ({complaint}); submit it again" if complaint else "the job is requeued"

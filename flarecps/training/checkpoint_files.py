@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and the choice of the one that a run resumes from."""
+"""Checkpoints: which a run keeps, how they appear whole or not at all, and which one it resumes from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flarecps import atomic
+from flarecps import atomic, metric_names
 from flarecps.checkpoint import ENTRY, load_plain
 from flarecps.errors import CheckpointError
 
@@ -25,6 +26,25 @@ REQUEUE = "requeue"  # within an epoch, when a signal asked to stop
 OWN = (LAST, REQUEUE, PREVIOUS, BEST)  # the names this program writes; equally far: the first
 PERIODIC = "epoch*.ckpt"  # how a ModelCheckpoint of a config names its files by default
 NEEDED_TO_RESUME = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+
+
+def checkpoint_callbacks(run: Path, with_best: bool, validated_every: int = 1) -> list[ModelCheckpoint]:
+    """``RUN/checkpoints/last.ckpt`` after every epoch and, ``with_best``, ``best.ckpt`` by mean validation DSC.
+
+    That is known every ``validated_every`` epochs. Both save at the end of the training epoch, after the schedulers'
+    step: a file saved earlier would resume with a scheduler one epoch behind.
+    """
+    shared: dict[str, Any] = {
+        "dirpath": run / FOLDER,
+        "mode": "max",  # part of the name under which checkpoints keep the callback's state
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    last = ModelCheckpoint(filename=LAST, **shared)
+    if not with_best:
+        return [last]
+    best = ModelCheckpoint(filename=BEST, monitor=metric_names.DSC_MEAN, every_n_epochs=validated_every, **shared)
+    return [best, last]  # what last holds of best then includes this epoch's score, which a resumed run must know
 
 
 class WholeCheckpoints(TorchCheckpointIO):

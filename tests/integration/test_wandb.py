@@ -26,10 +26,9 @@ from wandb_server import StoredRun, WandbServer, wandb_server
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
-from flarecps.training.callbacks.checkpoints import checkpoint_callbacks
-from flarecps.training.callbacks.dashboard import DashboardSession
-from flarecps.training.dashboards import MetricsTable, WandbDashboard, loggers_of, wandb_run
-from flarecps.training.dashboards.logged_epochs import FILE
+from flarecps.training.checkpoint_files import checkpoint_callbacks
+from flarecps.training.dashboards import DashboardSession, MetricsTable, WandbDashboard, loggers_of, wandb_run
+from flarecps.training.dashboards.metrics_table import WANDB_RUN_FILE
 
 KEY = "0" * 40
 VALIDATED = ("--data.fold", 0, "--data.validation_patches", 2)
@@ -213,7 +212,7 @@ def test_online_the_server_knows_what_it_has(tmp_path: Path, online: None, monke
         kept = shutil.copy(last(tmp_path), tmp_path / "kept.ckpt")
         session(tmp_path, 2, resume=True)
         shutil.copy(kept, last(tmp_path))
-        (tmp_path / FILE).unlink()
+        (tmp_path / WANDB_RUN_FILE).unlink()
         session(tmp_path, 3, resume=True)
     (found,) = server.runs.values()
     assert steps(found) == [(1, 1), (2, 2), (3, 3)]

@@ -15,7 +15,7 @@ from flarecps.reporting.groups import as_one, common_name, groups_of, mean_score
 from flarecps.reporting.run_folder import Run, Scores
 from flarecps.reporting.sessions import sessions_of, status
 from flarecps.reporting.through_time import chosen, courses, validation_table
-from flarecps.training.callbacks.milestones import is_milestone
+from flarecps.training.callbacks.validation_results import is_milestone
 
 MODEL = {"cross_pseudo_supervision": True, "initial_seed": 0}
 

@@ -13,7 +13,7 @@ from tiny_training import tiny_plan
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks import record
 from flarecps.training.callbacks.record import RunRecord, earlier_sessions, is_complete
-from flarecps.training.dashboards.logged_epochs import LoggedEpochs, known_id, rows_between
+from flarecps.training.dashboards.metrics_table import LoggedEpochs, logged_run_id, rows_between
 from flarecps.training.module import SegmentationModule
 
 
@@ -106,7 +106,7 @@ def test_what_was_logged_is_known_to_the_next_session(tmp_path: Path) -> None:
     assert (first.last, first.is_new(1)) == (0, True)
     first.note(3, offline=True)
     assert [LoggedEpochs(tmp_path, "a1").is_new(epoch) for epoch in (2, 3, 4)] == [False, False, True]
-    assert known_id(tmp_path) == "a1"
+    assert logged_run_id(tmp_path) == "a1"
     assert LoggedEpochs(tmp_path, "another run").last == 0
     for damaged in ("", "[]", '{"id": "a1", "logged_epochs": "many"}'):
         first.path.write_text(damaged)
@@ -121,7 +121,7 @@ def test_a_server_is_believed_but_for_what_waits_to_be_sent(tmp_path: Path) -> N
     for known, last in ((6, 6), (5, 5), (3, 3), (0, 3), (8, 8)):
         again = LoggedEpochs(tmp_path, "a1")
         assert again.last == 6
-        again.believe_server(known)
+        again.sync_with_server(known)
         assert again.last == last
 
 

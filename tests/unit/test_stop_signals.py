@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flarecps.training import slurm, stop_signals
+from flarecps.training import stop_signals
+from flarecps.training.callbacks.requeue import REQUEUE_FILE, requeue_job, under_slurm
 from flarecps.training.stop_signals import StopRequest, listening, received
 
 
@@ -83,11 +84,11 @@ def put_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> Pa
 def test_a_task_of_an_array_is_requeued_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = put_scontrol(tmp_path, monkeypatch, 0)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert slurm.requeue() is None
+    assert requeue_job() is None
     assert words.read_text() == "requeue 12\n"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert slurm.requeue() is None
+    assert requeue_job() is None
     assert words.read_text() == "requeue 12_3\n"
 
 
@@ -100,18 +101,18 @@ def test_where_scontrol_fails_or_is_missing_the_job_script_is_told(
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.delenv(slurm.REQUEUE_FILE, raising=False)
-    complaint = slurm.requeue()
+    monkeypatch.delenv(REQUEUE_FILE, raising=False)
+    complaint = requeue_job()
     assert complaint is not None
     assert ("Invalid job id" if there else "no scontrol") in complaint
-    monkeypatch.setenv(slurm.REQUEUE_FILE, str(tmp_path / "requeue"))
-    assert slurm.requeue() is None
+    monkeypatch.setenv(REQUEUE_FILE, str(tmp_path / "requeue"))
+    assert requeue_job() is None
     assert (tmp_path / "requeue").exists()
 
 
 def test_an_interactive_shell_of_a_job_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}.items():
         monkeypatch.setenv(name, value)
-    assert slurm.under_slurm()
+    assert under_slurm()
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert not slurm.under_slurm()
+    assert not under_slurm()

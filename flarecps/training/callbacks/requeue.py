@@ -1,22 +1,35 @@
-"""Stopping at a step's boundary when a signal asks for it, with a checkpoint that resumes exactly there."""
+"""Stopping at a step's boundary when a signal asks for it, with a checkpoint that resumes exactly there.
+
+And what SLURM is asked: whether the training runs there, and to start it again.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import Metric
 
 from flarecps.training import stop_signals
 from flarecps.training.checkpoint_files import FOLDER, REQUEUE
 from flarecps.training.module import segmentation_module
-from flarecps.training.running_metrics import load_metric_states, states_of_all_ranks
+from flarecps.training.ranks import of_all_ranks
 from flarecps.training.stop_signals import StopRequest
 
 RUNNING = "flarecps_running_metrics"  # entry of a checkpoint that was written within an epoch
+UPDATES = "updates"  # beside the names of a metric's states
+REQUEUE_FILE = "FLARECPS_REQUEUE_FILE"  # environment variable: where a container leaves word for the job script
+ANSWER_WITHIN_S = 30
 
 
 class StoppedBySignal(BaseException):
@@ -128,3 +141,96 @@ class Requeue(Callback):
         if RUNNING in checkpoint:
             module = segmentation_module(pl_module)
             load_metric_states(module.running_metrics(), checkpoint[RUNNING], trainer.global_rank, trainer.world_size)
+
+
+# -- metrics in the middle of an epoch: what each process has counted so far, as plain values
+
+State = dict[str, Any]
+
+
+def states_of_all_ranks(metrics: Mapping[str, Metric]) -> list[dict[str, State]]:
+    """What the metrics of every process hold by name, in the order of the ranks; all ranks must ask.
+
+    That is their states (on the CPU) and how often they were updated.
+    """
+    return of_all_ranks(
+        {
+            name: {UPDATES: metric.update_count}
+            | {
+                key: value.detach().cpu().clone()
+                for key, value in metric.metric_state.items()
+                if isinstance(value, Tensor)
+            }
+            for name, metric in metrics.items()
+        }
+    )
+
+
+def load_metric_states(metrics: Mapping[str, Metric], by_rank: list[dict[str, State]], rank: int, ranks: int) -> None:
+    """Let this process's metrics go on from what ``states_of_all_ranks`` gave.
+
+    As many processes as then: each goes on from its own counts, so that sums are rounded as if nothing had happened.
+    Another number of processes: rank 0 takes all counts, the others none, which is the same up to rounding. Only for
+    metrics whose states are sums.
+    """
+    if len(by_rank) == ranks:
+        by_rank = [by_rank[rank]]
+    elif rank > 0:
+        return
+    for name, metric in metrics.items():
+        states = [one[name] for one in by_rank if name in one]
+        if not states:
+            continue
+        for key, initial in metric.metric_state.items():
+            if isinstance(initial, Tensor):
+                setattr(metric, key, sum(state[key] for state in states).to(initial.device, initial.dtype))
+        metric._update_count = sum(state[UPDATES] for state in states)  # torchmetrics gives it no setter
+
+
+# -- SLURM
+
+
+def under_slurm() -> bool:
+    """Whether this process is a task of a SLURM job (an interactive shell of one is not)."""
+    return "SLURM_NTASKS" in os.environ and SLURMEnvironment.job_id() is not None
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """How ``scontrol`` calls the present job: its number, and in an array the task's as well.
+
+    The last task of an array has the array's own number, by which all of its tasks would be requeued.
+
+    >>> job_name({"SLURM_JOB_ID": "12"})
+    '12'
+    >>> job_name({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"})
+    '12_3'
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
+
+
+def requeue_job() -> str | None:
+    """Ask SLURM to start this job again; None, or in one line why it could not be asked.
+
+    Where ``scontrol`` is missing or fails, as in most containers, and the job script has named a file in
+    ``FLARECPS_REQUEUE_FILE``, that file is made, and the job script asks.
+    """
+    complaint = _ask_scontrol(job_name(os.environ))
+    file = os.environ.get(REQUEUE_FILE)
+    if complaint is None or not file:
+        return complaint
+    Path(file).touch()
+    return None
+
+
+def _ask_scontrol(job: str) -> str | None:
+    program = shutil.which("scontrol")
+    if program is None:
+        return "there is no scontrol here"
+    try:
+        done = subprocess.run(
+            [program, "requeue", job], capture_output=True, text=True, timeout=ANSWER_WITHIN_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"scontrol requeue {job}: {error}"
+    return None if done.returncode == 0 else f"scontrol requeue {job}: {' '.join(done.stderr.split())}"

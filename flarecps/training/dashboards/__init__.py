@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from flarecps.training.dashboards.table import CSV_FOLDER, MetricsTable
-from flarecps.training.dashboards.wandb_run import WandbDashboard
+from flarecps.training.dashboards.metrics_table import CSV_FOLDER, MetricsTable
+from flarecps.training.dashboards.wandb_run import DashboardSession, WandbDashboard
 
-__all__ = ["MetricsTable", "WandbDashboard", "finish_dashboards", "loggers_of", "wandb_dashboard"]
+__all__ = ["DashboardSession", "MetricsTable", "WandbDashboard", "finish_dashboards", "loggers_of", "wandb_dashboard"]
 
 
 def loggers_of(given: Any, run: Path) -> list[Logger]:

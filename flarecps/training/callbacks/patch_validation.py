@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -15,6 +16,7 @@ from flarecps.dice import dice_coefficient
 from flarecps.losses import class_sums
 from flarecps.losses.cross_entropy import joined_classes
 from flarecps.losses.dice import SMOOTH
+from flarecps.training.module import segmentation_module
 
 
 class PatchScores(Metric):
@@ -85,3 +87,25 @@ def score_patches(networks: Iterable[nn.Module], patches: Iterable[dict[str, Any
         image = patch["image"].to(scores.device)
         labels, annotated = patch["labels"][:, 0].to(scores.device), patch["annotated"].to(scores.device)
         scores.update([network(image) for network in networks], labels, annotated)
+
+
+class PatchValidation(Callback):
+    """Logs each sibling's loss and DSC on the data's validation patches, which every epoch sees alike."""
+
+    def __init__(self) -> None:
+        self._scores: PatchScores | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = segmentation_module(pl_module)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when there is one
+        if not data.validation_names or not data.validation_patches:
+            return
+        if self._scores is None:
+            self._scores = PatchScores(module.plan.labels, module.plan.class_count, len(module.inference_networks))
+        scores = self._scores.to(module.device)
+        training = module.training
+        with trainer.precision_plugin.forward_context():
+            score_patches(module.finest_networks(), data.read_validation_patches(), scores)
+        module.train(training)
+        module.log_dict(scores.compute())  # equal on all ranks
+        scores.reset()
