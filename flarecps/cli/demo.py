@@ -135,15 +135,17 @@ def _show_scores(out: Path, console: Console) -> None:
 def _write_figure(out: Path) -> None:
     """``OUT/figure.png``: an easy and a hard test case beside the reference, the control and CPS (paper, Figure 5)."""
     from flarecps.anatomy import FLARE22_ORGANS
-    from flarecps.reporting.figure import readme_figure
-    from flarecps.reporting.gallery import figure_cases
+    from flarecps.reporting.case_figures import comparison_figure
+    from flarecps.reporting.plotting import write_png
+    from flarecps.reporting.report_cases import comparison_rows
     from flarecps.reporting.run_folder import read_runs, scans_by_name
 
     runs = read_runs(
         [out / "runs" / method for method in METHODS], list(METHODS.values()), Path("segmentations"), Path("scores")
     )
     images, references = (scans_by_name(out / "phantom" / folder) for folder in ("imagesTs", "labelsTs"))
-    readme_figure(out / "figure.png", figure_cases(runs, images, references), FLARE22_ORGANS)
+    figure = comparison_figure(comparison_rows(runs, images, references), FLARE22_ORGANS)
+    write_png(out / "figure.png", figure, dots_per_inch=160)
 
 
 def _mean_dsc(scores: Path) -> dict[str, float]:

@@ -51,11 +51,11 @@ def efficiency(
 
     from flarecps.evaluation.measured_run import run_measured
     from flarecps.evaluation.meters import open_card
-    from flarecps.reporting.efficiency_files import CASES, case_name
+    from flarecps.reporting.efficiency_report import CASES, checked_case_name
 
     if not SHORTEST_INTERVAL_S <= interval_s <= 60:
         raise ConfigError(f"--interval {interval_s:g}: expected {SHORTEST_INTERVAL_S} to 60 seconds (FLARE's is 0.1)")
-    called = case_name(name if name is not None else Path(command[0]).name if command else "none")
+    called = checked_case_name(name if name is not None else Path(command[0]).name if command else "none")
     if out is not None:
         _make_folder(out / CASES)  # before the work, not after it, if it can't be made
     card = open_card(gpu)
@@ -85,11 +85,15 @@ def _make_folder(folder: Path) -> None:
 def _write(
     out: Path, name: str, run: MeasuredRun, card: CardMeter | None, started: str, said: list[str], console: Console
 ) -> None:
-    from flarecps.reporting.efficiency_figure import efficiency_figure, write_figures
-    from flarecps.reporting.efficiency_files import CASES, write_run
+    from flarecps.reporting.efficiency_report import (
+        CASES,
+        efficiency_figure,
+        write_efficiency_figure,
+        write_measured_run,
+    )
 
-    cases = write_run(out, name, run, card.name if card else None, started, said)
-    write_figures(out / CASES, name, efficiency_figure(run.trace, name))
+    cases = write_measured_run(out, name, run, card.name if card else None, started, said)
+    write_efficiency_figure(out / CASES, name, efficiency_figure(run.trace, name))
     console.print(f"written: {out}/efficiency.csv, efficiency_all.csv ({cases} case{'' if cases == 1 else 's'}), "
                   f"{CASES}/{name}.json, .samples.csv, .png, .svg", **PLAIN)  # fmt: skip
 

@@ -54,15 +54,15 @@ def figures(
     """
     from rich.console import Console
 
-    from flarecps.reporting.result_files import write_figures
+    from flarecps.reporting.result_figures import write_result_figures
     from flarecps.reporting.results import gather_results, named_folders
 
     if window_hu is not None and (len(window_hu) != 2 or window_hu[0] >= window_hu[1]):
         raise ConfigError(f"--window {window_hu}: expected two grey values, the darker one first: [-160, 240]")
     if rows < 0 or worst < 0:
         raise ConfigError(f"--rows {rows} --worst {worst}: expected 0 or more")
-    chosen = [name.strip() for name in cases.split(",")] if cases is not None else None
-    if chosen is not None and images is None:
+    shown = [name.strip() for name in cases.split(",")] if cases is not None else None
+    if shown is not None and images is None:
         raise ConfigError("--cases needs the scans: name their folder with --images")
     called = [name.strip() for name in names.split(",")] if names is not None else None
     processes = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_WORKERS)
@@ -70,7 +70,7 @@ def figures(
         named_folders(predictions, called), references, images, labels, protocol, processes, keep=out / KEPT
     )
     window = (window_hu[0], window_hu[1]) if window_hu is not None else None
-    drawn = write_figures(out, results, chosen, rows, worst, window, processes)
+    written = write_result_figures(out, results, shown, rows, worst, window, processes)
     console, problems = Console(), Console(stderr=True)
     for method in results.methods:
         dsc = results.tables[method].overall("dsc")
@@ -78,10 +78,10 @@ def figures(
         console.print(
             f"{method}: mean DSC {mean} over {len(results.tables[method].cases)} cases", highlight=False, markup=False
         )
-    for note in drawn.notes:
+    for note in written.notes:
         console.print(f"- {note}", style="yellow", **PLAIN)
-    for case, error in drawn.failed.items():
+    for case, error in written.failed.items():
         problems.print(f"not shown: {case}: {error}", style="red", **PLAIN)
-    files = ", ".join(path.name for path in drawn.files)
+    files = ", ".join(path.name for path in written.files)
     console.print(f"written to {out}: {files}", **PLAIN)
-    return FAILED if drawn.failed else 0
+    return FAILED if written.failed else 0

@@ -93,7 +93,7 @@ def segment(
     from flarecps.inference.settings import SegmentationSettings
 
     if preview:  # matplotlib only for those who ask
-        from flarecps.reporting.preview import write_preview
+        from flarecps.reporting.overlays import write_preview
     began = time.monotonic()
     outcomes = segment_folder(
         checkpoint,

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flarecps import metric_names
-from flarecps.reporting.pictures import INK, QUIET, new_figure, run_colour, style_axes
+from flarecps.reporting.plotting import MUTED, TEXT, logarithmic, new_figure, run_colour, style_axes
 
 SIBLING_STYLES = {1: "-", 2: (0, (4, 2))}
 
@@ -262,9 +262,7 @@ def panel_figure(panel: Panel, runs: Sequence[Metrics], groups: Sequence[int] | 
         values += curve.values.tolist()
     if panel.logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        logarithmic(axes.yaxis)
     elif min(values) >= 0:
         axes.set_ylim(0.0, None if max(values) > 0 else 1.0)
     if panel.share:
@@ -301,7 +299,7 @@ def organ_figure(
             axes.set_visible(False)
             continue
         style_axes(axes)
-        axes.set_title(names[place], fontsize=9, color=INK, pad=3, loc="left", parse_math=False)
+        axes.set_title(names[place], fontsize=9, color=TEXT, pad=3, loc="left", parse_math=False)
         drawn = []
         for index, metrics in enumerate(runs):
             for sibling, name in chart.metrics_of(names[place]):
@@ -315,7 +313,7 @@ def organ_figure(
             axes.set_ylim(LOWEST_RATIO, HIGHEST_RATIO)
             axes.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
             axes.yaxis.set_minor_locator(NullLocator())
-            axes.axhline(1, color=QUIET, linewidth=0.9, zorder=1)
+            axes.axhline(1, color=MUTED, linewidth=0.9, zorder=1)
         else:
             axes.set_ylim(0, 1)
             axes.set_yticks([0, 0.5, 1])

@@ -1,4 +1,7 @@
-"""The doctor's page: one self-contained HTML file that says what is wrong with a data set, and shows it."""
+"""The doctor's page: one self-contained HTML file that says what is wrong with a data set, and shows it.
+
+It shows three slices of each of the cases that matter, and charts of the whole data set.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_text
@@ -17,16 +23,27 @@ from flarecps.batch_processing import process_cases
 from flarecps.datasets.examination import COARSE_HU
 from flarecps.datasets.findings import KINDS, SEVERITIES, Finding
 from flarecps.datasets.inspection import Inspection, coarse_histograms, volumes_ml
-from flarecps.reporting.doctor_pictures import (
-    ROLES,
-    PictureOrder,
-    case_picture,
-    histogram_figure,
-    scatter_figure,
-    volumes_figure,
+from flarecps.datasets.layouts import Case
+from flarecps.errors import ScanError
+from flarecps.reporting.overlays import display_window, draw_orientation, draw_panel
+from flarecps.reporting.page import render_page
+from flarecps.reporting.planes import PLANES, Plane, slice_with_most_labels
+from flarecps.reporting.plotting import (
+    DARK_BACKGROUND,
+    GRID,
+    TEXT,
+    axes_at,
+    data_uri,
+    inline_svg,
+    jpeg_bytes,
+    logarithmic,
+    name_rows,
+    new_figure,
+    run_colour,
+    style_axes,
 )
-from flarecps.reporting.page import page_text
-from flarecps.reporting.pictures import inline_svg
+from flarecps.typing import LabelArray
+from flarecps.volumes.io import Volume, read_channels, read_volume
 
 TEMPLATE = "doctor.html"
 MOST_PICTURES = 48  # about 20 KB each
@@ -34,10 +51,17 @@ SOUND_PICTURES = 12  # of these, for cases without any finding (more where there
 MOST_ROWS = 400  # of findings; the JSON has all
 MOST_NAMES = 12  # of cases in a row of the summary
 MOST_STRUCTURES = 40  # in the chart of volumes
+NOT_IN_HU = {"constant", "not-rescaled", "rescaled-twice", "normalised", "eight-bit", "not-ct"}
+PANEL_INCHES, GAP_INCHES = 1.62, 0.04
+DOTS_PER_INCH, JPEG_QUALITY = 100, 84
+MARGIN_VOXELS = 2  # of black around what is shown
+SMOOTH_BINS = 3
+ROLES = ("labelled", "unlabelled", "test", "validation")  # in the order of their colours
+LARGEST_LABEL = 255
 
 
 @dataclass(frozen=True)
-class Portrait:
+class GalleryCase:
     """One case of the gallery: what is known of it, its findings, and its picture where it could be drawn."""
 
     name: str
@@ -50,12 +74,12 @@ class Portrait:
 
 def write_doctor_page(out: Path, inspection: Inspection, workers: int = 1, progress: bool = True) -> None:
     """Write the page to ``out`` atomically; scans are read again for the pictures, at most ``MOST_PICTURES``."""
-    page = doctor_page(inspection, portraits(inspection, workers, progress))
+    page = doctor_page(inspection, gallery_cases(inspection, workers, progress))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
 
 
-def chosen_cases(inspection: Inspection) -> list[str]:
+def sampled_cases(inspection: Inspection) -> list[str]:
     """The cases to be shown: with findings first, worst first, then an even sample of the others."""
     names = [case.name for case in inspection.catalogue.cases]
     found = [name for name in dict.fromkeys(finding.case for finding in inspection.findings) if name in set(names)]
@@ -66,7 +90,7 @@ def chosen_cases(inspection: Inspection) -> list[str]:
     return found[: MOST_PICTURES - count] + sample
 
 
-def portraits(inspection: Inspection, workers: int = 1, progress: bool = True) -> list[Portrait]:
+def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = True) -> list[GalleryCase]:
     """The gallery's cases, drawn in parallel."""
     cases = {case.name: case for case in inspection.catalogue.cases}
     is_ct = inspection.catalogue.channels[0].upper() == "CT"
@@ -74,19 +98,19 @@ def portraits(inspection: Inspection, workers: int = 1, progress: bool = True) -
     by_case: dict[str, list[Finding]] = defaultdict(list)
     for finding in inspection.findings:
         by_case[finding.case].append(finding)
-    chosen = chosen_cases(inspection)
-    orders = []
-    for name in chosen:
+    names = sampled_cases(inspection)
+    tasks = []
+    for name in names:
         in_hu = is_ct and not {one.code for one in by_case[name]} & NOT_IN_HU
-        orders.append((name, PictureOrder(cases[name], organs, in_hu)))
-    drawn = {one.name: one for one in process_cases(case_picture, orders, workers, "Drawing", progress)}
+        tasks.append((name, ThumbnailTask(cases[name], organs, in_hu)))
+    drawn = {one.name: one for one in process_cases(case_thumbnail, tasks, workers, "Drawing", progress)}
     shown = []
-    for name in chosen:
+    for name in names:
         picture, has_labels = drawn[name].value or (None, False)
         wants_labels = cases[name].labels is not None and cases[name].role != "unlabelled"
         remark = "" if has_labels or not wants_labels else "labels can’t be laid over it"
         shown.append(
-            Portrait(
+            GalleryCase(
                 name, inspection.role_of(name), _facts(inspection, name), tuple(by_case[name]), picture,
                 remark if picture else "no picture: the scan can’t be read",
             )
@@ -94,12 +118,9 @@ def portraits(inspection: Inspection, workers: int = 1, progress: bool = True) -
     return shown
 
 
-NOT_IN_HU = {"constant", "not-rescaled", "rescaled-twice", "normalised", "eight-bit", "not-ct"}
-
-
-def doctor_page(inspection: Inspection, shown: Sequence[Portrait]) -> str:
+def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
     """The page as text."""
-    return page_text(
+    return render_page(
         TEMPLATE,
         {
             "summary": inspection.summary,
@@ -112,7 +133,7 @@ def doctor_page(inspection: Inspection, shown: Sequence[Portrait]) -> str:
             "renumbering": inspection.renumbering,
             "annotated": _annotated_words(inspection),
             "organs": _legend(inspection, shown),
-            "portraits": shown,
+            "gallery": shown,
             "cases_left_out": len(inspection.catalogue.cases) - len(shown),
             "charts": _charts(inspection),
             "roles": [(role, index) for index, role in enumerate(ROLES) if _any_of(inspection, role)],
@@ -155,7 +176,7 @@ def _facts(inspection: Inspection, name: str) -> str:
     return f"{shape} voxels of {spacing} mm · {one.intensities[0]:g} to {one.intensities[1]:g}"
 
 
-def _legend(inspection: Inspection, shown: Sequence[Portrait]) -> tuple[Organ, ...]:
+def _legend(inspection: Inspection, shown: Sequence[GalleryCase]) -> tuple[Organ, ...]:
     """The organs whose colours can be seen in the gallery."""
     seen = {label for one in shown if one.name in inspection.examined
             for label in inspection.examined[one.name].label_voxels}  # fmt: skip
@@ -169,7 +190,7 @@ def _any_of(inspection: Inspection, role: str) -> bool:
 CHART_ALT = {
     "histogram": "Share of voxels over HU, without air, by role.",
     "spacing": "Spacing of every scan.",
-    "extent": "Field of view of every scan.",
+    "extent": "Field of plane of every scan.",
     "volumes": "Volume of every structure in every case, in millilitres.",
 }
 
@@ -209,3 +230,136 @@ def _volumes(inspection: Inspection) -> Mapping[str, Mapping[str, list[float]]]:
         for structure, ml in volumes_ml(one, names).items():
             found[structure].setdefault(inspection.role_of(case), []).append(ml)
     return {name: by_role for name, by_role in list(found.items())[:MOST_STRUCTURES] if by_role}
+
+
+@dataclass(frozen=True)
+class ThumbnailTask:
+    """One case to be drawn: plain data, so that it travels to worker processes."""
+
+    case: Case
+    organs: tuple[Organ, ...]
+    in_hu: bool  # drawn in the abdominal window; otherwise from its 1st to its 99th percentile
+
+
+def role_colour(role: str) -> str:
+    """The colour of a role in every chart."""
+    return run_colour(ROLES.index(role))
+
+
+def case_thumbnail(task: ThumbnailTask) -> tuple[str, bool]:
+    """Axial, coronal and sagittal slice of a case side by side as a data URI (JPEG), and whether labels are on it.
+
+    With labels the slices are those that show most of them, otherwise the middle ones. Raises ScanError.
+    """
+    volume = read_channels(task.case.images)
+    image = volume.array[0]
+    labels = _labels_of(task.case, volume)
+    window = display_window(image[:: max(1, len(image) // 32)], task.in_hu)
+    size = len(PLANES) * PANEL_INCHES + (len(PLANES) - 1) * GAP_INCHES
+    figure = new_figure(size, PANEL_INCHES, facecolor=DARK_BACKGROUND)
+    spacing_mm = volume.space.spacing_mm
+    for number, plane in enumerate(PLANES):
+        index = image.shape[plane.cut] // 2 if labels is None else slice_with_most_labels(labels, plane)
+        box = _shown_box(image, plane, index, window[0])
+        cut, drawn = image[box], None if labels is None else labels[box]
+        width, height = plane.size_mm(cut.shape, spacing_mm)
+        scale = PANEL_INCHES / max(width, height)
+        left = number * (PANEL_INCHES + GAP_INCHES) + (PANEL_INCHES - width * scale) / 2
+        bottom = (PANEL_INCHES - height * scale) / 2
+        axes = axes_at(figure, left, bottom, width * scale, height * scale)
+        draw_panel(axes, cut, plane, 0, spacing_mm, window, task.organs, drawn)
+        if number == 0:
+            draw_orientation(axes, plane)
+    return data_uri(jpeg_bytes(figure, DOTS_PER_INCH, JPEG_QUALITY), "image/jpeg"), labels is not None
+
+
+def _shown_box(image: np.ndarray, plane: Plane, index: int, black: float) -> tuple[slice, ...]:
+    """The one slice of a plane, cut to what is not black, so that a head in a wide field of plane is large."""
+    shown = image.take(index, axis=plane.cut) > black
+    box = [slice(0, edge) for edge in image.shape]
+    box[plane.cut] = slice(index, index + 1)
+    if shown.any():
+        for axis, other in ((plane.down, plane.across), (plane.across, plane.down)):
+            found = np.flatnonzero(shown.any(axis=int(other > axis)))
+            box[axis] = slice(max(0, int(found[0]) - MARGIN_VOXELS), int(found[-1]) + 1 + MARGIN_VOXELS)
+    return tuple(box)
+
+
+def _labels_of(case: Case, volume: Volume) -> LabelArray | None:
+    """The labels of a case if they can be laid over its image, else None; those of unlabelled cases stay closed."""
+    if case.labels is None or case.role == "unlabelled":
+        return None
+    try:
+        map_ = read_volume(case.labels)
+    except ScanError:
+        return None
+    if not map_.space.same_grid(volume.space):
+        return None
+    array = np.rint(map_.array[0])
+    drawn: LabelArray = np.where((array > 0) & (array <= LARGEST_LABEL), array, 0).astype(np.uint8)
+    return drawn if drawn.any() else None
+
+
+def histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figure:
+    """The share of voxels over HU, one line per role, without air's peak (it would flatten everything else)."""
+    figure, axes = _chart()
+    middles = (edges[:-1] + edges[1:]) / 2
+    shown = middles > -900
+    for role, counts in sums.items():
+        smooth = np.convolve(counts, np.ones(SMOOTH_BINS) / SMOOTH_BINS, mode="same")[shown]
+        colour = role_colour(role)
+        share = 100 * smooth / max(1.0, counts[shown].sum())
+        axes.plot(middles[shown], share, color=colour, linewidth=1.6)
+        axes.fill_between(middles[shown], share, color=colour, alpha=0.12, linewidth=0)
+    axes.set_ylim(0, None)
+    axes.set_xlim(-900, 1000)
+    axes.set_xlabel("HU")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    return figure
+
+
+def scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
+    """One dot per case, coloured by role; axes from 0."""
+    figure, axes = _chart(grid="both")
+    for role, pairs in points.items():
+        table = np.asarray(pairs, float)
+        axes.scatter(
+            table[:, 0], table[:, 1], s=22 if len(table) < 200 else 9, color=role_colour(role), alpha=0.55, linewidths=0
+        )
+    axes.set_xlim(0, None)
+    axes.set_ylim(0, None)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    return figure
+
+
+def volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Structure volumes in ml on a logarithmic axis: a row per structure, a dot per case, coloured by role.
+
+    ``volumes``: structure -> role -> ml. A short line marks the median.
+    """
+    row = 0.27
+    height = row * len(volumes) + 0.55
+    figure = new_figure(11.6, height)
+    axes = figure.add_axes((0.145, 0.5 / height, 0.845, row * len(volumes) / height))
+    style_axes(axes, grid="x")
+    axes.set_xscale("log")
+    for line, by_role in enumerate(volumes.values()):
+        everything = np.concatenate([np.asarray(values, float) for values in by_role.values()])
+        for role, values in by_role.items():
+            spread = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.5  # a fixed jitter: golden-ratio steps
+            axes.scatter(values, line + 0.5 + spread, s=13, color=role_colour(role), alpha=0.55, linewidths=0)
+        axes.plot([np.median(everything)] * 2, [line + 0.15, line + 0.85], color=TEXT, linewidth=1.4)
+        if line:
+            axes.axhline(line, color=GRID, linewidth=0.6)
+    name_rows(axes, list(volumes))
+    logarithmic(axes.xaxis)
+    axes.set_xlabel("volume per case, ml (logarithmic)")
+    return figure
+
+
+def _chart(grid: Literal["y", "both"] = "y") -> tuple[Figure, Axes]:
+    figure = new_figure(4.3, 2.7)
+    axes = figure.add_axes((0.125, 0.165, 0.855, 0.80))
+    style_axes(axes, grid)
+    return figure, axes

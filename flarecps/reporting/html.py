@@ -18,17 +18,15 @@ from flarecps.atomic import write_text
 from flarecps.durations import duration_in_words
 from flarecps.method_config import method_name
 from flarecps.reporting import side_by_side
-from flarecps.reporting.boxes import box_figure
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
-from flarecps.reporting.gallery import Exhibit, exhibits
 from flarecps.reporting.groups import Group, as_one, groups_of
-from flarecps.reporting.overlays import FILM
-from flarecps.reporting.page import page_text
-from flarecps.reporting.pictures import inline_svg
-from flarecps.reporting.plan_words import plan_in_words
+from flarecps.reporting.overlays import LABEL_OPACITY
+from flarecps.reporting.page import render_page
+from flarecps.reporting.plotting import inline_svg
+from flarecps.reporting.report_cases import CaseOverlay, case_overlays, overlay_histories, validation_scores
+from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
 from flarecps.reporting.run_folder import Run, sd_of
-from flarecps.reporting.sessions import moment, sessions_of, status
-from flarecps.reporting.through_time import courses, validation_table
+from flarecps.reporting.score_charts import box_figure
 
 TEMPLATE = "report.html"
 
@@ -44,7 +42,7 @@ def write_report(
         images: case name to scan, for the overlays; may be empty.
         references: case name to label map; may be empty.
     """
-    shown, notes = exhibits(runs, images, references)
+    shown, notes = case_overlays(runs, images, references)
     notes = [note for run in runs for note in run.notes] + notes
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, report_page(runs, shown, notes, asked_for_pictures=bool(images)))
@@ -52,7 +50,7 @@ def write_report(
 
 
 def report_page(
-    runs: Sequence[Run], shown: Sequence[Exhibit], notes: Sequence[str], asked_for_pictures: bool = True
+    runs: Sequence[Run], shown: Sequence[CaseOverlay], notes: Sequence[str], asked_for_pictures: bool = True
 ) -> str:
     """The page as text. It holds whatever the runs have; a part without any content is left out."""
     organs = next((run.organs for run in runs if run.organs), ())
@@ -60,8 +58,8 @@ def report_page(
     number = {place: index for index, group in enumerate(groups) for place in group.places}
     belongs = [number[place] for place in range(len(runs))]
     methods = [as_one(runs, group) for group in groups]
-    pictures = courses(runs, [group.places[0] for group in groups])
-    return page_text(
+    pictures = overlay_histories(runs, [group.places[0] for group in groups])
+    return render_page(
         TEMPLATE,
         {
             "title": " · ".join(run.name for run in methods),
@@ -73,11 +71,11 @@ def report_page(
             "table": side_by_side.table(methods, organs),
             "boxes": _boxes(methods, organs),
             "cases": side_by_side.cases(methods),
-            "exhibits": shown,
-            "film_percent": round(100 * FILM),
+            "case_overlays": shown,
+            "opacity_percent": round(100 * LABEL_OPACITY),
             "pictures_wanted": not asked_for_pictures and not pictures,
-            "validation": validation_table(runs, organs),
-            "courses": pictures,
+            "validation": validation_scores(runs, organs),
+            "histories": pictures,
             "colours": belongs,
             "charts": _charts(runs, belongs),
             "organ_charts": _organ_charts(runs, organs, belongs),
@@ -88,7 +86,7 @@ def report_page(
             "commands": [(run.name, _commands(run)) for run in runs],
             "notes": notes,
         },
-        {"score": _score, "signed": _signed, "moment": _moment_in_words, "duration": duration_in_words},
+        {"score": _score, "signed": _signed, "time": _time_in_words, "duration": duration_in_words},
     )
 
 
@@ -113,7 +111,7 @@ def _head(index: int, run: Run) -> dict[str, Any]:
         "cases": len(scores.cases) if scores else 0,
         **{measure: scores.mean(measure) if scores else math.nan for measure in side_by_side.MEASURES},
         **{f"{measure}_sd": scores.spread(measure) if scores else math.nan for measure in side_by_side.MEASURES},
-        "status": status(run.environment, run.config, last_epoch(run.metrics)),
+        "status": run_status(run.environment, run.config, last_epoch(run.metrics)),
         "validation": None if validation is None else (float(validation.values[-1]), int(validation.epochs[-1])),
     }
 
@@ -177,7 +175,7 @@ def _plans(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         if run.plan is None:
             continue
-        words = plan_in_words(run.plan)
+        words = describe_plan(run.plan)
         same = next((plan for plan in found if plan["words"] == words), None)
         if same is not None:
             same["names"].append(run.name)
@@ -199,8 +197,8 @@ def _in_words(value: Any) -> str:
         return " · ".join(f"{str(key).replace('_', ' ')} {_in_words(inner)}" for key, inner in value.items()) or "–"
     if isinstance(value, list):
         return ", ".join(_in_words(inner) for inner in value) or "none"
-    if isinstance(value, str) and "T" in value and (found := moment(value)) is not None:
-        return _moment_in_words(found)
+    if isinstance(value, str) and "T" in value and (found := parse_time(value)) is not None:
+        return _time_in_words(found)
     return "–" if value is None or value == "" else str(value)
 
 
@@ -226,7 +224,7 @@ def _commands(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _moment_in_words(value: datetime.datetime | None) -> str:
+def _time_in_words(value: datetime.datetime | None) -> str:
     return "–" if value is None else value.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 

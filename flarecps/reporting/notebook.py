@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from flarecps.reporting.pictures import png_bytes
+from flarecps.reporting.plotting import on_white, png_bytes
 from flarecps.reporting.tables import markdown_table
 
 
-class Picture:
+class NotebookFigure:
     """A figure that a notebook shows; charts, which have no background of their own, on white."""
 
     def __init__(self, figure: Figure, dots_per_inch: float = 80) -> None:
@@ -19,12 +18,10 @@ class Picture:
         self.dots_per_inch = dots_per_inch
 
     def _repr_png_(self) -> bytes:
-        if to_rgba(self.figure.get_facecolor())[3] == 0:
-            self.figure.set_facecolor("white")
-        return png_bytes(self.figure, self.dots_per_inch)
+        return png_bytes(on_white(self.figure), self.dots_per_inch)
 
 
-class Words:
+class NotebookMarkdown:
     """Markdown that a notebook shows as text and tables."""
 
     def __init__(self, markdown: str) -> None:
@@ -34,6 +31,6 @@ class Words:
         return self.markdown
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Words:
+def notebook_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookMarkdown:
     """A table that a notebook shows."""
-    return Words(markdown_table(header, [[str(cell) for cell in row] for row in rows]))
+    return NotebookMarkdown(markdown_table(header, [[str(cell) for cell in row] for row in rows]))

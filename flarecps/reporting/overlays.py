@@ -1,45 +1,72 @@
 """Overlays: the scan, the reference and each prediction on axial, coronal and sagittal slices.
 
-A prediction is a coloured film over the scan, the reference a thin white outline: film outside an outline is too
-much, an outline without film is missed. Colours belong to organs and are the same in every picture.
+A prediction is a translucent colour over the scan, the reference a thin white outline: colour outside an outline is
+too much, an outline without colour is missed. Colours belong to organs and are the same in every picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from flarecps.anatomy import Organ
-from flarecps.reporting.pictures import new_figure, plain
-from flarecps.reporting.views import CONVENTION, VIEWS, View, frame, telling_index
-from flarecps.typing import SpacingMm, Triple
+from flarecps.anatomy import Organ, organs_of
+from flarecps.errors import ScanError
+from flarecps.reporting.planes import CONVENTION, PLANES, Plane, foreground_box, slice_with_most_labels
+from flarecps.reporting.plotting import (
+    DARK_BACKGROUND,
+    DARK_MUTED,
+    DARK_TEXT,
+    axes_at,
+    bottom_legend,
+    legend_rows,
+    literal_text,
+    new_figure,
+    write_png,
+)
+from flarecps.typing import LabelArray, SpacingMm, Triple
+from flarecps.volumes.io import read_labels
+from flarecps.volumes.space import Space
 
 ABDOMINAL_WINDOW_HU = (-160.0, 240.0)  # level 40, width 400: soft tissue of the abdomen
-FILM = 0.55  # opacity of a prediction's colour over the scan
-NIGHT = "#0c0f12"  # scans are looked at on black, whatever the theme of the page
-CHALK = "#e8ebee"
-DIM = "#9aa3ab"
+LABEL_OPACITY = 0.55  # of a label's colour over the scan
 MARGIN_ALL_MM = 40.0  # shown around all organs, so that the body wall is in the picture
 MARGIN_ONE_MM = 25.0
+GAP_INCHES = 0.05  # between panels
+PREVIEW_DOTS_PER_INCH = 110
 
 
-def window_of(image: np.ndarray) -> tuple[float, float]:
-    """The grey values shown as black and white for a scan without physical units: its 1st and 99th percentile."""
+def display_window(image: np.ndarray, is_hu: bool) -> tuple[float, float]:
+    """The grey values shown as black and white: the abdomen's for HU, else the 1st and the 99th percentile."""
+    if is_hu:
+        return ABDOMINAL_WINDOW_HU
     low, high = np.percentile(image, (1.0, 99.0))
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def draw_scan(axes: Axes, image: np.ndarray, view: View, index: int, spacing_mm: SpacingMm, window: tuple) -> None:
+def read_labels_on(path: Path, space: Space, other: Path) -> LabelArray:
+    """The label map (S, H, W) in a file. Raises ScanError where its grid is not ``space``, that of ``other``."""
+    found = read_labels(path)
+    if not found.space.same_grid(space):
+        raise ScanError(f"{path}: not on the grid of {other.name} ({found.space.difference(space)})")
+    return found.array[0]
+
+
+def draw_scan(
+    axes: Axes, image: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, window: tuple[float, float]
+) -> None:
     """One slice in grey with square millimetres; the axes' units become millimetres from the top left corner."""
-    width, height = view.size_mm(image.shape, spacing_mm)
+    width, height = plane.size_mm(image.shape, spacing_mm)
     axes.imshow(
-        view.section(image, index),
+        plane.section(image, index),
         cmap="gray",
         vmin=window[0],
         vmax=window[1],
@@ -52,66 +79,85 @@ def draw_scan(axes: Axes, image: np.ndarray, view: View, index: int, spacing_mm:
     axes.set_axis_off()
 
 
-def draw_film(
-    axes: Axes, labels: np.ndarray, view: View, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
+def draw_labels(
+    axes: Axes, labels: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
 ) -> None:
     """The labels of one slice as translucent colours over what is drawn already."""
-    section = view.section(labels, index)
-    film = np.zeros((*section.shape, 4))
+    section = plane.section(labels, index)
+    colours = np.zeros((*section.shape, 4))
     for organ in organs:
-        film[section == organ.id] = (*_rgb(organ), FILM)
-    width, height = view.size_mm(labels.shape, spacing_mm)
-    axes.imshow(film, extent=(0, width, height, 0), interpolation="nearest")
+        colours[section == organ.id] = (*_rgb(organ), LABEL_OPACITY)
+    width, height = plane.size_mm(labels.shape, spacing_mm)
+    axes.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
 
 
 def draw_outline(
+    axes: Axes, mask: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, colour: str = "white"
+) -> None:
+    """The outline of one slice of a mask (S, H, W), along the edges of its voxels."""
+    section = np.pad(plane.section(mask, index), 1).astype(float)  # the rim closes outlines at the picture's edge
+    if section.any():
+        down, across = (np.arange(size) - 0.5 for size in section.shape)
+        axes.contour(
+            across * spacing_mm[plane.across],
+            down * spacing_mm[plane.down],
+            section,
+            levels=[0.5],
+            colors=[colour],
+            linewidths=0.7,
+        )
+
+
+def draw_panel(
     axes: Axes,
-    labels: np.ndarray,
-    view: View,
+    image: np.ndarray,
+    plane: Plane,
     index: int,
     spacing_mm: SpacingMm,
+    window: tuple[float, float],
     organs: Sequence[Organ],
-    colour: str | None = "white",
+    labels: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> None:
-    """Outlines of the labels of one slice, each organ on its own; ``colour=None``: in the organs' colours."""
-    section = view.section(labels, index)
-    down, across = (np.arange(size) + 0.5 for size in section.shape)
-    down, across = down * spacing_mm[view.down], across * spacing_mm[view.across]
-    for organ in organs:
-        mask = np.pad(section == organ.id, 1).astype(float)  # the rim closes outlines at the picture's edge
-        if mask.any():
-            axes.contour(
-                np.concatenate([[across[0] - spacing_mm[view.across]], across, [across[-1] + spacing_mm[view.across]]]),
-                np.concatenate([[down[0] - spacing_mm[view.down]], down, [down[-1] + spacing_mm[view.down]]]),
-                mask,
-                levels=[0.5],
-                colors=[colour or _rgb(organ)],
-                linewidths=0.7,
-            )
+    """One slice of a scan with ``labels`` in colour and the outlines of ``reference``, each organ on its own."""
+    draw_scan(axes, image, plane, index, spacing_mm, window)
+    if labels is not None:
+        draw_labels(axes, labels, plane, index, spacing_mm, organs)
+    if reference is not None:
+        for organ in organs:
+            draw_outline(axes, reference == organ.id, plane, index, spacing_mm)
 
 
-def legend_rows(figure_width_inches: float, entries: int) -> int:
-    """How many lines a legend of so many entries takes."""
-    return -(-entries // max(1, int(figure_width_inches / 1.6)))
+def panel_grid(
+    rows: Sequence[tuple[float, float]], columns: int, panel: float, left: float, right: float, top: float, below: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """A dark figure and its axes, row by row; all lengths are inches.
 
-
-def organ_legend(figure: Figure, organs: Sequence[Organ], outline: bool, baseline: float) -> None:
-    """The organs' colours and names, and what the white line is, centred at the bottom of a figure."""
-    entries: list[Patch | Line2D] = [Patch(facecolor=_rgb(organ), label=plain(organ.name)) for organ in organs]
-    if outline:
-        entries.append(Line2D([], [], color="white", linewidth=1.2, label="outline of the reference"))
-    figure.legend(
-        handles=entries,
-        loc="lower center",
-        bbox_to_anchor=(0.5, baseline),
-        ncols=-(-len(entries) // legend_rows(figure.get_figwidth(), len(entries))),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=CHALK,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.5,
-    )
+    Args:
+        rows: width and height of each row's panels; those narrower than ``panel`` are centred on black.
+        columns: how many panels are beside one another.
+        panel: the width of a column.
+        left: room for the rows' titles.
+        right: margin.
+        top: room for the columns' headings.
+        below: room for a legend.
+    """
+    width = left + right + columns * panel + (columns - 1) * GAP_INCHES
+    edge = sum(height for _, height in rows) + GAP_INCHES * (len(rows) - 1) + below
+    figure = new_figure(width, top + edge, facecolor=DARK_BACKGROUND)
+    grid = []
+    for across, height in rows:
+        edge -= height
+        row = []
+        for column in range(columns):
+            start = left + column * (panel + GAP_INCHES)
+            black = axes_at(figure, start, edge, panel, height, facecolor="black")
+            black.set(xticks=[], yticks=[])
+            black.spines[:].set_visible(False)
+            row.append(axes_at(figure, start + (panel - across) / 2, edge, across, height))
+        grid.append(row)
+        edge -= GAP_INCHES
+    return figure, grid
 
 
 def overlay_figure(
@@ -126,10 +172,10 @@ def overlay_figure(
     mean_dsc: Mapping[str, float] | None = None,
     steady: bool = False,
 ) -> Figure:
-    """A figure with one row per view (axial, coronal, sagittal) and one column for scan, reference and prediction.
+    """A figure with one row per plane (axial, coronal, sagittal) and one column for scan, reference and prediction.
 
-    The slices are those of ``telling_index`` in the reference (without one: in all predictions together), the same
-    in every column. All panels have one scale in millimetres.
+    The slices are those with most labels in the reference (without one: in all predictions together), the same in
+    every column. All panels have one scale in millimetres.
 
     Args:
         image: (S, H, W) canonical, HU (or any grey values with a fitting ``window_hu``).
@@ -140,7 +186,7 @@ def overlay_figure(
         organ: show this organ alone, close by; None shows all.
         window_hu: grey values shown as black and as white.
         mean_dsc: of each method on this case, printed in the corner.
-        steady: frame and legend follow the reference and the label set alone, whatever is predicted, so that pictures
+        steady: crop and legend follow the reference and the label set alone, whatever is predicted, so that pictures
             of several epochs can be laid over one another.
 
     Raises:
@@ -151,140 +197,99 @@ def overlay_figure(
         raise ValueError(f"labels and scan differ in shape: {[labels.shape for labels in maps]}, {image.shape}")
     shown = [organ] if organ is not None else list(organs)
     ids = [one.id for one in shown]
-    guide = _guide(reference, list(predictions.values()), ids, image.shape)
-    box = frame(
+    box = foreground_box(
         [np.isin(labels, ids) for labels in (maps[:1] if steady else maps)],
         image.shape,
         spacing_mm,
         MARGIN_ALL_MM if organ is None else MARGIN_ONE_MM,
     )
-    first = [part.start for part in box]
-    image, guide = image[box], guide[box]
+    guide = _guide(maps, reference is not None, ids, image.shape)[box]
+    image = image[box]
     columns: dict[str, np.ndarray | None] = {"scan": None}
     if reference is not None:
-        columns["reference"] = reference[box]
+        reference = columns["reference"] = reference[box]
     columns |= {name: labels[box] for name, labels in predictions.items()}
     present = shown if steady else [one for one in shown if any((labels == one.id).any() for labels in maps)]
-
     outline = reference is not None and bool(predictions)
-    sizes = [view.size_mm(image.shape, spacing_mm) for view in VIEWS]
-    figure, grid = _grid(sizes, len(columns), entries=len(present) + outline)
-    for row, view in enumerate(VIEWS):
-        index = telling_index(guide, view, organ.id if organ else None)
-        for column, (name, labels) in enumerate(columns.items()):
-            axes = grid[row][column]
-            draw_scan(axes, image, view, index, spacing_mm, window_hu)
-            if labels is not None:
-                draw_film(axes, labels, view, index, spacing_mm, shown)
-                if outline and reference is not None:
-                    draw_outline(axes, reference[box], view, index, spacing_mm, shown)
-            if row == 0:
-                _heading(figure, axes, name)
-                if mean_dsc and name in mean_dsc:
-                    corner_score(axes, mean_dsc[name])
-            if column == 0:
-                edge_letters(axes, view)
-                _row_title(figure, axes, f"{view.name} {index + first[view.cut]}")
+
+    sizes_mm = [plane.size_mm(image.shape, spacing_mm) for plane in PLANES]
+    panel = 2.9 if len(columns) in (3, 4) else 3.8 if len(columns) < 3 else max(1.6, 11.6 / len(columns))
+    scale = panel / max(width for width, _ in sizes_mm)  # inches per millimetre
+    left, right = 0.32, 0.08
+    width = left + right + len(columns) * panel + (len(columns) - 1) * GAP_INCHES
+    below = 0.32 + 0.2 * legend_rows(width, len(present) + outline)
+    rows = [(width * scale, height * scale) for width, height in sizes_mm]
+    figure, grid = panel_grid(rows, len(columns), panel, left, right, top=0.34, below=below)
+    for plane, line in zip(PLANES, grid, strict=True):
+        index = slice_with_most_labels(guide, plane, organ.id if organ else None)
+        for axes, labels in zip(line, columns.values(), strict=True):
+            outlined = reference if outline and labels is not None else None
+            draw_panel(axes, image, plane, index, spacing_mm, window_hu, shown, labels, outlined)
+        draw_orientation(line[0], plane)
+        row_title(figure, line[0], f"{plane.name} {index + box[plane.cut].start}", 0.17, DARK_MUTED)
+    for axes, name in zip(grid[0], columns, strict=True):
+        column_title(figure, axes, name, 10.5, below_top=0.1)
+        draw_score(axes, (mean_dsc or {}).get(name, np.nan))
     _scale_bar(grid[0][0])
     if present:
-        organ_legend(figure, present, outline, baseline=0.24 / figure.get_figheight())
-    figure.text(0.5, 0.09 / figure.get_figheight(), CONVENTION, ha="center", va="bottom", color=DIM, fontsize=7.5)
+        organ_legend(figure, present, outline, bottom_inches=0.24)
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "color": DARK_MUTED, "fontsize": 7.5}
+    figure.text(0.5, 0.09 / figure.get_figheight(), CONVENTION, **style)
     return figure
 
 
-def _rgb(organ: Organ) -> tuple[float, float, float]:
-    red, green, blue = organ.colour
-    return red / 255, green / 255, blue / 255
+def write_preview(
+    path: Path,
+    name: str,
+    image: np.ndarray,
+    labels: LabelArray,
+    spacing_mm: SpacingMm,
+    label_set: Mapping[str, int],
+    is_hu: bool,
+) -> None:
+    """Write a PNG of one segmented scan: its slices that show most of the organs, and the organs beside them.
+
+    Without any organ, the middle slices. CT is shown in a soft-tissue window, other images from their 1st to their
+    99th percentile. The file appears whole or not at all.
+    """
+    title = name if labels.any() else f"{name}: no organ found"
+    organs, window = organs_of(dict(label_set)), display_window(image, is_hu)
+    figure = overlay_figure(image, None, {title: labels}, spacing_mm, organs, window_hu=window)
+    write_png(path, figure, PREVIEW_DOTS_PER_INCH)
 
 
-def corner_score(axes: Axes, dsc: float) -> None:
+def organ_legend(figure: Figure, organs: Sequence[Organ], outline: bool, bottom_inches: float) -> None:
+    """The organs' colours and names, and what the white line is, at the bottom of a figure."""
+    entries: list[Artist] = [Patch(facecolor=_rgb(organ), label=literal_text(organ.name)) for organ in organs]
+    if outline:
+        entries.append(Line2D([], [], color="white", linewidth=1.2, label="outline of the reference"))
+    bottom_legend(figure, entries, bottom_inches)
+
+
+def draw_score(axes: Axes, dsc: float) -> None:
     """Print a mean DSC in the top right corner of a panel; nothing for NaN (nothing was scored)."""
-    if np.isnan(dsc):
-        return
-    axes.text(
-        0.97,
-        0.96,
-        f"DSC {dsc:.3f}",
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        color="white",
-        fontsize=9.5,
-        fontweight="bold",
-        bbox={"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2.2},
-    )
+    if not np.isnan(dsc):
+        axes.text(
+            0.97,
+            0.96,
+            f"DSC {dsc:.3f}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            color="white",
+            fontsize=9.5,
+            fontweight="bold",
+            bbox={"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2.2},
+        )
 
 
-def _guide(
-    reference: np.ndarray | None, predictions: Sequence[np.ndarray], ids: Sequence[int], shape: Triple
-) -> np.ndarray:
-    """The label map that decides which slices are shown: the reference, or else the first non-zero prediction."""
-    for labels in [reference] if reference is not None else []:
-        kept = np.where(np.isin(labels, ids), labels, 0)
-        if kept.any():
-            return kept
-    merged = np.zeros(shape, dtype=np.uint8)
-    for labels in predictions:
-        merged = np.where(merged == 0, np.where(np.isin(labels, ids), labels, 0), merged)
-    return merged
-
-
-def _grid(sizes_mm: Sequence[tuple[float, float]], columns: int, entries: int) -> tuple[Figure, list[list[Axes]]]:
-    """Axes in one scale of millimetres: a row per view, as wide as the widest view, narrow views centred."""
-    gap, left, right, top = 0.05, 0.32, 0.08, 0.34
-    widest = max(width for width, _ in sizes_mm)
-    panel = 2.9 if columns in (3, 4) else 3.8 if columns < 3 else max(1.6, 11.6 / columns)
-    scale = panel / widest  # inches per millimetre
-    heights = [height * scale for _, height in sizes_mm]
-    total_width = left + right + columns * panel + (columns - 1) * gap
-    bottom = 0.32 + 0.2 * legend_rows(total_width, entries)
-    total_height = top + sum(heights) + gap * (len(sizes_mm) - 1) + bottom
-    figure = new_figure(total_width, total_height, facecolor=NIGHT)
-    grid = []
-    edge = total_height - top
-    for (width_mm, _), height in zip(sizes_mm, heights, strict=True):
-        edge -= height
-        width = width_mm * scale
-        row = []
-        for column in range(columns):
-            start = left + column * (panel + gap)
-            back = figure.add_axes(
-                (start / total_width, edge / total_height, panel / total_width, height / total_height)
-            )
-            back.set_facecolor("black")
-            back.set_xticks([])
-            back.set_yticks([])
-            for spine in back.spines.values():
-                spine.set_visible(False)
-            start += (panel - width) / 2
-            row.append(
-                figure.add_axes((start / total_width, edge / total_height, width / total_width, height / total_height))
-            )
-        grid.append(row)
-        edge -= gap
-    return figure, grid
-
-
-def _heading(figure: Figure, axes: Axes, text: str) -> None:
-    place = axes.get_position()
-    figure.text(
-        (place.x0 + place.x1) / 2,
-        1 - 0.1 / figure.get_figheight(),
-        plain(text),
-        ha="center",
-        va="top",
-        color=CHALK,
-        fontsize=10.5,
-    )
-
-
-def edge_letters(axes: Axes, view: View) -> None:
+def draw_orientation(axes: Axes, plane: Plane) -> None:
     """Print at each edge of a panel what lies there: R, L, A, P, S, I."""
     for x, y, letter, across, down in (
-        (0.02, 0.5, view.left, "left", "center"),
-        (0.98, 0.5, view.right, "right", "center"),
-        (0.5, 0.98, view.top, "center", "top"),
-        (0.5, 0.02, view.bottom, "center", "bottom"),
+        (0.02, 0.5, plane.left, "left", "center"),
+        (0.98, 0.5, plane.right, "right", "center"),
+        (0.5, 0.98, plane.top, "center", "top"),
+        (0.5, 0.02, plane.bottom, "center", "bottom"),
     ):
         axes.text(
             x,
@@ -300,18 +305,33 @@ def edge_letters(axes: Axes, view: View) -> None:
         )
 
 
-def _row_title(figure: Figure, axes: Axes, text: str) -> None:
-    place = axes.get_position()
-    figure.text(
-        0.17 / figure.get_figwidth(),
-        (place.y0 + place.y1) / 2,
-        text,
-        rotation=90,
-        ha="center",
-        va="center",
-        color=DIM,
-        fontsize=8.5,
-    )
+def column_title(figure: Figure, axes: Axes, text: str, points: float, below_top: float) -> None:
+    """A heading over a panel of the first row, ``below_top`` inches from the figure's upper edge."""
+    place, top = axes.get_position(), 1 - below_top / figure.get_figheight()
+    style: dict[str, Any] = {"ha": "center", "va": "top", "color": DARK_TEXT, "fontsize": points}
+    figure.text((place.x0 + place.x1) / 2, top, literal_text(text), **style)
+
+
+def row_title(figure: Figure, axes: Axes, text: str, left_inches: float, colour: str) -> None:
+    """A title beside a row's first panel, upwards."""
+    place, left = axes.get_position(), left_inches / figure.get_figwidth()
+    style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "color": colour, "fontsize": 8.5}
+    figure.text(left, (place.y0 + place.y1) / 2, literal_text(text), **style)
+
+
+def _rgb(organ: Organ) -> tuple[float, float, float]:
+    red, green, blue = organ.colour
+    return red / 255, green / 255, blue / 255
+
+
+def _guide(maps: Sequence[np.ndarray], has_reference: bool, ids: Sequence[int], shape: Triple) -> np.ndarray:
+    """The label map that decides which slices are shown: the reference, or else the first non-zero prediction."""
+    merged = np.zeros(shape, np.uint8)
+    for number, labels in enumerate(maps):
+        merged = np.where((merged == 0) & np.isin(labels, ids), labels, merged)
+        if number == 0 and has_reference and merged.any():
+            break
+    return merged
 
 
 def _scale_bar(axes: Axes) -> None:
@@ -319,5 +339,5 @@ def _scale_bar(axes: Axes) -> None:
     width, height = axes.get_xlim()[1], axes.get_ylim()[0]
     length_cm = max([length for length in (1, 2, 5, 10) if 10 * length <= width / 3], default=1)
     x, y = width * 0.04, height * 0.95
-    axes.plot([x, x + 10 * length_cm], [y, y], color=CHALK, linewidth=1.6, solid_capstyle="butt")
-    axes.text(x, y - height * 0.015, f"{length_cm} cm", color=CHALK, fontsize=7.5, va="bottom")
+    axes.plot([x, x + 10 * length_cm], [y, y], color=DARK_TEXT, linewidth=1.6, solid_capstyle="butt")
+    axes.text(x, y - height * 0.015, f"{length_cm} cm", color=DARK_TEXT, fontsize=7.5, va="bottom")

@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flarecps import __version__
-from flarecps.reporting.pictures import RUN_COLOURS
+from flarecps.reporting.plotting import RUN_COLOURS
 
 
-def page_text(
+def render_page(
     template: str, content: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
 ) -> str:
     """The page made of ``template``, a file of this folder, as text. A name that it asks for must be in ``content``.

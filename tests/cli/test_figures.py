@@ -11,9 +11,9 @@ from PIL import Image
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
-from flarecps.reporting.result_slices import cut_slices, fitting_window, spread_of_cases
+from flarecps.reporting.case_figures import lowest_scores
+from flarecps.reporting.result_figures import cases_by_difficulty, read_slices
 from flarecps.reporting.results import Results, gather_results
-from flarecps.reporting.worst_cases import poorest
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
@@ -83,22 +83,22 @@ def test_cases_are_chosen_from_the_easiest_to_the_hardest(data: Path) -> None:
     results = results_of(data)
     assert results.mean_dsc("good", "a") == 1.0
     ranked = sorted(CASES, key=lambda case: -np.mean([results.mean_dsc(m, case) for m in ("good", "bad")]))
-    assert spread_of_cases(results, 4) == ranked
-    assert spread_of_cases(results, 2) == [ranked[0], ranked[-1]]
-    assert spread_of_cases(results, 1) == [ranked[1]]  # of the two in the middle the better
-    assert spread_of_cases(results, 9) == ranked
-    assert spread_of_cases(results, 0) == []
+    assert cases_by_difficulty(results, 4) == ranked
+    assert cases_by_difficulty(results, 2) == [ranked[0], ranked[-1]]
+    assert cases_by_difficulty(results, 1) == [ranked[1]]  # of the two in the middle the better
+    assert cases_by_difficulty(results, 9) == ranked
+    assert cases_by_difficulty(results, 0) == []
 
 
 def test_the_poorest_score_and_the_slice_where_it_errs_most(data: Path) -> None:
     results = results_of(data)
-    poor = poorest(results, 3)
+    poor = lowest_scores(results, 3)
     assert (poor[0].case, poor[0].organ, poor[0].method, poor[0].dsc) == ("c", SPLEEN, "bad", 0.0)
     assert len({(one.case, one.organ.id) for one in poor}) == 3
     assert [one.dsc for one in poor] == sorted(one.dsc for one in poor)
-    assert [one.organ for one in poorest(results, 9, most_of_one_organ=1)] == [SPLEEN, LIVER]
-    assert all(one.dsc < 1 and one.case != "a" for one in poorest(results, 99, 99))  # a is without error
-    rows, slices, failed = cut_slices(results, ["b"], poor[:1], progress=False)
+    assert [one.organ for one in lowest_scores(results, 9, most_of_one_organ=1)] == [SPLEEN, LIVER]
+    assert all(one.dsc < 1 and one.case != "a" for one in lowest_scores(results, 99, 99))  # a is without error
+    rows, slices, failed = read_slices(results, ["b"], poor[:1], progress=False)
     assert not failed
     assert rows[0].image.shape[0] == 1
     assert set(np.unique(rows[0].reference)) == {0, LIVER.id, SPLEEN.id}
@@ -167,7 +167,12 @@ def test_mistakes_are_named(data: Path, more: list[str], said: str, capsys: pyte
     assert said in capsys.readouterr().err
 
 
-def test_ct_gets_a_soft_tissue_window_other_scans_their_percentiles() -> None:
-    assert fitting_window(np.array([-1024, 0, 1000])) == (-160.0, 240.0)
-    low, high = fitting_window(np.arange(0, 101))
-    assert (low, high) == (1.0, 99.0)
+@pytest.mark.parametrize(("air", "shown"), [(-1024, (-160.0, 240.0)), (0, (1.0, 99.0))])
+def test_ct_gets_a_soft_tissue_window_other_scans_their_percentiles(
+    data: Path, air: int, shown: tuple[float, float]
+) -> None:
+    values = np.linspace(0, 100, SPACE.shape[0] * SPACE.shape[1] * SPACE.shape[2]).reshape(SPACE.shape)
+    values[0, 0, 0] = air
+    write_volume(data / "images" / "a_0000.nii.gz", values.astype(np.float32), SPACE)
+    (row,), _, _ = read_slices(results_of(data), ["a"], [], progress=False)
+    assert row.window_hu == pytest.approx(shown, abs=0.01)

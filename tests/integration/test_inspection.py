@@ -680,9 +680,9 @@ def test_the_page_stays_small(dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(doctor, "MOST_PICTURES", 3)
     monkeypatch.setattr(doctor, "SOUND_PICTURES", 2)
     inspection = inspected(dataset)
-    assert doctor.chosen_cases(inspection)[0] == "u1"
-    assert len(doctor.chosen_cases(inspection)) == 3
-    page = doctor.doctor_page(inspection, doctor.portraits(inspection, progress=False))
+    assert doctor.sampled_cases(inspection)[0] == "u1"
+    assert len(doctor.sampled_cases(inspection)) == 3
+    page = doctor.doctor_page(inspection, doctor.gallery_cases(inspection, progress=False))
     assert page.count('<article class="portrait">') == 3
     assert "3 cases are not shown" in page
 

@@ -13,7 +13,7 @@ from PIL import Image
 from run_folders import Page, make_data, make_run, reference
 
 from flarecps.cli.main import main
-from flarecps.reporting.gallery import figure_cases
+from flarecps.reporting.report_cases import comparison_rows
 from flarecps.reporting.run_folder import read_runs, scans_by_name
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
@@ -110,14 +110,14 @@ def test_rows_of_the_readme_figure(side_by_side: Path) -> None:
         Path("segmentations"), Path("scores"),
     )  # fmt: skip
     images, references = scans_by_name(folder / "imagesTs"), scans_by_name(folder / "labelsTs")
-    rows = figure_cases(runs, images, references)
+    rows = comparison_rows(runs, images, references)
     assert [row.name for row in rows] == ["c4", "c1"]
     assert list(rows[0].predictions) == ["supervised control", "CPS"]
     assert rows[0].mean_dsc["CPS"] == pytest.approx((0.86 + 0.8 + 0.7) / 3)
     assert np.array_equal(rows[1].reference, reference())
-    assert [row.name for row in figure_cases(runs, images, references, count=1)] == ["c3"]
-    assert [row.name for row in figure_cases(runs, images, references, count=3)] == ["c4", "c3", "c1"]
-    assert figure_cases(runs, images, {}) == []
+    assert [row.name for row in comparison_rows(runs, images, references, count=1)] == ["c3"]
+    assert [row.name for row in comparison_rows(runs, images, references, count=3)] == ["c4", "c3", "c1"]
+    assert comparison_rows(runs, images, {}) == []
 
 
 def test_a_run_that_is_still_going(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.intensity import normalise
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, write_case
-from flarecps.reporting.plan_words import plan_in_words
+from flarecps.reporting.run_description import describe_plan
 from flarecps.volumes.io import Volume, as_stored, read_labels, read_volume
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space
 
@@ -218,12 +218,12 @@ def test_a_store_of_another_window_says_so(tmp_path: Path) -> None:
 
 
 def test_a_report_says_the_conventions() -> None:
-    said = dict(plan_in_words(with_conventions(Conventions("as_stored", "before_resampling", "nonzero"))))
+    said = dict(describe_plan(with_conventions(Conventions("as_stored", "before_resampling", "nonzero"))))
     assert said["Conventions of another program"] == (
         "Voxels are taken in the order of the file; CT is clipped before it is resampled; "
         "scans are cropped to what is not 0."
     )
-    assert "Conventions of another program" not in dict(plan_in_words(small_plan()))
+    assert "Conventions of another program" not in dict(describe_plan(small_plan()))
 
 
 def test_as_stored_with_a_budget_and_probabilities(tmp_path: Path) -> None:

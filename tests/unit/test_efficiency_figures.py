@@ -23,7 +23,7 @@ from flarecps.evaluation.efficiency import (
     true_figures,
 )
 from flarecps.evaluation.meters import CardMeter, open_card
-from flarecps.reporting.efficiency_figure import levels_between
+from flarecps.reporting.efficiency_report import binned_means
 
 MIB = 2**20
 
@@ -130,7 +130,7 @@ def test_the_plot_keeps_the_area(rows: int) -> None:
     generator = np.random.default_rng(0)
     time_s = np.concatenate([[0.0], np.cumsum(generator.uniform(0.09, 0.14, rows))])
     percent = np.concatenate([[0.0], generator.uniform(0, 100, rows)])
-    edges, levels = levels_between(time_s, percent)
+    edges, levels = binned_means(time_s, percent)
     assert len(levels) == min(rows, 300)
     assert (levels * np.diff(edges)).sum() == pytest.approx(area_of_rates(time_s, percent))
 

@@ -12,9 +12,9 @@ from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.reporting.curves import PANELS, Curve, mean_curve, panel_figure
 from flarecps.reporting.groups import as_one, common_name, groups_of, mean_scores
+from flarecps.reporting.report_cases import evenly_spaced, overlay_histories, validation_scores
+from flarecps.reporting.run_description import run_status, sessions_of
 from flarecps.reporting.run_folder import Run, Scores
-from flarecps.reporting.sessions import sessions_of, status
-from flarecps.reporting.through_time import chosen, courses, validation_table
 from flarecps.training.callbacks.validation_results import is_milestone
 
 MODEL = {"cross_pseudo_supervision": True, "initial_seed": 0}
@@ -117,29 +117,29 @@ def test_a_run_of_three_sessions_lasted_as_long_as_they_did() -> None:
     assert [session.seconds for session in found] == [600, 300, 1200]
     assert [session.how for session in found] == ["", "stopped by a signal, as for a requeue", "trained to the end"]
     plan = {"trainer": {"max_epochs": 10}}
-    assert status(environment, plan, logged_epochs=10) == "finished after 10 epochs, 35 min in 3 sessions"
+    assert run_status(environment, plan, logged_epochs=10) == "finished after 10 epochs, 35 min in 3 sessions"
     going = {**second, "sessions": [first, second]}
-    assert status(going, plan, logged_epochs=7) == "6 of 10 epochs so far, about 10 min to go in 2 sessions"
+    assert run_status(going, plan, logged_epochs=7) == "6 of 10 epochs so far, about 10 min to go in 2 sessions"
 
 
 def test_a_session_that_has_completed_nothing_yet_goes_on_where_the_last_one_was() -> None:
     first, second = record(0, 10, first_epoch=1, completed_epochs=4), record(20, 20, first_epoch=4)
     environment = {**second, "sessions": [first, second]}
-    assert status(environment, {"trainer": {"max_epochs": 10}}, 4) == "3 of 10 epochs so far in 2 sessions"
+    assert run_status(environment, {"trainer": {"max_epochs": 10}}, 4) == "3 of 10 epochs so far in 2 sessions"
 
 
 def test_older_records_and_none() -> None:
     old = {"started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T12:05:00+00:00", "completed_epochs": 5}
-    assert status(old, {}, 5) == "finished after 5 epochs, 2 h 05 min"
-    assert status({}, {}, 0) == ""
-    assert status({}, {"trainer": {"max_epochs": 9}}, 0) == "no epoch completed yet"
-    assert status({}, {"trainer": {"max_epochs": 9}}, 2) == "2 of 9 epochs so far"
-    assert status({"started": old["started"], "finished": None}, {"trainer": {"max_epochs": 9}}, 2) == (
+    assert run_status(old, {}, 5) == "finished after 5 epochs, 2 h 05 min"
+    assert run_status({}, {}, 0) == ""
+    assert run_status({}, {"trainer": {"max_epochs": 9}}, 0) == "no epoch completed yet"
+    assert run_status({}, {"trainer": {"max_epochs": 9}}, 2) == "2 of 9 epochs so far"
+    assert run_status({"started": old["started"], "finished": None}, {"trainer": {"max_epochs": 9}}, 2) == (
         "2 of 9 epochs so far"
     )
     assert sessions_of({}) == []
     failed = record(0, 10, first_epoch=1, completed_epochs=4, ended_by="TrainingError")
-    said = status({**failed, "sessions": [failed]}, {"trainer": {"max_epochs": 8}}, 4)
+    said = run_status({**failed, "sessions": [failed]}, {"trainer": {"max_epochs": 8}}, 4)
     assert said == "4 of 8 epochs so far, about 10 min to go; the last session was ended by TrainingError"
 
 
@@ -147,19 +147,19 @@ def test_older_records_and_none() -> None:
 
 
 def test_pictures_of_the_first_last_and_between(tmp_path: Path) -> None:
-    assert chosen([3]) == [3]
-    assert chosen(list(range(1, 101))) == [1, 26, 51, 75, 100]
+    assert evenly_spaced([3]) == [3]
+    assert evenly_spaced(list(range(1, 101))) == [1, 26, 51, 75, 100]
     folder = tmp_path / "overlays" / "case_1"
     folder.mkdir(parents=True)
     for epoch in (1, 5, 10):
         (folder / f"epoch_{epoch:04d}.jpg").write_bytes(bytes([epoch]))
     (folder / "notes.jpg").write_bytes(b"x")
     (folder / ".partial-1-epoch_0011.jpg").write_bytes(b"x")
-    (course,) = courses([Run("r", tmp_path)], [0])
+    (course,) = overlay_histories([Run("r", tmp_path)], [0])
     assert (course.case, course.latest.epoch) == ("case_1", 10)
     assert [moment.epoch for moment in course.earlier] == [1, 5]
     assert course.latest.picture == "data:image/jpeg;base64,Cg=="
-    assert courses([Run("r", tmp_path / "nothing")], [0]) == []
+    assert overlay_histories([Run("r", tmp_path / "nothing")], [0]) == []
 
 
 def test_the_last_validation_by_sibling() -> None:
@@ -172,7 +172,7 @@ def test_the_last_validation_by_sibling() -> None:
            (("sibling_1", 0.5), ("sibling_2", 0.6), ("average", 0.7))}  # fmt: skip
     cps[metric_names.DSC_MEAN] = curve(0.1, 0.7)
     control = {metric_names.dsc(source, "liver"): curve(0.4) for source in ("sibling_1", "average")}
-    found = validation_table([run("cps", metrics=cps), run("none"), run("control", metrics=control)], organs)
+    found = validation_scores([run("cps", metrics=cps), run("none"), run("control", metrics=control)], organs)
     assert found is not None
     assert [column[1:] for column in found.columns] == [
         ("cps", "sibling 1"), ("cps", "sibling 2"), ("cps", "both averaged"), ("control", "one network"),
@@ -180,7 +180,7 @@ def test_the_last_validation_by_sibling() -> None:
     assert [(organ.name, values) for organ, values in found.rows] == [("liver", (0.5, 0.6, 0.7, 0.4))]
     assert found.mean == pytest.approx((0.5, 0.6, 0.7, 0.4))
     assert found.epochs[0] == ("cps", 2)
-    assert validation_table([run("none")], organs) is None
+    assert validation_scores([run("none")], organs) is None
 
 
 @pytest.mark.parametrize(("epochs", "every"), [(1, 1), (19, 1), (20, 1), (1000, 1), (1000, 7), (36, 2), (5, 5)])

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
-from flarecps.reporting.figure import FigureCase, comparison_figure, readme_figure
-from flarecps.reporting.overlays import overlay_figure, window_of
+from flarecps.reporting.case_figures import CaseRow, comparison_figure
+from flarecps.reporting.overlays import display_window, overlay_figure
+from flarecps.reporting.plotting import write_png
 
 SHAPE = (12, 20, 24)
 SPACING = (5.0, 1.5, 1.5)
@@ -161,15 +162,15 @@ def test_other_label_sets() -> None:
 
 
 def test_window_of_a_scan_without_units() -> None:
-    assert window_of(np.arange(101.0)) == (1.0, 99.0)
-    low, high = window_of(np.zeros((2, 2)))
+    assert display_window(np.arange(101.0), is_hu=False) == (1.0, 99.0)
+    low, high = display_window(np.zeros((2, 2)), is_hu=False)
     assert high > low
 
 
 def test_comparison_figure_has_a_row_per_case(case: tuple[np.ndarray, np.ndarray]) -> None:
     image, reference = case
     rows = [
-        FigureCase(name, image, reference, {"control": reference, "CPS": reference}, SPACING, {"CPS": dsc})
+        CaseRow(name, image, reference, {"control": reference, "CPS": reference}, SPACING, {"CPS": dsc})
         for name, dsc in (("a", 0.75), ("b", 0.5))
     ]
     figure = comparison_figure(rows, FLARE22_ORGANS)
@@ -183,12 +184,13 @@ def test_comparison_figure_has_a_row_per_case(case: tuple[np.ndarray, np.ndarray
     with pytest.raises(ValueError, match="at least one case"):
         comparison_figure([], FLARE22_ORGANS)
     with pytest.raises(ValueError, match="the same methods"):
-        comparison_figure([rows[0], FigureCase("c", image, reference, {"CPS": reference}, SPACING)], FLARE22_ORGANS)
+        comparison_figure([rows[0], CaseRow("c", image, reference, {"CPS": reference}, SPACING)], FLARE22_ORGANS)
 
 
-def test_readme_figure_is_a_png(case: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_comparison_figure_becomes_a_png(case: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     image, reference = case
-    readme_figure(tmp_path / "f.png", [FigureCase("a", image, reference, {"CPS": reference}, SPACING)], FLARE22_ORGANS)
+    row = CaseRow("a", image, reference, {"CPS": reference}, SPACING)
+    write_png(tmp_path / "f.png", comparison_figure([row], FLARE22_ORGANS), dots_per_inch=160)
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > picture.height
@@ -197,6 +199,7 @@ def test_readme_figure_is_a_png(case: tuple[np.ndarray, np.ndarray], tmp_path: P
 
 def test_pyplot_is_never_loaded() -> None:
     code = (
-        "import sys, flarecps.reporting.html, flarecps.reporting.figure; sys.exit('matplotlib.pyplot' in sys.modules)"
+        "import sys, flarecps.reporting.html, flarecps.reporting.case_figures; "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
-from flarecps.reporting.boxes import box_figure
-from flarecps.reporting.pictures import (
-    INK,
+from flarecps.reporting.plotting import (
     RUN_COLOURS,
+    TEXT,
     inline_svg,
+    literal_text,
     new_figure,
-    plain,
     run_colour,
     style_axes,
     write_png,
 )
 from flarecps.reporting.run_folder import Scores
+from flarecps.reporting.score_charts import box_figure
 
 
 def chart(label: str = "epoch") -> str:
@@ -30,7 +30,7 @@ def chart(label: str = "epoch") -> str:
     axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
     style_axes(axes)
     axes.plot([1, 2, 3], [1, 3, 2], "o-", color=run_colour(0))
-    axes.set_xlabel(plain(label), color=INK)
+    axes.set_xlabel(literal_text(label), color=TEXT)
     return inline_svg(figure, 'a "line" <rising>', "first")
 
 
@@ -41,7 +41,7 @@ def test_svg_is_self_contained_and_themed() -> None:
     assert "<metadata" not in svg
     assert "var(--run-0)" in svg
     assert "var(--ink)" in svg
-    assert not any(colour in svg for colour in (INK, *RUN_COLOURS))
+    assert not any(colour in svg for colour in (TEXT, *RUN_COLOURS))
     assert re.search(r"<text[^>]*>epoch</text>", svg)
     root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
     assert root.get("aria-label") == 'a "line" <rising>'
@@ -66,8 +66,8 @@ def test_names_are_printed_letter_by_letter(name: str) -> None:
 
 
 def test_leading_underscore_does_not_hide_a_name() -> None:
-    assert not plain("_run").startswith("_")
-    assert plain("_run").strip() == "_run"
+    assert not literal_text("_run").startswith("_")
+    assert literal_text("_run").strip() == "_run"
 
 
 def test_png_is_written_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flarecps.anatomy import FLARE22_LABELS
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.planning.plan import Intensity, Plan, Topology, write_plan
-from flarecps.reporting.plan_words import describe_work
+from flarecps.reporting.run_description import describe_plan
 from flarecps.reporting.run_folder import Run, Scores, mean_of, read_run, read_runs, read_scores, scans_by_name, sd_of
 from flarecps.reporting.side_by_side import Cell, cases, difference, marked, table
 
@@ -221,7 +221,7 @@ def test_organs_without_a_score_in_some_case_are_counted() -> None:
 
 
 def test_a_plan_in_words() -> None:
-    words = dict(describe_work(a_plan(left_right_pairs=((2, 13),))))
+    words = dict(describe_plan(a_plan(left_right_pairs=((2, 13),))))
     assert "13: liver, right kidney" in words["Structures"]
     assert "right kidney and left kidney" in words["Structures"]
     plain = {subject: sentence.replace("\u00a0", " ") for subject, sentence in words.items()}
@@ -237,7 +237,7 @@ def test_a_plan_in_words() -> None:
 def test_a_two_dimensional_plan_in_words() -> None:
     topology = Topology((8, 16), ((1, 1), (2, 2)), ((3, 3), (3, 3)))
     plan = a_plan(dimensions=2, patch_voxels=(64, 64), topology=topology, intensity=Intensity("zscore"))
-    words = {subject: sentence.replace("\u00a0", " ") for subject, sentence in describe_work(plan)}
+    words = {subject: sentence.replace("\u00a0", " ") for subject, sentence in describe_plan(plan)}
     assert "0.8 × 0.8 mm within the plane" in words["Spacing"]
     assert "64 × 64 voxels (51 × 51 mm)" in words["Patches"]
     assert "own mean" in words["Intensities"]

@@ -126,13 +126,14 @@ class ValidationOverlays(Callback):
         wanted = trainer.is_global_zero and batch_idx < self.cases and not trainer.sanity_checking
         if not wanted or outputs is None or not at_milestone(trainer):
             return
-        from flarecps.reporting.pictures import write_jpeg  # draws: only where pictures are wanted
+        from flarecps.reporting.plotting import jpeg_bytes  # draws: only where pictures are wanted
 
         module = segmentation_module(pl_module)
         epoch, case = trainer.current_epoch + 1, str(batch["case"])
         path = self.folder / case / f"epoch_{epoch:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_jpeg(path, case_figure(batch, outputs, module.plan), DOTS_PER_INCH)
+        with atomic.atomic_path(path) as partial:
+            partial.write_bytes(jpeg_bytes(case_figure(batch, outputs, module.plan), DOTS_PER_INCH))
         if self.dashboard is not None:
             self.dashboard.add_picture(epoch, metric_names.overlay(case), path, f"{case}, after epoch {epoch}")
 
@@ -142,7 +143,7 @@ def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> An
 
     ``case``: from ``ScanDataModule.read_whole_case``; ``outputs``: from the module's ``validation_step``.
     """
-    from flarecps.reporting.overlays import ABDOMINAL_WINDOW_HU, overlay_figure, window_of
+    from flarecps.reporting.overlays import display_window, overlay_figure
 
     canonical = [plan.axis_order.index(axis) for axis in range(3)]
 
@@ -150,9 +151,9 @@ def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> An
         return tensor.detach().cpu().numpy().transpose(canonical)
 
     image = array(case["image"][0].float())
-    window = window_of(image)
-    if plan.intensity.scheme == "ct":
-        image, window = image * plan.intensity.sd + plan.intensity.mean, ABDOMINAL_WINDOW_HU
+    is_ct = plan.intensity.scheme == "ct"
+    if is_ct:
+        image = image * plan.intensity.sd + plan.intensity.mean
     sources = [source for source in outputs["predicted"] if source != "average"]
     names = {source: source.replace("_", " ") if len(sources) > 1 else "prediction" for source in sources}
     predictions = {name: array(outputs["predicted"][source]) for source, name in names.items()}
@@ -163,7 +164,7 @@ def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> An
         predictions,
         in_canonical_order(tuple(case["spacing_mm"]), plan.axis_order),
         organs_of(plan.labels),
-        window_hu=window,
+        window_hu=display_window(image, is_ct),
         mean_dsc={name: float(np.mean(values)) if values else float("nan") for name, values in scores.items()},
         steady=True,
     )

@@ -1,6 +1,6 @@
 """How a canonical scan is laid on paper: which slice, which way up, how many millimetres.
 
-Radiological display: the patient's right is on the image's left, anterior is up in the axial view, superior is
+Radiological display: the patient's right is on the image's left, anterior is up in the axial plane, superior is
 up in the coronal and sagittal ones, and the sagittal view looks towards the image's left (anterior left).
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from flarecps.typing import SpacingMm, Triple
 
@@ -17,7 +18,7 @@ CONVENTION = "Radiological display: the patient’s right is on the image’s le
 
 
 @dataclass(frozen=True)
-class View:
+class Plane:
     """One way of slicing a canonical (slice, row, column) array."""
 
     name: str
@@ -38,29 +39,29 @@ class View:
         return shape[self.across] * spacing_mm[self.across], shape[self.down] * spacing_mm[self.down]
 
 
-AXIAL = View("axial", cut=0, down=1, across=2, left="R", right="L", top="A", bottom="P")
-CORONAL = View("coronal", cut=1, down=0, across=2, left="R", right="L", top="S", bottom="I")
-SAGITTAL = View("sagittal", cut=2, down=0, across=1, left="A", right="P", top="S", bottom="I")
-VIEWS = (AXIAL, CORONAL, SAGITTAL)
+AXIAL = Plane("axial", cut=0, down=1, across=2, left="R", right="L", top="A", bottom="P")
+CORONAL = Plane("coronal", cut=1, down=0, across=2, left="R", right="L", top="S", bottom="I")
+SAGITTAL = Plane("sagittal", cut=2, down=0, across=1, left="A", right="P", top="S", bottom="I")
+PLANES = (AXIAL, CORONAL, SAGITTAL)
 
 
-def telling_index(labels: np.ndarray, view: View, organ: int | None = None) -> int:
+def slice_with_most_labels(labels: np.ndarray, plane: Plane, organ: int | None = None) -> int:
     """The slice that shows most of the foreground: for one organ, the slice with its largest area.
 
-    For several organs every one counts by its area on the slice as a share of its own largest area in this view,
-    so that many organs are shown, well cut, and small ones weigh as much as the liver. Among equals the slice
-    nearest to the middle; without any foreground the middle slice.
+    For several organs every one counts by its area on the slice as a share of its own largest area in this plane, so
+    that many organs are shown, well cut, and small ones weigh as much as the liver. Among equals the slice nearest to
+    the middle; without any foreground the middle slice.
 
     Args:
         labels: (S, H, W), 0 is background.
-        view: the view whose slices are compared.
+        plane: the plane whose slices are compared.
         organ: label id, or None for all organs.
 
-    >>> telling_index(np.array([[[0, 0]], [[1, 0]], [[1, 1]]]), AXIAL)
+    >>> slice_with_most_labels(np.array([[[0, 0]], [[1, 0]], [[1, 1]]]), AXIAL)
     2
     """
-    slices = labels.shape[view.cut]
-    across = tuple(axis for axis in range(3) if axis != view.cut)
+    slices = labels.shape[plane.cut]
+    across = tuple(axis for axis in range(3) if axis != plane.cut)
     ids = [organ] if organ is not None else [int(label) for label in np.unique(labels) if label != 0]
     shown = np.zeros(slices)
     for label in ids:
@@ -69,24 +70,21 @@ def telling_index(labels: np.ndarray, view: View, organ: int | None = None) -> i
     return max(range(slices), key=lambda index: (round(float(shown[index]), 9), -abs(2 * index - (slices - 1))))
 
 
-def frame(masks: Iterable[np.ndarray], shape: Triple, spacing_mm: SpacingMm, margin_mm: float) -> tuple[slice, ...]:
+def foreground_box(
+    masks: Iterable[np.ndarray], shape: Triple, spacing_mm: SpacingMm, margin_mm: float
+) -> tuple[slice, ...]:
     """The box around every foreground voxel of ``masks``, grown by ``margin_mm`` and kept inside ``shape``.
 
     Without foreground: the whole array. Used to leave out air and table, so that organs are large on paper.
     """
-    lower = np.array(shape)
-    upper = np.zeros(3, dtype=int)
+    joint = np.zeros(shape, np.uint8)
     for mask in masks:
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            found = np.flatnonzero(mask.any(axis=others))
-            if found.size:
-                lower[axis] = min(lower[axis], int(found[0]))
-                upper[axis] = max(upper[axis], int(found[-1]) + 1)
-    if (upper <= lower).any():
+        joint |= mask
+    boxes = ndimage.find_objects(joint)
+    if not boxes:
         return tuple(slice(0, size) for size in shape)
-    margin = [int(np.ceil(margin_mm / step)) for step in spacing_mm]
+    margins = [int(np.ceil(margin_mm / step)) for step in spacing_mm]
     return tuple(
-        slice(max(0, int(low) - grow), min(size, int(high) + grow))
-        for low, high, grow, size in zip(lower, upper, margin, shape, strict=True)
+        slice(max(0, part.start - grow), min(size, part.stop + grow))
+        for part, grow, size in zip(boxes[0], margins, shape, strict=True)
     )

@@ -1,14 +1,17 @@
-"""The sessions of a run, from its ``environment.json``: when each began and ended, and how far the run has come."""
+"""A run in words: its plan, the sessions in its ``environment.json``, and how far it has come."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
+from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
 
+AXES = ("slice", "row", "column")
 _ENDINGS = {
     "StoppedBySignal": "stopped by a signal, as for a requeue",
     "SystemExit": "stopped on purpose",
@@ -63,8 +66,8 @@ def sessions_of(environment: Mapping[str, Any]) -> list[Session]:
 
 
 def _session(record: Mapping[str, Any]) -> Session:
-    finished = moment(record.get("finished"))
-    ended = finished or moment(record.get("seen"))
+    finished = parse_time(record.get("finished"))
+    ended = finished or parse_time(record.get("seen"))
     first, completed = (record.get(name) for name in ("first_epoch", "completed_epochs"))
     if finished is not None:
         how = "trained to the end"
@@ -72,7 +75,7 @@ def _session(record: Mapping[str, Any]) -> Session:
         why = str(record.get("ended_by") or "")
         how = _ENDINGS.get(why, f"ended by {why}" if why else "")
     return Session(
-        moment(record.get("started")),
+        parse_time(record.get("started")),
         ended,
         finished is not None,
         first if isinstance(first, int) else None,
@@ -82,7 +85,7 @@ def _session(record: Mapping[str, Any]) -> Session:
     )
 
 
-def status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epochs: int) -> str:
+def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epochs: int) -> str:
     """How far the run came: "finished after 60 epochs, 41 min" or "12 of 60 epochs so far, about 35 min to go".
 
     ``logged_epochs``: of its table; what a run without a record is known by.
@@ -124,7 +127,7 @@ def _seconds_left(last: Session | None, epochs: int, planned: int) -> float | No
     return last.seconds / done * max(planned - epochs, 0) if done > 0 else None
 
 
-def moment(text: Any) -> datetime.datetime | None:
+def parse_time(text: Any) -> datetime.datetime | None:
     """The moment that an ISO text names; None for anything else."""
     try:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
@@ -134,3 +137,80 @@ def moment(text: Any) -> datetime.datetime | None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def describe_plan(plan: Plan) -> list[tuple[str, str]]:
+    """(subject, sentence) pairs that describe a plan, in the order of processing."""
+    names = {label: name for name, label in plan.labels.items()}
+    structures = [organ.name for organ in organs_of(plan.labels)]
+    pairs = [f"{names[right]} and {names[left]}" for right, left in plan.left_right_pairs]
+    steps_mm = plan.spacing_mm[-plan.dimensions :]
+    patch_mm = [round(size * step) for size, step in zip(plan.patch_voxels, steps_mm, strict=True)]
+    topology = plan.topology
+    return [
+        ("Data set", f"{plan.dataset}; image channels: {', '.join(plan.channels)}."),
+        (
+            "Structures",
+            f"{len(structures)}: {', '.join(structures)}."
+            + (f" Left–right pairs: {'; '.join(pairs)}." if pairs else ""),
+        ),
+        ("Spacing", _spacing(plan)),
+        ("Intensities", _intensities(plan)),
+        *(
+            [("Conventions of another program", _conventions(plan.conventions))]
+            if plan.conventions != OWN_CONVENTIONS
+            else []
+        ),
+        (
+            "Patches",
+            f"{_times(plan.patch_voxels)} voxels ({_times(patch_mm)} mm); every optimiser step sees "
+            f"{plan.global_batch['labelled']} labelled and {plan.global_batch['unlabelled']} unlabelled ones over all "
+            f"devices. Dice is computed {'over the whole batch' if plan.batch_dice else 'patch by patch'}.",
+        ),
+        (
+            "Network",
+            f"{plan.dimensions}D U-Net with {len(topology.features)} stages of "
+            f"{', '.join(map(str, topology.features))} features; the deepest sees the patch reduced by "
+            f"{_times(topology.total_stride)}.",
+        ),
+        ("Memory", f"Estimated {plan.memory_gb:.1f} GB for one training step with both siblings."),
+    ]
+
+
+def _spacing(plan: Plan) -> str:
+    spacing, shape = plan.spacing_mm, plan.median_shape_voxels
+    if plan.dimensions == 2:
+        return (
+            f"Slices are resampled to {_times(spacing[1:])} mm within the plane and kept where they are; the median "
+            f"training scan has {shape[0]} slices of {_times(shape[1:])} pixels."
+        )
+    order = " × ".join(AXES[axis] for axis in plan.axis_order)
+    return (
+        f"Scans are resampled to {_times(spacing)} mm ({order}); the median training scan then has "
+        f"{_times(shape)} voxels."
+    )
+
+
+def _conventions(conventions: Conventions) -> str:
+    words = {
+        "as_stored": "voxels are taken in the order of the file",
+        "before_resampling": "CT is clipped before it is resampled",
+        "nonzero": "scans are cropped to what is not 0",
+    }
+    kept = [words[one] for one in (conventions.orientation, conventions.intensity, conventions.crop) if one in words]
+    return f"{'; '.join(kept)}.".capitalize().replace("ct is", "CT is")
+
+
+def _intensities(plan: Plan) -> str:
+    scaling = plan.intensity
+    if scaling.scheme == "zscore":
+        return "Every scan by its own mean and standard deviation."
+    source = "labelled structures" if scaling.source == "foreground" else "all voxels of labelled and unlabelled scans"
+    return (
+        f"Clipped to {scaling.low:.0f} … {scaling.high:.0f} HU, then scaled to zero mean and unit variance with mean "
+        f"{scaling.mean:.1f} and SD {scaling.sd:.1f} HU; the numbers come from {source}."
+    ).replace("-", "−")
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return "\u00a0×\u00a0".join(f"{number:.4g}" for number in numbers)  # never broken over two lines

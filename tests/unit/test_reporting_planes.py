@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flarecps.reporting.views import AXIAL, CORONAL, SAGITTAL, VIEWS, View, frame, telling_index
+from flarecps.reporting.planes import AXIAL, CORONAL, PLANES, SAGITTAL, Plane, foreground_box, slice_with_most_labels
 
 SHAPE = (5, 6, 7)  # slice, row, column
 
@@ -17,7 +17,7 @@ def marked(axis: int, index: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("view", "axis", "edge"),
+    ("plane", "axis", "edge"),
     [
         # canonical RAS: the last column is the patient's right, the last row anterior, the last slice superior
         (AXIAL, 2, "left"),
@@ -28,22 +28,22 @@ def marked(axis: int, index: int) -> np.ndarray:
         (SAGITTAL, 0, "top"),
     ],
 )
-def test_radiological_display(view: View, axis: int, edge: str) -> None:
-    section = view.section(marked(axis, -1), 2)
+def test_radiological_display(plane: Plane, axis: int, edge: str) -> None:
+    section = plane.section(marked(axis, -1), 2)
     line = section[0, :] if edge == "top" else section[:, 0]
     assert line.all()
     assert section.sum() == line.size
     letters = {0: "S", 1: "A", 2: "R"}
-    assert getattr(view, edge) == letters[axis]
+    assert getattr(plane, edge) == letters[axis]
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_size_is_that_of_the_section(view: View) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+def test_size_is_that_of_the_section(plane: Plane) -> None:
     spacing = (3.0, 0.5, 0.25)
-    rows, columns = view.section(np.zeros(SHAPE), 0).shape
-    width, height = view.size_mm(SHAPE, spacing)
-    assert (width, height) == (columns * spacing[view.across], rows * spacing[view.down])
-    assert {view.cut, view.down, view.across} == {0, 1, 2}
+    rows, columns = plane.section(np.zeros(SHAPE), 0).shape
+    width, height = plane.size_mm(SHAPE, spacing)
+    assert (width, height) == (columns * spacing[plane.across], rows * spacing[plane.down])
+    assert {plane.cut, plane.down, plane.across} == {0, 1, 2}
 
 
 def test_one_organ_is_shown_where_its_area_is_largest() -> None:
@@ -51,7 +51,7 @@ def test_one_organ_is_shown_where_its_area_is_largest() -> None:
     labels[1, :2, :2] = 3
     labels[3, :4, :4] = 3
     labels[0] = 9  # another organ, everywhere on slice 0
-    assert telling_index(labels, AXIAL, organ=3) == 3
+    assert slice_with_most_labels(labels, AXIAL, organ=3) == 3
 
 
 def test_many_organs_count_by_their_own_largest_area() -> None:
@@ -60,24 +60,28 @@ def test_many_organs_count_by_their_own_largest_area() -> None:
     labels[2, :12] = 1  # slice 2: 80 % of it, and two small ones whole
     labels[2, 15, :3] = 2
     labels[2, 18, 5] = 3
-    assert telling_index(labels, AXIAL) == 2
+    assert slice_with_most_labels(labels, AXIAL) == 2
 
 
 def test_without_foreground_the_middle_slice() -> None:
-    assert [telling_index(np.zeros(SHAPE, np.uint8), view) for view in VIEWS] == [2, 2, 3]
-    assert telling_index(np.zeros(SHAPE, np.uint8), AXIAL, organ=4) == 2
+    assert [slice_with_most_labels(np.zeros(SHAPE, np.uint8), plane) for plane in PLANES] == [2, 2, 3]
+    assert slice_with_most_labels(np.zeros(SHAPE, np.uint8), AXIAL, organ=4) == 2
 
 
-def test_frame_grows_by_millimetres_and_stays_inside() -> None:
+def test_box_grows_by_millimetres_and_stays_inside() -> None:
     mask = np.zeros((20, 30, 40), bool)
     mask[10, 15, 2] = True
-    box = frame([mask], (20, 30, 40), (5.0, 2.0, 1.0), margin_mm=6.0)
+    box = foreground_box([mask], (20, 30, 40), (5.0, 2.0, 1.0), margin_mm=6.0)
     assert box == (slice(8, 13), slice(12, 19), slice(0, 9))
 
 
-def test_frame_holds_every_mask_and_is_everything_without_foreground() -> None:
+def test_box_holds_every_mask_and_is_everything_without_foreground() -> None:
     first, second = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     first[1, 1, 1] = second[3, 4, 5] = True
-    assert frame([first, second], SHAPE, (1.0, 1.0, 1.0), margin_mm=0) == (slice(1, 4), slice(1, 5), slice(1, 6))
-    assert frame([np.zeros(SHAPE, bool)], SHAPE, (1.0, 1.0, 1.0), 5) == tuple(slice(0, size) for size in SHAPE)
-    assert frame([], SHAPE, (1.0, 1.0, 1.0), 5) == tuple(slice(0, size) for size in SHAPE)
+    assert foreground_box([first, second], SHAPE, (1.0, 1.0, 1.0), margin_mm=0) == (
+        slice(1, 4),
+        slice(1, 5),
+        slice(1, 6),
+    )
+    assert foreground_box([np.zeros(SHAPE, bool)], SHAPE, (1.0, 1.0, 1.0), 5) == tuple(slice(0, size) for size in SHAPE)
+    assert foreground_box([], SHAPE, (1.0, 1.0, 1.0), 5) == tuple(slice(0, size) for size in SHAPE)

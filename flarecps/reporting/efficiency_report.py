@@ -1,0 +1,224 @@
+"""Measured runs on disk: one record and one figure per case, and tables over all of them with FLARE's columns.
+
+OUT/cases/NAME.json, NAME.samples.csv, NAME.png, NAME.svg   OUT/efficiency.csv   OUT/efficiency_all.csv
+The tables are made from the records, so a case measured again replaces its row, and no run can spoil another's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flarecps import __version__
+from flarecps.atomic import PARTIAL_PREFIX, write_json, write_text
+from flarecps.errors import ConfigError
+from flarecps.evaluation.efficiency import (
+    FLARE_COLUMNS,
+    Trace,
+    figures_row,
+    flare_figures,
+    host_cpu_percent,
+    tree_cpu_percent,
+)
+from flarecps.evaluation.measured_run import MeasuredRun
+from flarecps.reporting.plotting import (
+    MUTED,
+    TEXT,
+    literal_text,
+    new_figure,
+    run_colour,
+    style_axes,
+    write_png,
+    write_svg,
+)
+
+FORMAT, FORMAT_VERSION = "flarecps-efficiency", 1
+CASES = "cases"
+DECIMALS = 3  # of the further columns
+PANEL_INCHES = 1.75
+MOST_LEVELS = 300
+HOST, TREE = "whole machine", "process tree"
+
+
+def checked_case_name(name: str) -> str:
+    """``name`` if it can be a file's name. Raises ConfigError otherwise."""
+    if not name.strip() or "/" in name or "\\" in name or name.startswith("."):
+        raise ConfigError(f"--name {name!r}: expected the case's name, without folders (it names files in OUT/{CASES})")
+    return name
+
+
+def write_measured_run(
+    out: Path, name: str, run: MeasuredRun, card: str | None, started: str, remarks: Sequence[str]
+) -> int:
+    """Write the record and samples of a run and the tables of all runs in ``out``; returns how many are in these.
+
+    A run with another exit code than 0 is recorded, but is in no table.
+    """
+    folder = out / CASES
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.samples.csv", samples_csv(run.trace))
+    write_json(folder / f"{name}.json", measured_run_record(name, run, card, started, remarks))
+    rows = _good_rows(folder)
+    further = list(dict.fromkeys(key for row in rows for key in row if key not in FLARE_COLUMNS))
+    write_text(out / "efficiency.csv", _csv(FLARE_COLUMNS, rows))
+    write_text(out / "efficiency_all.csv", _csv((*FLARE_COLUMNS, *further), rows))
+    return len(rows)
+
+
+def measured_run_record(
+    name: str, run: MeasuredRun, card: str | None, started: str, remarks: Sequence[str]
+) -> dict[str, Any]:
+    """Everything about a run but its samples, as plain types."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "flarecps": __version__,
+        "name": name,
+        "command": list(run.command),
+        "started": started,
+        "exit_code": run.exit_code,
+        "interrupted": run.interrupted,
+        "outlived_by": list(run.left),
+        "machine": {
+            "cores": run.trace.cores,
+            "ram_mb": round(psutil.virtual_memory().total / 2**20),
+            "card": card,
+        },
+        "interval_s": run.trace.interval_s,
+        "figures": dict(figures_row(name, run.trace, run.exit_code)),
+        "remarks": list(remarks),
+    }
+
+
+def samples_csv(trace: Trace) -> str:
+    """All readings: time, and processor and memory of machine, process tree and card."""
+    columns = {
+        "time_s": trace.time_s,
+        "host_cpu_percent": host_cpu_percent(trace),
+        "host_ram_mb": trace.host_ram_mb,
+        "tree_cpu_percent": tree_cpu_percent(trace),
+        "tree_cpu_s": trace.tree_cpu_s,
+        "tree_ram_mb": trace.tree_ram_mb,
+        "card_mb": trace.card_mb,
+        "tree_card_mb": trace.tree_card_mb,
+    }
+    there = {name: values for name, values in columns.items() if values is not None}
+    lines = [",".join(there)]
+    lines += [",".join(f"{number:.{DECIMALS}f}" for number in row) for row in zip(*there.values(), strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _good_rows(folder: Path) -> list[Mapping[str, Any]]:
+    """The figures of all finished runs in a folder, by name."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith(PARTIAL_PREFIX):
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == FORMAT and content["exit_code"] == 0:
+                rows.append(content["figures"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: not the record of a measured run ({error!r}); remove it, or give --out another folder"
+            ) from error
+    return rows
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(column)) for column in columns])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def efficiency_figure(trace: Trace, title: str) -> Figure:
+    """One panel each for processor (%), memory (GB) and, with a card, its memory, over one time axis in seconds."""
+    panels = 2 if trace.card_mb is None else 3
+    height = PANEL_INCHES * panels + 1.0
+    figure = new_figure(9.0, height, "white")
+    figure.text(0.075, 1 - 0.3 / height, literal_text(title), fontsize=11.5, color=TEXT, fontweight="bold", va="center")
+    figure.text(0.075, 1 - 0.55 / height, _subtitle(trace), fontsize=9, color=MUTED, va="center")
+    axes: list[Axes] = []
+    for panel in range(panels):
+        bottom = 0.5 + (panels - 1 - panel) * PANEL_INCHES
+        share = axes[0] if axes else None
+        place = (0.075, bottom / height, 0.905, (PANEL_INCHES - 0.35) / height)
+        axes.append(figure.add_axes(place, sharex=share))
+        style_axes(axes[-1])
+    _steps(axes[0], trace.time_s, host_cpu_percent(trace), tree_cpu_percent(trace))
+    axes[0].set_ylim(0, 104)
+    axes[0].set_ylabel("CPU (% of all cores)")
+    _lines(axes[1], trace.time_s, trace.host_ram_mb / 1024, trace.tree_ram_mb / 1024)
+    axes[1].set_ylabel("RAM (GiB)")
+    if trace.card_mb is not None:
+        tree = None if trace.tree_card_mb is None else trace.tree_card_mb / 1024
+        _lines(axes[2], trace.time_s, trace.card_mb / 1024, tree)
+        axes[2].set_ylabel("GPU memory (GiB)")
+    for one in axes[1:]:
+        one.set_ylim(0, max(0.01, 1.1 * one.dataLim.y1))
+    for one in axes[:-1]:
+        one.tick_params(axis="x", labelbottom=False)
+    axes[-1].set_xlabel("time since the start (s)")
+    axes[0].set_xlim(0, trace.duration_s)
+    axes[0].legend(
+        loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, frameon=False, fontsize=9, labelcolor=MUTED, borderpad=0.1
+    )
+    return figure
+
+
+def write_efficiency_figure(folder: Path, name: str, figure: Figure) -> None:
+    """Write ``NAME.png`` and ``NAME.svg`` (its words as text)."""
+    write_png(folder / f"{name}.png", figure)
+    write_svg(folder / f"{name}.svg", figure)
+
+
+def _subtitle(trace: Trace) -> str:
+    flare = flare_figures(trace)
+    words = [f"{trace.duration_s:.2f} s", f"{trace.tree_cpu_s[-1]:.1f} s of processor time on {trace.cores} cores"]
+    words.append(f"tree at most {trace.tree_ram_mb.max() / 1024:.2f} GiB")
+    if trace.card_mb is not None:
+        words.append(f"GPU_Mem {flare['GPU_Mem']:.0f} MB")
+    return ", ".join(words)
+
+
+def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:
+    """Means over intervals: level from each reading back to the one before; the shaded area is the AUC."""
+    for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
+        ends, levels = binned_means(time_s, values)
+        levels = np.minimum(100, np.concatenate([levels[:1], levels]))  # the system counts in hundredths of a second
+        axes.fill_between(ends, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
+        axes.plot(ends, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
+
+
+def binned_means(time_s: np.ndarray, percent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges in time and the mean between each two; of a long run as many as can be told apart, with the same area."""
+    if len(time_s) <= MOST_LEVELS:
+        return time_s, percent[1:]
+    area = np.concatenate([[0.0], np.cumsum(percent[1:] * np.diff(time_s))])
+    edges = np.linspace(0.0, time_s[-1], MOST_LEVELS + 1)
+    return edges, np.diff(np.interp(edges, time_s, area)) / np.diff(edges)
+
+
+def _lines(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray | None) -> None:
+    for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
+        if values is not None:
+            axes.fill_between(time_s, values, color=colour, alpha=alpha, linewidth=0)
+            axes.plot(time_s, values, color=colour, linewidth=1.3, label=label)

@@ -1,0 +1,285 @@
+"""Cases in a report: overlays of test cases that are chosen by their scores, and what training saw of validation cases.
+
+The latter are the siblings' DSC per organ, and their labels through the epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flarecps import metric_names
+from flarecps.anatomy import Organ
+from flarecps.errors import ScanError
+from flarecps.reporting.case_figures import CaseRow
+from flarecps.reporting.overlays import display_window, overlay_figure, read_labels_on
+from flarecps.reporting.plotting import data_uri, png_bytes
+from flarecps.reporting.run_folder import Run, mean_of
+from flarecps.volumes.io import Volume, read_volume
+
+DOTS_PER_INCH = 130
+OVERLAYS = "overlays"  # folder of a run
+EARLIER = 4  # pictures before the latest one
+SOURCES = {"sibling_1": "sibling 1", "sibling_2": "sibling 2", "average": "both averaged"}
+
+
+@dataclass(frozen=True)
+class CaseOverlay:
+    """One overlay of the report: a case (and perhaps one organ), why it was chosen, the picture and its alt text."""
+
+    case: str
+    organ: str | None
+    reason: str
+    picture: str  # data URI
+    alt: str
+
+
+def representative_cases(runs: Sequence[Run], available: Sequence[str]) -> list[tuple[str, str]]:
+    """(case, reason) for the best, the median and the worst of ``available`` by mean DSC over organs and runs.
+
+    The median of an even number is the better of the two in the middle. Without any scores: the first three cases.
+    """
+    means = {name: mean_of([run.scores.of(name) for run in runs if run.scores]) for name in available}
+    ranked = sorted((name for name in available if math.isfinite(means[name])), key=lambda name: -means[name])
+    if not ranked:
+        return [(name, "Not scored; among the first cases by name") for name in sorted(available)[:3]]
+    picked: dict[str, str] = {}
+    for place, word in ((0, "The best"), ((len(ranked) - 1) // 2, "The median"), (len(ranked) - 1, "The worst")):
+        picked.setdefault(ranked[place], word)
+    among = f"of {len(ranked)} cases by mean DSC" + (
+        " over both runs" if len(runs) == 2 else " over the runs" * (len(runs) > 2)
+    )
+    if len(ranked) == 1:
+        return [(ranked[0], "The only scored case")]
+    return [(name, f"{word} {among}") for name, word in picked.items()]
+
+
+def lowest_organ(runs: Sequence[Run], case: str, organs: Sequence[Organ]) -> tuple[Organ, float] | None:
+    """The organ with the lowest DSC on a case, mean over runs, and that DSC; None when nothing was scored."""
+    found = []
+    for organ in organs:
+        values = [run.scores.at(case, organ.column) for run in runs if run.scores]
+        if math.isfinite(mean := mean_of(values)):
+            found.append((mean, organ))
+    if not found:
+        return None
+    dsc, organ = min(found, key=lambda pair: pair[0])
+    return organ, dsc
+
+
+def case_overlays(
+    runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path]
+) -> tuple[list[CaseOverlay], list[str]]:
+    """The overlays of a report, and notes on cases that could not be shown.
+
+    Shown are the cases of ``representative_cases`` with all organs, then the lowest organ of the worst case close
+    by. A case needs its scan and at least one prediction; its reference is used where it exists.
+
+    Args:
+        runs: runs of one label set.
+        images: case name to scan.
+        references: case name to label map.
+    """
+    available = [name for name in images if any(name in run.predictions for run in runs)]
+    organs = next((run.organs for run in runs if run.organs), ())
+    shown: list[CaseOverlay] = []
+    notes: list[str] = []
+    if images and not available:
+        return shown, [
+            f"Pictures: none of the {len(images)} scans ({next(iter(images))}, …) has a prediction of its name"
+        ]
+    if available and not organs:
+        return shown, ["Pictures: neither a plan nor scores name the labels"]
+    picked = representative_cases(runs, available)
+    for place, (case, reason) in enumerate(picked):
+        try:
+            volumes = _case_volumes(runs, case, images[case], references.get(case))
+        except (ScanError, OSError) as error:
+            notes.append(f"{case} is not shown: {' '.join(str(error).split())}")
+            continue
+        if references and case not in references:
+            notes.append(f"{case} is shown without reference: there is no label map of this name")
+        shown.append(_case_overlay(runs, case, reason, volumes, organs, None))
+        if place == len(picked) - 1:
+            hardest = lowest_organ(runs, case, organs)
+            if hardest is not None and len(organs) > 1:
+                organ, dsc = hardest
+                reason = f"The organ with the lowest DSC of this case: {dsc:.3f}" + (
+                    ", mean over runs" * (len(runs) > 1)
+                )
+                shown.append(_case_overlay(runs, case, reason, volumes, organs, organ))
+    return shown, notes
+
+
+def comparison_rows(
+    runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path], count: int = 2
+) -> list[CaseRow]:
+    """Rows for ``comparison_figure`` with the runs as methods: one case, or an easy and a hard one, or the median too.
+
+    Only cases with scan, reference and a prediction of every run are taken (``representative_cases``); [] without.
+    ``count`` is 1 (the median), 2 (the best and the worst) or 3 (all of them, best first).
+    """
+    available = [name for name in images if name in references and all(name in run.predictions for run in runs)]
+    names = [name for name, _ in representative_cases(runs, available)]
+    if len(names) == 3:
+        names = {1: names[1:2], 2: [names[0], names[2]]}.get(count, names)
+    rows = []
+    for name in names[:count]:
+        volumes = _case_volumes(runs, name, images[name], references[name])
+        assert volumes.reference is not None  # its path was given
+        spacing_mm = volumes.image.space.spacing_mm
+        dsc = {run.name: _dsc(run, name, None) for run in runs}
+        image = volumes.image.array[0]
+        rows.append(CaseRow(name, image, volumes.reference, volumes.predictions, spacing_mm, dsc))
+    return rows
+
+
+@dataclass(frozen=True)
+class _CaseVolumes:
+    image: Volume
+    reference: np.ndarray | None
+    predictions: dict[str, np.ndarray]
+
+
+def _case_volumes(runs: Sequence[Run], case: str, image: Path, reference: Path | None) -> _CaseVolumes:
+    volume = read_volume(image)
+    return _CaseVolumes(
+        volume,
+        read_labels_on(reference, volume.space, image) if reference is not None else None,
+        {
+            run.name: read_labels_on(run.predictions[case], volume.space, image)
+            for run in runs
+            if case in run.predictions
+        },
+    )
+
+
+def _case_overlay(
+    runs: Sequence[Run], case: str, reason: str, volumes: _CaseVolumes, organs: Sequence[Organ], organ: Organ | None
+) -> CaseOverlay:
+    image = volumes.image.array[0]
+    plan = next((run.plan for run in runs if run.plan is not None), None)
+    window = display_window(image, is_hu=plan is None or plan.intensity.scheme != "zscore")
+    dsc = {run.name: _dsc(run, case, organ) for run in runs}
+    figure = overlay_figure(
+        image,
+        volumes.reference,
+        volumes.predictions,
+        volumes.image.space.spacing_mm,
+        organs,
+        organ,
+        window_hu=window,
+        mean_dsc=dsc,
+    )
+    columns = ["the scan"] + (["the reference"] if volumes.reference is not None else [])
+    columns += [f"the prediction of {name}" for name in volumes.predictions]
+    scores = [f"{name} {value:.3f}" for name, value in dsc.items() if math.isfinite(value)]
+    alt = (
+        f"Case {case}{f', {organ.name} close by' if organ else ''}: axial, coronal and sagittal slices; columns show "
+        f"{', '.join(columns)}." + (f" {'' if organ else 'Mean '}DSC: {', '.join(scores)}." if scores else "")
+    )
+    picture = data_uri(png_bytes(figure, DOTS_PER_INCH))
+    return CaseOverlay(case, organ.name if organ else None, reason, picture, alt)
+
+
+def _dsc(run: Run, case: str, organ: Organ | None) -> float:
+    if run.scores is None:
+        return math.nan
+    return run.scores.of(case) if organ is None else run.scores.at(case, organ.column)
+
+
+@dataclass(frozen=True)
+class EpochOverlay:
+    """A picture of a case after some epoch, as a data URI."""
+
+    epoch: int
+    picture: str
+
+
+@dataclass(frozen=True)
+class OverlayHistory:
+    """One case in one run: the latest picture, and a few from earlier, the first one first."""
+
+    run: str
+    place: int  # of the run among all
+    case: str
+    latest: EpochOverlay
+    earlier: tuple[EpochOverlay, ...]
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """DSC per organ after each run's last validation: a column for every run and source."""
+
+    columns: tuple[tuple[int, str, str], ...]  # the run's place and name, the source in words
+    rows: tuple[tuple[Organ, tuple[float | None, ...]], ...]
+    mean: tuple[float, ...]
+    epochs: tuple[tuple[str, int], ...]  # run, epochs completed at its last validation
+
+
+def overlay_histories(runs: Sequence[Run], places: Sequence[int], cases: int = 2) -> list[OverlayHistory]:
+    """The pictures of up to ``cases`` validation cases (one, of more than two runs) of the runs at ``places``."""
+    cases = cases if len(places) <= 2 else 1
+    found = []
+    for place in places:
+        run = runs[place]
+        folders = sorted(folder for folder in (run.folder / OVERLAYS).glob("*") if folder.is_dir())
+        for folder in folders[:cases]:
+            drawn = {epoch: path for path in folder.glob("epoch_*.jpg") if (epoch := _epoch(path)) is not None}
+            if drawn:
+                *earlier, latest = [EpochOverlay(epoch, _uri(drawn[epoch])) for epoch in evenly_spaced(sorted(drawn))]
+                found.append(OverlayHistory(run.name, place, folder.name, latest, tuple(earlier)))
+    return sorted(found, key=lambda history: (history.case, history.place))
+
+
+def evenly_spaced(epochs: Sequence[int], earlier: int = EARLIER) -> list[int]:
+    """The first and the last of ``epochs`` and some between them, evenly: at most ``earlier`` and the last.
+
+    >>> evenly_spaced([5, 10, 15, 20, 25, 30, 35, 40]), evenly_spaced([1, 2])
+    ([5, 15, 20, 30, 40], [1, 2])
+    """
+    if len(epochs) <= earlier + 1:
+        return list(epochs)
+    return [epochs[round(number * (len(epochs) - 1) / earlier)] for number in range(earlier + 1)]
+
+
+def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> ValidationScores | None:
+    """The last validation of every run, by sibling; None where no run was validated."""
+    columns, values, epochs = [], [], []
+    for place, run in enumerate(runs):
+        known = [
+            (source, words) for source, words in SOURCES.items()
+            if any(metric_names.dsc(source, organ.name) in run.metrics for organ in organs)
+        ]  # fmt: skip
+        if len(known) == 2:  # one network and its own average
+            known = known[:1]
+        for source, words in known:
+            columns.append((place, run.name, words if len(known) > 1 else "one network"))
+            curves = [run.metrics.get(metric_names.dsc(source, organ.name)) for organ in organs]
+            values.append([None if curve is None else float(curve.values[-1]) for curve in curves])
+        if known:
+            mean = run.metrics.get(metric_names.DSC_MEAN)
+            epochs.append((run.name, int(mean.epochs[-1]) if mean is not None else 0))
+    if not columns:
+        return None
+    rows = [(organ, tuple(column[row] for column in values)) for row, organ in enumerate(organs)]
+    return ValidationScores(
+        tuple(columns),
+        tuple(row for row in rows if any(value is not None for value in row[1])),
+        tuple(mean_of([value for value in column if value is not None]) for column in values),
+        tuple(epochs),
+    )
+
+
+def _epoch(path: Path) -> int | None:
+    found = re.fullmatch(r"epoch_(\d+)", path.stem)
+    return int(found[1]) if found else None
+
+
+def _uri(path: Path) -> str:
+    return data_uri(path.read_bytes(), "image/jpeg")

@@ -1,0 +1,205 @@
+"""Charts of scores over cases: how they spread, organ by organ, and predicted against reference volumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flarecps.anatomy import Organ
+from flarecps.evaluation.score_table import ScoreTable
+from flarecps.reporting.plotting import (
+    GRID,
+    MUTED,
+    TEXT,
+    axes_at,
+    method_legend,
+    name_rows,
+    new_figure,
+    run_colour,
+    shortened,
+    style_axes,
+    text_at,
+)
+from flarecps.reporting.run_folder import Scores
+
+WIDTH_INCHES = 11.6
+LANE_INCHES = 0.19  # height of one run within an organ's row
+LETTER_INCHES = 0.078  # of an organ's name
+LIMITS_SD = 1.96  # 95 % of a normal distribution lie within
+COLUMNS = 5  # of the charts of volumes
+LINE_INCHES = 0.15
+
+
+def box_figure(
+    runs: Sequence[Scores | None],
+    organs: Sequence[Organ],
+    measures: Sequence[str] = ("dsc",),
+    names: Sequence[str] = (),
+) -> Figure:
+    """Boxes per organ, organs downwards as in the table, runs in their colours; a chart for each of ``measures``.
+
+    The box spans the middle half of the cases, its line is the median, whiskers reach the furthest case within 1.5
+    box lengths; every case is a point. A run without scores leaves its lane empty, so that colours keep their place.
+
+    Args:
+        runs: scores of each run, or None.
+        organs: the rows.
+        measures: ``dsc``, ``nsd`` or both, side by side.
+        names: of the runs, for a legend above; by default none is drawn.
+    """
+    lane = LANE_INCHES if len(runs) > 1 else 0.3
+    row = lane * len(runs) + 0.14
+    top = 0.36 if len(names) > 1 else 0.05
+    height = top + row * len(organs) + 0.5
+    figure = new_figure(WIDTH_INCHES, height)
+    left = max(1.68, 0.2 + LETTER_INCHES * max(len(organ.name) for organ in organs))
+    gap, right = 0.3, 0.12
+    width = (WIDTH_INCHES - left - right - gap * (len(measures) - 1)) / len(measures)
+    for place, measure in enumerate(measures):
+        start = left + place * (width + gap)
+        axes = axes_at(figure, start, 0.5, width, row * len(organs))
+        _draw_boxes(axes, runs, organs, measure, lane, row)
+        if place:
+            axes.set_yticklabels([])
+    method_legend(figure, names, top_inches=0.06)
+    return figure
+
+
+def _draw_boxes(
+    axes: Axes, runs: Sequence[Scores | None], organs: Sequence[Organ], measure: str, lane: float, row: float
+) -> None:
+    style_axes(axes, grid="x")
+    for line, organ in enumerate(organs):
+        for index, scores in enumerate(runs):
+            values = scores.organ(organ.column, measure) if scores is not None else np.empty(0)
+            if values.size:
+                _lane(axes, values, line * row + 0.07 + (index + 0.5) * lane, lane, run_colour(index))
+        if line:
+            axes.axhline(line * row, color=GRID, linewidth=0.6)
+    name_rows(axes, [organ.name for organ in organs], row)
+    axes.set_xlim(-0.015, 1.015)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xlabel(f"{measure.upper()} per case")
+
+
+def _lane(axes: Axes, values: np.ndarray, centre: float, lane: float, colour: str) -> None:
+    drawn = axes.boxplot(
+        values,
+        positions=[centre],
+        widths=lane * 0.66,
+        orientation="horizontal",
+        manage_ticks=False,
+        showfliers=False,
+        patch_artist=True,
+        medianprops={"color": colour, "linewidth": 2.0, "solid_capstyle": "butt"},
+        whiskerprops={"color": colour, "linewidth": 1.0},
+        capprops={"color": colour, "linewidth": 0.0},
+        boxprops={"edgecolor": colour, "linewidth": 1.0},
+    )
+    for box in drawn["boxes"]:
+        box.set_facecolor(colour)
+        box.set_alpha(0.28)
+    # A fixed low-discrepancy offset per case: points that lie on one another become visible, runs look the same.
+    offsets = ((np.arange(values.size) * 0.618034) % 1.0 - 0.5) * lane * 0.5
+    axes.plot(values, centre + offsets, "o", color=colour, markersize=2.6, alpha=0.85, markeredgewidth=0)
+
+
+@dataclass(frozen=True)
+class LimitsOfAgreement:
+    """Predicted minus reference volume over ``n`` cases in ml: mean, and 95 % limits of agreement (NaN for n < 2)."""
+
+    bias_ml: float
+    low_ml: float
+    high_ml: float
+    n: int
+
+    def __str__(self) -> str:
+        """``+1.0 ml (−1.0 to +3.0)``: the bias and its limits.
+
+        >>> print(LimitsOfAgreement(1.0, -0.96, 2.96, 3))
+        +1.0 ml (−1.0 to +3.0)
+        """
+        if not self.n:
+            return "no case"
+        ends = [self.bias_ml, self.low_ml, self.high_ml]
+        largest = max(abs(one) for one in ends if math.isfinite(one))
+        digits = 0 if largest >= 10 else 1 if largest >= 1 else 2
+        bias, low, high = (f"{round(one, digits) + 0.0:+.{digits}f}".replace("-", "−") for one in ends)
+        return f"{bias} ml" + (f" ({low} to {high})" if math.isfinite(self.low_ml) else "")
+
+
+def volume_pairs(table: ScoreTable, organ: str) -> np.ndarray:
+    """(cases, 2) millilitres of reference and prediction; cases with neither are left out."""
+    scores = [case.organs[organ] for case in table.cases.values() if not case.missing]
+    pairs = [(one.reference_ml, one.prediction_ml) for one in scores if one.reference_ml or one.prediction_ml]
+    return np.array(pairs, float).reshape(-1, 2)
+
+
+def limits_of_agreement(pairs: np.ndarray) -> LimitsOfAgreement:
+    """The limits of agreement of Bland and Altman (1986): mean difference ± 1.96 of its SD (n - 1).
+
+    >>> limits_of_agreement(np.array([[10.0, 12.0], [20.0, 20.0], [30.0, 31.0]]))
+    LimitsOfAgreement(bias_ml=1.0, low_ml=-0.96, high_ml=2.96, n=3)
+    """
+    changes = pairs[:, 1] - pairs[:, 0]
+    if not changes.size:
+        return LimitsOfAgreement(math.nan, math.nan, math.nan, 0)
+    mean = float(changes.mean())
+    reach = LIMITS_SD * float(changes.std(ddof=1)) if changes.size > 1 else math.nan
+    return LimitsOfAgreement(mean, mean - reach, mean + reach, int(changes.size))
+
+
+def volume_figure(tables: Sequence[ScoreTable], names: Sequence[str]) -> Figure:
+    """One square chart per organ, a dot per case and method, the line of equality, bias and its limits in words.
+
+    Both axes of a chart are equal and start at 0: above the line too much was segmented, below it too little.
+    """
+    organs = [one for one in tables[0].organs if any(volume_pairs(table, one.name).size for table in tables)]
+    columns = min(COLUMNS, max(len(organs), 1))
+    rows = max(-(-len(organs) // columns), 1)
+    cell = WIDTH_INCHES / COLUMNS
+    side, words = cell - 0.74, 0.27 + LINE_INCHES * len(tables)
+    tall = side + words + 0.5
+    top = 0.34 if len(names) > 1 else 0.02
+    width, height = cell * columns, top + tall * rows
+    figure = new_figure(width, height)
+    for place, organ in enumerate(organs):
+        left = (place % columns) * cell + 0.62
+        upper = height - top - (place // columns) * tall
+        pairs = [volume_pairs(table, organ.name) for table in tables]
+        axes = axes_at(figure, left, upper - words - side, side, side)
+        _draw_pairs(axes, pairs)
+        if place % columns == 0:
+            axes.set_ylabel("predicted, ml", labelpad=2)
+        if place + columns >= len(organs):
+            axes.set_xlabel("reference, ml", labelpad=2)
+        title = shortened(organ.name, int(side / LINE_INCHES * 2))
+        text_at(figure, left, upper - 0.06, title, va="top", color=TEXT, fontsize=9.5, fontweight="bold")
+        for line, found in enumerate(pairs):
+            colour = run_colour(line) if len(tables) > 1 else MUTED
+            bias = str(limits_of_agreement(found))
+            text_at(figure, left, upper - 0.25 - LINE_INCHES * line, bias, va="top", color=colour, fontsize=8)
+    method_legend(figure, names, top_inches=0.06)
+    return figure
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[np.ndarray]) -> None:
+    style_axes(axes, grid="both")
+    largest = max((float(one.max()) for one in pairs if one.size), default=1.0) or 1.0
+    end = 1.06 * largest
+    axes.plot([0, end], [0, end], color=MUTED, linewidth=0.9, zorder=1)
+    for index, one in enumerate(pairs):
+        style: dict[str, Any] = {"markersize": 4, "alpha": 0.75, "markeredgewidth": 0, "clip_on": False, "zorder": 2}
+        axes.plot(one[:, 0], one[:, 1], "o", color=run_colour(index), **style)
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, end)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
