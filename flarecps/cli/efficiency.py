@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flarecps.evaluation.measured_run import MeasuredRun
-    from flarecps.evaluation.meters import CardMeter
+    from flarecps.evaluation.resource_usage import GpuMeter
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 SHORTEST_INTERVAL_S = 0.01
@@ -50,7 +50,7 @@ def efficiency(
     from rich.console import Console
 
     from flarecps.evaluation.measured_run import run_measured
-    from flarecps.evaluation.meters import open_card
+    from flarecps.evaluation.resource_usage import open_gpu
     from flarecps.reporting.efficiency_report import CASES, checked_case_name
 
     if not SHORTEST_INTERVAL_S <= interval_s <= 60:
@@ -58,7 +58,7 @@ def efficiency(
     called = checked_case_name(name if name is not None else Path(command[0]).name if command else "none")
     if out is not None:
         _make_folder(out / CASES)  # before the work, not after it, if it can't be made
-    card = open_card(gpu)
+    card = open_gpu(gpu)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
         run = run_measured(command, interval_s, card)
@@ -83,7 +83,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(
-    out: Path, name: str, run: MeasuredRun, card: CardMeter | None, started: str, said: list[str], console: Console
+    out: Path, name: str, run: MeasuredRun, card: GpuMeter | None, started: str, said: list[str], console: Console
 ) -> None:
     from flarecps.reporting.efficiency_report import (
         CASES,
@@ -98,7 +98,7 @@ def _write(
                   f"{CASES}/{name}.json, .samples.csv, .png, .svg", **PLAIN)  # fmt: skip
 
 
-def _remarks(run: MeasuredRun, card: CardMeter | None) -> list[str]:
+def _remarks(run: MeasuredRun, card: GpuMeter | None) -> list[str]:
     """What a reader of the figures must know."""
     from flarecps.evaluation.efficiency import true_figures
 

@@ -19,7 +19,7 @@ import psutil
 
 from flarecps.errors import ConfigError
 from flarecps.evaluation.efficiency import INTERVAL_S, Trace
-from flarecps.evaluation.meters import CardMeter, TreeMeter, read_host
+from flarecps.evaluation.resource_usage import GpuMeter, TreeMeter, read_host
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FROM_THE_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)  # a terminal sends them to every process in the foreground
@@ -45,7 +45,7 @@ class MeasuredRun:
     interrupted: bool
 
 
-def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: CardMeter | None = None) -> MeasuredRun:
+def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: GpuMeter | None = None) -> MeasuredRun:
     """Run the command to its end, with this process's input, output and environment.
 
     Signals to this process go on to the command. Raises ConfigError when it can't be started.
@@ -84,7 +84,7 @@ def adopting_orphans() -> Iterator[None]:
 class _Readings:
     """Rows of a `Trace` as they come."""
 
-    def __init__(self, interval_s: float, card: CardMeter | None) -> None:
+    def __init__(self, interval_s: float, card: GpuMeter | None) -> None:
         self._interval_s = interval_s
         self._card = card
         self._rows: list[tuple[float, ...]] = []

@@ -23,7 +23,7 @@ from flarecps.reporting.overlays import (
     ABDOMINAL_WINDOW_HU,
     GAP_INCHES,
     MARGIN_ALL_MM,
-    column_title,
+    column_heading,
     draw_orientation,
     draw_outline,
     draw_panel,
@@ -31,9 +31,9 @@ from flarecps.reporting.overlays import (
     draw_score,
     organ_legend,
     panel_grid,
-    row_title,
+    row_heading,
 )
-from flarecps.reporting.planes import AXIAL, Plane, foreground_box, slice_with_most_labels
+from flarecps.reporting.planes import AXIAL, ViewPlane, foreground_box, slice_with_most_labels
 from flarecps.reporting.plotting import (
     CHARACTER_INCHES,
     DARK_BACKGROUND,
@@ -76,7 +76,7 @@ class CaseRow:
     slice_number: int | None = None  # of the whole scan, where the arrays hold one slice only; see ``cropped``
 
 
-def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: Plane, index: int | None) -> tuple[slice, ...]:
+def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: ViewPlane, index: int | None) -> tuple[slice, ...]:
     """The part of a scan that a row shows: one slice (that with most labels unless given), 4 cm around the organs."""
     box = list(foreground_box([reference > 0], reference.shape, spacing_mm, margin_mm=MARGIN_ALL_MM))
     shown = slice_with_most_labels(reference, plane) if index is None else index
@@ -84,7 +84,7 @@ def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: Plane, index: i
     return tuple(box)
 
 
-def cropped(row: CaseRow, plane: Plane = AXIAL) -> CaseRow:
+def cropped(row: CaseRow, plane: ViewPlane = AXIAL) -> CaseRow:
     """The row with only the voxels that it shows; one that is cropped already comes back as it is."""
     if row.slice_number is not None:
         return row
@@ -102,7 +102,7 @@ def cropped(row: CaseRow, plane: Plane = AXIAL) -> CaseRow:
 def comparison_figure(
     rows: Sequence[CaseRow],
     organs: Sequence[Organ],
-    plane: Plane = AXIAL,
+    plane: ViewPlane = AXIAL,
     window_hu: tuple[float, float] = ABDOMINAL_WINDOW_HU,
 ) -> Figure:
     """A figure with one row per case and the columns image, reference, and the methods of the first case.
@@ -134,11 +134,11 @@ def comparison_figure(
             draw_score(axes, row.mean_dsc.get(name, np.nan))
         draw_orientation(line[0], plane)
         room = letters_within(tall)
-        row_title(figure, line[0], shortened(row.name, room), 0.14, DARK_TEXT)
-        row_title(figure, line[0], shortened(f"{plane.name} {row.slice_number}", room), 0.31, DARK_MUTED)
+        row_heading(figure, line[0], shortened(row.name, room), 0.14, DARK_TEXT)
+        row_heading(figure, line[0], shortened(f"{plane.name} {row.slice_number}", room), 0.31, DARK_MUTED)
     for axes, name in zip(grid[0], columns, strict=True):
         points = min(11.0, panel / CHARACTER_INCHES / max(len(name), 1))
-        column_title(figure, axes, name, max(points, 6), below_top=0.08)
+        column_heading(figure, axes, name, max(points, 6), below_top=0.08)
     organ_legend(figure, present, outline=bool(methods), bottom_inches=0.02)
     return figure
 

@@ -27,7 +27,7 @@ from flarecps.datasets.layouts import Case
 from flarecps.errors import ScanError
 from flarecps.reporting.overlays import display_window, draw_orientation, draw_panel
 from flarecps.reporting.page import render_page
-from flarecps.reporting.planes import PLANES, Plane, slice_with_most_labels
+from flarecps.reporting.planes import PLANES, ViewPlane, slice_with_most_labels
 from flarecps.reporting.plotting import (
     DARK_BACKGROUND,
     GRID,
@@ -120,6 +120,8 @@ def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = Tru
 
 def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
     """The page as text."""
+    roles = {inspection.role_of(name) for name in inspection.examined}
+    charts = overview_figures(inspection)
     return render_page(
         TEMPLATE,
         {
@@ -135,8 +137,8 @@ def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
             "organs": _legend(inspection, shown),
             "gallery": shown,
             "cases_left_out": len(inspection.catalogue.cases) - len(shown),
-            "charts": _charts(inspection),
-            "roles": [(role, index) for index, role in enumerate(ROLES) if _any_of(inspection, role)],
+            "charts": {name: Markup(inline_svg(chart, CHART_ALT[name], name)) for name, chart in charts.items()},
+            "roles": [(role, index) for index, role in enumerate(ROLES) if role in roles],
         },
     )
 
@@ -183,14 +185,10 @@ def _legend(inspection: Inspection, shown: Sequence[GalleryCase]) -> tuple[Organ
     return tuple(organ for organ in organs_of(inspection.catalogue.labels) if organ.id in seen)
 
 
-def _any_of(inspection: Inspection, role: str) -> bool:
-    return any(inspection.role_of(name) == role for name in inspection.examined)
-
-
 CHART_ALT = {
     "histogram": "Share of voxels over HU, without air, by role.",
     "spacing": "Spacing of every scan.",
-    "extent": "Field of plane of every scan.",
+    "extent": "Field of view of every scan.",
     "volumes": "Volume of every structure in every case, in millilitres.",
 }
 
@@ -215,11 +213,6 @@ def overview_figures(inspection: Inspection) -> dict[str, Figure]:
     if volumes:
         figures["volumes"] = volumes_figure(volumes)
     return figures
-
-
-def _charts(inspection: Inspection) -> dict[str, Markup]:
-    figures = overview_figures(inspection)
-    return {name: Markup(inline_svg(figure, CHART_ALT[name], name)) for name, figure in figures.items()}
 
 
 def _volumes(inspection: Inspection) -> Mapping[str, Mapping[str, list[float]]]:
@@ -273,8 +266,8 @@ def case_thumbnail(task: ThumbnailTask) -> tuple[str, bool]:
     return data_uri(jpeg_bytes(figure, DOTS_PER_INCH, JPEG_QUALITY), "image/jpeg"), labels is not None
 
 
-def _shown_box(image: np.ndarray, plane: Plane, index: int, black: float) -> tuple[slice, ...]:
-    """The one slice of a plane, cut to what is not black, so that a head in a wide field of plane is large."""
+def _shown_box(image: np.ndarray, plane: ViewPlane, index: int, black: float) -> tuple[slice, ...]:
+    """The one slice of a view, cut to what is not black, so that a head in a wide field of view is large."""
     shown = image.take(index, axis=plane.cut) > black
     box = [slice(0, edge) for edge in image.shape]
     box[plane.cut] = slice(index, index + 1)

@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.errors import ScanError
-from flarecps.reporting.planes import CONVENTION, PLANES, Plane, foreground_box, slice_with_most_labels
+from flarecps.reporting.planes import CONVENTION, PLANES, ViewPlane, foreground_box, slice_with_most_labels
 from flarecps.reporting.plotting import (
     DARK_BACKGROUND,
     DARK_MUTED,
@@ -61,7 +61,7 @@ def read_labels_on(path: Path, space: Space, other: Path) -> LabelArray:
 
 
 def draw_scan(
-    axes: Axes, image: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, window: tuple[float, float]
+    axes: Axes, image: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, window: tuple[float, float]
 ) -> None:
     """One slice in grey with square millimetres; the axes' units become millimetres from the top left corner."""
     width, height = plane.size_mm(image.shape, spacing_mm)
@@ -80,7 +80,7 @@ def draw_scan(
 
 
 def draw_labels(
-    axes: Axes, labels: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
+    axes: Axes, labels: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
 ) -> None:
     """The labels of one slice as translucent colours over what is drawn already."""
     section = plane.section(labels, index)
@@ -92,7 +92,7 @@ def draw_labels(
 
 
 def draw_outline(
-    axes: Axes, mask: np.ndarray, plane: Plane, index: int, spacing_mm: SpacingMm, colour: str = "white"
+    axes: Axes, mask: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, colour: str = "white"
 ) -> None:
     """The outline of one slice of a mask (S, H, W), along the edges of its voxels."""
     section = np.pad(plane.section(mask, index), 1).astype(float)  # the rim closes outlines at the picture's edge
@@ -111,7 +111,7 @@ def draw_outline(
 def draw_panel(
     axes: Axes,
     image: np.ndarray,
-    plane: Plane,
+    plane: ViewPlane,
     index: int,
     spacing_mm: SpacingMm,
     window: tuple[float, float],
@@ -226,9 +226,9 @@ def overlay_figure(
             outlined = reference if outline and labels is not None else None
             draw_panel(axes, image, plane, index, spacing_mm, window_hu, shown, labels, outlined)
         draw_orientation(line[0], plane)
-        row_title(figure, line[0], f"{plane.name} {index + box[plane.cut].start}", 0.17, DARK_MUTED)
+        row_heading(figure, line[0], f"{plane.name} {index + box[plane.cut].start}", 0.17, DARK_MUTED)
     for axes, name in zip(grid[0], columns, strict=True):
-        column_title(figure, axes, name, 10.5, below_top=0.1)
+        column_heading(figure, axes, name, 10.5, below_top=0.1)
         draw_score(axes, (mean_dsc or {}).get(name, np.nan))
     _scale_bar(grid[0][0])
     if present:
@@ -283,7 +283,7 @@ def draw_score(axes: Axes, dsc: float) -> None:
         )
 
 
-def draw_orientation(axes: Axes, plane: Plane) -> None:
+def draw_orientation(axes: Axes, plane: ViewPlane) -> None:
     """Print at each edge of a panel what lies there: R, L, A, P, S, I."""
     for x, y, letter, across, down in (
         (0.02, 0.5, plane.left, "left", "center"),
@@ -305,14 +305,14 @@ def draw_orientation(axes: Axes, plane: Plane) -> None:
         )
 
 
-def column_title(figure: Figure, axes: Axes, text: str, points: float, below_top: float) -> None:
+def column_heading(figure: Figure, axes: Axes, text: str, points: float, below_top: float) -> None:
     """A heading over a panel of the first row, ``below_top`` inches from the figure's upper edge."""
     place, top = axes.get_position(), 1 - below_top / figure.get_figheight()
     style: dict[str, Any] = {"ha": "center", "va": "top", "color": DARK_TEXT, "fontsize": points}
     figure.text((place.x0 + place.x1) / 2, top, literal_text(text), **style)
 
 
-def row_title(figure: Figure, axes: Axes, text: str, left_inches: float, colour: str) -> None:
+def row_heading(figure: Figure, axes: Axes, text: str, left_inches: float, colour: str) -> None:
     """A title beside a row's first panel, upwards."""
     place, left = axes.get_position(), left_inches / figure.get_figwidth()
     style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "color": colour, "fontsize": 8.5}

@@ -18,7 +18,7 @@ CONVENTION = "Radiological display: the patient’s right is on the image’s le
 
 
 @dataclass(frozen=True)
-class Plane:
+class ViewPlane:
     """One way of slicing a canonical (slice, row, column) array."""
 
     name: str
@@ -39,13 +39,13 @@ class Plane:
         return shape[self.across] * spacing_mm[self.across], shape[self.down] * spacing_mm[self.down]
 
 
-AXIAL = Plane("axial", cut=0, down=1, across=2, left="R", right="L", top="A", bottom="P")
-CORONAL = Plane("coronal", cut=1, down=0, across=2, left="R", right="L", top="S", bottom="I")
-SAGITTAL = Plane("sagittal", cut=2, down=0, across=1, left="A", right="P", top="S", bottom="I")
+AXIAL = ViewPlane("axial", cut=0, down=1, across=2, left="R", right="L", top="A", bottom="P")
+CORONAL = ViewPlane("coronal", cut=1, down=0, across=2, left="R", right="L", top="S", bottom="I")
+SAGITTAL = ViewPlane("sagittal", cut=2, down=0, across=1, left="A", right="P", top="S", bottom="I")
 PLANES = (AXIAL, CORONAL, SAGITTAL)
 
 
-def slice_with_most_labels(labels: np.ndarray, plane: Plane, organ: int | None = None) -> int:
+def slice_with_most_labels(labels: np.ndarray, plane: ViewPlane, organ: int | None = None) -> int:
     """The slice that shows most of the foreground: for one organ, the slice with its largest area.
 
     For several organs every one counts by its area on the slice as a share of its own largest area in this plane, so

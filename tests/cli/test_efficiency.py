@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flarecps.cli.main import main
-from flarecps.evaluation import meters
+from flarecps.evaluation import resource_usage
 from flarecps.evaluation.efficiency import FLARE_COLUMNS
 
 Run = Callable[..., tuple[int, str]]
@@ -101,7 +101,7 @@ def test_a_card_is_metered_through_nvml(run: Run, tmp_path: Path, monkeypatch: p
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(meters, "open_card", lambda index: Card())
+    monkeypatch.setattr(resource_usage, "open_gpu", lambda index: Card())
     run("--out", tmp_path, "--name", "a", "--", "sleep", "0.5")
     (row,) = rows_of(tmp_path / "efficiency_all.csv")
     ticks = int(row["samples"])

@@ -22,7 +22,7 @@ from flarecps.evaluation.efficiency import (
     tree_cpu_percent,
     true_figures,
 )
-from flarecps.evaluation.meters import CardMeter, open_card
+from flarecps.evaluation.resource_usage import GpuMeter, open_gpu
 from flarecps.reporting.efficiency_report import binned_means
 
 MIB = 2**20
@@ -179,7 +179,7 @@ def process(pid: int, used_mb: int | None) -> SimpleNamespace:
 
 def test_the_cards_memory_is_total_less_free_and_the_trees_share_is_its_processes() -> None:
     nvml = FakeNvml()
-    card = open_card(1, nvml)
+    card = open_gpu(1, nvml)
     assert card is not None
     nvml.used, nvml.running = 900 * MIB, [process(7, 300), process(8, 200), process(9, 50)]
     assert (card.name, card.read(frozenset({7, 8}))) == ("Card 1", (900, 500))
@@ -190,7 +190,7 @@ def test_the_cards_memory_is_total_less_free_and_the_trees_share_is_its_processe
 
 def test_a_card_that_is_lost_repeats_its_last_reading() -> None:
     nvml = FakeNvml()
-    card = CardMeter(nvml, 0)
+    card = GpuMeter(nvml, 0)
     nvml.used = 100 * MIB
     card.read(frozenset())
     nvml.lost = True
@@ -202,7 +202,7 @@ def test_a_card_that_is_lost_repeats_its_last_reading() -> None:
 def test_a_driver_that_does_not_tell_processes(silent: bool) -> None:
     nvml = FakeNvml()
     nvml.silent, nvml.running = silent, [process(7, None)]
-    card = CardMeter(nvml, 0)
+    card = GpuMeter(nvml, 0)
     assert card.read(frozenset({7})) == (0, 0)
     assert not card.tells_processes
 
@@ -212,11 +212,11 @@ def test_no_card_and_no_such_card() -> None:
         def nvmlInit(self) -> None:
             raise self.NVMLError("Driver Not Loaded")
 
-    assert open_card(None, NoDriver()) is None
+    assert open_gpu(None, NoDriver()) is None
     empty = FakeNvml(cards=0)
-    assert open_card(None, empty) is None
+    assert open_gpu(None, empty) is None
     assert empty.open == 0
     with pytest.raises(ConfigError, match=r"--gpu 0: no NVIDIA card can be asked here \(Driver Not Loaded\)"):
-        open_card(0, NoDriver())
+        open_gpu(0, NoDriver())
     with pytest.raises(ConfigError, match="--gpu 2: there is no such card; expected 0 to 1"):
-        open_card(2, FakeNvml())
+        open_gpu(2, FakeNvml())

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flarecps.reporting.planes import AXIAL, CORONAL, PLANES, SAGITTAL, Plane, foreground_box, slice_with_most_labels
+from flarecps.reporting.planes import (
+    AXIAL,
+    CORONAL,
+    PLANES,
+    SAGITTAL,
+    ViewPlane,
+    foreground_box,
+    slice_with_most_labels,
+)
 
 SHAPE = (5, 6, 7)  # slice, row, column
 
@@ -28,7 +36,7 @@ def marked(axis: int, index: int) -> np.ndarray:
         (SAGITTAL, 0, "top"),
     ],
 )
-def test_radiological_display(plane: Plane, axis: int, edge: str) -> None:
+def test_radiological_display(plane: ViewPlane, axis: int, edge: str) -> None:
     section = plane.section(marked(axis, -1), 2)
     line = section[0, :] if edge == "top" else section[:, 0]
     assert line.all()
@@ -38,7 +46,7 @@ def test_radiological_display(plane: Plane, axis: int, edge: str) -> None:
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_size_is_that_of_the_section(plane: Plane) -> None:
+def test_size_is_that_of_the_section(plane: ViewPlane) -> None:
     spacing = (3.0, 0.5, 0.25)
     rows, columns = plane.section(np.zeros(SHAPE), 0).shape
     width, height = plane.size_mm(SHAPE, spacing)

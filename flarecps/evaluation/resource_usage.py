@@ -138,7 +138,7 @@ class TreeMeter:
         return bool(pid)
 
 
-class CardMeter:
+class GpuMeter:
     """The memory of one NVIDIA card, through NVML. A reading that fails repeats the last; ``failures`` counts them."""
 
     def __init__(self, nvml: Any, index: int) -> None:
@@ -181,7 +181,7 @@ class CardMeter:
         return sum(size for size in sizes if size is not None) / MIB
 
 
-def open_card(index: int | None, nvml: Any = None) -> CardMeter | None:
+def open_gpu(index: int | None, nvml: Any = None) -> GpuMeter | None:
     """The meter of a card; without ``index`` that of the first one, or None where there is none.
 
     ``nvml`` is the module to ask, pynvml by default. Raises ConfigError for an ``index`` that is no card.
@@ -205,4 +205,4 @@ def open_card(index: int | None, nvml: Any = None) -> CardMeter | None:
     if not 0 <= (index or 0) < count:
         nvml.nvmlShutdown()
         raise ConfigError(f"--gpu {index}: there is no such card; expected 0 to {count - 1} (nvidia-smi lists them)")
-    return CardMeter(nvml, index or 0)
+    return GpuMeter(nvml, index or 0)
