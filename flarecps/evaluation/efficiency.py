@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 INTERVAL_S = 0.1  # FLARE's period
 TOLERATED_MB = 2048  # of the card, which FLARE22's page forgives (its script does not)
@@ -153,7 +154,7 @@ def area_of_states(time_s: np.ndarray, states: np.ndarray) -> float:
     >>> area_of_states(np.array([0.0, 1.0, 3.0]), np.array([0.0, 10.0, 10.0]))
     25.0
     """
-    return float((np.diff(time_s) * (states[1:] + states[:-1]) / 2).sum())
+    return float(trapezoid(states, time_s))
 
 
 def host_cpu_percent(trace: Trace) -> np.ndarray:

@@ -17,7 +17,7 @@ LOOKING_SHARE = 0.2  # of the time may go into looking for new processes, on mac
 
 
 @dataclass(frozen=True)
-class HostReading:
+class HostUsage:
     """The whole machine: processor seconds since it started, and MB of memory in use.
 
     The seconds are: user, system, idle, waiting for disks, and all of these and the rest.
@@ -27,13 +27,13 @@ class HostReading:
     ram_mb: float
 
 
-def read_host() -> HostReading:
+def read_host() -> HostUsage:
     """The machine now."""
     times = psutil.cpu_times()
     # psutil counts the time of guests in user and nice as well
     everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     waiting = getattr(times, "iowait", 0.0)
-    return HostReading((times.user, times.system, times.idle, waiting, everything), psutil.virtual_memory().used / MIB)
+    return HostUsage((times.user, times.system, times.idle, waiting, everything), psutil.virtual_memory().used / MIB)
 
 
 class TreeMeter:

@@ -234,11 +234,6 @@ class ThumbnailTask:
     in_hu: bool  # drawn in the abdominal window; otherwise from its 1st to its 99th percentile
 
 
-def role_colour(role: str) -> str:
-    """The colour of a role in every chart."""
-    return run_colour(ROLES.index(role))
-
-
 def case_thumbnail(task: ThumbnailTask) -> tuple[str, bool]:
     """Axial, coronal and sagittal slice of a case side by side as a data URI (JPEG), and whether labels are on it.
 
@@ -300,7 +295,7 @@ def histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figur
     shown = middles > -900
     for role, counts in sums.items():
         smooth = np.convolve(counts, np.ones(SMOOTH_BINS) / SMOOTH_BINS, mode="same")[shown]
-        colour = role_colour(role)
+        colour = run_colour(ROLES.index(role))
         share = 100 * smooth / max(1.0, counts[shown].sum())
         axes.plot(middles[shown], share, color=colour, linewidth=1.6)
         axes.fill_between(middles[shown], share, color=colour, alpha=0.12, linewidth=0)
@@ -317,7 +312,12 @@ def scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: 
     for role, pairs in points.items():
         table = np.asarray(pairs, float)
         axes.scatter(
-            table[:, 0], table[:, 1], s=22 if len(table) < 200 else 9, color=role_colour(role), alpha=0.55, linewidths=0
+            table[:, 0],
+            table[:, 1],
+            s=22 if len(table) < 200 else 9,
+            color=run_colour(ROLES.index(role)),
+            alpha=0.55,
+            linewidths=0,
         )
     axes.set_xlim(0, None)
     axes.set_ylim(0, None)
@@ -341,7 +341,9 @@ def volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         everything = np.concatenate([np.asarray(values, float) for values in by_role.values()])
         for role, values in by_role.items():
             spread = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.5  # a fixed jitter: golden-ratio steps
-            axes.scatter(values, line + 0.5 + spread, s=13, color=role_colour(role), alpha=0.55, linewidths=0)
+            axes.scatter(
+                values, line + 0.5 + spread, s=13, color=run_colour(ROLES.index(role)), alpha=0.55, linewidths=0
+            )
         axes.plot([np.median(everything)] * 2, [line + 0.15, line + 0.85], color=TEXT, linewidth=1.4)
         if line:
             axes.axhline(line, color=GRID, linewidth=0.6)

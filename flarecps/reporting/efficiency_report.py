@@ -46,7 +46,7 @@ CASES = "cases"
 DECIMALS = 3  # of the further columns
 PANEL_INCHES = 1.75
 MOST_LEVELS = 300
-HOST, TREE = "whole machine", "process tree"
+SERIES = ((run_colour(0), "whole machine", 0.12), (run_colour(1), "process tree", 0.22))  # colour, name, opacity
 
 
 def checked_case_name(name: str) -> str:
@@ -139,14 +139,9 @@ def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_cell(row.get(column)) for column in columns])
+        cells = [row.get(column) for column in columns]
+        writer.writerow([round(cell, DECIMALS) if isinstance(cell, float) else cell for cell in cells])
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 def efficiency_figure(trace: Trace, title: str) -> Figure:
@@ -201,7 +196,7 @@ def _subtitle(trace: Trace) -> str:
 
 def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:
     """Means over intervals: level from each reading back to the one before; the shaded area is the AUC."""
-    for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
+    for values, (colour, label, alpha) in zip((host, tree), SERIES, strict=True):
         ends, levels = binned_means(time_s, values)
         levels = np.minimum(100, np.concatenate([levels[:1], levels]))  # the system counts in hundredths of a second
         axes.fill_between(ends, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
@@ -218,7 +213,7 @@ def binned_means(time_s: np.ndarray, percent: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _lines(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray | None) -> None:
-    for values, colour, label, alpha in ((host, run_colour(0), HOST, 0.12), (tree, run_colour(1), TREE, 0.22)):
+    for values, (colour, label, alpha) in zip((host, tree), SERIES, strict=True):
         if values is not None:
             axes.fill_between(time_s, values, color=colour, alpha=alpha, linewidth=0)
             axes.plot(time_s, values, color=colour, linewidth=1.3, label=label)

@@ -241,7 +241,7 @@ def evenly_spaced(epochs: Sequence[int], earlier: int = EARLIER) -> list[int]:
     """The first and the last of ``epochs`` and some between them, evenly: at most ``earlier`` and the last.
 
     >>> evenly_spaced([5, 10, 15, 20, 25, 30, 35, 40]), evenly_spaced([1, 2])
-    ([5, 15, 20, 30, 40], [1, 2])
+    ([5, 15, 25, 30, 40], [1, 2])
     """
     if len(epochs) <= earlier + 1:
         return list(epochs)
