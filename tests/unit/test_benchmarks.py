@@ -195,6 +195,22 @@ def test_kbp_view_is_told_by_the_lowest_slices(
     assert script.view_of(share) == view
 
 
+def test_kbp_trains_and_judges_a_run_in_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "kbp"))
+    script, protocol = experiment("kbp"), experiment("kbp", "protocol")
+    found = script.stages_of(protocol.Run(protocol.CPS, 10, 1), tmp_path / "set", tmp_path / "out")
+    assert [stage.name for stage in found] == [
+        "plan_global", "preprocess_global", "train_10_labelled.cps.seed_1",
+        "segment_10_labelled.cps.seed_1.1", "score_10_labelled.cps.seed_1.1",
+        "segment_10_labelled.cps.seed_1.average", "score_10_labelled.cps.seed_1.average",
+    ]  # fmt: skip
+    train = found[2]
+    assert train.words[:2] == ("efficiency", "--name")
+    assert train.words[train.words.index("--model.initial_seed") + 1] == "10"
+    records = StageRecords(found, tmp_path / "out" / "stages")
+    assert all(records.state(stage) == "to do" for stage in found)
+
+
 def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
     protocol = experiment("kbp", "protocol")
     runs = list(protocol.ordered_runs())
