@@ -69,7 +69,7 @@ def interrupted(words: list[str], *stops: str) -> None:
 
 CASES = {
     "cps": ("phantom_3d.yaml", [*RAMP, *SMALL_BATCH]),
-    "control": ("phantom_3d_supervised.yaml", [*RAMP, *SMALL_BATCH]),
+    "control": ("phantom_3d_supervised.yaml", SMALL_BATCH),
     "plateau, λ held": ("phantom_2d.yaml", [*RAMP, *PLATEAU, *HELD, *SMALL_BATCH, "--data.workers", 2]),
 }
 
