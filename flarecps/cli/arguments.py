@@ -47,7 +47,7 @@ def _is_flag(action: argparse.Action) -> bool:
     return isinstance(action, ActionYesNo)
 
 
-def call_with_words(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int | None:
+def call_with_arguments(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int | None:
     """What ``function`` returns when called with the parsed ``words``.
 
     Raises SystemExit: 0 after ``--help``, 2 with usage and message when the words do not fit.

@@ -114,9 +114,9 @@ def _call(command: Command, name: str, words: list[str]) -> int | None:
     function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
     if name in OWN_WORDS:
         return function([name, *words])
-    from flarecps.cli.arguments import call_with_words
+    from flarecps.cli.arguments import call_with_arguments
 
-    return call_with_words(function, words, prog=f"flarecps {name}")
+    return call_with_arguments(function, words, prog=f"flarecps {name}")
 
 
 def _unknown(name: str) -> str:

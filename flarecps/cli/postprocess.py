@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flarecps.cli.arguments import call_with_words
+from flarecps.cli.arguments import call_with_arguments
 
 PROG = "flarecps postprocess"
 FAILED = 1  # exit code: some scans could not be used
@@ -15,7 +15,7 @@ def main(words: Sequence[str]) -> int | None:
     """Run ``determine`` or ``apply``; ``words`` begin with the command's own name."""
     action, rest = (words[1] if len(words) > 1 else "--help"), list(words[2:])
     if action in ACTIONS:
-        return call_with_words(ACTIONS[action], rest, f"{PROG} {action}")
+        return call_with_arguments(ACTIONS[action], rest, f"{PROG} {action}")
     if action in ("-h", "--help", "help"):
         print(_help_text())
         raise SystemExit(0 if len(words) > 1 else 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flarecps.datasets.findings import Complaints, Finding
+from flarecps.datasets.findings import Finding, FindingCollector
 from flarecps.datasets.label_names import label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
@@ -61,13 +61,13 @@ class Catalogue:
             annotated={case.name: case.annotated for case in self.cases if case.annotated is not None},
         )
 
-    def with_split(self, split: Split, complaints: Complaints | None = None) -> Catalogue:
+    def with_split(self, split: Split, complaints: FindingCollector | None = None) -> Catalogue:
         """The same data set with the roles of ``split``; cases it does not name are left out.
 
         Raises DatasetError for annotated label ids it does not know; a name the data set does not have, and a labelled
         or validation case without labels, go to ``complaints``, which raises by default.
         """
-        complaints = complaints or Complaints()
+        complaints = complaints or FindingCollector()
         by_name = {case.name: case for case in self.cases}
         roles: list[tuple[str, Role]] = [(name, "labelled") for name in split.labelled + split.validation]
         roles += [(name, "unlabelled") for name in split.unlabelled]
@@ -96,7 +96,9 @@ class Catalogue:
         return chosen
 
 
-def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Complaints | None = None) -> Catalogue:
+def read_catalogue(
+    dataset: Path | str, split: str | None = None, complaints: FindingCollector | None = None
+) -> Catalogue:
     """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
 
     ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
@@ -107,7 +109,7 @@ def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Co
     With ``complaints`` that collect, what concerns single cases or the numbering of labels is kept there instead of
     raised: the cases that can't be listed are left out, and label ids stay as they are written.
     """
-    complaints = complaints or Complaints()
+    complaints = complaints or FindingCollector()
     root = Path(dataset)
     listing = list_folder(root, complaints)
     where = str(root / "dataset.json")
@@ -133,7 +135,7 @@ def read_catalogue(dataset: Path | str, split: str | None = None, complaints: Co
     return catalogue
 
 
-def _read_labels(content: Any, where: str, complaints: Complaints) -> dict[str, int]:
+def _read_labels(content: Any, where: str, complaints: FindingCollector) -> dict[str, int]:
     """``{name: id}`` ascending by id; a gap in the ids is complained of: networks have a channel for every id."""
     labels = label_names(content, where)
     if list(labels.values()) != list(range(len(labels))):
@@ -171,7 +173,7 @@ def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple
     return pairs
 
 
-def _sound_cases(catalogue: Catalogue, complaints: Complaints) -> tuple[Case, ...]:
+def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Case, ...]:
     """The cases that can be used: each name once, one file per channel."""
     if not any(case.role == "labelled" for case in catalogue.cases):
         raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
@@ -199,7 +201,7 @@ def _sound_cases(catalogue: Catalogue, complaints: Complaints) -> tuple[Case, ..
     return tuple(sound.values())
 
 
-def _check_labelled(catalogue: Catalogue, complaints: Complaints) -> None:
+def _check_labelled(catalogue: Catalogue, complaints: FindingCollector) -> None:
     if not catalogue.labelled:
         raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
     missing = [case for case in catalogue.labelled if case.labels is None]

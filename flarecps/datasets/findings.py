@@ -261,7 +261,7 @@ class Finding:
 
 
 @dataclass
-class Complaints:
+class FindingCollector:
     """What is wrong with a folder: raised as a DatasetError at once, or with ``collect`` kept for the doctor."""
 
     collect: bool = False

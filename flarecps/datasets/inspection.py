@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from flarecps.batch_processing import Outcome, process_cases
+from flarecps.datasets.case_inspection import COARSE_HU, CaseInspection, inspect_case
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
-from flarecps.datasets.examination import COARSE_HU, Examination, examine
-from flarecps.datasets.findings import SEVERITIES, Complaints, Finding, Severity, by_severity
+from flarecps.datasets.duplicates import find_duplicates
+from flarecps.datasets.findings import SEVERITIES, Finding, FindingCollector, Severity, by_severity
 from flarecps.datasets.label_checks import LabelSet
 from flarecps.datasets.proposals import Renumbering, propose_annotated, propose_renumbering
-from flarecps.datasets.twins import find_twins
 
 __all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_folder", "inspection_to_json"]
 
@@ -33,7 +33,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     summary: dict[str, Any]
     catalogue: Catalogue
-    examined: Mapping[str, Examination]
+    examined: Mapping[str, CaseInspection]
     renumbering: Renumbering | None = None
 
     @property
@@ -60,7 +60,7 @@ def inspect_folder(
 
     Raises DatasetError where there is no data set to speak of: no folder, no images, no labels, no dataset.json.
     """
-    complaints = Complaints(collect=True)
+    complaints = FindingCollector(collect=True)
     catalogue = read_catalogue(dataset, split, complaints)
     return inspect_catalogue(catalogue, workers, progress, tuple(complaints.findings))
 
@@ -80,11 +80,11 @@ def inspect_catalogue(
         tuple(channel.upper() == "CT" for channel in catalogue.channels),
     )
     cases = [(case.name, (case, label_set)) for case in catalogue.cases]
-    outcomes = process_cases(examine, cases, workers, "Inspecting", progress)
+    outcomes = process_cases(inspect_case, cases, workers, "Inspecting", progress)
     examined = {one.name: one.value for one in outcomes if one.value is not None}
     findings = [*already, *(finding for one in examined.values() for finding in one.findings)]
     findings += [_stopped(one) for one in outcomes if one.error is not None]
-    findings += _twin_findings(catalogue, examined)
+    findings += _duplicate_findings(catalogue, examined)
     findings += _never_drawn(catalogue, examined)
     findings += _absent(catalogue, examined)
     findings += _odd_orientations(examined)
@@ -114,7 +114,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def volumes_ml(one: Examination, names: Mapping[int, str]) -> dict[str, float]:
+def volumes_ml(one: CaseInspection, names: Mapping[int, str]) -> dict[str, float]:
     """The volume of every known structure of a case in millilitres; {} without labels or grid."""
     if one.spacing_mm is None:
         return {}
@@ -124,7 +124,7 @@ def volumes_ml(one: Examination, names: Mapping[int, str]) -> dict[str, float]:
     }
 
 
-def _case_record(role: str, one: Examination, names: Mapping[int, str]) -> dict[str, Any]:
+def _case_record(role: str, one: CaseInspection, names: Mapping[int, str]) -> dict[str, Any]:
     record: dict[str, Any] = {"role": role, "readable": one.shape_voxels is not None}
     if one.shape_voxels is not None and one.spacing_mm is not None and one.intensities is not None:
         record |= {
@@ -133,7 +133,7 @@ def _case_record(role: str, one: Examination, names: Mapping[int, str]) -> dict[
             "stored_as": one.stored_as,
             "lowest": one.intensities[0],
             "highest": one.intensities[1],
-            "content_sha256": one.marks.exact,
+            "content_sha256": one.hashes.exact,
         }
     if one.label_voxels:
         record["volumes_ml"] = volumes_ml(one, names)
@@ -145,18 +145,18 @@ def _told_from(root: Path, words: str) -> str:
     return words.replace(f"{root}/", "").replace(f"{root}: ", "")
 
 
-def _stopped(outcome: Outcome[Examination]) -> Finding:
+def _stopped(outcome: Outcome[CaseInspection]) -> Finding:
     return Finding(outcome.name, "not-examined", f"could not be examined: {outcome.error}", "a case like the others")
 
 
-def _twin_findings(catalogue: Catalogue, examined: Mapping[str, Examination]) -> Iterator[Finding]:
+def _duplicate_findings(catalogue: Catalogue, examined: Mapping[str, CaseInspection]) -> Iterator[Finding]:
     """Scans that are the same scan, and label maps that belong to two different ones."""
     held_out = set(catalogue.validation_names)
     roles = {case.name: "validation" if case.name in held_out else case.role for case in catalogue.cases}
     order = ("labelled", "unlabelled", "validation", "test")
     same_scan: dict[str, int] = {}
-    for number, twins in enumerate(find_twins({name: one.marks for name, one in examined.items()})):
-        names = sorted(twins.names, key=lambda name: order.index(roles[name]))
+    for number, duplicates in enumerate(find_duplicates({name: one.hashes for name, one in examined.items()})):
+        names = sorted(duplicates.names, key=lambda name: order.index(roles[name]))
         same_scan |= dict.fromkeys(names, number)
         kinds = {roles[name] for name in names}
         listed = ", ".join(f"{name} ({roles[name]})" for name in names)
@@ -166,18 +166,18 @@ def _twin_findings(catalogue: Catalogue, examined: Mapping[str, Examination]) ->
             code, expected = "pool-overlap", "each scan in one role"
         else:
             code, expected = "duplicate", "each scan once"
-        yield Finding(names[0], code, f"the same scan: {listed}: {twins.alike}", expected)
+        yield Finding(names[0], code, f"the same scan: {listed}: {duplicates.alike}", expected)
     owners: dict[str, list[str]] = defaultdict(list)
     for name, one in examined.items():
-        if one.labels_mark:
-            owners[one.labels_mark].append(name)
+        if one.labels_hash:
+            owners[one.labels_hash].append(name)
     for names in owners.values():
         different = len({same_scan.get(name, -1 - index) for index, name in enumerate(names)})
         if different > 1:
             yield Finding(names[0], "same-labels", f"{', '.join(names)} have equal labels", "each scan to have its own")
 
 
-def _never_drawn(catalogue: Catalogue, examined: Mapping[str, Examination]) -> list[Finding]:
+def _never_drawn(catalogue: Catalogue, examined: Mapping[str, CaseInspection]) -> list[Finding]:
     """Structures that no labelled case holds; nothing can be learned about them."""
     labelled = [examined[case.name].label_voxels for case in catalogue.labelled if case.name in examined]
     if not any(labelled):
@@ -190,7 +190,7 @@ def _never_drawn(catalogue: Catalogue, examined: Mapping[str, Examination]) -> l
     ]
 
 
-def _absent(catalogue: Catalogue, examined: Mapping[str, Examination]) -> Iterator[Finding]:
+def _absent(catalogue: Catalogue, examined: Mapping[str, CaseInspection]) -> Iterator[Finding]:
     """Structures that a case should hold and does not, unless no case holds them."""
     drawn = {label for one in examined.values() for label in one.label_voxels}
     for case in catalogue.cases:
@@ -203,7 +203,7 @@ def _absent(catalogue: Catalogue, examined: Mapping[str, Examination]) -> Iterat
             yield Finding(case.name, "absent", f"no voxel of {', '.join(absent)}", "every structure of the set")
 
 
-def _odd_orientations(examined: Mapping[str, Examination]) -> Iterator[Finding]:
+def _odd_orientations(examined: Mapping[str, CaseInspection]) -> Iterator[Finding]:
     """The few cases that are stored in another order than nearly all."""
     stored = {name: one.stored_as for name, one in examined.items() if one.stored_as}
     counts = Counter(stored.values())
@@ -228,7 +228,7 @@ def _handedness(codes: str) -> float:
     return float(np.sign(np.linalg.det(axes)))
 
 
-def _summary(catalogue: Catalogue, examined: Mapping[str, Examination], findings: list[Finding]) -> dict[str, Any]:
+def _summary(catalogue: Catalogue, examined: Mapping[str, CaseInspection], findings: list[Finding]) -> dict[str, Any]:
     readable = [one for one in examined.values() if one.shape_voxels is not None]
     with_labels = [one.label_voxels for one in examined.values() if one.label_voxels]
     summary: dict[str, Any] = {

@@ -59,5 +59,5 @@ def left_right_pairs(labels: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
     ((1, 3),)
     """
     lower = {name.lower(): label for name, label in labels.items()}
-    twins = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
-    return tuple((right, left) for right, left in twins if left is not None)
+    pairs = ((label, lower.get(name.replace("right", "left"))) for name, label in lower.items() if "right" in name)
+    return tuple((right, left) for right, left in pairs if left is not None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
-from flarecps.datasets.findings import Complaints, Finding
+from flarecps.datasets.findings import Finding, FindingCollector
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import is_scan_file, scan_name
 
@@ -42,7 +42,7 @@ class Listing:
     description: Mapping[str, Any]
 
 
-def list_folder(root: Path, complaints: Complaints | None = None) -> Listing:
+def list_folder(root: Path, complaints: FindingCollector | None = None) -> Listing:
     """The cases of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2, plain.
 
     Cases come sorted by name within labelled, unlabelled, test. A training image without labels is listed as labelled
@@ -50,7 +50,7 @@ def list_folder(root: Path, complaints: Complaints | None = None) -> Listing:
     missing or fits no layout; labels without an image, odd channels and missing files go to ``complaints`` (which
     raises by default), and the files concerned are left out.
     """
-    complaints = complaints or Complaints()
+    complaints = complaints or FindingCollector()
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
     description = _read_description(root / "dataset.json")
@@ -99,7 +99,7 @@ def _scans_in(folder: Path | None) -> list[Path]:
     )
 
 
-def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: Complaints) -> tuple[Case, ...]:
+def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: FindingCollector) -> tuple[Case, ...]:
     """The cases of several (images folder, labels folder, role); one rule on channel endings for all of them.
 
     ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit).
@@ -153,7 +153,9 @@ def _flare22_labelled(root: Path) -> Path | None:
     return None
 
 
-def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | None, complaints: Complaints) -> Listing:
+def _list_flare22(
+    root: Path, labelled: Path, description: Mapping[str, Any] | None, complaints: FindingCollector
+) -> Listing:
     """FLARE22 as its organisers ship it; validation and tuning folders count as test."""
     places: list[tuple[Path, Path | None, Role]] = [(labelled / "images", labelled / "labels", "labelled")]
     for parent in dict.fromkeys([root, labelled.parent]):
@@ -170,7 +172,7 @@ def _list_flare22(root: Path, labelled: Path, description: Mapping[str, Any] | N
     return Listing("FLARE22", _list_roles(places, complaints), description if description is not None else preset)
 
 
-def _list_msd(root: Path, description: Mapping[str, Any], complaints: Complaints) -> tuple[Case, ...]:
+def _list_msd(root: Path, description: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
     """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
     cases = []
     for entry in description["training"]:
@@ -194,7 +196,7 @@ def _list_msd(root: Path, description: Mapping[str, Any], complaints: Complaints
     return tuple(sorted(cases, key=_by_name)) + tuple(unlabelled) + tuple(sorted(test, key=_by_name))
 
 
-def _list_named(root: Path, named: Mapping[str, Any], complaints: Complaints) -> tuple[Case, ...]:
+def _list_named(root: Path, named: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
     """nnU-Net v2's other way: dataset.json's "dataset" gives every training case's files; the rest lies in folders."""
     cases = []
     for name, entry in sorted(named.items()):

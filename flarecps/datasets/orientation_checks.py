@@ -45,14 +45,14 @@ LUNG_BELOW, LUNG_ABOVE = 0.10, 0.03  # share of the body's section
 
 
 @dataclass(frozen=True)
-class Centres:
+class StructureCentres:
     """Where drawn structures lie: name -> (height, depth, side) in mm from feet, back and left; and the width."""
 
     of: Mapping[str, tuple[float, float, float]]
     width_mm: float
 
 
-def label_centres(labels: LabelArray, spacing_mm: SpacingMm, names: Mapping[int, str]) -> Centres:
+def label_centres(labels: LabelArray, spacing_mm: SpacingMm, names: Mapping[int, str]) -> StructureCentres:
     """The centres of mass of all structures of a label map that have a name."""
     sums = np.zeros((256, 3))
     totals = np.zeros(256)
@@ -71,11 +71,11 @@ def label_centres(labels: LabelArray, spacing_mm: SpacingMm, names: Mapping[int,
         if label and totals[label]:
             height, depth, side = sums[label] / totals[label] * np.asarray(spacing_mm)
             centres[name] = (float(height), float(depth), float(side))
-    return Centres(centres, labels.shape[2] * spacing_mm[2])
+    return StructureCentres(centres, labels.shape[2] * spacing_mm[2])
 
 
 def label_orientation_findings(
-    case: str, centres: Centres, pairs: tuple[tuple[str, str], ...]
+    case: str, centres: StructureCentres, pairs: tuple[tuple[str, str], ...]
 ) -> tuple[list[Finding], bool]:
     """What the drawn organs say; and whether they say anything about height and depth (``pairs``: right, left)."""
     findings = []
@@ -103,7 +103,7 @@ def label_orientation_findings(
     return findings, decided
 
 
-def _liver_findings(case: str, centres: Centres) -> Iterator[Finding]:
+def _liver_findings(case: str, centres: StructureCentres) -> Iterator[Finding]:
     liver, spleen = centres.of.get("liver"), centres.of.get("spleen")
     if liver is not None and spleen is not None and liver[2] < spleen[2]:
         yield Finding(case, "liver-left", "the liver lies left of the spleen", "the liver on the patient's right")
@@ -114,7 +114,7 @@ def _liver_findings(case: str, centres: Centres) -> Iterator[Finding]:
 
 
 def _votes(
-    centres: Centres, table: tuple[tuple[str, str], ...], axis: int
+    centres: StructureCentres, table: tuple[tuple[str, str], ...], axis: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs of drawn structures that are the right and the wrong way round along an axis."""
     right_way: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def _votes(
     return right_way, wrong_way
 
 
-def _named(centres: Centres, words: str) -> list[str]:
+def _named(centres: StructureCentres, words: str) -> list[str]:
     """The structures whose names hold the words, such as "right kidney" for "kidney" (not "adrenal", "gallbladder")."""
     unwanted = NOT_THESE.get(words, "\n")
     return [

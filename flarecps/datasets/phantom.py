@@ -40,7 +40,7 @@ STORED_SHARES = (0.35, 0.35, 0.1, 0.1, 0.05, 0.05)
 
 
 @dataclass(frozen=True)
-class Order:
+class PhantomCase:
     """One case to be made: all that it depends on, and where it goes."""
 
     out: Path
@@ -84,7 +84,7 @@ def write_phantom(
     recipe |= {"size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
     sources = anatomy_sources(maps, counts) if maps else {}
     orders = [
-        Order(out, role, index, seed, size, sources[role][index] if maps else None)
+        PhantomCase(out, role, index, seed, size, sources[role][index] if maps else None)
         for role in ("labelled", "test", "unlabelled")
         for index in range(counts[role])
     ]
@@ -115,7 +115,7 @@ def anatomy_sources(maps: list[Path], counts: dict[Role, int]) -> dict[Role, lis
     return {"labelled": labelled, "unlabelled": unlabelled, "test": test}
 
 
-def make_case(order: Order) -> None:
+def make_case(order: PhantomCase) -> None:
     """Write the scan of one case, and its labels unless it is unlabelled."""
     images, labels_folder = FOLDERS[order.role]
     generator = np.random.default_rng([order.seed, ROLES.index(order.role), order.index])

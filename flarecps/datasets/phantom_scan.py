@@ -8,8 +8,8 @@ import numpy as np
 
 from flarecps.datasets.phantom_appearance import AIR_HU, Material, Noise, Scanner, draw_materials, draw_scanner
 from flarecps.datasets.phantom_organs import draw_organs
-from flarecps.datasets.phantom_shapes import Column, Grown, Waves, draw_waves, rotation
-from flarecps.datasets.phantom_torso import Solid, draw_bowel, draw_torso
+from flarecps.datasets.phantom_shapes import Column, Offset, Waves, draw_waves, rotation
+from flarecps.datasets.phantom_torso import Structure, draw_bowel, draw_torso
 from flarecps.typing import SpacingMm, Triple
 
 OUTSIDE_HU = -1024  # outside the reconstructed field
@@ -17,7 +17,7 @@ SLAB_VOXELS = 2_000_000  # painted at a time: bounds the memory
 
 
 @dataclass(frozen=True)
-class View:
+class Acquisition:
     """The grid of one scan and how the body lies in it.
 
     A grid point w (mm from the field's centre) shows the body at ``turn @ (w - shift) / scale`` plus a smooth warp.
@@ -53,7 +53,7 @@ class View:
         return points + offset
 
 
-def draw_view(generator: np.random.Generator, size: str, wide: bool) -> View:
+def draw_acquisition(generator: np.random.Generator, size: str, wide: bool) -> Acquisition:
     """A field of view; ``wide`` varies more in spacing, extent, zoom, position and turning."""
     draw = generator.uniform
     reach = 1.4 if wide else 1.0
@@ -71,7 +71,7 @@ def draw_view(generator: np.random.Generator, size: str, wide: bool) -> View:
     scale = common * draw(0.93, 1.07, 3)
     turn = rotation((generator.normal(0, 5 * reach), generator.normal(0, 3 * reach), generator.normal(0, 3 * reach)))
     warp = (draw_waves(generator, 300), draw_waves(generator, 260), draw_waves(generator, 260))
-    return View(
+    return Acquisition(
         shape, (spacing[0], spacing[1], spacing[1]), _triple(shift), _triple(scale), turn, warp, draw(3, 7) * reach
     )
 
@@ -80,26 +80,26 @@ def draw_view(generator: np.random.Generator, size: str, wide: bool) -> View:
 class Scene:
     """Everything one case needs to be painted."""
 
-    view: View
+    view: Acquisition
     scanner: Scanner
     materials: dict[str, Material]
-    solids: tuple[Solid, ...]
+    solids: tuple[Structure, ...]
 
 
-def draw_table() -> Solid:
+def draw_table() -> Structure:
     """The table's top, hollowed, below the patient's back."""
-    return Solid(Grown(Column((520.0, 0.0), (660.0, 660.0)), 0, 9), ((0, "table"),))
+    return Structure(Offset(Column((520.0, 0.0), (660.0, 660.0)), 0, 9), ((0, "table"),))
 
 
 def draw_scene(generator: np.random.Generator, size: str, wide: bool) -> Scene:
-    """A patient in a scanner, drawn from ``generator``; ``size`` is ``small`` or ``full``, see ``draw_view``."""
+    """A patient in a scanner, drawn from ``generator``; ``size`` is ``small`` or ``full``, see ``draw_acquisition``."""
     variation = 1.3 if wide else 1.0
     scanner = draw_scanner(generator, wide)
     materials = draw_materials(generator, scanner.phase, wide)
     torso = draw_torso(generator, variation)
     bowel = draw_bowel(generator, torso.cavity, variation)
     solids = (draw_table(), *torso.wall, *bowel, *draw_organs(generator, torso))
-    return Scene(draw_view(generator, size, wide), scanner, materials, solids)
+    return Scene(draw_acquisition(generator, size, wide), scanner, materials, solids)
 
 
 def paint(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +132,7 @@ def paint(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _paint_solid(
-    image: np.ndarray, labels: np.ndarray, points: np.ndarray, solid: Solid, materials: dict[str, Material],
+    image: np.ndarray, labels: np.ndarray, points: np.ndarray, solid: Structure, materials: dict[str, Material],
     offset: float, edge_mm: float,
 ) -> None:  # fmt: skip
     """Paint one structure over views of the slab; ``offset`` is this structure's deviation in standard deviations."""
@@ -165,7 +165,7 @@ class _Reach:
             others = tuple(other + 1 for other in range(3) if other != axis)
             self._ranges.append((points.min(axis=others), points.max(axis=others)))
 
-    def box(self, solid: Solid, edge_mm: float) -> tuple[slice, slice, slice] | None:
+    def box(self, solid: Structure, edge_mm: float) -> tuple[slice, slice, slice] | None:
         """Index box of the slab that holds the structure, or None where they do not meet."""
         margin = edge_mm + (solid.halo[0] if solid.halo is not None else 0.0)
         low, high = solid.shape.box_mm()
@@ -179,7 +179,7 @@ class _Reach:
         return found[0], found[1], found[2]
 
 
-def _outside_field(view: View) -> np.ndarray:
+def _outside_field(view: Acquisition) -> np.ndarray:
     """Mask (row, column) of what lies outside the inscribed circle."""
     _, rows, columns = view.axes_mm()
     radius = min(view.shape[1] * view.spacing_mm[1], view.shape[2] * view.spacing_mm[2]) / 2

@@ -147,7 +147,7 @@ class Union:
 
 
 @dataclass(frozen=True)
-class Carved:
+class Clipped:
     """``whole`` kept inside ``within`` by ``inset_mm`` and clear of ``without`` by ``gap_mm``."""
 
     whole: Shape
@@ -205,7 +205,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Repeated:
     """Pieces of ``whole``, ``height_mm`` high, one every ``period_mm`` upwards: vertebrae, ribs.
 
     ``slope`` is how far a piece sinks per mm towards anterior; the first piece is centred at ``start_mm``.
@@ -228,7 +228,7 @@ class Stacked:
 
 
 @dataclass(frozen=True)
-class Grown:
+class Offset:
     """A shape grown by ``by_mm`` all around (shrunk where negative); the shell of it where ``wall_mm`` is given."""
 
     seed: Shape
@@ -269,7 +269,7 @@ def draw_waves(generator: np.random.Generator, wavelength_mm: float, count: int 
 
 
 @dataclass(frozen=True)
-class Uneven:
+class Displaced:
     """A shape whose surface goes in and out by about ``depth_mm`` (standard deviation), as lobulated organs' do."""
 
     smooth: Shape

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from flarecps.datasets.phantom_shapes import (
-    Carved,
+    Clipped,
     Column,
+    Displaced,
     Ellipsoid,
-    Grown,
+    Offset,
     Place,
+    Repeated,
     Shape,
-    Stacked,
     Tube,
-    Uneven,
     Union,
     draw_waves,
 )
 
 
 @dataclass(frozen=True)
-class Solid:
+class Structure:
     """One painted structure: its shape, the tissues from its surface inwards, and its label if it is an organ.
 
     ``layers`` are (depth in mm, tissue); ``gas_above_mm`` is the anterior level above which the innermost layer is
@@ -41,7 +41,7 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Room:
+class CavitySize:
     """The room that the abdomen's cavity must offer, in body coordinates (mm)."""
 
     girth_mm: float  # from the midline to either side
@@ -56,32 +56,32 @@ class Torso:
 
     cavity: Shape
     domes: Shape  # below the diaphragm
-    room: Room
-    wall: tuple[Solid, ...]
+    room: CavitySize
+    wall: tuple[Structure, ...]
 
 
-def draw_room(generator: np.random.Generator) -> Room:
+def draw_cavity_size(generator: np.random.Generator) -> CavitySize:
     """The room in a synthetic patient."""
     draw = generator.uniform
     depth, middle = draw(84, 102), draw(11, 19)
-    return Room(draw(130, 148), middle + depth, middle - depth, (draw(122, 152), draw(112, 142)))
+    return CavitySize(draw(130, 148), middle + depth, middle - depth, (draw(122, 152), draw(112, 142)))
 
 
-def draw_torso(generator: np.random.Generator, variation: float = 1.0, room: Room | None = None) -> Torso:
+def draw_torso(generator: np.random.Generator, variation: float = 1.0, room: CavitySize | None = None) -> Torso:
     """A body wall with fat, muscle, spine, ribs, pelvis, lungs and heart; ``variation`` 1 is a labelled case's.
 
     ``room`` is what the organs need; by default it is drawn too.
     """
     draw = generator.uniform
-    room = room or draw_room(generator)
+    room = room or draw_cavity_size(generator)
     girth, depth, middle = room.girth_mm, (room.front_mm - room.back_mm) / 2, (room.front_mm + room.back_mm) / 2
     cavity = Column((middle, draw(-3, 3)), (depth, girth), 2.3)
     back = middle - 8.0  # the wall is thicker behind
-    muscle = Uneven(
+    muscle = Displaced(
         Column((back, 0.0), (depth + draw(15, 22), girth + draw(9, 16)), 2.3), draw_waves(generator, 180), 1.5
     )
     fat_mm = float(np.clip(generator.lognormal(np.log(15), 0.5 * variation), 4, 45))
-    fat = Uneven(
+    fat = Displaced(
         Column((back - 0.1 * fat_mm, 0.0), (depth + 20 + fat_mm, girth + 14 + 1.1 * fat_mm), 2.2),
         draw_waves(generator, 220),
         0.12 * fat_mm,
@@ -95,23 +95,25 @@ def draw_torso(generator: np.random.Generator, variation: float = 1.0, room: Roo
         30,
     )
     mediastinum = Ellipsoid((185, 12, -10), (95, 48, 34))
-    lungs = Carved(
+    lungs = Clipped(
         Column((middle, 0), (depth - 4, girth - 6), 2.3, floor_mm=draw(20, 60)), without=(domes, mediastinum), gap_mm=2
     )
     wall = [
-        Solid(Grown(fat, 1.8), ((0, "skin"),)),
-        Solid(fat, ((0, "fat"),)),
-        Solid(muscle, ((0, "muscle"),)),
-        Solid(cavity, ((0, "fat"),)),
+        Structure(Offset(fat, 1.8), ((0, "skin"),)),
+        Structure(fat, ((0, "fat"),)),
+        Structure(muscle, ((0, "muscle"),)),
+        Structure(cavity, ((0, "fat"),)),
         *_back(generator),
-        Solid(lungs, ((0, "lung"),), halo=(3.0, "muscle")),
-        Solid(Ellipsoid((draw(172, 186), 48, -28), (46, 40, 58), (20, 0, 0)), ((0, "myocardium"), (10, "heart blood"))),
+        Structure(lungs, ((0, "lung"),), halo=(3.0, "muscle")),
+        Structure(
+            Ellipsoid((draw(172, 186), 48, -28), (46, 40, 58), (20, 0, 0)), ((0, "myocardium"), (10, "heart blood"))
+        ),
         *_bones(generator, cavity),
     ]
     return Torso(cavity, domes, room, tuple(wall))
 
 
-def _back(generator: np.random.Generator) -> list[Solid]:
+def _back(generator: np.random.Generator) -> list[Structure]:
     """Psoas, quadratus lumborum and paraspinal muscles of both sides."""
     found = []
     psoas, back = generator.uniform(0.75, 1.25, size=2)
@@ -121,11 +123,11 @@ def _back(generator: np.random.Generator) -> list[Solid]:
             Tube(((40, -58, 55 * side), (-120, -52, 72 * side)), (12 * back, 15 * back)),
             Tube(((250, -72, 30 * side), (-200, -74, 34 * side)), (20 * back, 27 * back)),
         )
-        found += [Solid(muscle, ((0, "muscle"),)) for muscle in muscles]
+        found += [Structure(muscle, ((0, "muscle"),)) for muscle in muscles]
     return found
 
 
-def _bones(generator: np.random.Generator, cavity: Shape) -> list[Solid]:
+def _bones(generator: np.random.Generator, cavity: Shape) -> list[Structure]:
     """Spine with discs, canal and processes, ribs, and the wings of the pelvis."""
     draw = generator.uniform
     period, start = draw(32, 38), draw(0, 35)
@@ -134,23 +136,23 @@ def _bones(generator: np.random.Generator, cavity: Shape) -> list[Solid]:
     ring = Column((-64, 0), (14, 17))
     rib_slope = draw(0.35, 0.6)
     beneath = (Ellipsoid((-70, 190, 0), (190, 215, 400)), Column((0, 0), (400, 400), ceiling_mm=10))
-    margin = Carved(Grown(cavity, 5, 7), without=beneath)  # ribs end along a margin that rises towards the front
+    margin = Clipped(Offset(cavity, 5, 7), without=beneath)  # ribs end along a margin that rises towards the front
     solids = [
-        Solid(body, ((0, "disc"),)),
-        Solid(Stacked(body, period, period - 9, start), bone),
-        Solid(Stacked(ring, period, period - 7, start), bone),
-        Solid(Stacked(Column((-62, 0), (5, draw(34, 42))), period, 12, start), bone),
-        Solid(Stacked(Column((-86, 0), (15, 4)), period, 22, start - 8), bone),
-        Solid(Column((-64, 0), (8, 9)), ((0, "canal"),)),
-        Solid(Stacked(margin, period * 0.95, 12, draw(0, 30), rib_slope), bone),
+        Structure(body, ((0, "disc"),)),
+        Structure(Repeated(body, period, period - 9, start), bone),
+        Structure(Repeated(ring, period, period - 7, start), bone),
+        Structure(Repeated(Column((-62, 0), (5, draw(34, 42))), period, 12, start), bone),
+        Structure(Repeated(Column((-86, 0), (15, 4)), period, 22, start - 8), bone),
+        Structure(Column((-64, 0), (8, 9)), ((0, "canal"),)),
+        Structure(Repeated(margin, period * 0.95, 12, draw(0, 30), rib_slope), bone),
     ]
     for side in (-1, 1):
         wing = Ellipsoid((-150, -25, 98 * side), (58, 62, 8), (12.0 * side, 25.0 * side, 0))
-        solids.append(Solid(wing, bone))
+        solids.append(Structure(wing, bone))
     return solids
 
 
-def draw_bowel(generator: np.random.Generator, cavity: Shape, variation: float = 1.0) -> list[Solid]:
+def draw_bowel(generator: np.random.Generator, cavity: Shape, variation: float = 1.0) -> list[Structure]:
     """Colon and loops of small bowel: tubes at random places whose HU are like the organs'."""
     solids = [_colon(generator, cavity)]
     contents = ("chyme", "chyme", "bowel tissue", "bowel tissue", "bright chyme", "oral contrast")
@@ -161,11 +163,11 @@ def draw_bowel(generator: np.random.Generator, cavity: Shape, variation: float =
     for _ in range(int(generator.integers(2, 5))):  # contracted loops: solid, as bright as an organ
         centre = generator.uniform((-140, 0, -90), (60, 80, 90))
         lump = Ellipsoid(_place(centre), _place(generator.uniform(14, 32, 3)), _place(generator.uniform(0, 180, 3)))
-        solids.append(Solid(Carved(lump, cavity, inset_mm=2), ((0, "lump"),), halo=(2.0, "fat")))
+        solids.append(Structure(Clipped(lump, cavity, inset_mm=2), ((0, "lump"),), halo=(2.0, "fat")))
     return solids
 
 
-def _loop(generator: np.random.Generator, cavity: Shape, start: np.ndarray, content: str) -> Solid:
+def _loop(generator: np.random.Generator, cavity: Shape, start: np.ndarray, content: str) -> Structure:
     """One loop of small bowel wandering from ``start``."""
     places, heading = [start], generator.normal(size=3)
     for _ in range(int(generator.integers(2, 5))):
@@ -174,10 +176,12 @@ def _loop(generator: np.random.Generator, cavity: Shape, start: np.ndarray, cont
     radius = generator.uniform(9, 16)
     tube = Tube(tuple(_place(p) for p in places), tuple(radius * generator.uniform(0.8, 1.2, len(places))), bends=2)
     gas = float(start[1] + generator.uniform(0.2, 1.2) * radius) if generator.random() < 0.25 else None
-    return Solid(Carved(tube, cavity, inset_mm=2), ((0, "gut wall"), (3, content)), gas_above_mm=gas, halo=(2.0, "fat"))
+    return Structure(
+        Clipped(tube, cavity, inset_mm=2), ((0, "gut wall"), (3, content)), gas_above_mm=gas, halo=(2.0, "fat")
+    )
 
 
-def _colon(generator: np.random.Generator, cavity: Shape) -> Solid:
+def _colon(generator: np.random.Generator, cavity: Shape) -> Structure:
     """The colon around the abdomen: faeces below, gas above, with haustra."""
     nominal = np.array(
         [(-140, 5, 92), (-75, -5, 102), (-15, 5, 98), (0, 45, 82), (-20, 72, 45), (-38, 80, 0), (-15, 74, -48),
@@ -186,10 +190,10 @@ def _colon(generator: np.random.Generator, cavity: Shape) -> Solid:
     places = nominal + generator.normal(0, (9, 5, 5), nominal.shape)
     places[3:8, 0] += generator.normal(0, 22)  # the transverse colon hangs at any height
     radii = generator.uniform(14, 24, len(places))
-    tube = Uneven(Tube(tuple(_place(p) for p in places), tuple(radii), bends=2), draw_waves(generator, 32), 2.0)
+    tube = Displaced(Tube(tuple(_place(p) for p in places), tuple(radii), bends=2), draw_waves(generator, 32), 2.0)
     gas = generator.uniform(62, 95)
-    return Solid(
-        Carved(tube, cavity, inset_mm=2), ((0, "gut wall"), (3, "faeces")), gas_above_mm=gas, halo=(2.0, "fat")
+    return Structure(
+        Clipped(tube, cavity, inset_mm=2), ((0, "gut wall"), (3, "faeces")), gas_above_mm=gas, halo=(2.0, "fat")
     )
 
 

@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.datasets.phantom_appearance import draw_materials, draw_scanner
-from flarecps.datasets.phantom_scan import Scene, draw_table, draw_view, paint
+from flarecps.datasets.phantom_scan import Scene, draw_acquisition, draw_table, paint
 from flarecps.datasets.phantom_shapes import FAR_MM, Distances
-from flarecps.datasets.phantom_torso import Room, Solid, draw_bowel, draw_torso
+from flarecps.datasets.phantom_torso import CavitySize, Structure, draw_bowel, draw_torso
 from flarecps.errors import DatasetError
 from flarecps.typing import LabelArray, SpacingMm
 from flarecps.volumes.io import read_labels
@@ -31,7 +31,7 @@ HALOS_MM = {1: 2.0, 2: 4.0, 13: 4.0, 3: 2.0, 11: 2.0}  # fat around; 1 mm around
 
 
 @dataclass(frozen=True)
-class Mapped:
+class SampledShape:
     """A shape given by samples of its signed distance on a grid: ``first_mm`` is the place of sample (0, 0, 0)."""
 
     samples_mm: np.ndarray
@@ -75,7 +75,7 @@ def paint_label_map(
     torso = draw_torso(generator, variation, _room(labels, first_mm, spacing_mm))
     organs = [_solid(generator, label, shapes[label]) for label in PAINTED_IN_ORDER if label in shapes]
     solids = (draw_table(), *torso.wall, *draw_bowel(generator, torso.cavity, variation), *organs)
-    view = draw_view(generator, size, wide)
+    view = draw_acquisition(generator, size, wide)
     height = labels.shape[0] * spacing_mm[0] * view.scale[0]  # the field ends where the map does
     slices = min(view.shape[0], int(height / view.spacing_mm[0]))
     middle = first_mm[0] + spacing_mm[0] * (labels.shape[0] - 1) / 2
@@ -91,7 +91,7 @@ def paint_label_map(
     return image, painted, view.spacing_mm
 
 
-def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Mapped:
+def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> SampledShape:
     """The signed distance of an organ in and around its box; where the scan's end cuts the organ it goes on."""
     margin = np.ceil(MARGIN_MM / spacing_mm).astype(int)
     wanted = [(s.start - m, s.stop + m) for s, m in zip(box, margin, strict=True)]
@@ -103,7 +103,7 @@ def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spac
     inwards = np.maximum(ndimage.distance_transform_edt(inside, sampling=spacing_mm) - half, 0)
     smooth = ndimage.gaussian_filter((outwards - inwards).astype(np.float32), 0.6)
     start = first_mm + spacing_mm * [a for a, _ in wanted]
-    return Mapped(smooth, start, spacing_mm)
+    return SampledShape(smooth, start, spacing_mm)
 
 
 def _body_origin(boxes: dict[int, Box]) -> np.ndarray:
@@ -116,7 +116,7 @@ def _body_origin(boxes: dict[int, Box]) -> np.ndarray:
     return np.array([middle((RIGHT_KIDNEY, LEFT_KIDNEY), 0), middle((AORTA,), 1), middle((AORTA, CAVA), 2)])
 
 
-def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Room:
+def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> CavitySize:
     """How much room the organs need, in mm."""
     coarse = labels[::2, ::4, ::4]
     places = np.argwhere(coarse > 0) * spacing_mm * (2, 4, 4) + first_mm
@@ -126,14 +126,14 @@ def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> R
         if beneath.any():
             above[right] = float(np.argwhere(beneath)[:, 0].max() * 2 * spacing_mm[0] + first_mm[0]) + 6
     anterior = np.percentile(places[:, 1], (0.2, 99.8))
-    return Room(
+    return CavitySize(
         girth_mm=float(np.percentile(np.abs(places[:, 2]), 99.5)) + 10,
         front_mm=float(anterior[1]) + 8, back_mm=float(anterior[0]) - 8,
         tops_mm=(above[True], above[False]),
     )  # fmt: skip
 
 
-def _solid(generator: np.random.Generator, label: int, shape: Mapped) -> Solid:
+def _solid(generator: np.random.Generator, label: int, shape: SampledShape) -> Structure:
     """The organ as it is painted, with contents drawn for the hollow ones."""
     names = {organ.id: organ.name for organ in FLARE22_ORGANS}
     layers: dict[int, tuple[tuple[float, str], ...]] = {
@@ -152,4 +152,4 @@ def _solid(generator: np.random.Generator, label: int, shape: Mapped) -> Solid:
         low, high = shape.box_mm()
         gas = float(low[1] + (high[1] - low[1]) * generator.uniform(0.6, 1.0))
     halo = (HALOS_MM.get(label, 1.0), "fat")
-    return Solid(shape, layers.get(label, ((0, names[label]),)), label, gas_above_mm=gas, halo=halo)
+    return Structure(shape, layers.get(label, ((0, names[label]),)), label, gas_above_mm=gas, halo=halo)

@@ -33,7 +33,7 @@ from flarecps.inference.outputs import (
 from flarecps.inference.probability_file import ProbabilityFile, writing_probabilities
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.segmenter import Segmenter
-from flarecps.preprocessing.case import GridMapping, Prepared, in_plan_order
+from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
 from flarecps.volumes.space import Space
@@ -193,7 +193,7 @@ class CaseSegmentation:
                 nonlocal file
                 if file is None:
                     writing = writing_probabilities(
-                        path, plan, in_plan_order(loaded.volume, plan).space, grid_mapping, settings.accumulate
+                        path, plan, transposed_to_plan(loaded.volume, plan).space, grid_mapping, settings.accumulate
                     )
                     file = stack.enter_context(writing)
                 file.add(slab)

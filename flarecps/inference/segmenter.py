@@ -34,7 +34,7 @@ from flarecps.inference.sliding_window import Network, Place, scores_by_slab, wh
 from flarecps.inference.spacing_rules import enforced_spacing_mm, pretended
 from flarecps.inference.window_selection import find_region, holds_body
 from flarecps.planning.plan import Plan, plan_to_json
-from flarecps.preprocessing.case import GridMapping, Prepared, in_plan_order, prepare_case
+from flarecps.preprocessing.case import GridMapping, Prepared, prepare_case, transposed_to_plan
 from flarecps.preprocessing.intensity import normalise
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume
@@ -143,13 +143,13 @@ class Segmenter:
 
     def estimate(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
-        return self.resources.plan_scan(in_plan_order(volume, self.plan), began_s)
+        return self.resources.plan_scan(transposed_to_plan(volume, self.plan), began_s)
 
     def _seen(self, volume: Volume) -> Volume:
         """The scan in the plan's order of voxels, with the spacing that it is treated as having."""
         if self.settings.enforce_spacing:
             volume = pretended(volume, enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm))
-        return in_plan_order(volume, self.plan)
+        return transposed_to_plan(volume, self.plan)
 
     def _slabs(
         self, prepared: Prepared, work: WorkPlan, schedule: WindowSchedule, volume: Volume, show_progress: bool
@@ -160,7 +160,7 @@ class Segmenter:
         chain = self.resources.chain(work)
         tests: list[Callable[[Place], bool]] = []
         if work.skip_air:
-            known_air = self.plan.whole_hu  # where CT was clipped, a window without contrast holds no body
+            known_air = self.plan.integer_hu  # where CT was clipped, a window without contrast holds no body
             tests.append(holds_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
             region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, chain)

@@ -54,7 +54,7 @@ class Fingerprint:
     @staticmethod
     def of(parts: Iterable[Fingerprint]) -> Fingerprint:
         """The fingerprint of all parts together, taken in one by one. Raises ``ValueError`` when two share a case."""
-        tally = Tally()
+        tally = FingerprintAccumulator()
         for part in parts:
             tally.add(part)
         return tally.total()
@@ -124,7 +124,7 @@ class Fingerprint:
         )
 
 
-class Tally:
+class FingerprintAccumulator:
     """Remembers the sum of the fingerprints added so far."""
 
     def __init__(self) -> None:

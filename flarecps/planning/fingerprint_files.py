@@ -16,7 +16,7 @@ from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError
-from flarecps.planning.fingerprint import Fingerprint, Tally, fingerprint_case, is_ct
+from flarecps.planning.fingerprint import Fingerprint, FingerprintAccumulator, fingerprint_case, is_ct
 from flarecps.volumes.io import read_channels, read_labels
 
 FORMAT = "flarecps-fingerprint"
@@ -51,7 +51,7 @@ def fingerprint_dataset(
     used, the rest is added there, and ``folder/fingerprint.json`` holds the whole. Raises ``DatasetError`` when no
     labelled case could be read.
     """
-    tally = Tally()
+    tally = FingerprintAccumulator()
     failures = _work(_entries(catalogue, None, folder), workers, progress, tally.add)
     fingerprint = tally.total()
     if not fingerprint.count("labelled"):
@@ -73,7 +73,7 @@ def fingerprint_shard(
     return len(entries), _work(entries, workers, progress, lambda _: None)
 
 
-def made_from(entry: _Entry) -> dict[str, Any]:
+def source_signature(entry: _Entry) -> dict[str, Any]:
     """What a case's fingerprint depends on; a file that says the same is up to date."""
     files = [*entry.case.images, *([] if entry.labels is None else [entry.labels])]
     states = [(path.name, path.stat()) for path in files]
@@ -111,7 +111,9 @@ def _work(
 
 
 def _make(entry: _Entry) -> Fingerprint:
-    source = None if entry.file is None else made_from(entry)  # before reading: a file that changes meanwhile is stale
+    source = (
+        None if entry.file is None else source_signature(entry)
+    )  # before reading: a file that changes meanwhile is stale
     case = entry.case
     volume = read_channels(case.images)
     labels = None if entry.labels is None else read_labels(entry.labels)
@@ -129,7 +131,7 @@ def _read_current(entry: _Entry) -> Fingerprint | None:
         return None
     try:
         content = json.loads(entry.file.read_text(encoding="utf-8"))
-        if (content["format"], content["version"], content["made_from"]) != (FORMAT, VERSION, made_from(entry)):
+        if (content["format"], content["version"], content["made_from"]) != (FORMAT, VERSION, source_signature(entry)):
             return None
         return Fingerprint.from_json(content)
     except (OSError, ValueError, KeyError, TypeError):  # a missing scan is reported when it is to be read

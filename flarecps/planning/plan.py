@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from flarecps import atomic
 from flarecps.errors import PlanError
-from flarecps.planning.reading import Reader, RepeatedKeyError, without_repeats
+from flarecps.planning.reading import DuplicateKeyError, Reader, reject_duplicate_keys
 from flarecps.typing import SpacingMm, Triple
 
 FORMAT = "flarecps-plan"
@@ -112,7 +112,7 @@ class Plan:
         return len(self.labels)
 
     @property
-    def whole_hu(self) -> bool:
+    def integer_hu(self) -> bool:
         """Whether cases on the network's grid hold whole HU: CT, unless it was clipped before it was resampled."""
         return self.intensity.scheme == "ct" and self.conventions.intensity == "after_resampling"
 
@@ -161,26 +161,26 @@ def plan_from_json(content: Any, where: str = "plan") -> Plan:
     what was expected and the usual cure, for missing, misspelt, mistyped and contradicting entries.
     """
     reader = Reader(content, where)
-    if reader.text("format") != FORMAT:
-        raise reader.wrong("format", f"'{FORMAT}'", "is this a plan? 'flarecps plan' writes one")
-    if reader.whole("version") != VERSION:
-        raise reader.wrong("version", str(VERSION), "it was written by another version of flarecps: plan again")
-    dimensions = reader.whole("dimensions")
+    if reader.string("format") != FORMAT:
+        raise reader.error("format", f"'{FORMAT}'", "is this a plan? 'flarecps plan' writes one")
+    if reader.integer("version") != VERSION:
+        raise reader.error("version", str(VERSION), "it was written by another version of flarecps: plan again")
+    dimensions = reader.integer("dimensions")
     if dimensions not in (2, 3):
-        raise reader.wrong("dimensions", "2 or 3", "plan again with --dimensions 2 or 3")
+        raise reader.error("dimensions", "2 or 3", "plan again with --dimensions 2 or 3")
     plan = Plan(
-        dataset=reader.text("dataset"),
+        dataset=reader.string("dataset"),
         dimensions=dimensions,  # type: ignore[arg-type]  # checked just above
         labels=_labels(reader),
         left_right_pairs=tuple(_pair(pair) for pair in reader.rows("left_right_pairs", 2)),
-        channels=reader.texts("channels"),
+        channels=reader.strings("channels"),
         spacing_mm=_triple(reader.numbers("spacing_mm", 3, above=0.0)),
-        axis_order=_triple(reader.wholes("axis_order", 3, at_least=0)),
-        median_shape_voxels=_triple(reader.wholes("median_shape_voxels", 3)),
-        patch_voxels=reader.wholes("patch_voxels", dimensions),
+        axis_order=_triple(reader.integers("axis_order", 3, at_least=0)),
+        median_shape_voxels=_triple(reader.integers("median_shape_voxels", 3)),
+        patch_voxels=reader.integers("patch_voxels", dimensions),
         topology=_topology(reader.section("topology"), dimensions),
         global_batch=_batch(reader.section("global_batch")),
-        batch_dice=reader.truth("batch_dice"),
+        batch_dice=reader.boolean("batch_dice"),
         intensity=_intensity(reader.section("intensity")),
         fingerprint=reader.mapping("fingerprint"),
         memory_gb=reader.number("memory_gb", at_least=0.0),
@@ -200,14 +200,14 @@ def checked(plan: Plan, where: str = "plan") -> Plan:
 def read_plan(path: Path | str) -> Plan:
     """The plan in a JSON file; ``PlanError`` names the file when it is missing, not JSON, or not a sound plan."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=reject_duplicate_keys)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise PlanError(f"{path}: no such plan file; 'flarecps plan DATASET --out {path}' writes one") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(
             f"{path}: not valid JSON ({error}); undo the last edit, or write it again with 'flarecps plan'"
         ) from error
-    except RepeatedKeyError as error:
+    except DuplicateKeyError as error:
         raise PlanError(f"{path}: '{error}' stands twice in one object; remove one of the two") from error
     return plan_from_json(content, str(path))
 
@@ -224,21 +224,21 @@ def _labels(reader: Reader) -> dict[str, int]:
     if any(isinstance(label, bool) or not isinstance(label, int) for label in ids) or sorted(ids) != list(
         range(len(ids))
     ):
-        raise reader.wrong(
+        raise reader.error(
             "labels",
             "whole-number ids 0, 1, 2, … without gaps or repeats (0 is background)",
             "renumber the labels in dataset.json and in the label files, then plan again",
         )
     if len(ids) < 2 or labels.get("background") != 0:
-        raise reader.wrong("labels", "'background': 0 and at least one structure", "complete dataset.json, plan again")
+        raise reader.error("labels", "'background': 0 and at least one structure", "complete dataset.json, plan again")
     if len(ids) > 256:
-        raise reader.wrong("labels", "at most 255 structures (labels are stored as 8 bits)", "merge some structures")
+        raise reader.error("labels", "at most 255 structures (labels are stored as 8 bits)", "merge some structures")
     return labels
 
 
 def _topology(reader: Reader, dimensions: int) -> Topology:
     topology = Topology(
-        features=reader.wholes("features", None),
+        features=reader.integers("features", None),
         strides=reader.rows("strides", dimensions),
         kernels=reader.rows("kernels", dimensions),
     )
@@ -246,16 +246,16 @@ def _topology(reader: Reader, dimensions: int) -> Topology:
     stages = len(topology.features)
     for key, rows in (("strides", topology.strides), ("kernels", topology.kernels)):
         if len(rows) != stages:
-            raise reader.wrong(key, f"{stages} entries, one per stage as in 'features'", "add or remove stages in all")
+            raise reader.error(key, f"{stages} entries, one per stage as in 'features'", "add or remove stages in all")
     if set(topology.strides[0]) != {1}:
-        raise reader.wrong("strides", f"first entry {[1] * dimensions}", "the first stage keeps the input's resolution")
+        raise reader.error("strides", f"first entry {[1] * dimensions}", "the first stage keeps the input's resolution")
     if any(size % 2 == 0 for kernel in topology.kernels for size in kernel):
-        raise reader.wrong("kernels", "odd sizes (1 or 3)", "an even kernel would shift the image")
+        raise reader.error("kernels", "odd sizes (1 or 3)", "an even kernel would shift the image")
     return topology
 
 
 def _batch(reader: Reader) -> dict[str, int]:
-    batch = {"labelled": reader.whole("labelled"), "unlabelled": reader.whole("unlabelled", at_least=0)}
+    batch = {"labelled": reader.integer("labelled"), "unlabelled": reader.integer("unlabelled", at_least=0)}
     reader.refuse_unknown()
     return batch
 
@@ -269,7 +269,7 @@ def _intensity(reader: Reader) -> Intensity:
     sd = reader.number("sd_hu", above=0.0)
     reader.refuse_unknown()
     if low >= high:
-        raise reader.wrong("low_hu", f"less than high_hu ({high})", "the window must not be empty")
+        raise reader.error("low_hu", f"less than high_hu ({high})", "the window must not be empty")
     return Intensity("ct", low, high, mean, sd, source)  # type: ignore[arg-type]  # one of the choices
 
 
@@ -279,7 +279,7 @@ def _conventions(plan: Reader) -> Conventions:
     if not present:
         return OWN_CONVENTIONS
     if len(present) == 2:
-        raise plan.wrong(FORMER_CONVENTIONS, "to be left out beside 'conventions', its new name", "remove it")
+        raise plan.error(FORMER_CONVENTIONS, "to be left out beside 'conventions', its new name", "remove it")
     reader = plan.section(present[0])
     choices: dict[str, tuple[str, ...]] = {
         "orientation": ("ras", "as_stored"),
@@ -294,24 +294,24 @@ def _conventions(plan: Reader) -> Conventions:
 
 def _check_agreement(plan: Plan, reader: Reader) -> None:
     if sorted(plan.axis_order) != [0, 1, 2]:
-        raise reader.wrong("axis_order", "0, 1 and 2 once each", "[0, 1, 2] keeps (slice, row, column)")
+        raise reader.error("axis_order", "0, 1 and 2 once each", "[0, 1, 2] keeps (slice, row, column)")
     for axis, (size, stride) in enumerate(zip(plan.patch_voxels, plan.topology.total_stride, strict=True)):
         if size % stride:
             nearest = max(stride, round(size / stride) * stride)
-            raise reader.wrong(
+            raise reader.error(
                 "patch_voxels",
                 f"axis {axis} to be a multiple of {stride}, the product of the strides on that axis",
                 f"use {nearest}, or remove a stage from 'topology'",
             )
     deepest = [size // stride for size, stride in zip(plan.patch_voxels, plan.topology.total_stride, strict=True)]
     if max(deepest) == 1:
-        raise reader.wrong(
+        raise reader.error(
             "patch_voxels",
             "more than one voxel at the deepest stage, or instance normalisation has nothing to normalise",
             "use a larger patch, or remove a stage from 'topology'",
         )
     if plan.left_right_pairs and plan.conventions.orientation == "as_stored":
-        raise reader.wrong(
+        raise reader.error(
             "left_right_pairs",
             "none with conventions.orientation 'as_stored', where left and right may be on any axis",
             "write []",
@@ -319,7 +319,7 @@ def _check_agreement(plan: Plan, reader: Reader) -> None:
     known = set(plan.labels.values()) - {0}
     for pair in plan.left_right_pairs:
         if not set(pair) <= known or pair[0] == pair[1]:
-            raise reader.wrong("left_right_pairs", f"two different label ids out of {sorted(known)}", "edit the pair")
+            raise reader.error("left_right_pairs", f"two different label ids out of {sorted(known)}", "edit the pair")
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def plan_dataset(
             global_batch={"labelled": batch, "unlabelled": batch},
             batch_dice=dimensions == 2 or has_low_resolution_stage(spacing, shape, patch, memory, most_features),
             intensity=decide_intensity(fingerprint, catalogue.channels, intensity),
-            fingerprint=summary(fingerprint, catalogue.labels),
+            fingerprint=fingerprint_summary(fingerprint, catalogue.labels),
             memory_gb=round(memory.step_gb(patch, topology, batch), 2),
         ),
         f"the plan for {catalogue.root}",
@@ -120,7 +120,7 @@ def has_low_resolution_stage(
     return full_voxels / voxels >= 2
 
 
-def summary(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
+def fingerprint_summary(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
     """The fingerprint for people: plain numbers, rounded, units in the keys; triples are (slice, row, column)."""
     cases = fingerprint.cases
     orientations = [case.orientation for case in cases]

@@ -21,7 +21,7 @@ class Reader:
         self.content: dict[str, Any] = content
         self.asked: set[str] = set()
 
-    def wrong(self, key: str, expected: str, cure: str) -> PlanError:
+    def error(self, key: str, expected: str, cure: str) -> PlanError:
         """The error for ``key``: its value, what was expected, how to cure it."""
         return PlanError(
             f"{self.where}: '{self.prefix}{key}' is {_shown(self.content.get(key))}; expected {expected}; {cure}"
@@ -36,74 +36,74 @@ class Reader:
             raise PlanError(f"{self.where}: '{self.prefix}{key}' is missing; {hint}")
         return self.content[key]
 
-    def text(self, key: str) -> str:
+    def string(self, key: str) -> str:
         """A string."""
         value = self.value(key)
         if not isinstance(value, str):
-            raise self.wrong(key, "a text in quotes", "put it in double quotes")
+            raise self.error(key, "a text in quotes", "put it in double quotes")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def strings(self, key: str) -> tuple[str, ...]:
         """A list of at least one string."""
         value = self.value(key)
         if not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
-            raise self.wrong(key, "a list of texts", 'write it as ["…"]')
+            raise self.error(key, "a list of texts", 'write it as ["…"]')
         return tuple(value)
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
         """One of ``choices``."""
-        value = self.text(key)
+        value = self.string(key)
         if value not in choices:
-            raise self.wrong(key, " or ".join(f"'{choice}'" for choice in choices), "choose one of them")
+            raise self.error(key, " or ".join(f"'{choice}'" for choice in choices), "choose one of them")
         return value
 
-    def truth(self, key: str) -> bool:
+    def boolean(self, key: str) -> bool:
         """true or false."""
         value = self.value(key)
         if not isinstance(value, bool):
-            raise self.wrong(key, "true or false", "write it without quotes")
+            raise self.error(key, "true or false", "write it without quotes")
         return value
 
-    def whole(self, key: str, at_least: int = 1) -> int:
+    def integer(self, key: str, at_least: int = 1) -> int:
         """A whole number."""
         value = self.value(key)
         if not _is_whole(value) or value < at_least:
-            raise self.wrong(key, f"a whole number, at least {at_least}", "edit it, or plan again")
+            raise self.error(key, f"a whole number, at least {at_least}", "edit it, or plan again")
         return int(value)
 
     def number(self, key: str, above: float | None = None, at_least: float | None = None) -> float:
         """A finite number."""
         value = self.value(key)
         if not _fits(value, above, at_least):
-            raise self.wrong(key, f"a number{_bound(above, at_least)}", "edit it, or plan again")
+            raise self.error(key, f"a number{_bound(above, at_least)}", "edit it, or plan again")
         return float(value)
 
-    def wholes(self, key: str, length: int | None, at_least: int = 1) -> tuple[int, ...]:
+    def integers(self, key: str, length: int | None, at_least: int = 1) -> tuple[int, ...]:
         """A list of ``length`` whole numbers (``None``: one or more)."""
         value = self.value(key)
         if not _is_row(value, length, at_least):
-            raise self.wrong(key, f"{_row_text(length)}, each at least {at_least}", "edit it, or plan again")
+            raise self.error(key, f"{_row_text(length)}, each at least {at_least}", "edit it, or plan again")
         return tuple(value)
 
     def numbers(self, key: str, length: int, above: float) -> tuple[float, ...]:
         """A list of ``length`` numbers."""
         value = self.value(key)
         if not isinstance(value, list) or len(value) != length or not all(_fits(v, above, None) for v in value):
-            raise self.wrong(key, f"a list of {length} numbers, each above {above:g}", "edit it, or plan again")
+            raise self.error(key, f"a list of {length} numbers, each above {above:g}", "edit it, or plan again")
         return tuple(float(v) for v in value)
 
     def rows(self, key: str, length: int) -> tuple[tuple[int, ...], ...]:
         """A list of lists of ``length`` positive whole numbers; may be empty."""
         value = self.value(key)
         if not isinstance(value, list) or not all(_is_row(row, length, 1) for row in value):
-            raise self.wrong(key, f"a list whose entries are each {_row_text(length)}, at least 1", "edit it")
+            raise self.error(key, f"a list whose entries are each {_row_text(length)}, at least 1", "edit it")
         return tuple(tuple(row) for row in value)
 
     def mapping(self, key: str) -> dict[str, Any]:
         """An object, as it stands."""
         value = self.value(key)
         if not isinstance(value, dict):
-            raise self.wrong(key, "an object with named entries, { … }", "write the plan again with 'flarecps plan'")
+            raise self.error(key, "an object with named entries, { … }", "write the plan again with 'flarecps plan'")
         return dict(value)
 
     def section(self, key: str) -> Reader:
@@ -119,16 +119,16 @@ class Reader:
                 raise PlanError(f"{self.where}: '{self.prefix}{key}' is not an entry of a plan; {hint}")
 
 
-class RepeatedKeyError(ValueError):
+class DuplicateKeyError(ValueError):
     """A key that stands twice in one JSON object; its text is the key."""
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these entries (for ``json.loads``); ``RepeatedKeyError`` instead of silently taking the last."""
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these entries (for ``json.loads``); ``DuplicateKeyError`` instead of silently taking the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
     return content
 
 

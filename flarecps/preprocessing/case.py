@@ -12,7 +12,7 @@ from flarecps.planning.agreement import check_labels
 from flarecps.planning.hounsfield import FILL_HU, to_hu
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order, in_network_order
-from flarecps.preprocessing.intensity import channel_statistics, window_of
+from flarecps.preprocessing.intensity import channel_statistics, clip_to_window
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume, as_stored
@@ -87,7 +87,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
             plan.conventions.orientation == "as_stored"
         ):  # in the order of the scan's file, whatever that of the labels' is
             drawn = volume.source.reorientation.undo(drawn)
-    volume = in_plan_order(volume, plan)
+    volume = transposed_to_plan(volume, plan)
     is_hu = plan.intensity.scheme == "ct"
     box = field_box(volume.array, FIELD_HU if is_hu and plan.conventions.crop == "field_of_view" else 0)
     array = crop(volume.array, box)
@@ -95,8 +95,10 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
-    before, after = (to_type, to_type) if plan.whole_hu or not is_hu else (window_of(plan.intensity), None)
-    image = np.empty((len(array), *in_network_order(shape, plan.axis_order)), np.int16 if plan.whole_hu else np.float32)
+    before, after = (to_type, to_type) if plan.integer_hu or not is_hu else (clip_to_window(plan.intensity), None)
+    image = np.empty(
+        (len(array), *in_network_order(shape, plan.axis_order)), np.int16 if plan.integer_hu else np.float32
+    )
     for channel, out in zip(array, image, strict=True):
         resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=before, after=after)
     label_map = None
@@ -115,7 +117,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     return Prepared(image, label_map, grid_mapping, channel_statistics(array, to_type))
 
 
-def in_plan_order(volume: Volume, plan: Plan) -> Volume:
+def transposed_to_plan(volume: Volume, plan: Plan) -> Volume:
     """The scan with its voxels in the order that the plan's networks know: RAS, or as its file stores them."""
     return as_stored(volume) if plan.conventions.orientation == "as_stored" else volume
 

@@ -13,11 +13,11 @@ from flarecps.preprocessing.case import prepare_case
 from flarecps.preprocessing.checksums import damage, write_manifest
 from flarecps.preprocessing.store_writing import (
     check_store,
-    clear_leftovers,
+    full_disk_as_store_error,
     is_current,
     prepare_store,
     remove_case,
-    said_when_full,
+    remove_partial_cases,
     write_case,
 )
 from flarecps.volumes.io import read_channels, read_labels
@@ -35,10 +35,10 @@ def preprocess_dataset(
     disagree, ``StoreError`` when the folder belongs to another plan.
     """
     check_plan_fits(plan, catalogue)
-    with said_when_full(store, "its description"):
+    with full_disk_as_store_error(store, "its description"):
         prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
-    clear_leftovers(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
+    remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
     done = {
         outcome.name: outcome for outcome in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)

@@ -44,7 +44,7 @@ def _mean_and_sd(channel: np.ndarray, before: Conversion | None) -> tuple[float,
     return pivot + mean, math.sqrt(max(squares / channel.size - mean * mean, 0.0))
 
 
-def window_of(intensity: Intensity) -> Conversion:
+def clip_to_window(intensity: Intensity) -> Conversion:
     """The conversion of stored values into HU clipped to the window, float32: what nnU-Net resamples."""
 
     def clipped(stored: np.ndarray) -> np.ndarray:

@@ -51,4 +51,4 @@ def _bytes_of(case: Case, plan: Plan) -> int:
     except ScanError:
         return PROCESS_BYTES
     sizes = math.prod(space.shape), math.prod(shape_at_target(plan, space.shape, space.spacing_mm))
-    return PROCESS_BYTES + case_bytes(*sizes, len(case.images), plan.whole_hu)
+    return PROCESS_BYTES + case_bytes(*sizes, len(case.images), plan.integer_hu)

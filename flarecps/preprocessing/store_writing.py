@@ -95,7 +95,7 @@ def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     folder = store / "cases" / case.name
     partial = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{case.name}")
     try:
-        with said_when_full(store, f"case '{case.name}'"):
+        with full_disk_as_store_error(store, f"case '{case.name}'"):
             partial.mkdir(parents=True)
             _write_files(partial, prepared, case, plan)
             remove_case(store, case.name)
@@ -106,7 +106,7 @@ def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
 
 
 @contextmanager
-def said_when_full(store: Path, what: str) -> Iterator[None]:
+def full_disk_as_store_error(store: Path, what: str) -> Iterator[None]:
     """A full disk or a used-up quota in the block becomes a ``StoreError`` that says what could not be written."""
     try:
         yield
@@ -128,7 +128,7 @@ def remove_case(store: Path, name: str) -> None:
         shutil.rmtree(leaving, ignore_errors=True)
 
 
-def clear_leftovers(store: Path, mine: Collection[str], known: Collection[str]) -> None:
+def remove_partial_cases(store: Path, mine: Collection[str], known: Collection[str]) -> None:
     """Remove what killed runs left of the cases ``mine``, and of cases that are not ``known`` to the data set any more.
 
     What belongs to other cases may be another job's work in progress.
@@ -141,7 +141,7 @@ def clear_leftovers(store: Path, mine: Collection[str], known: Collection[str]) 
 
 def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     image, scaling = prepared.image, None
-    if not plan.whole_hu:
+    if not plan.integer_hu:
         image, scaling = quantised(image, prepared.statistics["sd"])
     _write_array(folder / "image.b2nd", image, plan.dimensions)
     samples: dict[int, np.ndarray] = {}
@@ -158,14 +158,14 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
         "statistics": prepared.statistics,
         "samples": {str(label): len(voxels) for label, voxels in samples.items()},
         "way_back": prepared.grid_mapping.to_dict(),
-        "made_from": made_from(case, plan),
+        "made_from": case_signature(case, plan),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     atomic.write_json(folder / "case.json", content)
     write_checksums(folder)
 
 
-def made_from(case: Case, plan: Plan) -> dict[str, Any]:
+def case_signature(case: Case, plan: Plan) -> dict[str, Any]:
     """What a stored case depends on; a case whose record says the same need not be written again."""
     files = [*case.images, *([case.labels] if case.labels is not None else [])]
     return {
@@ -187,7 +187,7 @@ def is_current(store: Path, case: Case, plan: Plan) -> bool:
         sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return content["bytes"] == sizes and content.get("made_from") == made_from(case, plan)
+    return content["bytes"] == sizes and content.get("made_from") == case_signature(case, plan)
 
 
 def _difference(store: Path, plan: Plan) -> str:

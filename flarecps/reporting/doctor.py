@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
-from flarecps.datasets.examination import COARSE_HU
+from flarecps.datasets.case_inspection import COARSE_HU
 from flarecps.datasets.findings import KINDS, SEVERITIES, Finding
 from flarecps.datasets.inspection import Inspection, coarse_histograms, volumes_ml
 from flarecps.datasets.layouts import Case

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from flarecps.errors import ScanError
-from flarecps.volumes.itk import KINDS, read_file_space, reasons_for, stored
+from flarecps.volumes.itk import KINDS, itk_errors_as_scan_error, read_file_space, stored
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
@@ -32,7 +32,7 @@ def is_dicom_file(path: Path) -> bool:
         return False
 
 
-def holds_dicom(folder: Path) -> bool:
+def contains_dicom(folder: Path) -> bool:
     """Whether a folder itself holds DICOM files (with or without extension)."""
     with os.scandir(folder) as entries:
         return any(_is_slice_file(Path(entry.path)) for entry in entries)
@@ -53,7 +53,7 @@ def read_series(folder: Path) -> StoredScan:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
-    with reasons_for(folder, "one DICOM series of equally sized slices"):
+    with itk_errors_as_scan_error(folder, "one DICOM series of equally sized slices"):
         image = reader.Execute()
     scan = stored(folder, image)
     space = _series_grid(folder, files)
@@ -76,7 +76,7 @@ def read_series_space(folder: Path) -> Space:
 def _series_files(folder: Path) -> tuple[str, ...]:
     """The slice files of the one series in a folder, in the order of their positions."""
     reader = sitk.ImageSeriesReader()
-    with reasons_for(folder, "a folder of DICOM slices"):
+    with itk_errors_as_scan_error(folder, "a folder of DICOM slices"):
         series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) > 1:
         raise ScanError(

@@ -195,7 +195,7 @@ def find_scans(folder: Path | str) -> list[Path]:
         raise ScanError(f"{folder}: no such folder: check the path")
     files = [path for path in folder.iterdir() if path.is_file() and is_scan_file(path)]
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    return sorted(files + [candidate for candidate in folders if dicom.holds_dicom(candidate)])
+    return sorted(files + [candidate for candidate in folders if dicom.contains_dicom(candidate)])
 
 
 def is_scan_file(path: Path) -> bool:

@@ -27,7 +27,7 @@ STDERR = 2  # the file descriptor C libraries print to
 
 def read_file(path: Path) -> StoredScan:
     """Voxels and grid of a NRRD or MHA file; ScanError when it is unreadable, truncated or not one 3D image."""
-    with reasons_for(path, "a complete image file"):
+    with itk_errors_as_scan_error(path, "a complete image file"):
         image = sitk.ReadImage(str(path))
     return stored(path, image)
 
@@ -36,7 +36,7 @@ def read_file_space(path: Path) -> Space:
     """The stored grid of a NRRD, MHA or single DICOM file, from its header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with reasons_for(path, "a complete image file"):
+    with itk_errors_as_scan_error(path, "a complete image file"):
         reader.ReadImageInformation()
     return _grid(path, reader)[0]
 
@@ -95,7 +95,7 @@ def _grid(path: Path, image: Any) -> tuple[Space, tuple[str, ...]]:
 
 
 @contextmanager
-def reasons_for(path: Path, expected: str) -> Iterator[None]:
+def itk_errors_as_scan_error(path: Path, expected: str) -> Iterator[None]:
     """Turn SimpleITK's errors into a ScanError of one line; what the C libraries print meanwhile becomes its reason."""
     with tempfile.TemporaryFile() as printed:
         sys.stderr.flush()

@@ -11,7 +11,7 @@ import pytest
 
 import flarecps
 from flarecps.cli import main as cli
-from flarecps.cli.arguments import call_with_words
+from flarecps.cli.arguments import call_with_arguments
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
@@ -174,15 +174,15 @@ brew_calls: list[dict[str, object]] = []
 def test_a_signature_becomes_a_command_line() -> None:
     brew_calls.clear()
     words = ["well", "1", "2", "--out", "pot", "--heat=3", "--strength", "strong", "--sugar"]
-    assert call_with_words(brew, words, "tea") == 2
+    assert call_with_arguments(brew, words, "tea") == 2
     assert brew_calls == [
         {"water": Path("well"), "cups": [1, 2], "out": Path("pot"), "strength": "strong", "heat_mm": 3.0,
          "sugar": True, "name": None}
     ]  # fmt: skip
-    call_with_words(brew, ["w", "1", "--out", "p", "--no-sugar", "--name", "a_b"], "tea")
+    call_with_arguments(brew, ["w", "1", "--out", "p", "--no-sugar", "--name", "a_b"], "tea")
     assert (brew_calls[-1]["sugar"], brew_calls[-1]["name"]) == (False, "a_b")
-    call_with_words(taste, [], "tea")
-    call_with_words(taste, ["cup", "--note", "so-so"], "tea")
+    call_with_arguments(taste, [], "tea")
+    call_with_arguments(taste, ["cup", "--note", "so-so"], "tea")
     assert brew_calls[-2:] == [{"cup": None, "note": "fine"}, {"cup": Path("cup"), "note": "so-so"}]
 
 
@@ -198,14 +198,14 @@ def test_a_signature_becomes_a_command_line() -> None:
 )
 def test_words_that_do_not_fit(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        call_with_words(brew, words, "flarecps tea")
+        call_with_arguments(brew, words, "flarecps tea")
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        call_with_words(brew, ["--help"], "flarecps tea")
+        call_with_arguments(brew, ["--help"], "flarecps tea")
     text = " ".join(capsys.readouterr().out.split())
     assert "--heat MM how high, 5% more is fine (default: 8.0)" in text
     assert "--strength {mild,strong}" in text

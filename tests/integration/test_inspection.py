@@ -539,14 +539,14 @@ def test_the_one_that_is_stored_otherwise(tmp_path: Path) -> None:
 def test_a_case_that_kills_the_examination_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flarecps.datasets import inspection as module
 
-    real = module.examine
+    real = module.inspect_case
 
-    def examine(order):  # type: ignore[no-untyped-def]
+    def inspect_case(order):  # type: ignore[no-untyped-def]
         if order[0].name == "u1":
             raise MemoryError
         return real(order)
 
-    monkeypatch.setattr(module, "examine", examine)
+    monkeypatch.setattr(module, "inspect_case", inspect_case)
     findings = inspected(dataset).findings
     assert [(one.case, one.code) for one in findings] == [("u1", "not-examined")]
     assert "not enough memory" in findings[0].found

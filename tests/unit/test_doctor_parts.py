@@ -1,4 +1,4 @@
-"""The doctor's parts on their own: marks of scans, proposals, orientation rules, histogram rules, relabelling."""
+"""The doctor's parts on their own: hashes of scans, proposals, orientation rules, histogram rules, relabelling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
-from flarecps.datasets.examination import axis_codes
+from flarecps.datasets.case_inspection import axis_codes
+from flarecps.datasets.duplicates import content_hash, find_duplicates, scan_hashes
 from flarecps.datasets.hounsfield_checks import hounsfield_findings, hu_histogram
 from flarecps.datasets.orientation_checks import (
     ABOVE,
@@ -19,7 +20,6 @@ from flarecps.datasets.orientation_checks import (
 )
 from flarecps.datasets.proposals import propose_renumbering
 from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
-from flarecps.datasets.twins import content_hash, find_twins, marks_of
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_labels, read_volume, write_volume
 from flarecps.volumes.space import Space, canonical_reorientation
@@ -53,14 +53,14 @@ def test_content_hash_sees_values_and_shape_only() -> None:
         (lambda a: a[:, 8:, ::-1], "2 equal slices of 2"),
     ],
 )
-def test_twins_are_recognised(copy, words: str) -> None:  # type: ignore[no-untyped-def]
-    marks = {"a": marks_of(noise(1)), "b": marks_of(noise(2)), "copy": marks_of(copy(noise(1)))}
-    (twins,) = find_twins(marks)
-    assert twins.names == ("a", "copy")
-    assert words in twins.alike
+def test_duplicates_are_recognised(copy, words: str) -> None:  # type: ignore[no-untyped-def]
+    hashes = {"a": scan_hashes(noise(1)), "b": scan_hashes(noise(2)), "copy": scan_hashes(copy(noise(1)))}
+    (duplicates,) = find_duplicates(hashes)
+    assert duplicates.names == ("a", "copy")
+    assert words in duplicates.alike
 
 
-def test_different_scans_are_no_twins() -> None:
+def test_different_scans_are_no_duplicates() -> None:
     changed = noise(1)
     changed[:, :, 5, 5] += 1  # one voxel of every slice
     empty = np.full((1, 10, 20, 24), -1000, np.int16)  # slices of air are equal in all scans
@@ -69,19 +69,19 @@ def test_different_scans_are_no_twins() -> None:
     mask[:, :, 4:12, 4:14] = 1
     others = {"mask": mask, "mask moved": np.roll(mask, 3, axis=3)}
     scans = {"a": noise(1), "b": noise(2), "c": changed} | padded
-    assert find_twins({name: marks_of(array) for name, array in scans.items()}) == []
-    assert [one.alike for one in find_twins({name: marks_of(array) for name, array in others.items()})] == [
+    assert find_duplicates({name: scan_hashes(array) for name, array in scans.items()}) == []
+    assert [one.alike for one in find_duplicates({name: scan_hashes(array) for name, array in others.items()})] == [
         "equal voxels in another order (flipped or turned)"
-    ], "few different values: no slice marks"
+    ], "few different values: no slice hashes"
 
 
 def test_integers_and_floats_have_the_same_marks() -> None:
     array = noise(5)
     fractions = array.astype(np.float32)
-    assert marks_of(array) == marks_of(fractions)
+    assert scan_hashes(array) == scan_hashes(fractions)
     wide = array.astype(np.int32)
     wide[0, 0, 0, 0] = 1 << 22  # too wide a range to be counted
-    assert marks_of(wide) == marks_of(wide.astype(np.float32))
+    assert scan_hashes(wide) == scan_hashes(wide.astype(np.float32))
 
 
 # --- label ids

@@ -13,7 +13,7 @@ import pytest
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError, ScanError
-from flarecps.planning.fingerprint import Fingerprint, Tally, fingerprint_case, is_ct, orientation_code
+from flarecps.planning.fingerprint import Fingerprint, FingerprintAccumulator, fingerprint_case, is_ct, orientation_code
 from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
 from flarecps.planning.histogram import Histogram
 from flarecps.planning.hounsfield import to_hu
@@ -251,7 +251,7 @@ def test_only_what_is_out_of_date_is_read_again(
 
 def test_memory_does_not_grow_with_the_number_of_cases() -> None:
     """A thousand scans take as many counters as their range of HU is wide."""
-    tally = Tally()
+    tally = FingerprintAccumulator()
     for index in range(1000):
         image = GENERATOR.integers(-1000, 1000, (1, 2, 3, 4)).astype(np.int16)
         tally.add(fingerprint(image, (image > 0).astype(np.uint8), f"case_{index}"))

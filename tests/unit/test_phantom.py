@@ -14,7 +14,7 @@ from flarecps.datasets import phantom_scan
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.phantom import STORED_ORDERS, draw_case, is_wide, reordering, write_phantom
 from flarecps.datasets.phantom_appearance import PHASES, Noise, draw_materials, draw_scanner
-from flarecps.datasets.phantom_scan import Scene, View, draw_scene, paint
+from flarecps.datasets.phantom_scan import Acquisition, Scene, draw_scene, paint
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import read_labels, read_volume
 from flarecps.volumes.space import Space
@@ -97,7 +97,7 @@ def test_positions_vary_between_cases(cases: list[tuple[np.ndarray, np.ndarray, 
 def test_full_size_is_the_same_patient_more_finely() -> None:
     coarse = draw_scene(np.random.default_rng(3), "small", wide=False)
     view = coarse.view
-    fine_view = View(
+    fine_view = Acquisition(
         (view.shape[0] * 2, view.shape[1] * 2, view.shape[2] * 2),
         (view.spacing_mm[0] / 2, view.spacing_mm[1] / 2, view.spacing_mm[2] / 2),
         view.shift_mm, view.scale, view.turn, view.warp, view.warp_mm,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from flarecps.datasets.phantom_shapes import (
-    Carved,
+    Clipped,
     Column,
+    Displaced,
     Ellipsoid,
-    Grown,
+    Offset,
+    Repeated,
     Shape,
-    Stacked,
     Tube,
-    Uneven,
     Union,
     draw_waves,
     rotation,
@@ -71,7 +71,7 @@ def test_column_ends_at_floor_and_ceiling() -> None:
 
 
 def test_stacked_repeats_upwards() -> None:
-    discs = Stacked(Column((0, 0), (30, 30)), period_mm=20, height_mm=12, start_mm=3)
+    discs = Repeated(Column((0, 0), (30, 30)), period_mm=20, height_mm=12, start_mm=3)
     heights = np.array([3, 8.9, 9.1, 16.9, 17.1, 23, -17, 43])
     inside = discs.distance_mm(at(*((float(h), 0.0, 0.0) for h in heights))) < 0
     assert inside.tolist() == [True, True, False, False, True, True, True, True]
@@ -80,7 +80,7 @@ def test_stacked_repeats_upwards() -> None:
 def test_carved_is_what_is_left() -> None:
     ball = Ellipsoid((0, 0, 0), (20, 20, 20))
     core = Ellipsoid((0, 0, 0), (5, 5, 5))
-    left = Carved(ball, within=Column((0, 0), (15, 15)), without=(core,), inset_mm=1, gap_mm=2)
+    left = Clipped(ball, within=Column((0, 0), (15, 15)), without=(core,), inset_mm=1, gap_mm=2)
     inside = left.distance_mm(at((0, 0, 0), (0, 0, 6.5), (0, 0, 7.5), (0, 0, 13.5), (0, 0, 14.5), (19, 0, 0))) < 0
     assert inside.tolist() == [False, False, True, True, False, True]
 
@@ -94,8 +94,8 @@ def test_union_and_blend() -> None:
 
 def test_grown_and_its_shell() -> None:
     ball = Ellipsoid((0, 0, 0), (10, 10, 10))
-    assert Grown(ball, 3).distance_mm(at((0, 0, 13), (0, 0, 0.5)))[0] == pytest.approx(0, abs=1e-4)
-    assert Grown(ball, 3, wall_mm=2).distance_mm(at((0, 0, 13), (0, 0, 14.5))) == pytest.approx([-1, 0.5], abs=1e-4)
+    assert Offset(ball, 3).distance_mm(at((0, 0, 13), (0, 0, 0.5)))[0] == pytest.approx(0, abs=1e-4)
+    assert Offset(ball, 3, wall_mm=2).distance_mm(at((0, 0, 13), (0, 0, 14.5))) == pytest.approx([-1, 0.5], abs=1e-4)
 
 
 def test_waves_have_unit_deviation() -> None:
@@ -110,9 +110,9 @@ SHAPES: list[Shape] = [
     Ellipsoid((5, -10, 20), (40, 25, 12), (30, 50, -20)),
     Tube(((0, 0, 0), (20, 10, 0), (30, 30, 15)), (6, 9, 4)),
     Union((Ellipsoid((0, 0, -9), (15, 15, 10)), Ellipsoid((0, 0, 9), (15, 15, 10))), 20),
-    Carved(Ellipsoid((0, 0, 0), (40, 40, 40)), within=Column((0, 0), (20, 20), floor_mm=-10, ceiling_mm=10)),
-    Uneven(Ellipsoid((0, 0, 0), (20, 20, 20)), draw_waves(np.random.default_rng(2), 25), 2.0),
-    Grown(Ellipsoid((0, 0, 0), (20, 20, 20)), 4),
+    Clipped(Ellipsoid((0, 0, 0), (40, 40, 40)), within=Column((0, 0), (20, 20), floor_mm=-10, ceiling_mm=10)),
+    Displaced(Ellipsoid((0, 0, 0), (20, 20, 20)), draw_waves(np.random.default_rng(2), 25), 2.0),
+    Offset(Ellipsoid((0, 0, 0), (20, 20, 20)), 4),
 ]
 
 

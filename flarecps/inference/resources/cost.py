@@ -49,7 +49,7 @@ class Job:
             scan_shape=volume.space.shape,
             network_shape=network_shape(volume.space.shape, volume.space.spacing_mm, plan),
             axis_order=plan.axis_order,
-            network_bytes=2 if plan.whole_hu else 4,
+            network_bytes=2 if plan.integer_hu else 4,
             channels=len(plan.channels),
             classes=plan.class_count,
             patch_voxels=plan.patch_voxels,

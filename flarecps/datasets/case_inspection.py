@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flarecps.datasets.duplicates import ScanHashes, scan_hashes
 from flarecps.datasets.findings import Finding
 from flarecps.datasets.hounsfield_checks import LOWEST_HU, hounsfield_findings, hu_histogram
 from flarecps.datasets.label_checks import (
@@ -21,7 +22,6 @@ from flarecps.datasets.label_checks import (
 )
 from flarecps.datasets.layouts import Case
 from flarecps.datasets.orientation_checks import label_centres, label_orientation_findings, torso_findings
-from flarecps.datasets.twins import Marks, marks_of
 from flarecps.errors import ScanError
 from flarecps.typing import SpacingMm, Triple
 from flarecps.volumes.io import Volume, read_channels, read_volume
@@ -46,49 +46,49 @@ WHAT_WAS_EXPECTED = {
 
 
 @dataclass(frozen=True)
-class Examination:
+class CaseInspection:
     """What one case showed; without ``shape_voxels`` its image could not be read."""
 
     findings: tuple[Finding, ...] = ()
-    marks: Marks = field(default_factory=Marks)
+    hashes: ScanHashes = field(default_factory=ScanHashes)
     shape_voxels: Triple | None = None
     spacing_mm: SpacingMm | None = None
     stored_as: str = ""  # axis codes of the file's (column, row, slice), as nibabel's: "LPS"
     intensities: tuple[float, float] | None = None  # lowest, highest
     histogram: tuple[int, ...] = ()  # of a CT's first channel, over COARSE_HU
     label_voxels: dict[int, int] = field(default_factory=dict)  # every id in the label map, known or not
-    labels_mark: str = ""  # equal for equal label maps
+    labels_hash: str = ""  # equal for equal label maps
 
 
-def examine(case_and_labels: tuple[Case, LabelSet]) -> Examination:
+def inspect_case(case_and_labels: tuple[Case, LabelSet]) -> CaseInspection:
     """What reading this case once tells. Labels of unlabelled cases are not looked at."""
     case, label_set = case_and_labels
     empty = [path for path in _files(case) if path.is_file() and path.stat().st_size == 0]
     if empty:
-        return Examination(tuple(Finding(case.name, "empty-file", f"{path}: 0 bytes", "a scan") for path in empty))
+        return CaseInspection(tuple(Finding(case.name, "empty-file", f"{path}: 0 bytes", "a scan") for path in empty))
     try:
         volume = read_channels(case.images)
     except ScanError as error:
-        return Examination((_unreadable(case.name, error),))
+        return CaseInspection((_unreadable(case.name, error),))
     findings = [_remark(case.name, remark) for remark in volume.warnings]
     findings += _grid_findings(case.name, volume.space)
     first, has_hu = _channel_findings(case, volume, label_set, findings)
     counts: dict[int, int] = {}
-    mark, decided = "", False
+    labels_hash, decided = "", False
     if case.labels is not None and case.role != "unlabelled":
-        counts, mark, decided = _examine_labels(case, volume, label_set, has_hu, findings)
+        counts, labels_hash, decided = _inspect_labels(case, volume, label_set, has_hu, findings)
     if has_hu and not decided:
         findings += torso_findings(case.name, volume.array[0], volume.space.spacing_mm)
-    return Examination(
+    return CaseInspection(
         tuple(findings),
-        marks_of(volume.array),
+        scan_hashes(volume.array),
         volume.space.shape,
         volume.space.spacing_mm,
         axis_codes(volume.source.stored.direction),
         first[0],
         first[1],
         counts,
-        mark,
+        labels_hash,
     )
 
 
@@ -173,10 +173,10 @@ def _coarse(counts: np.ndarray) -> np.ndarray:
     return np.add.reduceat(counts, COARSE_HU - LOWEST_HU)[:-1]
 
 
-def _examine_labels(
+def _inspect_labels(
     case: Case, volume: Volume, label_set: LabelSet, has_hu: bool, findings: list[Finding]
 ) -> tuple[dict[int, int], str, bool]:
-    """Voxels per id, the map's mark, and whether the organs tell how the patient lies; adds findings."""
+    """Voxels per id, the map's hash, and whether the organs tell how the patient lies; adds findings."""
     assert case.labels is not None
     try:
         map_ = read_volume(case.labels)

@@ -1,10 +1,10 @@
 """Which scans are the same scan: by their voxels, whatever file name, compression, number type, order or header.
 
-Three marks, each a few bytes per scan or slice, so that thousands of scans are compared without keeping any:
+Three hashes, each a few bytes per scan or slice, so that thousands of scans are compared without keeping any:
 
 - ``exact``: the values in their order. Equal for copies in any format.
 - ``shuffled``: the values in no order. Equal for flipped, turned or transposed copies too.
-- ``slices``: one mark per slice that shows something, of its values above its lowest one, in no order. Equal for slices
+- ``slices``: one hash per slice that shows something, of its values above its lowest one, in no order. Equal for slices
   cut out of another scan, flipped, or shifted by a constant (stored values against HU).
 """
 
@@ -29,7 +29,7 @@ WIDEST_RANGE = 1 << 20  # of integers that are counted instead of mixed one by o
 
 
 @dataclass(frozen=True)
-class Marks:
+class ScanHashes:
     """What recognises a scan (see the module); plain and small."""
 
     exact: str = ""
@@ -38,15 +38,15 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Twins:
+class Duplicates:
     """Scans that are one: their names, and in words how they are alike."""
 
     names: tuple[str, ...]
     alike: str
 
 
-def marks_of(array: ScanArray) -> Marks:
-    """The marks of a scan (channel, slice, row, column); the slices' are those of the first channel."""
+def scan_hashes(array: ScanArray) -> ScanHashes:
+    """The hashes of a scan (channel, slice, row, column); the slices' are those of the first channel."""
     shuffled = 0
     slices: list[int] = []
     for number, channel in enumerate(array):
@@ -58,7 +58,7 @@ def marks_of(array: ScanArray) -> Marks:
                 slices.append(int((_mixed(_bits(values - values.min())) * counts).sum(dtype=np.uint64)))
     shape = hashlib.sha256(repr((len(array), sorted(array.shape[1:]))).encode()).digest()[:8]
     whole = (shuffled & SIXTY_FOUR_BITS) ^ int.from_bytes(shape, "little")
-    return Marks(content_hash(array), whole, tuple(dict.fromkeys(slices)))
+    return ScanHashes(content_hash(array), whole, tuple(dict.fromkeys(slices)))
 
 
 def content_hash(array: ScanArray) -> str:
@@ -70,9 +70,9 @@ def content_hash(array: ScanArray) -> str:
     return digest.hexdigest()
 
 
-def find_twins(marks: Mapping[str, Marks]) -> list[Twins]:
-    """Groups of two or more scans that are the same or share slices, in the order of ``marks``."""
-    parent = {name: name for name in marks}
+def find_duplicates(hashes: Mapping[str, ScanHashes]) -> list[Duplicates]:
+    """Groups of two or more scans that are the same or share slices, in the order of ``hashes``."""
+    parent = {name: name for name in hashes}
     words: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -86,20 +86,20 @@ def find_twins(marks: Mapping[str, Marks]) -> list[Twins]:
             parent[second] = first
             words.setdefault(first, words.get(second, alike))
 
-    for same in _groups({name: one.exact for name, one in marks.items()}):
+    for same in _groups({name: one.exact for name, one in hashes.items()}):
         for name in same[1:]:
             join(same[0], name, "equal voxels")
-    for same in _groups({name: one.shuffled for name, one in marks.items() if one.exact}):
+    for same in _groups({name: one.shuffled for name, one in hashes.items() if one.exact}):
         for name in same[1:]:
             join(same[0], name, "equal voxels in another order (flipped or turned)")
-    for (first, second), shared in sorted(_shared_slices(marks).items()):
-        of = min(len(marks[first].slices), len(marks[second].slices))
+    for (first, second), shared in sorted(_shared_slices(hashes).items()):
+        of = min(len(hashes[first].slices), len(hashes[second].slices))
         if shared >= FEWEST_SHARED:
             join(first, second, f"{shared} equal slices of {of}")
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in marks:
+    for name in hashes:
         groups[root(name)].append(name)
-    return [Twins(tuple(names), words[first]) for first, names in groups.items() if len(names) > 1]
+    return [Duplicates(tuple(names), words[first]) for first, names in groups.items() if len(names) > 1]
 
 
 def _groups(keys: Mapping[str, str | int]) -> list[list[str]]:
@@ -110,12 +110,12 @@ def _groups(keys: Mapping[str, str | int]) -> list[list[str]]:
     return [names for names in found.values() if len(names) > 1]
 
 
-def _shared_slices(marks: Mapping[str, Marks]) -> Counter[tuple[str, str]]:
-    """How many slice marks each pair of scans shares; pairs without any are not listed."""
+def _shared_slices(hashes: Mapping[str, ScanHashes]) -> Counter[tuple[str, str]]:
+    """How many slice hashes each pair of scans shares; pairs without any are not listed."""
     holders: dict[int, list[str]] = defaultdict(list)
-    for name, one in marks.items():
-        for mark in one.slices:
-            holders[mark].append(name)
+    for name, one in hashes.items():
+        for slice_hash in one.slices:
+            holders[slice_hash].append(name)
     shared: Counter[tuple[str, str]] = Counter()
     for names in holders.values():
         shared.update(combinations(names[:COMPARED_TOGETHER], 2))
