@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
+import psutil
+
 LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
@@ -59,10 +61,11 @@ def kill(processes: Iterable[BaseProcess]) -> None:
 
 
 def end_at_once(code: int) -> None:
-    """Leave without another look at anything; only the workers are taken along. From whatever thread."""
-    for process in multiprocessing.active_children():
-        with contextlib.suppress(OSError, ValueError):
-            process.kill()
+    """Leave, from whatever thread, without another look at anything; all that this process started is taken along."""
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
     os._exit(code)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from flarecps.checkpoint import load_plain
 from flarecps.cli.former_keys import current_words
 from flarecps.data.datamodule import ScanDataModule
-from flarecps.errors import CheckpointError, ConfigError, TrainingError
+from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import plan_to_json
@@ -328,6 +329,17 @@ def main(arguments: list[str]) -> int:
         cli = TrainingCLI(arguments, save_config_callback=RunConfig)
     except StoppedBySignal as stop:
         stopped = stop
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1 after Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+    except RuntimeError as error:
+        if not _is_of_a_lost_peer(error):
+            raise
+        raise WorkerError(
+            "another process of this training has ended, and this one with it; its own message, above or in its own "
+            f"log, says why ({' '.join(str(error).split())})"
+        ) from error
     except TrainingError:
         if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the same
             return USER_MISTAKE
@@ -339,6 +351,11 @@ def main(arguments: list[str]) -> int:
         return _leave(stopped)
     trainer: Any = cli.trainer
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
+
+
+def _is_of_a_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective operation failed since another rank no longer answers (gloo has no error of its own)."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _finish_dashboards(within_s: float | None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import math
-import multiprocessing
+import multiprocessing.connection
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -87,6 +88,7 @@ class PatchQueue(tio.Queue):
             start_background=False,
         )
         self.patches_wanted = 0  # until the epoch ends; set when it begins
+        self._workers: set[BaseProcess] = set()
         self.close: Callable[[], object] = lambda: None  # ends the workers, once there are some
 
     @property
@@ -104,6 +106,12 @@ class PatchQueue(tio.Queue):
                     raise
                 if time.monotonic() - since > ANSWER_WITHIN_S:
                     raise RuntimeError(f"{NO_ANSWER} {ANSWER_WITHIN_S} s") from None
+            except (OSError, EOFError) as error:  # a patch's memory is fetched from the worker, which may be gone
+                gone = multiprocessing.connection.wait([one.sentinel for one in self._workers], timeout=1)
+                dead = ", ".join(str(one.pid) for one in self._workers if one.sentinel in gone)
+                if not dead:
+                    raise
+                raise RuntimeError(f"DataLoader worker (pid(s) {dead}) has ended") from error
         if isinstance(subject, Failure):
             raise subject.error
         return subject
@@ -131,8 +139,8 @@ class PatchQueue(tio.Queue):
                 raise
             raise WorkerError(no_shared_memory("start its data workers", error)) from error
         # also before multiprocessing joins them at the interpreter's end, where a traceback has kept this queue alive
-        workers = set(multiprocessing.active_children()) - others
-        self.close = Finalize(self, kill, args=(workers,), exitpriority=0)
+        self._workers = set(multiprocessing.active_children()) - others
+        self.close = Finalize(self, kill, args=(self._workers,), exitpriority=0)
         return patches
 
 

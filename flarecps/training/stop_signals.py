@@ -2,12 +2,15 @@
 
 SIGUSR1 is what SLURM sends shortly before a job's time is over (``#SBATCH --signal=USR1@...``): stop, to be started
 again. SIGTERM is what ends a job for good, or what a scheduler that preempts sends before it requeues by itself.
-Whoever sends SIGTERM or Ctrl-C a second time does not want to wait for a step any more.
+Ctrl-C interrupts, without a checkpoint. Whoever asks a second time does not want to wait for a step any more: the
+process ends at once, also where it waits for another rank.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,27 +38,36 @@ class StopRequest(IntEnum):
 
 
 SIGNALS = {signal.SIGUSR1: StopRequest.REQUEUE, signal.SIGTERM: StopRequest.END}
+WATCHED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)  # the weakest request first
 
 _received = StopRequest.NONE
 _listening = False
-_ended_s: float | None = None  # when SIGTERM came first
 
 
 def _note(number: int, frame: Any) -> None:
     """The whole signal handler: it may run between any two lines of Python, so it only sets a flag."""
-    global _received, _ended_s
+    global _received
     _received = max(_received, SIGNALS[signal.Signals(number)])
-    if number == signal.SIGTERM:
-        now_s = time.monotonic()
-        if _ended_s is not None and now_s - _ended_s > ONE_S:
-            end_at_once(ENDED_BY_SIGNAL + number)
-        _ended_s = _ended_s or now_s
 
 
-def end_at_next_interrupt() -> None:
-    """From now on Ctrl-C ends the process at once; Lightning would ignore it while it shuts down."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, lambda number, frame: end_at_once(ENDED_BY_SIGNAL + number))
+def _end_at_second(heard: socket.socket) -> None:
+    """End the process when a second request is heard; until the other end is closed. Runs in a thread of its own."""
+    strongest, since_s = -1, 0.0
+    while numbers := heard.recv(64):
+        for number in (one for one in numbers if one in WATCHED):
+            strength, now_s = WATCHED.index(signal.Signals(number)), time.monotonic()
+            if (strength > strongest and WATCHED[strength] != signal.SIGINT) or strongest < 0:
+                strongest, since_s = strength, now_s
+            elif now_s - since_s > ONE_S:
+                name = signal.Signals(number).name
+                print(f"flarecps fit: ended at once by a second signal ({name})", file=sys.stderr, flush=True)
+                end_at_once(ENDED_BY_SIGNAL + number)
+
+
+def hear_interrupts() -> None:
+    """Hear Ctrl-C again, which Lightning ignores while it shuts down after the first; nothing but to end at once."""
+    if _listening:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def received() -> StopRequest:
@@ -74,23 +86,36 @@ def listen_again() -> None:
 def listening() -> Iterator[None]:
     """Let SIGUSR1 and SIGTERM set the flag instead of ending the process, and clear it first.
 
+    A second signal ends the process, and all that it has started, at once with exit code 128 + its number. Two within a
+    second are one, and SIGTERM after SIGUSR1, which SLURM sends when a job's time is over, is a first one.
+
     Signals that a job script has blocked since before Python started (``env --block-signal=USR1``) arrive now. When
     the block ends, SIGTERM ends the process again; SIGUSR1, late for a training that has ended, is ignored. Nothing
     changes outside of the main thread, where Python allows no handlers.
     """
-    global _received, _listening, _ended_s
+    global _received, _listening
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    earlier = {number: signal.getsignal(number) for number in WATCHED}
     if earlier[signal.SIGUSR1] is signal.SIG_DFL:
         earlier[signal.SIGUSR1] = signal.SIG_IGN
-    _received, _listening, _ended_s = StopRequest.NONE, True, None
+    _received, _listening = StopRequest.NONE, True
+    # Python's handlers run in the main thread, which may wait for another rank; this is written whatever it does
+    written, heard = socket.socketpair()
+    written.setblocking(False)
+    former = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    watch = threading.Thread(target=_end_at_second, args=(heard,), daemon=True)
+    watch.start()
     listen_again()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield
     finally:
         _listening = False
+        signal.set_wakeup_fd(former)
+        written.close()
+        watch.join()
+        heard.close()
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

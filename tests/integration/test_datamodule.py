@@ -15,6 +15,7 @@ import jsonargparse
 import numpy as np
 import pytest
 import torch
+import torchio as tio
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy import ndimage
 
@@ -28,6 +29,7 @@ from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, write_case
+from flarecps.processes import kill
 
 LABELS = {"background": 0, "liver": 1, "right kidney": 2, "left kidney": 3}
 SHAPE = (20, 26, 24)
@@ -417,6 +419,27 @@ def test_a_worker_that_dies_is_named_by_its_scan_and_the_memory_it_had(store):
     assert re.search(r"while it read case '(case|free)_\d' \((un)?labelled, epoch 0, index \d+\)", message)
     assert re.search(r"with [\d.]+ of [\d.]+ GiB RAM", message)
     assert "data.workers lower than 2" in message
+
+
+def test_a_patch_whose_memory_went_with_its_worker_is_the_workers_death(store, monkeypatch):
+    """PyTorch fetches a patch's memory from the worker that made it: a socket's error when that one is gone."""
+
+    def fetch(queue):
+        raise ConnectionResetError
+
+    data = module(store, workers=2)
+    epoch = iter(data.train_dataloader())
+    next(epoch)
+    queue = data._loaders[0]._queue
+    monkeypatch.setattr(tio.Queue, "_get_next_subject", fetch)
+    with pytest.raises(ConnectionResetError):  # all workers live: it is something else
+        queue._get_next_subject()
+    kill(queue._workers)
+    with pytest.raises(RuntimeError, match="has ended") as caught:
+        queue._get_next_subject()
+    death = diagnosis(caught.value, [queue.subjects_dataset.whereabouts], workers=2)
+    assert "a data worker died while it read case '" in str(death)
+    data.teardown("fit")
 
 
 @pytest.mark.parametrize(

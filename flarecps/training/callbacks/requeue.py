@@ -94,7 +94,7 @@ class Requeue(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            stop_signals.end_at_next_interrupt()
+            stop_signals.hear_interrupts()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove(trainer)
