@@ -40,8 +40,7 @@ def preprocess(
     from flarecps.batch_processing import shard as share_of
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.planning.plan import read_plan
-    from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset
-    from flarecps.preprocessing.memory import workers_that_fit
+    from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset, workers_that_fit
 
     catalogue, grid = read_catalogue(dataset), read_plan(plan)
     console = Console(highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.duplicates import find_duplicates
 from flarecps.datasets.findings import SEVERITIES, Finding, FindingCollector, Severity, by_severity
 from flarecps.datasets.label_checks import LabelSet
-from flarecps.datasets.proposals import Renumbering, propose_annotated, propose_renumbering
+from flarecps.datasets.relabelling import Renumbering, propose_annotated, propose_renumbering
 
 __all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_folder", "inspection_to_json"]
 

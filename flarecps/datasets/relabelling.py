@@ -1,13 +1,18 @@
-"""Label maps with other ids."""
+"""Changing the numbers in label files: what the doctor proposes, and `flarecps relabel`, which applies it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from flarecps.datasets.catalogue import Catalogue
 from flarecps.datasets.label_checks import MAX_LABEL, label_counts
+from flarecps.datasets.splits import Split, split_to_json
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_volume, write_labels
 
@@ -64,3 +69,108 @@ def relabel_file(order: RelabelOrder) -> int:
         target[:] = new_ids[np.searchsorted(old_ids, whole)]
     write_labels(order.out, renumbered, volume.source)
     return sum(counts[old] for old, new in table.items() if old != new)
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """A proposed map of label ids, the ``labels`` of dataset.json that go with it, and why."""
+
+    ids: dict[int, int]  # old -> new; ids not named stay
+    labels: dict[str, int]
+    reason: str
+    left_right_pairs: tuple[tuple[int, int], ...] = ()
+    changes_dataset_json: bool = True
+
+    @property
+    def words(self) -> str:
+        """The map as ``flarecps relabel --ids`` reads it: "63=1,126=2"."""
+        return ",".join(f"{old}={new}" for old, new in self.ids.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """The proposal as plain JSON types; ``dataset_json`` is the fragment to put into dataset.json."""
+        return {
+            "reason": self.reason,
+            "ids": {str(old): new for old, new in self.ids.items()},
+            "dataset_json": self.dataset_json,
+            "command": f"flarecps relabel LABELS OUT --ids {self.words}",
+        }
+
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """The entries that dataset.json must have."""
+        pairs = {"left_right_pairs": [list(pair) for pair in self.left_right_pairs]} if self.left_right_pairs else {}
+        return {"labels": self.labels} | pairs
+
+    @property
+    def fragment(self) -> str:
+        """The changed entries of dataset.json on one line; empty where it stays as it is."""
+        if not self.changes_dataset_json:
+            return ""
+        return json.dumps(self.dataset_json, ensure_ascii=False)[1:-1]
+
+
+def propose_renumbering(
+    labels: Mapping[str, int], maps: Sequence[Collection[int]], pairs: Sequence[tuple[int, int]] = ()
+) -> Renumbering | None:
+    """The map to consecutive ids, or None where there is nothing to renumber.
+
+    ``labels`` and ``pairs`` (right, left) are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json
+    are closed. If the maps hold exactly as many structures as dataset.json names, they are paired in ascending order.
+    Otherwise an unknown id takes the place of the one structure that is missing wherever it occurs; failing that it
+    becomes a structure of its own, after the known ones, to be named or mapped to 0 by the user.
+
+    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
+    {63: 1, 126: 2}
+    """
+    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: labels[name]))}
+    ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
+    renumbered = tuple((ids.get(right, right), ids.get(left, left)) for right, left in pairs)
+    known = set(labels.values()) - {0}
+    drawn = sorted(set().union(*maps) - {0})
+    unknown = [label for label in drawn if label not in known]
+    if not unknown:
+        return Renumbering(ids, closed, "dataset.json leaves gaps between its ids", renumbered) if ids else None
+    if len(drawn) == len(known):
+        paired = {old: new for new, old in enumerate(drawn, start=1) if old != new}
+        reason = (
+            f"the label maps hold {len(drawn)} ids, as many as dataset.json names: paired in ascending order; "
+            "check with the pictures that the names fit"
+        )
+        return Renumbering(paired, closed, reason, renumbered, closed != dict(labels))
+    extended = dict(closed)
+    names = {label: name for name, label in labels.items()}
+    replaced: list[str] = []
+    for label in unknown:
+        missing = _missing_with(label, known, maps)
+        if len(missing) == 1 and len([one for one in unknown if _missing_with(one, known, maps) == missing]) == 1:
+            name = names[missing.pop()]
+            ids[label] = closed[name]
+            replaced.append(f"{label} stands where {name} is missing")
+        else:
+            ids[label] = len(extended)
+            extended[f"unknown {label}"] = len(extended)
+    reason = "; ".join(replaced)
+    if len(replaced) < len(unknown):
+        reason += "; " * bool(reason) + "unknown ids become structures of their own: name them, or write ID=0 to clear"
+    return Renumbering(dict(sorted(ids.items())), extended, reason, renumbered, extended != dict(labels))
+
+
+def _missing_with(label: int, known: set[int], maps: Sequence[Collection[int]]) -> set[int]:
+    """The known structures that are missing wherever ``label`` occurs."""
+    return set.intersection(*(known - set(held) for held in maps if label in held))
+
+
+def propose_annotated(catalogue: Catalogue, label_voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
+    """The data set's split with, for each labelled case that lacks a structure, the ids that are drawn in it.
+
+    It is what splits.json holds, to be reviewed: a structure that the patient does not have belongs on the list too.
+    ``label_voxels``: voxels per id of every case with labels that could be read; cases already listed keep their list.
+    """
+    split = catalogue.split
+    known = set(catalogue.labels.values()) - {0}
+    annotated = dict(split.annotated)
+    for name in split.labelled + split.validation:
+        drawn = known & set(label_voxels.get(name, {}))
+        if drawn and drawn != known and name not in annotated:
+            annotated[name] = tuple(sorted(drawn))
+    return split_to_json(Split(split.labelled, split.unlabelled, split.test, split.validation, annotated))

@@ -1,10 +1,9 @@
 """The losses: pure tensor arithmetic; no paths, millimetres or training loop."""
 
-from flarecps.losses.agreement import label_dice, patch_agreement
 from flarecps.losses.class_sums import class_sums
 from flarecps.losses.deep_supervision import DeepSupervision, Loss, downsampled_labels, scale_weights
 from flarecps.losses.dice import DiceCrossEntropy, dice_cross_entropy, soft_dice
-from flarecps.losses.filters import PatchAgreement, PseudoLabelFilter, VoxelConfidence
+from flarecps.losses.filters import PatchAgreement, PseudoLabelFilter, VoxelConfidence, label_dice, patch_agreement
 from flarecps.losses.ramps import LinearRamp, Ramp
 
 __all__ = [

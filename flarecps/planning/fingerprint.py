@@ -8,19 +8,21 @@ at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from flarecps.datasets.catalogue import Role
-from flarecps.planning.agreement import check_labels
+from flarecps.errors import ScanError
 from flarecps.planning.histogram import Histogram
-from flarecps.planning.hounsfield import FILL_HU, to_hu
-from flarecps.typing import SpacingMm, Triple
+from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import crop, field_box
 from flarecps.volumes.io import Volume
+
+FILL_HU = -1024  # air's end of the scale; scanners write -2000, -3024, ... outside their field of view
+INT16_MAX = 32767
 
 CT_CHANNEL = "ct"  # a channel of this name (any case) holds HU
 
@@ -213,3 +215,33 @@ def _histograms_by_label(array: np.ndarray, labels: np.ndarray) -> dict[int, His
             one = Histogram.of(values[ids == label])
             histograms[int(label)] = histograms.get(int(label), Histogram.empty()) + one
     return histograms
+
+
+def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: str) -> None:
+    """Nothing, or ``ScanError`` when grids differ or a label value is not in ``known``; names case ``name``."""
+    path = labels.source.path
+    if not volume.space.same_grid(labels.space):
+        raise ScanError(
+            f"{path}: labels of case '{name}' are on another grid than the image {volume.source.path}: "
+            f"{volume.space.difference(labels.space)}; resample the labels onto the image, or pair the right files"
+        )
+    present = {label for section in labels.array[0] for label in np.flatnonzero(np.bincount(section[section != 0]))}
+    unknown = sorted(int(label) for label in present - set(known))
+    if unknown:
+        raise ScanError(
+            f"{path}: labels of case '{name}' hold the value{'s' if len(unknown) > 1 else ''} "
+            f"{', '.join(map(str, unknown))}; dataset.json knows {', '.join(map(str, sorted(known)))}; "
+            f"add the structure to dataset.json, or remove it from the file"
+        )
+
+
+def to_hu(image: ScanArray) -> HuArray:
+    """``image`` (any shape) rounded to whole HU as int16: fill below -1024 becomes -1024, the top is clamped.
+
+    >>> to_hu(np.array([-3024.0, 39.6, 1e6])).tolist()
+    [-1024, 40, 32767]
+    """
+    if not np.issubdtype(image.dtype, np.integer):
+        return np.clip(np.rint(image), FILL_HU, INT16_MAX).astype(np.int16)
+    bounds = np.iinfo(image.dtype)  # NumPy refuses limits that the type can't hold
+    return np.clip(image, max(FILL_HU, int(bounds.min)), min(INT16_MAX, int(bounds.max))).astype(np.int16, copy=False)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.errors import ScanError
-from flarecps.planning.agreement import check_labels
-from flarecps.planning.hounsfield import FILL_HU, to_hu
+from flarecps.planning.fingerprint import FILL_HU, check_labels, to_hu
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order, in_network_order
 from flarecps.preprocessing.intensity import channel_statistics, clip_to_window

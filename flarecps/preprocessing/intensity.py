@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flarecps.planning.hounsfield import to_hu
+from flarecps.planning.fingerprint import to_hu
 from flarecps.planning.plan import Intensity
 from flarecps.typing import NormalisedArray, ScanArray
 from flarecps.volumes.resampling import Conversion

@@ -18,8 +18,7 @@ from flarecps.datasets.orientation_checks import (
     label_orientation_findings,
     torso_findings,
 )
-from flarecps.datasets.proposals import propose_renumbering
-from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
+from flarecps.datasets.relabelling import RelabelOrder, parse_ids, propose_renumbering, relabel_file
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_labels, read_volume, write_volume
 from flarecps.volumes.space import Space, canonical_reorientation

@@ -13,10 +13,16 @@ import pytest
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError, ScanError
-from flarecps.planning.fingerprint import Fingerprint, FingerprintAccumulator, fingerprint_case, is_ct, orientation_code
+from flarecps.planning.fingerprint import (
+    Fingerprint,
+    FingerprintAccumulator,
+    fingerprint_case,
+    is_ct,
+    orientation_code,
+    to_hu,
+)
 from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
 from flarecps.planning.histogram import Histogram
-from flarecps.planning.hounsfield import to_hu
 from flarecps.volumes.io import Source, Volume, write_volume
 from flarecps.volumes.space import CANONICAL_DIRECTION, Space, canonical_reorientation
 

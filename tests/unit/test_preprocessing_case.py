@@ -16,7 +16,7 @@ from flarecps.inference.export import scan_labels
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import GridMapping, labels_to_scan, prepare_case
 from flarecps.preprocessing.intensity import channel_statistics, normalise
-from flarecps.preprocessing.samples import sample_voxels
+from flarecps.preprocessing.store_writing import sample_voxels
 from flarecps.volumes.io import Source, Volume
 from flarecps.volumes.resampling import resample, resample_labels
 from flarecps.volumes.space import CANONICAL_DIRECTION, Space, canonical_reorientation

@@ -27,13 +27,11 @@ from flarecps.preprocessing import store as store_module
 from flarecps.preprocessing import store_writing
 from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.checksums import damage
-from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset
+from flarecps.preprocessing.dataset import case_bytes, preprocess_dataset, verify_dataset, workers_that_fit
 from flarecps.preprocessing.intensity import channel_statistics, normalise
-from flarecps.preprocessing.memory import case_bytes, workers_that_fit
 from flarecps.preprocessing.quantisation import quantised, restored
-from flarecps.preprocessing.samples import sample_voxels
 from flarecps.preprocessing.store import CaseStore
-from flarecps.preprocessing.store_writing import prepare_store, write_case
+from flarecps.preprocessing.store_writing import prepare_store, sample_voxels, write_case
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
