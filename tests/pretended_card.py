@@ -26,6 +26,7 @@ class PretendedCard(TorchFunctionMode):
         self.shares = dict.fromkeys(range(count), 1.0)  # of each card, that the process may take
         self.history: list[float] = []  # every share that was ever set
         self.refused = 0
+        self.asked: list[int] = []  # the cards that were waited for, or asked for their peak
         self.peak = 0
         self._held: dict[int, int] = {}
 
@@ -37,11 +38,13 @@ class PretendedCard(TorchFunctionMode):
             "device_count": lambda: self.count,
             "current_device": lambda: self.current,
             "empty_cache": lambda: None,
-            "synchronize": lambda device=None: self._index(device, optional=True),
+            "synchronize": self._wait,
             "get_device_properties": self._properties,
             "set_per_process_memory_fraction": self._set_share,
             "get_per_process_memory_fraction": lambda device=None: self.shares[self._index(device)],
             "max_memory_allocated": self._peak,
+            "max_memory_reserved": self._peak,
+            "memory_stats_as_nested_dict": lambda device=None: {"num_ooms": self.refused},
             "reset_peak_memory_stats": self._forget_peak,
         }
         for name, answer in answers.items():
@@ -57,19 +60,28 @@ class PretendedCard(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         here = [one for one in (*args, *(kwargs or {}).values()) if _is_card(one)]
+        owner = id(args[0]) if args else None
+        if not here and owner in self._held:
+            if function is torch.Tensor.to and any(isinstance(one, torch.device) for one in args):
+                del self._held[owner]  # it goes to the CPU
+            elif function is torch.Tensor.new_zeros:
+                return self._counted(function(*args, **(kwargs or {})))
         if not here or function is torch.device:
             return function(*args, **(kwargs or {}))
         index = torch.device(here[0]).index
         assert index is None or index < self.count
         args = tuple("cpu" if _is_card(one) else one for one in args)
         result = function(*args, **{key: "cpu" if _is_card(one) else one for key, one in (kwargs or {}).items()})
-        if isinstance(result, torch.Tensor):
-            size = result.numel() * result.element_size()
-            if id(result) not in self._held:
-                self.take(size)
-                self._held[id(result)] = size
-                weakref.finalize(result, self._held.pop, id(result), None)
-        return result
+        return self._counted(result) if isinstance(result, torch.Tensor) else result
+
+    def _counted(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, which lies on the card from now on."""
+        size = tensor.numel() * tensor.element_size()
+        if id(tensor) not in self._held:
+            self.take(size)
+            self._held[id(tensor)] = size
+            weakref.finalize(tensor, self._held.pop, id(tensor), None)
+        return tensor
 
     def _index(self, device: Any, optional: bool = False) -> int:
         if device is None:
@@ -92,8 +104,11 @@ class PretendedCard(TorchFunctionMode):
         self.shares[index] = share
         self.history.append(share)
 
+    def _wait(self, device: Any = None) -> None:
+        self.asked.append(self._index(device, optional=True))
+
     def _peak(self, device: Any = None) -> int:
-        self._index(device, optional=True)
+        self.asked.append(self._index(device, optional=True))
         return self.peak
 
     def _forget_peak(self, device: Any = None) -> None:

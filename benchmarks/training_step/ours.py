@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         trainer = Trainer(
             default_root_dir=folder,
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
+            devices=1 if device.index is None else [device.index],
             precision=PRECISIONS[options.precision],  # type: ignore[arg-type]
             max_epochs=1,
             limit_train_batches=steps,
@@ -134,7 +134,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         loaders = {name: DataLoader([part] * steps, batch_size=None) for name, part in streams.items()}
         trainer.fit(module, CombinedLoader(loaders, "min_size"))
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else highest_gb() - stopwatch.resident_gb
+    peak = (
+        torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else highest_gb() - stopwatch.resident_gb
+    )
     return {"side": "flarecps", "seconds": stopwatch.seconds, "peak_gb": peak, "torch": torch.__version__}
 
 
@@ -175,7 +177,7 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "matrix_flops": 2 * edge**3 / matrices,
         "convolution_flops": operations / convolution,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     }
 
 
@@ -218,7 +220,7 @@ def now(device: torch.device) -> float:
     """The time when everything asked for so far is done; on a CPU this process's own, whatever runs beside it."""
     if device.type != "cuda":
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             losses.append(value.detach().cpu().item())
         if block >= options.warm_up:
             seconds.append(now(device) - start)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else highest_gb() - resident
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else highest_gb() - resident
     return {
         "side": "nnunetv2",
         "seconds": seconds,
@@ -169,7 +169,7 @@ def now(device: torch.device) -> float:
     """The time when everything asked for so far is done; on a CPU this process's own, whatever runs beside it."""
     if device.type != "cuda":
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

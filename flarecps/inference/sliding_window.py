@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
+from flarecps.inference.resources.usage import refused_allocations
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
 from flarecps.planning.plan import volume_patch
 
@@ -270,12 +271,20 @@ class _Run:
             return scores.unsqueeze(2) if self.flat else scores
 
     def _fitting(self, work: Callable[[], T]) -> T | None:
-        """What ``work`` gives, or None when the GPU's memory ran out."""
+        """What ``work`` gives, or None when the GPU's memory ran out.
+
+        cuDNN tries algorithm after algorithm, and where none gets its memory PyTorch raises "unable to find an engine",
+        a RuntimeError, as it does on a GPU that is too old. So what counts is whether memory was refused meanwhile.
+        """
+        device = self.chain.now.device
+        refused = refused_allocations(device)
         try:
             with torch.no_grad():
                 return work()
-        except torch.OutOfMemoryError:
-            return None
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or refused_allocations(device) > refused:
+                return None
+            raise
 
     def _fall_back(self, sums: SlabSums) -> None:
         """The next placement, outside the except clause so that the failed tensors are freed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
 from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
 from flarecps.inference.segmenter import Segmenter, torch_device
 from flarecps.volumes.io import Volume, read_volume
@@ -43,6 +45,26 @@ class OnTheCard(nn.Module):
             self.card.take(len(tiles) * WINDOW_BYTES)
         self.batches.append((self.where.type, len(tiles)))
         return threshold(tiles)
+
+
+class Deep(OnTheCard):
+    """Its feature maps come one after the other, so that a window that does not fit fills the card before it fails."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        for megabytes in range(1, WINDOW_BYTES // MB if self.where.type == "cuda" else 0):
+            self.card.take(megabytes * MB)
+        return super().forward(tiles)
+
+
+class Convolving(OnTheCard):
+    """As cuDNN: tries its algorithms, and where none gets its memory gives an error of its own."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        try:
+            return super().forward(tiles)
+        except torch.OutOfMemoryError:
+            pass
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
 
 
 @pytest.fixture
@@ -104,6 +126,43 @@ def test_a_limit_below_one_window_goes_down_in_steps_to_the_cpu(card: PretendedC
     assert card.shares[1] == 1.0
     segmented(card, segmenter, volume)  # the next scan begins there
     assert card.refused == 2
+
+
+def test_a_window_without_room_for_its_sums_stays_on_the_card(card: PretendedCard, volume: Volume) -> None:
+    """With its sums it does not fit; what it filled before that was found out does not count as its own."""
+    plan = plan_of(patch=(64, 512, 512))
+    voxels = math.prod(plan.patch_voxels)
+    window, sums = WINDOW_BYTES + voxels * 4, voxels * (plan.class_count * 2 + 4)
+    network, said = Deep(card), []
+    limit = int((CUDA_CONTEXT_BYTES + window) * MARGIN) + 10 * MB
+    assert window < limit - CUDA_CONTEXT_BYTES < window + sums
+    with card:
+        segmenter = Segmenter(plan, [network], say=said.append, device="cuda", budget=Budget(vram_bytes=limit))
+    segmented(card, segmenter, volume)
+    assert card.refused == 1
+    assert {place for place, _ in network.batches} == {"cuda"}
+    assert "1 window at a time on cuda:1, sums in single precision on cpu" in said[0]
+
+
+def test_memory_that_cudnn_was_refused_is_memory_that_ran_out(card: PretendedCard, volume: Volume) -> None:
+    network, said = Convolving(card), []
+    with card:
+        segmenter = Segmenter(plan_of(), [network], say=said.append, device="cuda", budget=Budget(vram_bytes=500 * MB))
+    found = segmented(card, segmenter, volume)
+    np.testing.assert_array_equal(found, Segmenter(plan_of(), [threshold], device="cpu")(volume))
+    assert card.refused == 2
+    assert "one window does not fit: 1 window at a time on cpu" in said[0]
+
+
+def test_an_error_that_is_not_of_memory_is_not_taken_for_it(card: PretendedCard, volume: Volume) -> None:
+    card.refused = 3  # some time before
+    error = RuntimeError("GET was unable to find an engine to execute this computation")  # of a card too old for it
+    with card:
+        segmenter = Segmenter(plan_of(), [OnTheCard(card, error)], device="cuda", budget=Budget(vram_bytes=2 * GB))
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            segmenter(volume)
+    assert card.refused == 3
+    assert set(card.shares.values()) == {1.0}
 
 
 def test_the_limit_is_lifted_when_a_scan_fails(card: PretendedCard, volume: Volume) -> None:

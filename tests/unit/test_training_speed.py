@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from pretended_card import PretendedCard
 from rich.console import Console
 
 from flarecps import metric_names
 from flarecps.training.callbacks import progress, throughput
+from flarecps.training.callbacks.dry_run import memory_gb
 from flarecps.training.callbacks.progress import TrainingProgress
 from flarecps.training.callbacks.throughput import Throughput
 
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "training_step"
 BATCH = {"labelled": {"image": torch.zeros(2, 1)}, "unlabelled": {"image": torch.zeros(3, 1)}}
 
 
@@ -137,3 +142,29 @@ def test_other_ranks_are_silent(clock: Clock, capsys: pytest.CaptureFixture[str]
     take_steps(bar, trainer, clock, range(4), step_s=1.0)
     bar.on_train_end(trainer, module)
     assert capsys.readouterr().out == ""
+
+
+def test_a_dry_run_asks_the_gpu_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = PretendedCard(2**34, current=1)
+    card.install(monkeypatch)
+    assert "peak GPU memory, tensors" in memory_gb(torch.device("cuda", 0))
+    assert set(card.asked) == {0}
+    card.asked.clear()
+    assert not any("GPU" in name for name in memory_gb(torch.device("cpu"))), "a GPU that is there but does not train"
+    assert not card.asked
+
+
+@pytest.mark.parametrize("side", ["ours", "peer"])
+@pytest.mark.parametrize(("device", "index"), [("cuda:0", 0), ("cuda", 1)])
+def test_the_benchmark_waits_for_the_gpu_it_measures(
+    monkeypatch: pytest.MonkeyPatch, side: str, device: str, index: int
+) -> None:
+    card = PretendedCard(2**34, current=1)
+    card.install(monkeypatch)
+    spec = importlib.util.spec_from_file_location(side, BENCHMARK / f"{side}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.now(torch.device(device))
+    assert card.asked == [index]

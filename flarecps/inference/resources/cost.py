@@ -129,7 +129,8 @@ def measure_window(networks: Sequence[Network], plan: Plan, chain: FallbackChain
     reset_peak_gpu_memory(device)
     with RamMeter() as ram:
         seconds = once()
-    if seconds < QUICK_S:
+    if seconds < QUICK_S or chain.place:
+        reset_peak_gpu_memory(device)  # placements that failed filled the GPU to its limit
         seconds = once()
     sums = (plan.class_count + 1) * patch[0] * patch[1] * patch[2] * FLOAT
     return WindowCost(seconds, max(ram.rise - sums, 0), peak_gpu_memory(device), weights)

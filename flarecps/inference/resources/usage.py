@@ -82,6 +82,11 @@ def _share_of_gpu(device: torch.device) -> float:
     return 1.0 if known is None else float(known(device))
 
 
+def refused_allocations(device: torch.device) -> int:
+    """How often PyTorch has refused this process memory of a GPU, caught errors included; 0 for the CPU."""
+    return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
 def reset_peak_gpu_memory(device: torch.device) -> None:
     """Begin anew with the peak of a GPU's memory."""
     if device.type == "cuda":

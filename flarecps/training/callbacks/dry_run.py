@@ -65,8 +65,9 @@ class DryRun(Callback):
         largest, smallest = max(epochs, key=weight), min(epochs, key=weight)
         self._epochs = {weight(epoch) > 0: epoch for epoch in (largest, smallest)}
         self._ended = time.monotonic()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         crossed = STEPS_WITH_PSEUDO_LABELS[min(self._taken, len(STEPS_WITH_PSEUDO_LABELS) - 1)]
@@ -77,8 +78,9 @@ class DryRun(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module = segmentation_module(pl_module)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         ended = time.monotonic()
         if self._taken >= 2:
             crossed = module.method.weight(module.method_epoch) > 0
@@ -98,7 +100,7 @@ class DryRun(Callback):
             table.add_row(name, f"{_mean([step for step in self.steps if step.with_pseudo_labels == crossed]):.3g} s")
         waited, whole = sum(step.wait_s for step in self.steps), sum(step.wait_s + step.busy_s for step in self.steps)
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
-        for name, amount in memory_gb().items():
+        for name, amount in memory_gb(trainer.strategy.root_device).items():
             table.add_row(name, f"{amount:.2f} GB")
         left_s = seconds_to_the_end(self.steps, module.method.weight, self.epochs, self.iterations)
         table.add_row(
@@ -107,15 +109,15 @@ class DryRun(Callback):
         Console().print(table)
 
 
-def memory_gb() -> dict[str, float]:
-    """Peak memory of this process, what its workers hold now, and the GPU's peak, in GB."""
+def memory_gb(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process, what its workers hold now, and the peak on ``device`` if it is a GPU, in GB."""
     unit = 1024  # bytes in Linux's unit of ru_maxrss
     workers = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
     found = {
         "peak memory of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB,
         "memory of its workers": workers / GB,
     }
-    if torch.cuda.is_available():
-        found["peak GPU memory, tensors"] = torch.cuda.max_memory_allocated() / GB
-        found["peak GPU memory, reserved"] = torch.cuda.max_memory_reserved() / GB
+    if device.type == "cuda":
+        found["peak GPU memory, tensors"] = torch.cuda.max_memory_allocated(device) / GB
+        found["peak GPU memory, reserved"] = torch.cuda.max_memory_reserved(device) / GB
     return found
