@@ -24,6 +24,7 @@ from flarecps.volumes.resampling import resample
 LOOK_VOXELS = 64  # per axis: so many samples of a scan tell before the start how many windows hold body
 AIR_HU = -500  # below it is air, outside or in the lungs; no organ of the abdomen, no skin, no bone
 COARSER = 1.5  # times the network's voxels: about the most by which training shrinks the anatomy (scaling 0.7 to 1.4)
+COARSE_STEP = 1.0  # its windows do not overlap
 SLICES_APART = 3  # a 2D network looks at every third slice
 MARGIN_MM = 20.0  # around what was found: small structures next to large ones, and what the coarse pass misses
 
@@ -79,6 +80,17 @@ class Region:
         return bool(self.mask[part].any())
 
 
+def coarse_shape(network_shape: Triple, dimensions: int) -> Triple:
+    """The grid (slices, rows, columns) on which ``find_region`` looks.
+
+    >>> coarse_shape((90, 240, 240), 3), coarse_shape((90, 240, 240), 2)
+    ((60, 160, 160), (30, 160, 160))
+    """
+    factors = (SLICES_APART if dimensions == 2 else COARSER, COARSER, COARSER)
+    first, second, third = (max(1, round(edge / factor)) for edge, factor in zip(network_shape, factors, strict=True))
+    return first, second, third
+
+
 def find_region(
     networks: Sequence[Network],
     image: Tensor,
@@ -93,15 +105,14 @@ def find_region(
     pass takes about a tenth of the windows of step 0.7. Where nothing is found the region is everything: a
     scan with little to see in large voxels is done in full.
     """
-    factors = (SLICES_APART if plan.dimensions == 2 else COARSER, COARSER, COARSER)
-    shape = tuple(max(1, round(edge / factor)) for edge, factor in zip(image.shape[1:], factors, strict=True))
-    coarse = resample(image.numpy(), (shape[0], shape[1], shape[2]), order=1)
+    shape = coarse_shape(grid_mapping.network_shape, plan.dimensions)
+    coarse = resample(image.numpy(), shape, order=1)
     slabs = scores_by_slab(
         networks[:1],
         torch.from_numpy(coarse),
         plan.patch_voxels,
         plan.class_count,
-        WindowSchedule(1.0),
+        WindowSchedule(COARSE_STEP),
         chain,
         convert=convert,
     )

@@ -19,8 +19,12 @@ from flarecps.checkpoint import model_entry
 from flarecps.cli.main import main
 from flarecps.errors import CheckpointError, ConfigError, ScanError
 from flarecps.inference.folders import requests_for, segment_folder
+from flarecps.inference.resources import planner
 from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.cost import Job, sums_bytes
+from flarecps.inference.resources.placement import Placement
 from flarecps.inference.segmenter import Segmenter
+from flarecps.inference.slab_sums import SlabSums
 from flarecps.networks.unet import PlainUNet
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.volumes.io import read_volume, write_labels
@@ -366,6 +370,33 @@ def test_memory_that_runs_out_is_survived_and_remembered(tmp_path: Path) -> None
     batches.clear()
     segmenter(volume)
     assert max(batches) == 2  # the next scan begins there
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("patch", [(8, 16, 16), (16, 16)])
+def test_the_sums_estimated_are_the_quick_pass_s_where_those_are_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, patch: tuple[int, ...]
+) -> None:
+    """On larger voxels a plane has fewer windows, so a batch of 16 takes more layers of them at once."""
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    volume, plan, held, reach = read_volume(tmp_path / "scan.nii.gz"), plan_of(patch), [0], SlabSums.reach
+
+    def watched(sums: SlabSums, last: int) -> torch.Tensor:
+        scores = reach(sums, last)
+        held.append(4 * (scores.numel() + scores[0].numel()))
+        return scores
+
+    monkeypatch.setattr(SlabSums, "reach", watched)
+    segmenter = Segmenter(plan, [threshold], device="cpu", batch=batch, coarse_to_fine=True)
+    segmenter(volume)
+    step = segmenter.settings.step
+    assert sums_bytes(Job.of(volume, plan, coarse_to_fine=True), Placement(batch), (step,)) == max(held)
+    if batch == 16:
+        assert sums_bytes(Job.of(volume, plan), Placement(batch), (step,)) < max(held)
+    jobs: list[Job] = []
+    monkeypatch.setattr(planner, "plan_work", lambda job, *rest: jobs.append(job))
+    segmenter.estimate(volume)
+    assert jobs == [Job.of(volume, plan, coarse_to_fine=True)]
 
 
 # -- checkpoints, folders and the command ----------------------------------------------------------------------------

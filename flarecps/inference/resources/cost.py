@@ -15,6 +15,7 @@ from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, RamMeter, peak_gpu_memory, reset_peak_gpu_memory
 from flarecps.inference.sliding_window import Network, scores_by_slab, window_count, windows
+from flarecps.inference.window_selection import COARSE_STEP, coarse_shape
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.case import network_shape
 from flarecps.typing import Triple
@@ -41,18 +42,21 @@ class Job:
     channels: int
     classes: int
     patch_voxels: tuple[int, ...]
+    coarse_shape: Triple | None = None  # of the quick pass over larger voxels, where there is one
 
     @staticmethod
-    def of(volume: Volume, plan: Plan) -> Job:
+    def of(volume: Volume, plan: Plan, coarse_to_fine: bool = False) -> Job:
         """The sizes of a scan in the plan's order of voxels."""
+        shape = network_shape(volume.space.shape, volume.space.spacing_mm, plan)
         return Job(
             scan_shape=volume.space.shape,
-            network_shape=network_shape(volume.space.shape, volume.space.spacing_mm, plan),
+            network_shape=shape,
             axis_order=plan.axis_order,
             network_bytes=2 if plan.integer_hu else 4,
             channels=len(plan.channels),
             classes=plan.class_count,
             patch_voxels=plan.patch_voxels,
+            coarse_shape=coarse_shape(shape, plan.dimensions) if coarse_to_fine else None,
         )
 
     @property
@@ -72,13 +76,6 @@ class Job:
     def network_voxels(self) -> int:
         """Of one channel on the network's grid."""
         return math.prod(self.network_shape)
-
-    @property
-    def padded(self) -> tuple[int, int, int]:
-        """The network's grid with every edge at least the patch's."""
-        patch = volume_patch(self.patch_voxels)
-        first, second, third = (max(edge, size) for edge, size in zip(self.network_shape, patch, strict=True))
-        return first, second, third
 
 
 @dataclass(frozen=True)
@@ -178,19 +175,30 @@ def side_seconds(job: Job, mode: Mode) -> float:
 
 
 def sums_bytes(job: Job, placement: Placement, steps: Sequence[float]) -> int:
-    """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most."""
-    _, rows, columns = job.padded
-    depth = max(_slices_held(job, placement.batch, step) for step in steps)
-    return depth * rows * columns * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
+    """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most, or the quick pass."""
+    held = max(_voxels_held(job.network_shape, job.patch_voxels, placement.batch, step) for step in steps)
+    if job.coarse_shape is not None:
+        held = max(held, _voxels_held(job.coarse_shape, job.patch_voxels, placement.batch, COARSE_STEP))
+    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
 
 
-def _slices_held(job: Job, batch: int, step: float) -> int:
-    """A window's depth; more where a plane has so few windows that a batch takes those of several layers at once."""
-    patch = volume_patch(job.patch_voxels)
-    starts, *across = windows(job.padded, patch, step)
+def _voxels_held(shape: Triple, patch_voxels: tuple[int, ...], batch: int, step: float) -> int:
+    """Of a slab of a grid: a window deep, and more where a plane has so few windows that a batch takes several layers.
+
+    A plane of the quick pass has fewer windows, so its slabs may hold more than those of the network's own grid.
+    """
+    patch = volume_patch(patch_voxels)
+    padded = _padded(shape, patch_voxels)
+    starts, *across = windows(padded, patch, step)
     layers = max(1, batch // math.prod(map(len, across)))
     groups = (starts[first : first + layers] for first in range(0, len(starts), layers))
-    return max(group[-1] - group[0] for group in groups) + patch[0]
+    return (max(group[-1] - group[0] for group in groups) + patch[0]) * padded[1] * padded[2]
+
+
+def _padded(shape: Triple, patch_voxels: tuple[int, ...]) -> Triple:
+    """A grid with every edge at least the patch's."""
+    first, second, third = (max(edge, size) for edge, size in zip(shape, volume_patch(patch_voxels), strict=True))
+    return first, second, third
 
 
 def _preparing_bytes(job: Job) -> int:
@@ -202,4 +210,5 @@ def _preparing_bytes(job: Job) -> int:
 
 def _plane_bytes(job: Job) -> int:
     """Two planes of scores on the network's grid, and the border voxels that are interpolated at a time."""
-    return 3 * job.classes * job.padded[1] * job.padded[2] * FLOAT
+    _, rows, columns = _padded(job.network_shape, job.patch_voxels)
+    return 3 * job.classes * rows * columns * FLOAT

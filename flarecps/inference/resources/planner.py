@@ -102,7 +102,7 @@ class ResourcePlanner:
         if budget.seconds is not None and began_s is not None:
             left_s = max(budget.seconds - (time.monotonic() - began_s), 0.0)
             budget = Budget(budget.ram_bytes, budget.vram_bytes, left_s)
-        job = Job.of(volume, self.plan)
+        job = Job.of(volume, self.plan, self.settings.coarse_to_fine)
         share = share_with_body(volume.array, job.network_shape, self.plan, self.settings.step)
         return plan_work(job, self.wanted(), budget, self._window, ram_bytes(), share)
 
