@@ -22,7 +22,7 @@ def current_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     text; the file stays as it is. Of two places that name the method the last counts, as for every option.
     """
     options = list(_options(words))
-    contents = {place: _read(value) for place, (name, value) in enumerate(options) if name in CONFIG and value}
+    contents = {place: read_config(value) for place, (name, value) in enumerate(options) if name in CONFIG and value}
     class_path = _method(options, contents)
     found: list[str] = []
     said: list[str] = []
@@ -76,7 +76,7 @@ def _method(options: Sequence[tuple[str, str | None]], contents: Mapping[int, di
     return class_path
 
 
-def _read(config: str) -> dict[str, Any]:
+def read_config(config: str) -> dict[str, Any]:
     """A config's content, from its file or its text; empty for what is none, about which the parser will complain."""
     try:
         content = OmegaConf.load(config) if Path(config).is_file() else OmegaConf.create(config)

@@ -18,7 +18,8 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, tr
 
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'.
-        config: a YAML file for 'flarecps fit'; its case store must exist, for the plan lies there.
+        config: a YAML file for 'flarecps fit'. Without its case store, in which the plan lies, what the config says
+            itself is printed, for FLARE22's organs; patch and topology must stand in it then.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
     """
     if (checkpoint is None) == (config is None):
@@ -34,11 +35,22 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, tr
     else:
         from flarecps.cli.training import instantiated_module
 
-        module: Any = instantiated_module(str(config))
-        _show(module.plan, list(module.siblings), str(config))
+        module, missing = instantiated_module(str(config))
+        method = module.method
+        said = {"method": f"{type(method).__name__}, learns from {' and '.join(method.streams)} patches"}
+        if missing is not None:
+            needs = f"needs the case store ({missing} is not there)"
+            said |= {
+                "target spacing (slice, row, column)": needs,
+                "labels": f"FLARE22's {module.plan.class_count} classes",
+            }
+            if not any(module.plan.global_batch.values()):
+                said |= dict.fromkeys(("global batch", "memory of a step, estimated"), needs)
+        _show(module.plan, list(module.siblings), str(config), said)
 
 
-def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
+def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str] | None = None) -> None:
+    """Print the table; ``said`` are rows that stand beside it, or in place of what it would say."""
     from rich.console import Console
     from rich.table import Table
 
@@ -67,6 +79,6 @@ def _show(plan: Plan, networks: list[nn.Module], title: str) -> None:
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
         "memory of a step, estimated": f"{memory_gb:.2f} GB",
     }
-    for name, value in rows.items():
+    for name, value in (rows | (said or {})).items():
         table.add_row(name, value)
     Console().print(table)

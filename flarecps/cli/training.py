@@ -21,13 +21,14 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
-from flarecps.cli.former_keys import current_words
+from flarecps.cli.former_keys import current_words, read_config
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
-from flarecps.planning.plan import plan_to_json
+from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.patch_validation import PatchValidation
 from flarecps.training.callbacks.progress import TrainingProgress
@@ -398,13 +399,55 @@ def _said(predicted: SegmentationWriter) -> int:
     return FAILED if predicted.failed else 0
 
 
-def instantiated_module(config: str) -> SegmentationModule:
-    """The module that ``flarecps fit --config CONFIG`` would train, without training it."""
+def instantiated_module(config: str) -> tuple[SegmentationModule, str | None]:
+    """The module that ``flarecps fit --config CONFIG`` would train, and the case store that it misses, if it does.
+
+    Without its store, the module is what the config alone says: its patch, topology and batch, and FLARE22's 13 organs
+    in CT. Spacing and intensities of its plan then mean nothing, and neither does a batch that the config leaves to the
+    plan (0 patches). Raises ``ConfigError`` where the config leaves patch or topology to a store that is not there.
+    """
     _quiet()
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
-    module: SegmentationModule = cli.model
-    return module
+    content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
+    data, model = (content.get(part) or {} for part in ("data", "model"))
+    store = data.get("store")
+    if store is None or Path(store).exists():
+        cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
+        return cli.model, None
+    if not data.get("patch_voxels") or not model.get("topology"):
+        raise ConfigError(
+            f"{config}: its case store {store} is not there, and patch and topology are the plan's, which lies in it: "
+            "preprocess first, or give data.patch_voxels and model.topology"
+        )
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+")
+    parser.add_class_arguments(SegmentationModule, "model", skip={"plan"}, instantiate=False)
+    parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
+    arguments = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    return SegmentationModule(plan_to_json(_plan_without_store(data, arguments["topology"])), **arguments), str(store)
+
+
+def _plan_without_store(data: dict[str, Any], topology: Topology) -> Plan:
+    patch = tuple(data["patch_voxels"])
+    batch = dict.fromkeys(("labelled", "unlabelled"), 0) | (data.get("global_batch") or {})
+    if data.get("unlabelled") is False:
+        batch["unlabelled"] = 0
+    return Plan(
+        dataset="FLARE22",
+        dimensions=2 if len(patch) == 2 else 3,
+        labels=FLARE22_LABELS,
+        left_right_pairs=FLARE22_PAIRS,
+        channels=("CT",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        axis_order=(0, 1, 2),
+        median_shape_voxels=(1, 1, 1),
+        patch_voxels=patch,
+        topology=topology,
+        global_batch=batch,
+        batch_dice=True,
+        intensity=Intensity("ct", -1.0, 1.0, 0.0, 1.0),
+        fingerprint={},
+        memory_gb=0.0,
+    )
 
 
 def _quiet() -> None:

@@ -90,5 +90,37 @@ def test_the_papers_numbers_come_from_its_config(
     assert found == pytest.approx(8 * feature_maps * 4 * 2 / (560e6 * 2), abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("flare22_3d.yaml", ["2 × PlainUNet (3D)", "30.79 M", "585.43 G", "2 labelled + 2 unlabelled", "29.7"]),
+        ("flare22_2d.yaml", ["2 × PlainUNet (2D)", "41.29 M", "65.55 G", "12 labelled + 12 unlabelled"]),
+        ("flare22_3d_supervised.yaml", ["1 × PlainUNet (3D)", "30.79 M", "2 labelled + 0 unlabelled"]),
+    ],
+)
+def test_the_papers_table_2_needs_no_store(
+    name: str, numbers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As README says; what only a store can tell says that it needs one."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    assert main(["summary", "--config", str(CONFIGS / name)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    for number in numbers:
+        assert any(number in row for row in rows), number
+    (spacing,) = (row for row in rows if "target spacing" in row)
+    assert "needs the case store (stores/flare22" in spacing
+    (labels,) = (row for row in rows if row.startswith("│ labels"))
+    assert "FLARE22's 14 classes" in labels
+
+
+def test_without_store_a_config_must_say_patch_and_topology(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["summary", "--config", str(CONFIGS / "phantom13_3d.yaml")]) == 2
+    assert "stores/phantom13 is not there" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_summary_wants_one_of_both() -> None:
     assert main(["summary"]) == 2

@@ -1,0 +1,157 @@
+"""Methods, losses and ramps of a user's own, and configs of earlier runs, through the real command line."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from mean_teacher import MeanTeacher
+from runs import assert_identical, assert_same_training
+from stores import CONFIGS, TinyStores, fit, fit_words
+from tiny_training import batches, module_of, tiny_plan, trained
+
+from flarecps.checkpoint import load_plain, read_checkpoint
+from flarecps.cli.main import main
+from flarecps.losses import LinearRamp
+from flarecps.training.module import SegmentationModule
+
+TEACHER = {"class_path": "mean_teacher.MeanTeacher", "init_args": {"noise": 0.2, "loss": "mean_teacher.Squared"}}
+SMALL = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
+
+
+def config(folder: Path, name: str, method: dict[str, Any]) -> Path:
+    """A config of ours with another method, by its class's path."""
+    content = yaml.safe_load((CONFIGS / name).read_text())
+    content["model"]["method"] = method
+    path = folder / name
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_teacher_is_the_average_of_what_its_pupil_was(tmp_path: Path) -> None:
+    """Over four steps, from the pupil's weights after each."""
+    method = MeanTeacher(decay=0.7, ramp=LinearRamp(final=0.5, length=0))
+    module = module_of(3, method=method).double()
+    seen = [copy.deepcopy(module.siblings[0])]
+    after_step = method.after_step
+
+    def remember(siblings: Any) -> None:
+        after_step(siblings)
+        seen.append(copy.deepcopy(siblings[0]))
+
+    method.after_step = remember  # type: ignore[method-assign]
+    trained(module, batches(3, count=4), tmp_path)
+    assert len(seen) == 5
+    for number, teacher in enumerate(method.teacher.parameters()):
+        past = [list(pupil.parameters())[number] for pupil in seen]
+        expected = past[0]
+        for weights in past[1:]:
+            expected = 0.7 * expected + 0.3 * weights
+        torch.testing.assert_close(teacher, expected, rtol=1e-10, atol=1e-12)
+        assert not teacher.requires_grad
+
+
+def test_two_ranks_have_the_teacher_of_one(tmp_path: Path) -> None:
+    """Noise is off, since each rank would draw its own."""
+    data = batches(2, count=3, patches=4)
+    one, several = (
+        SegmentationModule(tiny_plan(2), MeanTeacher(noise=0.0, ramp=LinearRamp(length=0))).double() for _ in range(2)
+    )
+    trained(one, data, tmp_path)
+    trained(several, data, tmp_path, ranks=2)
+    for ours, theirs in zip(several.method.parameters(), one.method.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_a_users_method_trains_resumes_bit_for_bit_and_segments_with_its_teacher(
+    tiny_stores: TinyStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(tmp_path, "phantom_3d.yaml", TEACHER)
+    through = fit(path, tiny_stores, tmp_path / "through", *SMALL, epochs=4)
+    halves = fit(path, tiny_stores, tmp_path / "halves", *SMALL, epochs=2)
+    fit(path, tiny_stores, halves, *SMALL, "--ckpt_path", "last", epochs=4)
+    assert_same_training(halves, through)
+    last = halves / "checkpoints" / "last.ckpt"
+    content = load_plain(last)
+    assert content["state_dict"]["method._extra_state"] == 8
+    assert content["flarecps"]["inference_networks"] == ["method.teacher."]
+    (network,) = read_checkpoint(last).siblings
+    state = {name: content["state_dict"][f"method.teacher.{name}"] for name in network.network.state_dict()}
+    assert_identical(dict(network.network.state_dict()), state, "the teacher")
+    pupil = content["state_dict"]["siblings.0.heads.0.weight"]
+    assert not torch.equal(pupil, content["state_dict"]["method.teacher.heads.0.weight"])
+    assert (
+        main(["segment", str(last), str(tiny_stores.dataset / "imagesTs"), str(tmp_path / "out"), "--device", "cpu"])
+        == 0
+    )
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+    assert main([*fit_words(path, tiny_stores, tmp_path / "dry", *SMALL, "--dry-run", epochs=4)]) == 0
+
+
+def test_another_methods_state_is_refused(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(config(tmp_path, "phantom_3d.yaml", TEACHER), tiny_stores, tmp_path / "run", *SMALL, epochs=1)
+    words = fit_words("phantom_3d_supervised.yaml", tiny_stores, run, *SMALL, "--ckpt_path", "last", epochs=2)
+    assert main(words) == 2
+    assert "state of another method than Supervised" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_losses_and_ramps_of_a_users_own(tiny_stores: TinyStores, tmp_path: Path) -> None:
+    """By class_path, from a module on PYTHONPATH, in a process of its own."""
+    import subprocess
+    import sys
+
+    (tmp_path / "my_lab.py").write_text((Path(__file__).parent.parent / "mean_teacher.py").read_text())
+    method = {
+        "class_path": "flarecps.methods.CrossPseudoSupervision",
+        "init_args": {
+            "ramp": {"class_path": "my_lab.Steps", "init_args": {"top": 0.25}},
+            "pseudo_label_loss": {"class_path": "my_lab.Squared", "init_args": {"power": 1.5}},
+        },
+    }
+    path = config(tmp_path, "phantom_3d.yaml", method)
+    words = fit_words(path, tiny_stores, tmp_path / "run", *SMALL)
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "flarecps", *words],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["method"]["init_args"]
+    assert saved["ramp"]["class_path"] == "my_lab.Steps"
+    assert saved["pseudo_label_loss"] == {"class_path": "my_lab.Squared", "init_args": {"power": 1.5}}
+    rows = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/lambda")
+    assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.25"]
+
+
+@pytest.mark.parametrize("name", ["phantom_3d.yaml", "phantom_3d_supervised.yaml"])
+def test_a_config_with_former_keys_is_the_same_training(
+    name: str, tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An earlier run's config.yaml and options give the same weights, and are told in one line what to write now."""
+    content = yaml.safe_load((CONFIGS / name).read_text())
+    method = content["model"].pop("method")
+    crossed = not name.endswith("_supervised.yaml")
+    ramp = {"final": 0.5, "length": 2, "start": 5}
+    content["model"] |= {**method["init_args"], "ramp": ramp, "cross_pseudo_supervision": crossed, "one_mean": False}
+    path = tmp_path / name
+    path.write_text(yaml.safe_dump(content))
+    old = fit(path, tiny_stores, tmp_path / "old", *SMALL, "--model.ramp.start", 0, "--model.pseudo_labels", "null")
+    told = [line for line in capsys.readouterr().err.splitlines() if "model.method" in line]
+    assert len(told) == 1
+    assert str(path) in told[0]
+    new_words = ["--model.method.init_args.ramp", "{length: 2, start: 0}"] if crossed else []
+    new = fit(CONFIGS / name, tiny_stores, tmp_path / "new", *SMALL, *new_words)
+    assert "model.method" not in capsys.readouterr().err
+    ours, theirs = (load_plain(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (old, new))
+    assert_identical(ours, theirs, "state_dict")
+    assert "method" in yaml.safe_load((old / "config.yaml").read_text())["model"]
