@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from small_model import small_plan, write_model, write_scan
-from stores import TinyStores, fit, fit_words
+from stores import REPOSITORY, TinyStores, fit, fit_words
 from torch import nn
 
 from flarecps.checkpoint import ENTRY, read_checkpoint
@@ -107,6 +108,18 @@ def test_it_is_trained_refused_and_trusted_at_the_command_line(
     fit("phantom_3d.yaml", tiny_stores, run, *network(width=5), "--ckpt_path", "last")
     fit("phantom_3d.yaml", tiny_stores, tmp_path / "next", *network(width=5), "--init", last, epochs=1)
     assert main(fit_words("phantom_3d.yaml", tiny_stores, run, *network(width=4), "--ckpt_path", "last", epochs=3)) == 2
+
+
+def test_the_example_of_the_docs_is_kept_and_read_back(lab: Path, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    (source,) = (block.partition("```")[0] for block in page.split("```python\n")[1:] if "class MyUNet" in block)
+    (lab / "my_lab_nets.py").write_text(source)
+    kind, plan = importlib.import_module("my_lab_nets").MyUNet, small_plan()
+    shape = plan.topology.features, plan.topology.strides, plan.topology.kernels
+    check_contract(kind(1, 3, *shape, width=4))
+    path = write_model(tmp_path / "own.ckpt", plan=plan, build=lambda c, k: kind(c, k, *shape, width=4))
+    logits = read_checkpoint(path, ["my_lab_nets.MyUNet"]).siblings[0](torch.zeros(1, 1, 16, 16, 16))
+    assert logits.shape == (1, 3, 16, 16, 16)
 
 
 def test_workers_of_their_own_processes_are_told_whom_to_trust(lab: Path, tmp_path: Path) -> None:
