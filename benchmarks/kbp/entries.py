@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from protocol import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, Arm
 
-from flarecps.evaluation.comparison import Method
+from flarecps.evaluation.score_table import MethodScores
 from flarecps.reporting.comparison_files import read_method
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "kbp"
@@ -46,7 +46,7 @@ class Entry:
         known = [one["training_cpu_minutes"] for one in found if one["training_cpu_minutes"] is not None]
         return float(np.mean(known)) if known else None
 
-    def method(self) -> Method:
+    def method(self) -> MethodScores:
         """The scores, as ``flarecps compare`` reads them."""
         return read_method(self.title.replace(",", ";"), list(self.files))
 

@@ -13,8 +13,8 @@ from entries import LINES, TWO_CONTROLS, TWO_SHORT_CONTROLS, entry, main_entries
 from protocol import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, FEW_LABELS
 
 from flarecps import metric_names
+from flarecps.evaluation.score_table import read_scores
 from flarecps.reporting.curves import read_metrics
-from flarecps.reporting.run_folder import read_scores
 
 SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
 COLOURS = {
@@ -32,7 +32,7 @@ def draw_scores(results: Path, labels: int = 10) -> None:
     for axis, measure in zip(axes, ("dsc", "nsd"), strict=True):
         for row, one in enumerate(entries):
             method = one.method()
-            means = np.nanmean(method.seed_means(measure, method.organs), axis=1)
+            means = method.seed_means(measure)
             colour = COLOURS.get(one.arm.name, "tab:green") if one.labels == labels else "black"
             axis.plot(means, np.full(len(means), row), "o", color=colour, alpha=0.5, ms=5)
             axis.plot(means.mean(), row, "|", color=colour, ms=16, mew=2)

@@ -26,6 +26,7 @@ import torch
 from protocol import ALL_LABELS, CPS, Run, ordered_runs
 
 from flarecps import __version__
+from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.machine import processor_name
 from flarecps.experiments.runner import FLARECPS, run_experiment
 from flarecps.experiments.stages import Stage
@@ -36,7 +37,6 @@ from flarecps.experiments.trainings import (
     store_stages,
     training_is_finished,
 )
-from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"

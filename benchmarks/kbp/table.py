@@ -35,9 +35,9 @@ from protocol import (
 )
 from scipy import stats
 
-from flarecps.evaluation.comparison import OVERALL, Difference, Method, compare
+from flarecps.evaluation.comparison import OVERALL, Difference, compare_methods
+from flarecps.evaluation.score_table import MethodScores, paired_change, read_scores
 from flarecps.evaluation.statistics import bootstrap_interval
-from flarecps.reporting.run_folder import read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
@@ -120,7 +120,7 @@ def effects_table(results: Path, labels: int = 10) -> list[str]:
         for other in (ARMS[name] for name in names if name in ARMS):
             mine, base = same_seeds(entry(arm.title, arm, labels, "1", results), entry("", other, labels, "1", results))
             if mine.files:
-                found = compare([base.method(), mine.method()]).differences["dsc"][mine.method().name][OVERALL]
+                found = compare_methods([base.method(), mine.method()]).differences["dsc"][mine.method().name][OVERALL]
                 better = f"{found.counts.wins} of {found.n}"
                 rows.append([arm.title, other.title, str(len(mine.files)), interval(found), better])
     return markdown(["", "beside", "seeds", "DSC", "scans better"], rows) if rows else []
@@ -155,16 +155,16 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
-def level(method: Method, measure: str) -> str:
+def level(method: MethodScores, measure: str) -> str:
     """Mean over test scans and trainings, ± SD over trainings where there are several."""
-    cell = compare([method], resamples=100).cells[measure][method.name][OVERALL]
+    cell = compare_methods([method], resamples=100).means[measure][method.name][OVERALL]
     assert cell.mean is not None  # every arm has scores
     return f"{cell.mean:.4f}" + ("" if cell.seeds_sd is None else f" ± {cell.seeds_sd:.4f}")
 
 
-def difference(baseline: Method, method: Method) -> str:
+def difference(baseline: MethodScores, method: MethodScores) -> str:
     """Mean difference, its 95 % interval, and p of Wilcoxon's signed ranks, over test scans."""
-    return interval(compare([baseline, method]).differences["dsc"][method.name][OVERALL])
+    return interval(compare_methods([baseline, method]).differences["dsc"][method.name][OVERALL])
 
 
 def interval(found: Difference) -> str:
@@ -219,7 +219,7 @@ def views_table(results: Path) -> list[str]:
             continue
         base, method = (one.method() for one in pair)
         cases, organs = base.cases, base.organs
-        change = method.scores("dsc", cases, organs) - base.scores("dsc", cases, organs)
+        change = paired_change(base, method).select(cases, organs).values["dsc"]
         for shown in ("trunk", "tube"):
             mine = change[[view[case] == shown for case in cases]]
             cells = [mean_with_interval(values) for values in (*mine.T, mine.mean(axis=1))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.atomic import write_text
-from flarecps.reporting.run_folder import read_scores
+from flarecps.evaluation.score_table import read_scores
 from flarecps.reporting.tables import markdown_table, mean_and_sd
 
 TITLES = {
@@ -63,8 +63,8 @@ def rows_of(folder: Path, method: str) -> list[list[str]]:
                 TITLES[method],
                 title,
                 *described(facts),
-                mean_and_sd(scores.mean(), scores.spread()),
-                mean_and_sd(scores.mean("nsd"), scores.spread("nsd")),
+                mean_and_sd(scores.summary("dsc")),
+                mean_and_sd(scores.summary("nsd")),
                 *trained,
                 f"{once['tree_cpu_s'] / len(scores.cases):.2f}",
                 f"{once['tree_ram_mb_max']:.0f}",

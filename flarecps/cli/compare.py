@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from flarecps.evaluation.comparison import Comparison, Method
+    from flarecps.evaluation.comparison import Comparison
     from flarecps.evaluation.ranking import Standing
+    from flarecps.evaluation.score_table import MethodScores
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
@@ -49,19 +50,24 @@ def compare(
     """
     from rich.console import Console
 
-    from flarecps.evaluation import comparison as arithmetic
-    from flarecps.evaluation.comparison_remarks import remarks
+    from flarecps.evaluation.comparison import compare_methods, remarks
     from flarecps.evaluation.ranking import rank_methods
-    from flarecps.reporting.comparison_files import EFFICIENCY, SCORES, named_files, ranking_values, read_efficiency
-    from flarecps.reporting.comparison_files import read_method as read
+    from flarecps.reporting.comparison_files import (
+        EFFICIENCY,
+        SCORES,
+        named_files,
+        ranking_values,
+        read_efficiency,
+        read_method,
+    )
 
     if not 0 < confidence < 1 or resamples < 100:
         raise ConfigError(
             f"--confidence {confidence:g} --resamples {resamples}: expected a share between 0 and 1, and 100 or more"
         )
     called = [name.strip() for name in names.split(",")] if names is not None else None
-    methods = [read(name, files) for name, files in named_files(scores, SCORES, called).items()]
-    found = arithmetic.compare(methods, resamples, confidence, seed)
+    methods = [read_method(name, files) for name, files in named_files(scores, SCORES, called).items()]
+    found = compare_methods(methods, resamples, confidence, seed)
     said = remarks(found)
     standings: list[Standing] = []
     ranked: tuple[str, ...] = ()
@@ -82,7 +88,7 @@ def compare(
                       + (", ranking.csv" if standings else ""), **PLAIN)  # fmt: skip
 
 
-def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Method]) -> list[list[Path]]:
+def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[MethodScores]) -> list[list[Path]]:
     """The efficiency files of each method: by name where names are given, else in order."""
     if len(words) != len(methods):
         raise ConfigError(
@@ -100,9 +106,15 @@ def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Meth
 
 def _write(out: Path, found: Comparison, said: list[str], standings: list[Standing], ranked: tuple[str, ...]) -> None:
     from flarecps.atomic import write_json, write_text
-    from flarecps.reporting.comparison import comparison_markdown, ranking_markdown
+    from flarecps.reporting.comparison import (
+        comparison_json,
+        comparison_markdown,
+        differences_csv,
+        means_csv,
+        ranking_csv,
+        ranking_markdown,
+    )
     from flarecps.reporting.comparison_latex import comparison_latex
-    from flarecps.reporting.comparison_records import differences_csv, means_csv, ranking_csv, to_json
 
     out.mkdir(parents=True, exist_ok=True)
     ranking = ranking_markdown(standings, len(ranked)) if standings else ""
@@ -110,7 +122,7 @@ def _write(out: Path, found: Comparison, said: list[str], standings: list[Standi
     write_text(out / "comparison.tex", comparison_latex(found, standings))
     write_text(out / "comparison.csv", means_csv(found))
     write_text(out / "differences.csv", differences_csv(found))
-    write_json(out / "comparison.json", to_json(found, said, standings, ranked))
+    write_json(out / "comparison.json", comparison_json(found, said, standings, ranked))
     if standings:
         write_text(out / "ranking.csv", ranking_csv(standings))
 
@@ -118,7 +130,8 @@ def _write(out: Path, found: Comparison, said: list[str], standings: list[Standi
 def _show_means(found: Comparison, console: Console) -> None:
     from rich.text import Text
 
-    from flarecps.reporting.comparison import TITLES, caption, means_of
+    from flarecps.reporting.comparison import caption, means_of
+    from flarecps.reporting.tables import TITLES
 
     for measure in found.measures:
         table = means_of(found, measure)
@@ -135,11 +148,11 @@ def _show_differences(found: Comparison, console: Console) -> None:
     from flarecps.reporting.comparison import (
         NARROW_HEADING,
         NARROW_SENTENCE,
-        TITLES,
         differences,
         interval_title,
         method_sentence,
     )
+    from flarecps.reporting.tables import TITLES
 
     heading = ["organ", *NARROW_HEADING]
     heading[2] = interval_title(found)

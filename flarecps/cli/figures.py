@@ -73,7 +73,7 @@ def figures(
     written = write_result_figures(out, results, shown, rows, worst, window, processes)
     console, problems = Console(), Console(stderr=True)
     for method in results.methods:
-        dsc = results.tables[method].overall("dsc")
+        dsc = results.tables[method].scores.summary("dsc")
         mean = "–" if dsc.mean is None else f"{dsc.mean:.4f}"
         console.print(
             f"{method}: mean DSC {mean} over {len(results.tables[method].cases)} cases", highlight=False, markup=False

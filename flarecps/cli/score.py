@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flarecps.evaluation.scores import ScoreTable
-    from flarecps.reporting.run_folder import Scores
+    from flarecps.evaluation.score_table import ScoredCases
 
 MOST_WORKERS = 8
 SHOWN_NAMES = 5
@@ -95,16 +94,14 @@ def score(
     return FAILED if table.failed else 0
 
 
-def _write_and_show(table: ScoreTable, out: Path, notes: list[str], console: Console) -> None:
+def _write_and_show(table: ScoredCases, out: Path, notes: list[str], console: Console) -> None:
     from flarecps.atomic import write_text
-    from flarecps.evaluation.scores import write_scores
-    from flarecps.reporting.run_folder import read_scores
+    from flarecps.evaluation.score_table import write_scores
     from flarecps.reporting.tables import markdown_table, scores_markdown
 
     write_scores(table, out)
-    scores = read_scores(out / "scores.csv")
-    page = scores_markdown(scores, f"Scores ({table.protocol} protocol)", notes[1:])
-    _show(table, scores, console)
+    page = scores_markdown(table.scores, f"Scores ({table.protocol} protocol)", notes[1:])
+    _show(table, console)
     if table.protocol == "strict":
         heading = ["organ", *DISTANCE_TITLES.values(), "cases"]
         page += (
@@ -116,7 +113,7 @@ def _write_and_show(table: ScoreTable, out: Path, notes: list[str], console: Con
     console.print(*notes, f"written: {out}/scores.csv, scores.json, scores.md", sep="\n", **PLAIN)
 
 
-def _notes(table: ScoreTable) -> list[str]:
+def _notes(table: ScoredCases) -> list[str]:
     """What a reader of the means must know."""
     from flarecps.anatomy import organs_of
 
@@ -144,7 +141,7 @@ def _notes(table: ScoreTable) -> list[str]:
     return notes
 
 
-def _distance_rows(table: ScoreTable, with_sd: bool = True) -> list[list[str]]:
+def _distance_rows(table: ScoredCases, with_sd: bool = True) -> list[list[str]]:
     """HD95 and ASSD (mm), volume error (ml and %) per organ, and of how many cases the distances are."""
     from flarecps.reporting.tables import NO_NUMBER
 
@@ -152,18 +149,19 @@ def _distance_rows(table: ScoreTable, with_sd: bool = True) -> list[list[str]]:
     for organ in table.organs:
         cells = []
         for measure in DISTANCE_TITLES:
-            of, scale = table.of_organ(organ.name, measure), 100.0 if measure == "volume_error_relative" else 1.0
+            of = table.scores.summary(measure, organ.column)
+            scale = 100.0 if measure == "volume_error_relative" else 1.0
             mean = NO_NUMBER if of.mean is None else f"{scale * of.mean:.2f}"
             cells.append(mean if of.sd is None or not with_sd else f"{mean} ± {scale * of.sd:.2f}")
-        rows.append([organ.name, *cells, str(table.of_organ(organ.name, "hd95_mm").n)])
+        rows.append([organ.name, *cells, str(table.scores.organ(organ.column, "hd95_mm").size)])
     return rows
 
 
-def _show(table: ScoreTable, scores: Scores, console: Console) -> None:
+def _show(table: ScoredCases, console: Console) -> None:
     from flarecps.reporting.tables import score_rows
 
     title = f"{_count(len(table.cases), 'case')}, {table.protocol} protocol: mean ± SD over cases"
-    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
+    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(table.scores)]
     _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
 
 

@@ -20,16 +20,11 @@ from flarecps.errors import DatasetError, ScanError
 from flarecps.evaluation.flare22 import Protocol, score_case, score_missing
 from flarecps.evaluation.kept_scores import made_from, read_kept, write_kept
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
-from flarecps.evaluation.score_table import MEASURES, CaseScore, ScoreTable, Summary, summarise, to_csv, write_scores
+from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.evaluation.tolerances import with_tolerances
 from flarecps.typing import SpacingMm
 from flarecps.volumes.io import Volume, is_scan_file, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
-
-__all__ = [
-    "MEASURES", "CaseFiles", "CaseScore", "ScoreTable", "Summary",
-    "score_files", "score_folders", "summarise", "to_csv", "write_scores",
-]  # fmt: skip
 
 NO_REFERENCE = "a prediction without reference: there is no label file of this name in {folder}"
 
@@ -56,7 +51,7 @@ def score_folders(
     tolerances_mm: Mapping[str, float] | None = None,
     keep: Path | None = None,
     share: str | None = None,
-) -> ScoreTable:
+) -> ScoredCases:
     """The scores of every prediction (``official``) or every reference (``strict``) of two folders, or of two files.
 
     Files belong together when their names without suffix are equal. A case that can't be scored is kept as failed and
@@ -106,7 +101,7 @@ def score_folders(
     for name in shard([name for name in found_p if name not in found_r], share):
         failed[name] = NO_REFERENCE.format(folder=references) + _perhaps(name, missing)
     in_order = {name: scored[name] for name in cases if name in scored}
-    return ScoreTable(protocol, organs, in_order, dict(sorted(failed.items())), tuple(missing))
+    return ScoredCases(protocol, organs, in_order, dict(sorted(failed.items())), tuple(missing))
 
 
 def score_files(case: CaseFiles) -> CaseScore:

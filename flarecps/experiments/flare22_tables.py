@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flarecps.atomic import write_text
+from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.flare22 import paper_methods
 from flarecps.experiments.flare22_data import Flare22Data
 from flarecps.experiments.stages import StageRecords
@@ -17,7 +18,6 @@ from flarecps.reporting.paper_tables import (
     read_paper,
 )
 from flarecps.reporting.protocol_table import protocol_csv, protocol_markdown
-from flarecps.reporting.run_folder import read_scores
 
 
 def write_tables(

@@ -1,19 +1,24 @@
-"""A comparison as people read it: the paper's Tables 3 to 6 (organs down, methods across, mean last) and differences.
+"""A comparison as people read it, and as CSV and JSON for programs.
 
-`means` and `differences` give tables of words that Markdown, LaTeX and the terminal only dress.
+`means` and `differences` give tables of words, the paper's Tables 3 to 6 (organs down, methods across, mean last), that
+Markdown, LaTeX and the terminal only dress.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from flarecps.evaluation.comparison import OVERALL, Cell, Comparison, Difference
+from flarecps import __version__
+from flarecps.evaluation.comparison import OVERALL, Comparison, Difference
 from flarecps.evaluation.ranking import FLARE_MEASURES, Standing
-from flarecps.reporting.tables import NO_NUMBER, markdown_table
+from flarecps.evaluation.score_table import CSV_DECIMALS, Summary
+from flarecps.reporting.tables import DECIMALS, NO_NUMBER, TITLES, best_as_shown, markdown_table, number
 
-TITLES = {"dsc": "DSC", "nsd": "NSD"}
-DECIMALS = 4  # FLARE's and the paper's
+FORMAT, FORMAT_VERSION = "flarecps-comparison", 1
 SMALLEST_P = 0.0001
 MOST_METHODS_BESIDE = 2  # more, or seeds, get a table per measure, so that a page holds it
 DIFFERENCE_HEADING = ("difference", "interval", "p", "p (Holm)", "better/equal/worse", "cases")
@@ -47,7 +52,7 @@ class MeansTable:
 def means(comparison: Comparison) -> list[MeansTable]:
     """The tables of means: all measures in one like the paper's Table 4, or one each where it would be too wide."""
     methods = tuple(method.name for method in comparison.methods)
-    if len(methods) > MOST_METHODS_BESIDE or any(len(method.files) > 1 for method in comparison.methods):
+    if len(methods) > MOST_METHODS_BESIDE or any(len(method.seeds) > 1 for method in comparison.methods):
         return [means_of(comparison, measure) for measure in comparison.measures]
     return [_means(comparison, comparison.measures, methods)]
 
@@ -75,7 +80,7 @@ def interval_title(comparison: Comparison) -> str:
 
 def caption(comparison: Comparison) -> str:
     """What the numbers of the tables of means are."""
-    seeds = any(len(method.files) > 1 for method in comparison.methods)
+    seeds = any(len(method.seeds) > 1 for method in comparison.methods)
     counts = sorted({len(method.cases) for method in comparison.methods})
     cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     words = f"Mean ± SD over {cases} case{'' if counts == [1] else 's'}"
@@ -134,27 +139,102 @@ def ranking_markdown(standings: Sequence[Standing], cases: int) -> str:
     return f"{RANKING_SENTENCE} {cases} case{'' if cases == 1 else 's'}.\n\n{table}"
 
 
+def means_csv(comparison: Comparison) -> str:
+    """Organs as rows, the mean last; per measure and method mean, SD over cases, SD over seeds and number of cases."""
+    pairs = [(measure, method.name) for measure in comparison.measures for method in comparison.methods]
+    kinds = ("mean", "SD", "SD over seeds", "cases")
+    rows: list[list[Any]] = [["organ", *(f"{TITLES[m]} {name} {kind}" for m, name in pairs for kind in kinds)]]
+    for organ in (*comparison.organs, OVERALL):
+        row: list[Any] = [row_title(organ)]
+        for measure, name in pairs:
+            cell = comparison.means[measure][name][organ]
+            row += [*map(_rounded, (cell.mean, cell.sd, cell.seeds_sd)), cell.n]
+        rows.append(row)
+    return _csv(rows)
+
+
+def differences_csv(comparison: Comparison) -> str:
+    """One row per measure, method and organ: the method minus the baseline, with interval, p and counts."""
+    rows: list[list[Any]] = [
+        ["measure", "method", "baseline", "organ", "difference", "low", "high", "p", "p_holm",
+         "better", "equal", "worse", "cases"]
+    ]  # fmt: skip
+    for measure in comparison.measures:
+        for method in comparison.methods[1:]:
+            for organ, one in comparison.differences[measure][method.name].items():
+                low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
+                numbers = map(_rounded, (one.mean, low, high))
+                p = ["" if value is None else f"{value:.6g}" for value in (one.p, one.p_holm)]
+                counts = (one.counts.wins, one.counts.ties, one.counts.losses)
+                rows.append([TITLES[measure], method.name, comparison.baseline.name, row_title(organ),
+                             *numbers, *p, *counts, one.n])  # fmt: skip
+    return _csv(rows)
+
+
+def ranking_csv(standings: Sequence[Standing]) -> str:
+    """One row per method, best first: place, score, mean rank in each measure."""
+    rows: list[list[Any]] = [["method", "place", "score", *(f"rank {measure.name}" for measure in FLARE_MEASURES)]]
+    for one in standings:
+        rows.append([one.method, one.place, *map(_rounded, (one.score, *(one.ranks[m.name] for m in FLARE_MEASURES)))])
+    return _csv(rows)
+
+
+def comparison_json(
+    comparison: Comparison, remarks: Sequence[str], standings: Sequence[Standing] = (), ranked_cases: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything as plain types, unrounded: files and cases of each method, cells, differences, ranking, remarks."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "flarecps": __version__,
+        "baseline": comparison.baseline.name,
+        "bootstrap": {
+            "method": "BCa",
+            "resamples": comparison.resamples,
+            "confidence": comparison.confidence,
+            "seed": comparison.seed,
+        },
+        "organs": list(comparison.organs),
+        "methods": {
+            method.name: {
+                "files": [table.origin for table in method.seeds],
+                "protocols": [table.protocol for table in method.seeds],
+                "cases": list(method.cases),
+            }
+            for method in comparison.methods
+        },
+        "means": {
+            measure: {name: {organ: _cell(one) for organ, one in found.items()} for name, found in methods.items()}
+            for measure, methods in comparison.means.items()
+        },
+        "differences": {
+            measure: {name: {organ: asdict(one) for organ, one in found.items()} for name, found in methods.items()}
+            for measure, methods in comparison.differences.items()
+        },
+        "ranking": {"cases": list(ranked_cases), "standings": [asdict(one) for one in standings]},
+        "remarks": list(remarks),
+    }
+
+
 def _means(comparison: Comparison, measures: tuple[str, ...], methods: tuple[str, ...]) -> MeansTable:
     rows = []
     for organ in (*comparison.organs, OVERALL):
         cells: list[Shown] = []
         for measure in measures:
-            cells += _marked([comparison.cells[measure][method][organ] for method in methods])
+            cells += _marked([comparison.means[measure][method][organ] for method in methods])
         rows.append((row_title(organ), tuple(cells)))
     return MeansTable(measures, methods, tuple(rows))
 
 
-def _marked(cells: Sequence[Cell]) -> list[Shown]:
-    """The cells of one measure in words; the highest as shown are best, unless all that have a number are equal."""
-    numbers = [NO_NUMBER if cell.mean is None else f"{cell.mean:.{DECIMALS}f}" for cell in cells]
-    there = {number for number in numbers if number != NO_NUMBER}
-    highest = max(there, default=None) if len(there) > 1 else None
-    return [Shown(number, _spread(cell), number == highest) for number, cell in zip(numbers, cells, strict=True)]
+def _marked(cells: Sequence[Summary]) -> list[Shown]:
+    """The cells of one measure in words, the best of them marked."""
+    best = best_as_shown([cell.mean for cell in cells])
+    return [Shown(number(cell.mean), _spread(cell), marked) for cell, marked in zip(cells, best, strict=True)]
 
 
-def _spread(cell: Cell) -> str:
-    words = [] if cell.sd is None else [f"± {cell.sd:.{DECIMALS}f}"]
-    return " ".join(words + ([] if cell.seeds_sd is None else [f"({cell.seeds_sd:.{DECIMALS}f})"]))
+def _spread(cell: Summary) -> str:
+    words = [] if cell.sd is None else [f"± {number(cell.sd)}"]
+    return " ".join(words + ([] if cell.seeds_sd is None else [f"({number(cell.seeds_sd)})"]))
 
 
 def _markdown_cell(cell: Shown) -> str:
@@ -164,9 +244,9 @@ def _markdown_cell(cell: Shown) -> str:
 def _difference_cells(one: Difference) -> tuple[str, ...]:
     interval = NO_NUMBER
     if one.interval is not None:
-        interval = f"{_signed(one.interval.low)} to {_signed(one.interval.high)}"
+        interval = f"{number(one.interval.low, signed=True)} to {number(one.interval.high, signed=True)}"
     return (
-        NO_NUMBER if one.mean is None else _signed(one.mean),
+        number(one.mean, signed=True),
         interval,
         _p(one.p),
         _p(one.p_holm),
@@ -175,12 +255,21 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
     )
 
 
-def _signed(number: float) -> str:
-    shown = f"{number:+.{DECIMALS}f}"
-    return shown[1:] if float(shown) == 0 else shown
-
-
 def _p(p: float | None) -> str:
     if p is None:
         return NO_NUMBER
     return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.{DECIMALS}f}"
+
+
+def _rounded(number: float | None) -> float | str:
+    return "" if number is None else round(number, CSV_DECIMALS)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _cell(one: Summary) -> dict[str, Any]:
+    return {"mean": one.mean, "sd": one.sd, "seeds_sd": one.seeds_sd, "n": one.n}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.errors import ConfigError, DatasetError
-from flarecps.evaluation.comparison import MEASURES, Method, ScoreFile, mean_along
-from flarecps.reporting.run_folder import read_scores
+from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, read_scores
 from flarecps.volumes.io import scan_name
 
 SCORES = ("scores.csv", "scores/scores.csv")  # what a folder stands for: the first that is there
@@ -48,7 +46,7 @@ def named_files(
     return dict(zip(called, files, strict=True))
 
 
-def read_method(name: str, paths: Sequence[Path]) -> Method:
+def read_method(name: str, paths: Sequence[Path]) -> MethodScores:
     """The method whose seeds were scored in these files.
 
     Raises DatasetError for a table that is none, a case or a file twice, and scores outside 0 to 1.
@@ -56,7 +54,7 @@ def read_method(name: str, paths: Sequence[Path]) -> Method:
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         raise DatasetError(f"{name}: the same file twice; name every seed once")
-    return Method(name, tuple(_read_score_file(path) for path in paths))
+    return MethodScores(name, tuple(_read_score_file(path) for path in paths))
 
 
 def read_efficiency(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
@@ -74,16 +72,17 @@ def read_efficiency(paths: Sequence[Path]) -> dict[str, dict[str, float]]:
 
 
 def ranking_values(
-    methods: Sequence[Method], efficiencies: Sequence[dict[str, dict[str, float]]]
+    methods: Sequence[MethodScores], efficiencies: Sequence[dict[str, dict[str, float]]]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[str]]:
     """Methods × cases of FLARE's five measures, the cases that can be ranked, and remarks on what was taken.
 
     A case needs a mean DSC, a mean NSD and the three efficiencies of every method. Raises DatasetError for none.
     """
     everyone = tuple(dict.fromkeys(case for method in methods for case in method.cases))
+    merged = [method.over_seeds(everyone, method.organs) for method in methods]
     gpu = GPU_TOLERATED if all(GPU_TOLERATED in row for one in efficiencies for row in one.values()) else GPU
     tables = {
-        **{m.upper(): np.stack([mean_along(o.scores(m, everyone, o.organs), 1) for o in methods]) for m in MEASURES},
+        **{measure.upper(): np.stack([one.case_means(measure) for one in merged]) for measure in MEASURES},
         **{
             name: np.array([[_of_case(one, case).get(column, np.nan) for case in everyone] for one in efficiencies])
             for name, column in ((TIME, TIME), (GPU, gpu), (CPU, CPU))
@@ -164,38 +163,20 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     return ["/".join(end[-depth:]) for end in ends]
 
 
-def _read_score_file(path: Path) -> ScoreFile:
+def _read_score_file(path: Path) -> Scores:
     scores = read_scores(path)
     twice = next((case for case in scores.cases if scores.cases.count(case) > 1), None)
     if twice is not None:
         raise DatasetError(f"{path}: the case {twice!r} has two rows; keep one")
-    for measure, values in (("DSC", scores.dsc), ("NSD", scores.nsd)):
+    for measure, values in scores.values.items():
         wrong = np.argwhere(~np.isnan(values) & ~((values >= 0) & (values <= 1)))
         if wrong.size:
             row, column = wrong[0]
             raise DatasetError(
-                f"{path}: {scores.columns[column]}_{measure} of {scores.cases[row]} is {values[row, column]:g}; "
+                f"{path}: {scores.organs[column]}_{measure.upper()} of {scores.cases[row]} is {values[row, column]:g}; "
                 "expected shares from 0 to 1 (divide percentages by 100)"
             )
-    settings = _settings(path.with_suffix(".json"))
-    tolerances = settings.get("tolerances_mm")
-    return ScoreFile(
-        str(path),
-        scores.cases,
-        scores.columns,
-        {"dsc": scores.dsc, "nsd": scores.nsd},
-        settings.get("protocol"),
-        tolerances if isinstance(tolerances, dict) else {},
-    )
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The JSON that ``flarecps score`` writes beside its table; {} for tables from elsewhere."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and content.get("format") == "flarecps-scores" else {}
+    return scores
 
 
 def _read_efficiency_rows(path: Path) -> list[dict[str, Any]]:

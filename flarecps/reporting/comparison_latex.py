@@ -11,7 +11,6 @@ from flarecps.reporting.comparison import (
     NARROW_SENTENCE,
     RANKING_HEADING,
     RANKING_SENTENCE,
-    TITLES,
     MeansTable,
     Shown,
     caption,
@@ -21,6 +20,7 @@ from flarecps.reporting.comparison import (
     method_sentence,
     ranking_rows,
 )
+from flarecps.reporting.tables import TITLES
 
 PREAMBLE = "% Needs \\usepackage{booktabs}; with pdflatex, names beyond ASCII are read as UTF-8.\n"
 _ESCAPED = {
@@ -107,7 +107,6 @@ def _row(cells: Sequence[str] | map[str]) -> str:
 
 
 def _cell(cell: Shown) -> str:
-    number = escaped(cell.number)
     number = escaped(cell.number)
     if cell.best:
         number = rf"\textbf{{{number}}}"

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from flarecps.evaluation.score_table import MethodScores
 from flarecps.method_config import method_of, with_method
-from flarecps.reporting.run_folder import Run, Scores
+from flarecps.reporting.run_folder import Run
 
 CHANCE = (("seed_everything",), ("data", "seed"), ("model", "initial_seed"))
 FOLD = ("data", "fold")
@@ -45,26 +44,11 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
 def as_one(runs: Sequence[Run], group: Group) -> Run:
     """A group as if it were one run: every case's scores are the means over the group's scored runs."""
     first = runs[group.places[0]]
-    tables = [scores for place in group.places if (scores := runs[place].scores) is not None]
-    return Run(group.name, first.folder, first.plan, scores=mean_scores(tables), config=first.config)
-
-
-def mean_scores(tables: Sequence[Scores]) -> Scores | None:
-    """The mean of several score tables, case by case and organ by organ, over those that have a number; None of none.
-
-    Only cases that are in all tables are kept, so that every row says the same thing.
-    """
-    if len(tables) < 2:
-        return tables[0] if tables else None
-    cases = tuple(case for case in tables[0].cases if all(case in table.cases for table in tables))
-    columns = tables[0].columns
-
-    def mean(measure: str) -> np.ndarray:
-        values = np.array([[[t.at(case, column, measure) for column in columns] for case in cases] for t in tables])
-        known = np.isfinite(values)
-        return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
-
-    return Scores(cases, columns, mean("dsc"), mean("nsd"))
+    scored = MethodScores(group.name, tuple(s for place in group.places if (s := runs[place].scores) is not None))
+    scores = scored.seeds[0] if len(scored.seeds) == 1 else None
+    if len(scored.seeds) > 1:  # of the cases that all have, so that every row says the same thing
+        scores = scored.over_seeds(scored.complete_cases, scored.organs)
+    return Run(group.name, first.folder, first.plan, scores=scores, config=first.config)
 
 
 def common_name(names: Sequence[str]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.durations import duration_in_words
+from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, Summary, mean_of, paired_change, summarise
+from flarecps.evaluation.statistics import count_wins
 from flarecps.method_config import method_name
-from flarecps.reporting import side_by_side
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.groups import Group, as_one, groups_of
 from flarecps.reporting.overlays import LABEL_OPACITY
@@ -25,10 +26,47 @@ from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import inline_svg
 from flarecps.reporting.report_cases import CaseOverlay, case_overlays, overlay_histories, validation_scores
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
-from flarecps.reporting.run_folder import Run, sd_of
+from flarecps.reporting.run_folder import Run
 from flarecps.reporting.score_charts import box_figure
+from flarecps.reporting.tables import best_as_shown, number
 
 TEMPLATE = "report.html"
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One organ, or the mean (None): per measure each run's summary and whether it is marked as best of the row.
+
+    ``change`` is the first run minus the second over the cases of both, where there are just two; ``counts`` how many
+    cases each run's DSC is of.
+    """
+
+    organ: Organ | None
+    dsc: tuple[tuple[Summary, bool], ...]
+    nsd: tuple[tuple[Summary, bool], ...]
+    change: float | None
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """Organs as rows, scored runs as columns (their index among all runs, and name), the mean apart."""
+
+    runs: tuple[tuple[int, str], ...]
+    rows: tuple[ScoreLine, ...]
+    mean: ScoreLine
+    partial: bool  # some organ has no score in some case
+
+
+@dataclass(frozen=True)
+class ChangeOfTwo:
+    """First run minus second, in mean DSC per case, over the cases that both scored."""
+
+    names: tuple[str, str]
+    mean: float | None
+    sd: float | None
+    higher: int
+    cases: int
 
 
 def write_report(
@@ -55,8 +93,8 @@ def report_page(
     """The page as text. It holds whatever the runs have; a part without any content is left out."""
     organs = next((run.organs for run in runs if run.organs), ())
     groups = groups_of(runs)
-    number = {place: index for index, group in enumerate(groups) for place in group.places}
-    belongs = [number[place] for place in range(len(runs))]
+    group_of = {place: index for index, group in enumerate(groups) for place in group.places}
+    belongs = [group_of[place] for place in range(len(runs))]
     methods = [as_one(runs, group) for group in groups]
     pictures = overlay_histories(runs, [group.places[0] for group in groups])
     return render_page(
@@ -67,10 +105,10 @@ def report_page(
             "groups": [(index, group) for index, group in enumerate(groups)],
             "grouped": len(groups) < len(runs),
             "seeds": _seeds(runs, groups),
-            "difference": side_by_side.difference(methods),
-            "table": side_by_side.table(methods, organs),
+            "difference": change_of_two(methods),
+            "table": runs_table(methods, organs),
             "boxes": _boxes(methods, organs),
-            "cases": side_by_side.cases(methods),
+            "cases": hardest_first(methods),
             "case_overlays": shown,
             "opacity_percent": round(100 * LABEL_OPACITY),
             "pictures_wanted": not asked_for_pictures and not pictures,
@@ -86,8 +124,61 @@ def report_page(
             "commands": [(run.name, _commands(run)) for run in runs],
             "notes": notes,
         },
-        {"score": _score, "signed": _signed, "time": _time_in_words, "duration": duration_in_words},
+        {"score": number, "signed": _signed, "time": _time_in_words, "duration": duration_in_words},
     )
+
+
+def runs_table(runs: Sequence[Run], organs: Sequence[Organ]) -> RunsTable | None:
+    """The scores of all scored runs per organ, marked as `flarecps compare` marks them; None when no run has scores."""
+    scored = [(index, run.name, run.scores) for index, run in enumerate(runs) if run.scores is not None]
+    if not scored:
+        return None
+    tables = [scores for _, _, scores in scored]
+    change = _change(*tables) if len(tables) == 2 else None
+    rows = tuple(
+        _score_line(organ, tables, change)
+        for organ in organs
+        if any(organ.column in scores.organs for scores in tables)
+    )
+    mean = _score_line(None, tables, change)
+    partial = any(row.counts != mean.counts for row in rows)
+    return RunsTable(tuple((index, name) for index, name, _ in scored), rows, mean, partial)
+
+
+def change_of_two(runs: Sequence[Run]) -> ChangeOfTwo | None:
+    """First minus second run; None unless there are exactly two, both scored, with a scored case in common."""
+    if len(runs) != 2 or runs[0].scores is None or runs[1].scores is None:
+        return None
+    changes = _change(runs[0].scores, runs[1].scores).case_means()
+    found = summarise(changes)
+    if not found.n:
+        return None
+    return ChangeOfTwo((runs[0].name, runs[1].name), found.mean, found.sd, count_wins(changes).wins, found.n)
+
+
+def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]]]:
+    """Every case with its mean DSC and NSD in every scored run, the lowest DSC (mean over runs) first."""
+    tables = [run.scores for run in runs if run.scores is not None]
+    names = {case for scores in tables for case in scores.cases}
+    rows = {name: [{measure: scores.of(name, measure) for measure in MEASURES} for scores in tables] for name in names}
+    return sorted(rows.items(), key=lambda row: (mean_of([cell["dsc"] for cell in row[1]]), row[0]))
+
+
+def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | None) -> ScoreLine:
+    column = None if organ is None else organ.column
+    cells = {}
+    for measure in MEASURES:
+        found = [scores.summary(measure, column) for scores in tables]
+        cells[measure] = tuple(zip(found, best_as_shown([one.mean for one in found]), strict=True))
+    if organ is None:
+        difference = None if change is None else summarise(change.case_means()).mean
+        return ScoreLine(None, cells["dsc"], cells["nsd"], difference, tuple(len(scores.cases) for scores in tables))
+    difference = None if change is None else change.summary("dsc", column).mean
+    return ScoreLine(organ, cells["dsc"], cells["nsd"], difference, tuple(one.n for one, _ in cells["dsc"]))
+
+
+def _change(first: Scores, second: Scores) -> Scores:
+    return paired_change(MethodScores("", (second,)), MethodScores("", (first,)))
 
 
 def _seeds(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -96,7 +187,8 @@ def _seeds(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]
     for index, group in enumerate(groups):
         means = [scores.mean() for place in group.places if (scores := runs[place].scores) is not None]
         if len(means) > 1:
-            found.append({"index": index, "name": group.name, "kind": group.kind, "means": means, "sd": sd_of(means)})
+            spread = summarise(means).sd
+            found.append({"index": index, "name": group.name, "kind": group.kind, "means": means, "sd": spread})
     return found
 
 
@@ -109,8 +201,7 @@ def _head(index: int, run: Run) -> dict[str, Any]:
         "kind": _kind(run),
         "scored": scores is not None,
         "cases": len(scores.cases) if scores else 0,
-        **{measure: scores.mean(measure) if scores else math.nan for measure in side_by_side.MEASURES},
-        **{f"{measure}_sd": scores.spread(measure) if scores else math.nan for measure in side_by_side.MEASURES},
+        **{measure: scores.summary(measure) if scores else None for measure in MEASURES},
         "status": run_status(run.environment, run.config, last_epoch(run.metrics)),
         "validation": None if validation is None else (float(validation.values[-1]), int(validation.epochs[-1])),
     }
@@ -228,9 +319,5 @@ def _time_in_words(value: datetime.datetime | None) -> str:
     return "–" if value is None else value.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
-def _score(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{side_by_side.DECIMALS}f}"
-
-
 def _signed(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:+.{side_by_side.DECIMALS}f}".replace("-", "−")
+    return number(value, signed=True).replace("-", "−")

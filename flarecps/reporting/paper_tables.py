@@ -10,14 +10,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from flarecps.reporting.run_folder import Scores
+from flarecps.evaluation.score_table import Scores, mean_of
 from flarecps.reporting.tables import markdown_table, organ_title
 
 PAPER = Path(__file__).with_name("flare22_paper.json")
@@ -81,16 +79,14 @@ def own_cell(own: OwnScores, row: str, measure: str) -> float | str:
     """
     if own.scores is None:
         return own.lacking
-    chosen = [place for place, case in enumerate(own.scores.cases) if case in own.cases]
-    values = getattr(own.scores, measure)[chosen]
-    if not chosen:
+    counted = own.scores.select([case for case in own.scores.cases if case in own.cases], own.scores.organs)
+    if not counted.cases:
         return "no case scored"
     if row != MEAN:
-        if row not in own.scores.columns:
-            return "not scored"
-        return _mean(values[:, own.scores.columns.index(row)])
-    means = [_mean(values[:, place]) for place in range(len(own.scores.columns))]
-    return float(np.mean(means)) if all(math.isfinite(mean) for mean in means) else "an organ without a score"
+        return mean_of(counted.organ(row, measure)) if row in counted.organs else "not scored"
+    if any(not counted.organ(organ, measure).size for organ in counted.organs):
+        return "an organ without a score"
+    return counted.mean(measure)
 
 
 def filled_rows(table: PaperTable, own: Mapping[str, OwnScores]) -> list[list[float | str]]:
@@ -144,8 +140,3 @@ def _words(cell: float | str) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell:.4f}" if math.isfinite(cell) else "no number"
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    finite = np.asarray(values)[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan

@@ -16,10 +16,11 @@ import numpy as np
 from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.errors import ScanError
+from flarecps.evaluation.score_table import mean_of
 from flarecps.reporting.case_figures import CaseRow
 from flarecps.reporting.overlays import display_window, overlay_figure, read_labels_on
 from flarecps.reporting.plotting import data_uri, png_bytes
-from flarecps.reporting.run_folder import Run, mean_of
+from flarecps.reporting.run_folder import Run
 from flarecps.volumes.io import Volume, read_volume
 
 DOTS_PER_INCH = 130

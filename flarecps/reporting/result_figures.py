@@ -36,7 +36,7 @@ from flarecps.reporting.overlays import LABEL_OPACITY, display_window, read_labe
 from flarecps.reporting.page import render_page
 from flarecps.reporting.planes import AXIAL
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
-from flarecps.reporting.results import Results, scores_of
+from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
 from flarecps.volumes.io import read_labels, read_volume
 from flarecps.volumes.space import Space
@@ -255,7 +255,7 @@ def write_result_figures(
 
 def score_boxes(results: Results) -> Figure:
     """Box plots of DSC and NSD, methods side by side; organs that no method has a score of are left out."""
-    scores = [scores_of(table) for table in results.tables.values()]
+    scores = [table.scores for table in results.tables.values()]
     present = [one for one in results.organs if any(each.organ(one.column).size for each in scores)]
     return box_figure(scores, present or results.organs, ("dsc", "nsd"), results.methods)
 
@@ -264,7 +264,7 @@ def figures_page(
     results: Results, shown: Sequence[CaseRow], slices: Sequence[ErrorSlice], rule: str, notes: Sequence[str]
 ) -> str:
     """The page as text; parts without pictures are left out."""
-    scores = {method: scores_of(table) for method, table in results.tables.items()}
+    scores = {method: table.scores for method, table in results.tables.items()}
     medians = [
         f"{organ.name} " + ", ".join(f"{name} {np.median(found):.2f}" for name, one in scores.items()
                                      if (found := one.organ(organ.column)).size)

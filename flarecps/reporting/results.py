@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.flare22 import OrganScore, Protocol
 from flarecps.evaluation.label_sets import label_set
-from flarecps.evaluation.scores import MEASURES, ScoreTable, score_folders, write_scores
-from flarecps.reporting.run_folder import Scores, mean_of, scans_by_name
+from flarecps.evaluation.score_table import ScoredCases, mean_of, write_scores
+from flarecps.evaluation.scores import score_folders
+from flarecps.reporting.run_folder import scans_by_name
 
 KEPT = "cases"  # folder of a method's scores for those of single cases, as 'flarecps score' has it
 
@@ -24,7 +22,7 @@ class Results:
     """Methods with their score tables, and the files of every case. ``images`` may be empty."""
 
     organs: tuple[Organ, ...]
-    tables: Mapping[str, ScoreTable]  # by method, in the order given
+    tables: Mapping[str, ScoredCases]  # by method, in the order given
     predictions: Mapping[str, Mapping[str, Path]]  # method → case → label map
     references: Mapping[str, Path]
     images: Mapping[str, Path]
@@ -47,8 +45,7 @@ class Results:
 
     def mean_dsc(self, method: str, case: str) -> float:
         """The mean DSC over the organs of one case; NaN where there is none."""
-        found = self.tables[method].cases.get(case)
-        return math.nan if found is None else mean_of([_number(score.dsc) for score in found.organs.values()])
+        return self.tables[method].scores.of(case)
 
     def mean_dsc_of_methods(self, case: str) -> float:
         """The mean over methods of ``mean_dsc``: by it cases are called easy or hard."""
@@ -158,18 +155,3 @@ def folder_name(method: str) -> str:
     'CPS__2_networks'
     """
     return "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in method).lstrip(".") or "_"
-
-
-def scores_of(table: ScoreTable) -> Scores:
-    """The DSC and NSD of a score table as arrays, NaN where the protocol gives no number."""
-    values = {}
-    for measure in MEASURES:
-        rows = [[_number(getattr(case.organs[organ.name], measure)) for organ in table.organs]
-                for case in table.cases.values()]  # fmt: skip
-        values[measure] = np.array(rows, float).reshape(len(table.cases), len(table.organs))
-    columns = tuple(organ.column for organ in table.organs)
-    return Scores(tuple(table.cases), columns, values["dsc"], values["nsd"])
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -8,60 +8,20 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError, PlanError
+from flarecps.evaluation.score_table import Scores, read_scores
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.reporting.curves import Curve, read_metrics
 from flarecps.volumes.io import scan_name
-
-DSC, NSD = "_DSC", "_NSD"  # how columns of a score table end
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A score table: DSC and NSD per case (rows) and organ (columns, by FLARE column name); NaN where not scored."""
-
-    cases: tuple[str, ...]
-    columns: tuple[str, ...]
-    dsc: np.ndarray
-    nsd: np.ndarray
-
-    def of(self, case: str, measure: str = "dsc") -> float:
-        """The mean over organs of one case; NaN for a case that is not in the table."""
-        if case not in self.cases:
-            return math.nan
-        return mean_of(getattr(self, measure)[self.cases.index(case)])
-
-    def at(self, case: str, column: str, measure: str = "dsc") -> float:
-        """One score; NaN for a case or organ that is not in the table."""
-        if case not in self.cases or column not in self.columns:
-            return math.nan
-        return float(getattr(self, measure)[self.cases.index(case), self.columns.index(column)])
-
-    def organ(self, column: str, measure: str = "dsc") -> np.ndarray:
-        """The finite scores of one organ over cases; empty for an organ that is not in the table."""
-        if column not in self.columns:
-            return np.empty(0)
-        values = getattr(self, measure)[:, self.columns.index(column)]
-        return values[np.isfinite(values)]
-
-    def mean(self, measure: str = "dsc") -> float:
-        """Mean over cases, organ by organ, then over organs: the convention of FLARE's later years."""
-        return mean_of([mean_of(self.organ(column, measure)) for column in self.columns])
-
-    def spread(self, measure: str = "dsc") -> float:
-        """Standard deviation over cases of the mean over organs; NaN for fewer than two cases."""
-        return sd_of([self.of(case, measure) for case in self.cases])
 
 
 @dataclass(frozen=True)
@@ -84,7 +44,7 @@ class Run:
         if self.plan is not None:
             return organs_of(self.plan.labels)
         known = {organ.column: organ.name for organ in FLARE22_ORGANS}
-        columns = self.scores.columns if self.scores else ()
+        columns = self.scores.organs if self.scores else ()
         names = [known.get(column, column.replace("_", " ")) for column in columns]
         return organs_of({name: label for label, name in enumerate(names, start=1)})
 
@@ -150,29 +110,6 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None, predictions:
     return runs
 
 
-def read_scores(path: Path) -> Scores:
-    """The scores in a CSV with the columns ``Name``, ``{Organ}_DSC`` and ``{Organ}_NSD``; empty cells are NaN.
-
-    Raises DatasetError for another table, and for a cell that is no number.
-    """
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    header = list(rows[0]) if rows else []
-    columns = tuple(name[: -len(DSC)] for name in header if name.endswith(DSC))
-    if "Name" not in header or not columns:
-        raise DatasetError(
-            f"{path}: not a table of scores (expected Name, ORGAN{DSC}, ORGAN{NSD}): see 'flarecps score'"
-        )
-    try:
-        values = {
-            kind: np.array([[float(row.get(column + kind) or "nan") for column in columns] for row in rows])
-            for kind in (DSC, NSD)
-        }
-    except ValueError as error:
-        raise DatasetError(f"{path}: a score is not a number ({error}): score again with 'flarecps score'") from error
-    return Scores(tuple(scan_name(row["Name"]) for row in rows), columns, values[DSC], values[NSD])
-
-
 def scans_by_name(folder: Path | None) -> dict[str, Path]:
     """Image files in a folder by case name (without suffix and channel ``_0000``), sorted; {} without a folder.
 
@@ -191,18 +128,6 @@ def scans_by_name(folder: Path | None) -> dict[str, Path]:
         elif name == f"{stem}_0000":
             found[stem] = path
     return found
-
-
-def mean_of(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of the finite values; NaN without any."""
-    finite = np.asarray(values, float)[np.isfinite(np.asarray(values, float))]
-    return float(finite.mean()) if finite.size else math.nan
-
-
-def sd_of(values: Sequence[float] | np.ndarray) -> float:
-    """The sample standard deviation (n - 1) of the finite values; NaN for fewer than two."""
-    finite = np.asarray(values, float)[np.isfinite(np.asarray(values, float))]
-    return float(finite.std(ddof=1)) if finite.size > 1 else math.nan
 
 
 def _read_json(path: Path) -> dict[str, Any]:

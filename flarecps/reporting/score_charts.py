@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flarecps.anatomy import Organ
-from flarecps.evaluation.score_table import ScoreTable
+from flarecps.evaluation.score_table import ScoredCases, Scores
 from flarecps.reporting.plotting import (
     GRID,
     MUTED,
@@ -27,7 +27,6 @@ from flarecps.reporting.plotting import (
     style_axes,
     text_at,
 )
-from flarecps.reporting.run_folder import Scores
 
 WIDTH_INCHES = 11.6
 LANE_INCHES = 0.19  # height of one run within an organ's row
@@ -135,7 +134,7 @@ class LimitsOfAgreement:
         return f"{bias} ml" + (f" ({low} to {high})" if math.isfinite(self.low_ml) else "")
 
 
-def volume_pairs(table: ScoreTable, organ: str) -> np.ndarray:
+def volume_pairs(table: ScoredCases, organ: str) -> np.ndarray:
     """(cases, 2) millilitres of reference and prediction; cases with neither are left out."""
     scores = [case.organs[organ] for case in table.cases.values() if not case.missing]
     pairs = [(one.reference_ml, one.prediction_ml) for one in scores if one.reference_ml or one.prediction_ml]
@@ -156,7 +155,7 @@ def limits_of_agreement(pairs: np.ndarray) -> LimitsOfAgreement:
     return LimitsOfAgreement(mean, mean - reach, mean + reach, int(changes.size))
 
 
-def volume_figure(tables: Sequence[ScoreTable], names: Sequence[str]) -> Figure:
+def volume_figure(tables: Sequence[ScoredCases], names: Sequence[str]) -> Figure:
     """One square chart per organ, a dot per case and method, the line of equality, bias and its limits in words.
 
     Both axes of a chart are equal and start at 0: above the line too much was segmented, below it too little.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.errors import ConfigError, DatasetError
-from flarecps.reporting.run_folder import Scores, read_scores, sd_of
+from flarecps.evaluation.score_table import Scores, Summary, read_scores
 
-MEASURES = {"dsc": "DSC", "nsd": "NSD"}  # attribute of Scores -> heading
+TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
 MEAN_ROW = "mean over organs"
 NO_NUMBER = "–"
+DECIMALS = 4  # of scores wherever they are shown: FLARE's and the paper's
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,17 @@ def score_rows(scores: Scores) -> list[Row]:
     The last row is the mean of the organs' means; its SD is that of the cases' means.
     """
     rows = []
-    for column in scores.columns:
-        values = {measure: scores.organ(column, measure) for measure in MEASURES}
-        cells = tuple(mean_and_sd(_mean(found), sd_of(found)) for found in values.values())
-        rows.append(Row(organ_title(column), cells, values["dsc"].size))
-    overall = tuple(mean_and_sd(scores.mean(measure), scores.spread(measure)) for measure in MEASURES)
-    rows.append(Row(MEAN_ROW, overall, sum(bool(np.isfinite(scores.of(case))) for case in scores.cases)))
+    for organ in (*scores.organs, None):
+        found = [scores.summary(measure, organ) for measure in TITLES]
+        title = MEAN_ROW if organ is None else organ_title(organ)
+        rows.append(Row(title, tuple(map(mean_and_sd, found)), found[0].n))
     return rows
 
 
 def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] = ()) -> str:
     """One method's scores: organs as rows; DSC, NSD (mean ± SD over cases) and the number of cases as columns."""
     body = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
-    table = markdown_table(["organ", *MEASURES.values(), "cases"], body)
+    table = markdown_table(["organ", *TITLES.values(), "cases"], body)
     remarks = "".join(f"- {note}\n" for note in notes)
     return f"# {title}\n\nMean ± SD over cases.\n\n{table}" + (f"\n{remarks}" if remarks else "")
 
@@ -54,21 +52,17 @@ def methods_markdown(methods: Mapping[str, Scores], measure: str = "dsc", with_s
 
     An organ that a method does not score gets a dash. Raises ConfigError for an unknown measure or no method.
     """
-    if measure not in MEASURES or not methods:
-        raise ConfigError(f"a table needs a measure ({' or '.join(MEASURES)}, not {measure!r}) and one or more methods")
-    columns = list(dict.fromkeys(column for scores in methods.values() for column in scores.columns))
-    body = []
-    for column in columns:
-        cells = []
-        for scores in methods.values():
-            values = scores.organ(column, measure)
-            cells.append(mean_and_sd(_mean(values), sd_of(values) if with_sd else float("nan")))
-        body.append([organ_title(column), *cells])
-    means = [
-        mean_and_sd(scores.mean(measure), scores.spread(measure) if with_sd else float("nan"))
-        for scores in methods.values()
+    if measure not in TITLES or not methods:
+        raise ConfigError(f"a table needs a measure ({' or '.join(TITLES)}, not {measure!r}) and one or more methods")
+    organs = dict.fromkeys(organ for scores in methods.values() for organ in scores.organs)
+    body = [
+        [
+            MEAN_ROW if organ is None else organ_title(organ),
+            *(mean_and_sd(scores.summary(measure, organ), with_sd) for scores in methods.values()),
+        ]
+        for organ in (*organs, None)
     ]
-    return markdown_table([MEASURES[measure], *methods], [*body, [MEAN_ROW, *means]])
+    return markdown_table([TITLES[measure], *methods], body)
 
 
 def compare_files(files: Mapping[str, Path], measure: str = "dsc") -> str:
@@ -95,22 +89,40 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([text(lines[0]), rule, *map(text, lines[1:])]) + "\n"
 
 
-def mean_and_sd(mean: float, sd: float) -> str:
+def number(score: float | None, signed: bool = False) -> str:
+    """A score, or a difference of scores, as it is shown everywhere; a dash where there is none.
+
+    >>> number(0.87941), number(-0.00001, signed=True), number(0.02, signed=True), number(None)
+    ('0.8794', '0.0000', '+0.0200', '–')
+    """
+    if score is None or not math.isfinite(score):
+        return NO_NUMBER
+    shown = f"{score:{'+' if signed else ''}.{DECIMALS}f}"
+    return shown[1:] if signed and float(shown) == 0 else shown
+
+
+def best_as_shown(scores: Sequence[float | None]) -> list[bool]:
+    """Which scores of a row are marked as best: the highest as shown, all of a tie; none where all show the same.
+
+    >>> best_as_shown([0.8, 0.9, 0.90004]), best_as_shown([0.9, 0.90004]), best_as_shown([0.9, None])
+    ([False, True, True], [False, False], [False, False])
+    """
+    shown = [number(score) for score in scores]
+    there = [float(word) for word in shown if word != NO_NUMBER]
+    highest = max(there, default=0.0)
+    return [word != NO_NUMBER and float(word) == highest > min(there) for word in shown]
+
+
+def mean_and_sd(found: Summary, with_sd: bool = True) -> str:
     """``0.8794 ± 0.0512``; without SD the mean alone; a dash without a mean.
 
-    >>> mean_and_sd(0.87941, 0.05117), mean_and_sd(0.5, float("nan")), mean_and_sd(float("nan"), 0.0)
-    ('0.8794 ± 0.0512', '0.5000', '–')
+    >>> [mean_and_sd(Summary(*found, n=2)) for found in ((0.87941, 0.05117), (0.5, None), (None, None))]
+    ['0.8794 ± 0.0512', '0.5000', '–']
     """
-    if not np.isfinite(mean):
-        return NO_NUMBER
-    return f"{mean:.4f} ± {sd:.4f}" if np.isfinite(sd) else f"{mean:.4f}"
+    return number(found.mean) + (f" ± {number(found.sd)}" if with_sd and found.sd is not None else "")
 
 
 def organ_title(column: str) -> str:
     """What people call the organ of a score column: FLARE22's by their full names, others with spaces."""
     known = {organ.column: organ.name for organ in FLARE22_ORGANS}
     return known.get(column, column.replace("_", " "))
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")

@@ -238,7 +238,7 @@ def test_the_ranking_takes_the_tolerance_where_all_tables_have_it(
 
 def test_a_score_folder_agrees_with_flarecps_score(files: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     """The column of a method is what `flarecps score` prints for it."""
-    from flarecps.reporting.run_folder import read_scores
+    from flarecps.evaluation.score_table import read_scores
 
     run(files[1].parent, "--out", tmp_path / "out")
     with (tmp_path / "out" / "comparison.csv").open() as stream:

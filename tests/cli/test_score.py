@@ -15,8 +15,8 @@ import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
+from flarecps.evaluation.score_table import read_scores
 from flarecps.evaluation.scores import score_folders
-from flarecps.reporting.run_folder import read_scores
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 

@@ -53,15 +53,15 @@ def test_one_file_that_asks_for_nothing(side_by_side: Path) -> None:
 def test_headline_and_table_by_hand(side_by_side: Path) -> None:
     page = Page(side_by_side)
     # liver: 0.80 0.82 0.84 0.86 → 0.83, kidney 0.80, spleen 0.70; mean 0.7767
-    assert "0.777 mean DSC" in page.text
-    assert "0.677 mean DSC" in page.text
-    assert "+0.100 DSC" in page.text
+    assert "0.7767 mean DSC" in page.text
+    assert "0.6767 mean DSC" in page.text
+    assert "+0.1000 DSC" in page.text
     assert "higher in 4 of 4 cases" in page.text
-    assert "liver 0.830 ± 0.026" in page.text
-    assert "mean NSD 0.388" in page.text
+    assert "liver 0.8300 ± 0.0258" in page.text
+    assert "mean NSD 0.3883" in page.text
     assert page.source.count("<b>0.8") == 2  # CPS is best on liver and kidney …
-    assert "<b>0.700</b>" in page.source  # … and on the spleen
-    assert "<b>0.730" not in page.source
+    assert "<b>0.7000</b>" in page.source  # … and on the spleen
+    assert "<b>0.7300" not in page.source
     assert "3D cross-pseudo supervision, two siblings" in page.text
     assert "3D supervised control, one network" in page.text
     assert "finished after 5 epochs, 2 h 05 min" in page.text

@@ -134,10 +134,10 @@ def test_seeds_share_a_column_a_colour_and_a_band(tmp_path: Path) -> None:
     page = Page(tmp_path / "report.html")
     assert "<h1>cps · control</h1>" in page.source
     # liver: level + 0.02 per case; 0.83 and 0.87 → 0.850; by hand, means of seeds 0.777 and 0.817
-    assert "liver 0.850 ± 0.026 0.740 ± 0.026 +0.110" in page.text
-    assert "cps, seed by seed: mean DSC 0.777, 0.817; standard deviation between them 0.028." in page.text
+    assert "liver 0.8500 ± 0.0258 0.7400 ± 0.0258 +0.1100" in page.text
+    assert "cps, seed by seed: mean DSC 0.7767, 0.8167; standard deviation between them 0.0283." in page.text
     assert "cps (2 seeds)" in page.text
-    assert "cps minus control, case by case, each the mean over its runs +0.110 DSC" in page.text
+    assert "cps minus control, case by case, each the mean over its runs +0.1100 DSC" in page.text
     assert page.source.count('class="card"') == 5
     assert page.source.count("--mark: var(--run-0)") == page.source.count("--mark: var(--run-1)") == 2
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
+from flarecps.evaluation.score_table import Scores
 from flarecps.reporting.paper_tables import (
     MEAN,
     METHOD_TITLES,
@@ -19,7 +20,6 @@ from flarecps.reporting.paper_tables import (
     paper_tables,
     read_paper,
 )
-from flarecps.reporting.run_folder import Scores
 
 COLUMNS = tuple(organ.column for organ in FLARE22_ORGANS)
 
@@ -27,7 +27,7 @@ COLUMNS = tuple(organ.column for organ in FLARE22_ORGANS)
 def scores() -> Scores:
     """Three cases, 13 organs; DSC of case i and organ j is (i + j) / 100, NSD twice that."""
     dsc = np.add.outer(np.arange(3), np.arange(13)) / 100
-    return Scores(("a", "b", "c"), COLUMNS, dsc, 2 * dsc)
+    return Scores(("a", "b", "c"), COLUMNS, {"dsc": dsc, "nsd": 2 * dsc})
 
 
 @pytest.mark.parametrize("table", paper_tables(), ids=lambda table: f"table {table.number}")

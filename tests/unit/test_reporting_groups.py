@@ -10,11 +10,12 @@ import pytest
 
 from flarecps import metric_names
 from flarecps.anatomy import organs_of
+from flarecps.evaluation.score_table import Scores
 from flarecps.reporting.curves import PANELS, Curve, mean_curve, panel_figure
-from flarecps.reporting.groups import as_one, common_name, groups_of, mean_scores
+from flarecps.reporting.groups import as_one, common_name, groups_of
 from flarecps.reporting.report_cases import evenly_spaced, overlay_histories, validation_scores
 from flarecps.reporting.run_description import run_status, sessions_of
-from flarecps.reporting.run_folder import Run, Scores
+from flarecps.reporting.run_folder import Run
 from flarecps.training.callbacks.validation_results import is_milestone
 
 MODEL = {"cross_pseudo_supervision": True, "initial_seed": 0}
@@ -33,7 +34,7 @@ def config(**more: Any) -> dict[str, Any]:
 
 def scores(*rows: list[float], cases: tuple[str, ...] = ("a", "b")) -> Scores:
     array = np.array(rows, float)
-    return Scores(cases, ("Liver", "RK"), array, array / 2)
+    return Scores(cases, ("Liver", "RK"), {"dsc": array, "nsd": array / 2})
 
 
 def test_seeds_belong_together_and_methods_do_not() -> None:
@@ -66,15 +67,17 @@ def test_what_a_group_is_called(names: list[str], expected: str) -> None:
 def test_a_case_counts_with_its_mean_over_the_seeds() -> None:
     nan = float("nan")
     one, two = scores([0.8, nan], [0.6, 0.4]), scores([0.6, 0.5], [0.8, 0.2], [0.1, 0.1], cases=("a", "b", "c"))
-    found = mean_scores([one, two])
+    runs = [run("s0", config(), scores=one), run("s1", config(seed_everything=1), scores=two)]
+    (group,) = groups_of(runs)
+    found = as_one(runs, group).scores
     assert found is not None
     assert found.cases == ("a", "b"), "only cases that all have"
-    np.testing.assert_allclose(found.dsc, [[0.7, 0.5], [0.7, 0.3]])
-    np.testing.assert_allclose(found.nsd, [[0.35, 0.25], [0.35, 0.15]])
-    assert mean_scores([]) is None
+    np.testing.assert_allclose(found.values["dsc"], [[0.7, 0.5], [0.7, 0.3]])
+    np.testing.assert_allclose(found.values["nsd"], [[0.35, 0.25], [0.35, 0.15]])
     runs = [run("s0", config(), scores=one), run("s1", config(seed_everything=1)), run("s2", config(seed_everything=2))]
     (group,) = groups_of(runs)
     assert as_one(runs, group).scores is one, "a seed without scores yet is left out"
+    assert as_one(runs[1:], groups_of(runs[1:])[0]).scores is None
 
 
 def test_seeds_are_drawn_thin_with_their_mean_and_a_band() -> None:

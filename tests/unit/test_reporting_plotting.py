@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
+from flarecps.evaluation.score_table import Scores
 from flarecps.reporting.plotting import (
     RUN_COLOURS,
     TEXT,
@@ -21,7 +22,6 @@ from flarecps.reporting.plotting import (
     style_axes,
     write_png,
 )
-from flarecps.reporting.run_folder import Scores
 from flarecps.reporting.score_charts import box_figure
 
 
@@ -78,7 +78,7 @@ def test_png_is_written_whole(tmp_path: Path) -> None:
 
 def test_boxes_stand_for_the_quartiles() -> None:
     values = np.array([[0.1, 0.9], [0.5, math.nan], [0.6, 0.7], [0.8, 0.8], [0.9, math.nan]])
-    scores = Scores(tuple("abcde"), ("Liver", "RK"), values, values)
+    scores = Scores(tuple("abcde"), ("Liver", "RK"), {"dsc": values, "nsd": values})
     (axes,) = box_figure([scores, None], FLARE22_ORGANS[:3]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["liver", "right kidney", "spleen"]
     edges = [path.get_path().get_extents() for path in axes.patches]

@@ -1,20 +1,17 @@
-"""Run folders: whatever exists is read, what is damaged is named, scores average as documented."""
+"""Run folders: whatever exists is read, what is damaged is named."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_LABELS
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.planning.plan import Intensity, Plan, Topology, write_plan
 from flarecps.reporting.run_description import describe_plan
-from flarecps.reporting.run_folder import Run, Scores, mean_of, read_run, read_runs, read_scores, scans_by_name, sd_of
-from flarecps.reporting.side_by_side import Cell, cases, difference, marked, table
+from flarecps.reporting.run_folder import read_run, read_runs, scans_by_name
 
 CSV = (
     "Name,Liver_DSC,RK_DSC,Liver_NSD,RK_NSD\n"
@@ -34,58 +31,6 @@ def a_plan(labels: dict[str, int] | None = None, **changes: object) -> Plan:
         "intensity": Intensity("ct", -958.0, 326.0, 101.25, 141.0, "foreground"), "fingerprint": {}, "memory_gb": 7.5,
     }  # fmt: skip
     return Plan(**settings | changes)
-
-
-def scores_of(values: dict[str, list[float]], columns: tuple[str, ...] = ("Liver", "RK")) -> Scores:
-    array = np.array(list(values.values()), float)
-    return Scores(tuple(values), columns, array, array / 2)
-
-
-def test_scores_are_read_by_column_name(tmp_path: Path) -> None:
-    (tmp_path / "s.csv").write_text(CSV)
-    scores = read_scores(tmp_path / "s.csv")
-    assert scores.cases == ("a", "b")
-    assert scores.columns == ("Liver", "RK")
-    assert scores.at("a", "RK") == 0.5
-    assert scores.at("a", "RK", "nsd") == 0.4
-    assert math.isnan(scores.at("b", "RK"))
-    assert math.isnan(scores.at("c", "RK"))
-    assert math.isnan(scores.at("a", "Spleen"))
-
-
-def test_means_are_over_cases_then_organs(tmp_path: Path) -> None:
-    (tmp_path / "s.csv").write_text(CSV)
-    scores = read_scores(tmp_path / "s.csv")
-    assert scores.mean() == pytest.approx((0.8 + 0.5) / 2)  # not the mean of all three numbers, 0.7
-    assert scores.of("a") == pytest.approx(0.7)
-    assert scores.of("b") == pytest.approx(0.7)
-    assert scores.of("a", "nsd") == pytest.approx(0.6)
-    assert scores.spread() == pytest.approx(0.0)
-    assert scores.organ("RK").tolist() == [0.5]
-    assert scores.organ("Spleen").size == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not a table of scores"),
-        ("Name,Liver\na,0.5\n", "not a table of scores"),
-        ("Case,Liver_DSC,Liver_NSD\na,0.5,0.5\n", "not a table of scores"),
-        ("Name,Liver_DSC,Liver_NSD\na,good,0.5\n", "not a number"),
-    ],
-)
-def test_other_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(DatasetError, match=message):
-        read_scores(tmp_path / "s.csv")
-
-
-def test_mean_and_sd_of_finite_values() -> None:
-    assert mean_of([1.0, math.nan, 3.0]) == 2.0
-    assert sd_of([1.0, math.nan, 3.0]) == pytest.approx(math.sqrt(2))
-    assert math.isnan(mean_of([]))
-    assert math.isnan(mean_of([math.nan]))
-    assert math.isnan(sd_of([1.0]))
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
@@ -172,52 +117,6 @@ def test_scans_by_name(tmp_path: Path) -> None:
     }  # fmt: skip
     assert scans_by_name(None) == {}
     assert scans_by_name(tmp_path / "missing") == {}
-
-
-def test_the_best_of_a_row_is_marked() -> None:
-    cells = [Cell(0.8, 0.1), Cell(0.9, 0.1), Cell(0.90004, 0.2)]
-    assert [cell.best for cell in marked(cells)] == [False, True, True]  # equal as shown: a tie
-    assert not any(cell.best for cell in marked([Cell(0.9, 0.1)]))
-    assert not any(cell.best for cell in marked([Cell(0.9, 0.1), Cell(0.9, 0.2)]))
-    assert not any(cell.best for cell in marked([Cell(0.9, 0.1), Cell(math.nan, 0.2)]))
-
-
-def test_runs_side_by_side_by_hand() -> None:
-    first = Run("CPS", Path("x"), scores=scores_of({"a": [0.9, 0.5], "b": [0.8, 0.7], "c": [0.1, 0.1]}))
-    second = Run("control", Path("y"), scores=scores_of({"a": [0.8, 0.5], "b": [0.9, 0.4]}))
-    found = table([first, Run("not scored", Path("z")), second], first.organs)
-    assert found is not None
-    assert found.runs == ((0, "CPS"), (2, "control"))
-    liver, kidney = found.rows
-    assert liver.organ is not None
-    assert liver.organ.name == "liver"
-    assert [cell.mean for cell in liver.dsc] == pytest.approx([0.6, 0.85])
-    assert [cell.sd for cell in liver.dsc] == pytest.approx(
-        [np.std([0.9, 0.8, 0.1], ddof=1), np.std([0.8, 0.9], ddof=1)]
-    )
-    assert [cell.best for cell in liver.dsc] == [False, True]
-    assert [cell.mean for cell in kidney.nsd] == pytest.approx([1.3 / 6, 0.225])
-    assert liver.change == pytest.approx(0.0)  # over the common cases a and b alone
-    assert kidney.change == pytest.approx(0.15)
-    assert found.mean.dsc[0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
-    assert found.mean.change == pytest.approx(0.075)
-    assert not found.partial
-    between = difference([first, second])
-    assert between is not None
-    assert (between.higher, between.cases) == (2, 2)
-    assert between.mean == pytest.approx((0.05 + 0.10) / 2)
-    assert [name for name, _ in cases([first, second])] == ["c", "a", "b"]
-    assert difference([first]) is None
-    assert difference([first, Run("z", Path("z"))]) is None
-    assert table([Run("z", Path("z"))], first.organs) is None
-
-
-def test_organs_without_a_score_in_some_case_are_counted() -> None:
-    run = Run("r", Path("x"), scores=scores_of({"a": [0.9, math.nan], "b": [0.8, 0.7]}))
-    found = table([run], run.organs)
-    assert found is not None
-    assert found.partial
-    assert [row.counts for row in found.rows] == [(2,), (1,)]
 
 
 def test_a_plan_in_words() -> None:

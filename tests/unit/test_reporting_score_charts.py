@@ -9,20 +9,20 @@ import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.evaluation.flare22 import OrganScore
-from flarecps.evaluation.score_table import CaseScore, ScoreTable
+from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.reporting.score_charts import limits_of_agreement, volume_figure, volume_pairs
 
 LIVER = FLARE22_ORGANS[0]
 
 
-def table(*pairs: tuple[float, float]) -> ScoreTable:
+def table(*pairs: tuple[float, float]) -> ScoredCases:
     cases = {
         f"case_{number}": CaseScore(
             f"case_{number}.nii.gz", {LIVER.name: OrganScore(0.5, 0.5, reference_ml=one, prediction_ml=two)}
         )
         for number, (one, two) in enumerate(pairs)
     }
-    return ScoreTable("official", (LIVER,), cases, {}, ())
+    return ScoredCases("official", (LIVER,), cases, {}, ())
 
 
 def test_a_case_without_the_organ_is_no_pair() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flarecps.errors import ConfigError, DatasetError
-from flarecps.reporting.run_folder import read_scores
+from flarecps.evaluation.score_table import read_scores
 from flarecps.reporting.tables import compare_files, markdown_table, methods_markdown, scores_markdown
 
 FIRST = """Name,Liver_DSC,RK_DSC,Liver_NSD,RK_NSD

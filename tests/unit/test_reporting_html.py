@@ -1,0 +1,95 @@
+"""The report's tables of scores, by hand; and that they mark and round as a comparison does."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flarecps.evaluation.comparison import compare_methods
+from flarecps.evaluation.score_table import MethodScores, Scores
+from flarecps.reporting.comparison import comparison_markdown
+from flarecps.reporting.html import change_of_two, hardest_first, report_page, runs_table
+from flarecps.reporting.run_folder import Run
+from flarecps.reporting.tables import best_as_shown
+
+
+def scores_of(values: dict[str, list[float]], columns: tuple[str, ...] = ("Liver", "RK")) -> Scores:
+    array = np.array(list(values.values()), float)
+    return Scores(tuple(values), columns, {"dsc": array, "nsd": array / 2})
+
+
+def test_the_best_of_a_row_is_marked() -> None:
+    assert best_as_shown([0.8, 0.9, 0.90004]) == [False, True, True]  # equal as shown: a tie
+    assert best_as_shown([0.9]) == [False]
+    assert best_as_shown([0.9, 0.90004]) == [False, False]
+    assert best_as_shown([0.9, math.nan, None]) == [False, False, False]
+    assert best_as_shown([]) == []
+
+
+def test_report_and_compare_show_and_mark_alike() -> None:
+    """Three runs: a tie at four decimals that three would widen, one at the top, an organ without a score."""
+    rows = {
+        "A": {"a": [0.81234, 0.5], "b": [0.81234, 0.5]},
+        "B": {"a": [0.81231, 0.6], "b": [0.81231, 0.6004]},
+        "C": {"a": [0.81199, math.nan], "b": [0.81199, math.nan]},
+    }
+    tables = {name: scores_of(values) for name, values in rows.items()}
+    page = report_page([Run(name, Path(name), scores=scores) for name, scores in tables.items()], [], [])
+    body = page[page.index("<tbody>") : page.index("</tfoot>")]
+    reported = [
+        [re.sub(r"<span.*?</span>", "", cell).replace("<b>", "**").replace("</b>", "**").strip() for cell in cells]
+        for cells in (re.findall(r"<td>(.*?)</td>", row, re.S) for row in re.split("<tr>", body)[1:])
+    ]
+    methods = [MethodScores(name, (scores,)) for name, scores in tables.items()]
+    text = comparison_markdown(compare_methods(methods, resamples=100), [])
+    compared = [
+        [cell.split("±")[0].strip() for cell in line.strip("|").split("|")[1:]]
+        for line in text.split("## Differences")[0].splitlines()
+        if line.startswith("| ") and not line.startswith("| organ")
+    ]
+    dsc, nsd = compared[:3], compared[3:]  # three methods: a table per measure
+    assert [row[:6] for row in reported] == [[*one, *other] for one, other in zip(dsc, nsd, strict=True)]
+    assert reported[0][:3] == ["**0.8123**", "**0.8123**", "0.8120"]
+    assert reported[1][:3] == ["0.5000", "**0.6002**", "–"]
+
+
+def test_runs_side_by_side_by_hand() -> None:
+    first = Run("CPS", Path("x"), scores=scores_of({"a": [0.9, 0.5], "b": [0.8, 0.7], "c": [0.1, 0.1]}))
+    second = Run("control", Path("y"), scores=scores_of({"a": [0.8, 0.5], "b": [0.9, 0.4]}))
+    found = runs_table([first, Run("not scored", Path("z")), second], first.organs)
+    assert found is not None
+    assert found.runs == ((0, "CPS"), (2, "control"))
+    liver, kidney = found.rows
+    assert liver.organ is not None
+    assert liver.organ.name == "liver"
+    assert [cell.mean for cell, _ in liver.dsc] == pytest.approx([0.6, 0.85])
+    assert [cell.sd for cell, _ in liver.dsc] == pytest.approx(
+        [np.std([0.9, 0.8, 0.1], ddof=1), np.std([0.8, 0.9], ddof=1)]
+    )
+    assert [best for _, best in liver.dsc] == [False, True]
+    assert [cell.mean for cell, _ in kidney.nsd] == pytest.approx([1.3 / 6, 0.225])
+    assert liver.change == pytest.approx(0.0)  # over the common cases a and b alone
+    assert kidney.change == pytest.approx(0.15)
+    assert found.mean.dsc[0][0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
+    assert found.mean.change == pytest.approx(0.075)
+    assert not found.partial
+    between = change_of_two([first, second])
+    assert between is not None
+    assert (between.higher, between.cases) == (2, 2)
+    assert between.mean == pytest.approx((0.05 + 0.10) / 2)
+    assert [name for name, _ in hardest_first([first, second])] == ["c", "a", "b"]
+    assert change_of_two([first]) is None
+    assert change_of_two([first, Run("z", Path("z"))]) is None
+    assert runs_table([Run("z", Path("z"))], first.organs) is None
+
+
+def test_organs_without_a_score_in_some_case_are_counted() -> None:
+    run = Run("r", Path("x"), scores=scores_of({"a": [0.9, math.nan], "b": [0.8, 0.7]}))
+    found = runs_table([run], run.organs)
+    assert found is not None
+    assert found.partial
+    assert [row.counts for row in found.rows] == [(2,), (1,)]
