@@ -44,12 +44,11 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     from flarecps.evaluation.label_sets import label_set
     from flarecps.inference.outputs import clear_disk_errors
     from flarecps.inference.postprocessing import FILE_NAME, write_rules
-    from flarecps.inference.postprocessing_rules import determine as determined
-    from flarecps.inference.postprocessing_rules import pairs_of
+    from flarecps.inference.postprocessing_rules import determine_rules, pairs_of
 
     structures, origin = label_set(labels, predictions, references)
     pairs = pairs_of(predictions, references)
-    rules, failed = determined(pairs, structures, workers)
+    rules, failed = determine_rules(pairs, structures, workers)
     path = out / FILE_NAME if out.is_dir() else out.parent / FILE_NAME if out.suffix == ".ckpt" else out
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

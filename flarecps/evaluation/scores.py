@@ -1,24 +1,28 @@
 """Scores of a folder of predictions against a folder of references: paired by name, worked out in parallel, resumable.
 
-With a folder to keep them in, every case's scores are a file of their own there as soon as they are known
-(`kept_scores`), so an interrupted run continues, and the shards of a job array share the work.
+With a folder to keep them in, every case's scores are a file of their own there as soon as they are known, so an
+interrupted run continues, and the shards of a job array share the work. Such a file appears whole or not at all. It is
+used again only when the label maps have the same contents, and protocol, organs and tolerances are the same; copying or
+touching the label maps changes nothing.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flarecps.anatomy import Organ, organs_of
+from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
 from flarecps.errors import DatasetError, ScanError
-from flarecps.evaluation.flare22 import Protocol, score_case, score_missing
-from flarecps.evaluation.kept_scores import made_from, read_kept, write_kept
+from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case, score_missing
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.evaluation.tolerances import with_tolerances
@@ -26,6 +30,9 @@ from flarecps.typing import SpacingMm
 from flarecps.volumes.io import Volume, is_scan_file, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
+FORMAT = "flarecps-case-scores"
+RULES_VERSION = 1  # to be raised whenever the same label maps would get another score
+TWO_FILES = (".nhdr", ".mhd")  # headers whose voxels lie in a second file
 NO_REFERENCE = "a prediction without reference: there is no label file of this name in {folder}"
 
 
@@ -109,7 +116,7 @@ def score_files(case: CaseFiles) -> CaseScore:
     made = _made_from(case)  # before reading: a file that changes meanwhile makes the kept scores stale
     score = _score(case)
     if case.kept is not None:
-        write_kept(case.kept, made, score)
+        write_json(case.kept, {"format": FORMAT, "made_from": made, "scores": asdict(score)})
     return score
 
 
@@ -146,15 +153,38 @@ def _score(case: CaseFiles) -> CaseScore:
 
 
 def _made_from(case: CaseFiles) -> dict[str, Any]:
-    return made_from(case.prediction, case.reference, case.organs, case.protocol)
+    """All that a case's scores depend on, as plain types."""
+    return {
+        "rules_version": RULES_VERSION,
+        "protocol": case.protocol,
+        "organs": [[organ.id, organ.name, organ.tolerance_mm] for organ in case.organs],
+        "prediction": None if case.prediction is None else _contents(case.prediction),
+        "reference": _contents(case.reference),
+    }
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return {"name": path.name, "sha256": digest.hexdigest()}
 
 
 def _kept(case: CaseFiles) -> CaseScore | None:
-    if case.kept is None or not case.kept.is_file():
+    """The scores that are kept of a case; None when there are none, or they were made from something else."""
+    files = [file for file in (case.prediction, case.reference) if file is not None]
+    if case.kept is None or not case.kept.is_file() or any(file.name.lower().endswith(TWO_FILES) for file in files):
         return None
     try:
-        return read_kept(case.kept, _made_from(case))
-    except OSError:  # an unreadable label map is reported when it is to be scored
+        content = json.loads(case.kept.read_text(encoding="utf-8"))
+        if (content["format"], content["made_from"]) != (FORMAT, _made_from(case)):
+            return None
+        kept = content["scores"]
+        organs = {name: OrganScore(**score) for name, score in kept["organs"].items()}
+        return CaseScore(kept["file_name"], organs, kept["missing"], tuple(kept["warnings"]))
+    # Damaged: the case is scored again. An unreadable label map is reported when it is to be scored.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -11,13 +11,15 @@ from flarecps.experiments.flare22 import paper_methods
 from flarecps.experiments.flare22_data import Flare22Data
 from flarecps.experiments.stages import StageRecords
 from flarecps.reporting.paper_tables import (
+    NOT_RUN,
     OwnScores,
     filled_csv,
     filled_markdown,
     paper_tables,
+    protocol_csv,
+    protocol_markdown,
     read_paper,
 )
-from flarecps.reporting.protocol_table import protocol_csv, protocol_markdown
 
 
 def write_tables(
@@ -48,7 +50,7 @@ def _own(out: Path, method: str, cases: tuple[str, ...], records: StageRecords) 
     """The scores of one column, or why there are none."""
     stage = records.stages[f"score_{method}"]
     if records.state(stage) != "done":
-        return OwnScores(lacking=stage.lacking or "not run")
+        return OwnScores(lacking=stage.lacking or NOT_RUN)
     scores = read_scores(out / "scores" / method / "scores.csv")
     counted = scores.cases if method == "3d_cps_test" else tuple(case for case in scores.cases if case in cases)
     return OwnScores(scores, counted)

@@ -43,7 +43,7 @@ def pairs_of(predictions: Path, references: Path) -> dict[str, Pair]:
     return pairs
 
 
-def determine(
+def determine_rules(
     pairs: Mapping[str, Pair], labels: Mapping[str, int], workers: int = 1, progress: bool = True
 ) -> tuple[Rules, list[Outcome[Any]]]:
     """The rules that do good on these scans, and the outcomes of those that could not be judged (left out).

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flarecps.anatomy import FLARE22_ORGANS
-from flarecps.errors import ConfigError, DatasetError
-from flarecps.evaluation.score_table import Scores, Summary, read_scores
+from flarecps.errors import ConfigError
+from flarecps.evaluation.score_table import Scores, Summary
 
 TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
 MEAN_ROW = "mean over organs"
@@ -63,17 +62,6 @@ def methods_markdown(methods: Mapping[str, Scores], measure: str = "dsc", with_s
         for organ in (*organs, None)
     ]
     return markdown_table([TITLES[measure], *methods], body)
-
-
-def compare_files(files: Mapping[str, Path], measure: str = "dsc") -> str:
-    """`methods_markdown` of score files: method name -> ``scores.csv``, or the folder that holds it."""
-    methods = {}
-    for name, path in files.items():
-        table = path / "scores.csv" if path.is_dir() else path
-        if not table.is_file():
-            raise DatasetError(f"{table}: no such file; expected a score table made by 'flarecps score'")
-        methods[name] = read_scores(table)
-    return methods_markdown(methods, measure)
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

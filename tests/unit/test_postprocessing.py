@@ -22,7 +22,7 @@ from flarecps.inference.postprocessing import (
     rules_beside,
     write_rules,
 )
-from flarecps.inference.postprocessing_rules import determine, pairs_of
+from flarecps.inference.postprocessing_rules import determine_rules, pairs_of
 
 LABELS = {"liver": 1, "spleen": 2}
 
@@ -136,7 +136,7 @@ def test_a_step_is_taken_where_it_lets_an_organ_rise_and_none_fall(tmp_path: Pat
     prediction[2, 1, 1] = 0  # enclosed: slices 1 and 3 are liver there
     write(tmp_path / "p" / "a.nii.gz", prediction)
     write(tmp_path / "r" / "a.nii.gz", TRUTH)
-    rules, failed = determine(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
+    rules, failed = determine_rules(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
     assert not failed
     assert not rules.whole_foreground, "it would take the spleen"
     assert rules.largest == (1,), "it would take half the spleen"
@@ -152,7 +152,7 @@ def test_all_organs_together_is_the_first_step(tmp_path: Path) -> None:
     prediction = plane("1122", "1122", "....", "1..2")
     write(tmp_path / "p" / "a.nii.gz", prediction)
     write(tmp_path / "r" / "a.nii.gz", truth)
-    rules, _ = determine(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
+    rules, _ = determine_rules(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
     assert rules.whole_foreground
     assert rules.largest == rules.filled == (), "nothing is left for them to do"
 
@@ -166,7 +166,7 @@ def test_means_over_scans_decide_and_absent_organs_do_not_count(tmp_path: Path) 
     }.items():
         write(tmp_path / "p" / f"{name}.nii.gz", prediction)
         write(tmp_path / "r" / f"{name}.nii.gz", truth)
-    rules, _ = determine(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
+    rules, _ = determine_rules(pairs_of(tmp_path / "p", tmp_path / "r"), LABELS, progress=False)
     # a: 2*8/(10+9) -> 2*8/(8+9), a rise of 0.099; b: 1 -> 2*8/17, a fall of 0.059
     assert rules.whole_foreground
     assert rules.evidence["mean_dsc_after"] == {"liver": round(16 / 17, 6), "spleen": None}

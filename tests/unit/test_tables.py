@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flarecps.errors import ConfigError, DatasetError
+from flarecps.errors import ConfigError
 from flarecps.evaluation.score_table import read_scores
-from flarecps.reporting.tables import compare_files, markdown_table, methods_markdown, scores_markdown
+from flarecps.reporting.tables import markdown_table, methods_markdown, scores_markdown
 
 FIRST = """Name,Liver_DSC,RK_DSC,Liver_NSD,RK_NSD
 a.nii.gz,0.9,0.5,1.0,0.4
@@ -45,7 +45,7 @@ def test_one_method_with_both_measures(files: tuple[Path, Path]) -> None:
 
 
 def test_methods_side_by_side(files: tuple[Path, Path]) -> None:
-    table = compare_files({"CPS": files[0].parent, "control": files[1]})
+    table = methods_markdown({"CPS": read_scores(files[0]), "control": read_scores(files[1])})
     assert cells(table)[0] == ["DSC", "CPS", "control"]
     assert cells(table)[2:] == [
         ["liver", "0.8000 ± 0.1414", "0.6000"],
@@ -64,9 +64,7 @@ def test_columns_line_up_and_bars_are_escaped() -> None:
     assert lines[1] == "|-------|-----:|"
 
 
-def test_mistakes(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="made by 'flarecps score'"):
-        compare_files({"CPS": tmp_path / "none.csv"})
+def test_mistakes(files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="'hd95'"):
         methods_markdown({"CPS": read_scores(files[0])}, "hd95")
     with pytest.raises(ConfigError, match="one or more methods"):
