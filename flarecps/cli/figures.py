@@ -56,6 +56,7 @@ def figures(
 
     from flarecps.reporting.result_figures import write_result_figures
     from flarecps.reporting.results import gather_results, named_folders
+    from flarecps.reporting.tables import score_text
 
     if window_hu is not None and (len(window_hu) != 2 or window_hu[0] >= window_hu[1]):
         raise ConfigError(f"--window {window_hu}: expected two grey values, the darker one first: [-160, 240]")
@@ -73,11 +74,9 @@ def figures(
     written = write_result_figures(out, results, shown, rows, worst, window, processes)
     console, problems = Console(), Console(stderr=True)
     for method in results.methods:
-        dsc = results.tables[method].scores.summary("dsc")
-        mean = "–" if dsc.mean is None else f"{dsc.mean:.4f}"
-        console.print(
-            f"{method}: mean DSC {mean} over {len(results.tables[method].cases)} cases", highlight=False, markup=False
-        )
+        scores = results.tables[method].scores
+        mean = score_text(scores.mean())
+        console.print(f"{method}: mean DSC {mean} over {len(scores.cases)} cases", highlight=False, markup=False)
     for note in written.notes:
         console.print(f"- {note}", style="yellow", **PLAIN)
     for case, error in written.failed.items():

@@ -16,7 +16,7 @@ from flarecps import __version__
 from flarecps.evaluation.comparison import OVERALL, Comparison, Difference
 from flarecps.evaluation.ranking import FLARE_MEASURES, Standing
 from flarecps.evaluation.score_table import CSV_DECIMALS, Summary
-from flarecps.reporting.tables import DECIMALS, NO_NUMBER, TITLES, best_as_shown, markdown_table, number
+from flarecps.reporting.tables import DECIMALS, NO_NUMBER, TITLES, best_as_shown, markdown_table, score_text
 
 FORMAT, FORMAT_VERSION = "flarecps-comparison", 1
 SMALLEST_P = 0.0001
@@ -229,12 +229,12 @@ def _means(comparison: Comparison, measures: tuple[str, ...], methods: tuple[str
 def _marked(cells: Sequence[Summary]) -> list[Shown]:
     """The cells of one measure in words, the best of them marked."""
     best = best_as_shown([cell.mean for cell in cells])
-    return [Shown(number(cell.mean), _spread(cell), marked) for cell, marked in zip(cells, best, strict=True)]
+    return [Shown(score_text(cell.mean), _spread(cell), marked) for cell, marked in zip(cells, best, strict=True)]
 
 
 def _spread(cell: Summary) -> str:
-    words = [] if cell.sd is None else [f"± {number(cell.sd)}"]
-    return " ".join(words + ([] if cell.seeds_sd is None else [f"({number(cell.seeds_sd)})"]))
+    words = [] if cell.sd is None else [f"± {score_text(cell.sd)}"]
+    return " ".join(words + ([] if cell.seeds_sd is None else [f"({score_text(cell.seeds_sd)})"]))
 
 
 def _markdown_cell(cell: Shown) -> str:
@@ -244,9 +244,9 @@ def _markdown_cell(cell: Shown) -> str:
 def _difference_cells(one: Difference) -> tuple[str, ...]:
     interval = NO_NUMBER
     if one.interval is not None:
-        interval = f"{number(one.interval.low, signed=True)} to {number(one.interval.high, signed=True)}"
+        interval = f"{score_text(one.interval.low, signed=True)} to {score_text(one.interval.high, signed=True)}"
     return (
-        number(one.mean, signed=True),
+        score_text(one.mean, signed=True),
         interval,
         _p(one.p),
         _p(one.p_holm),

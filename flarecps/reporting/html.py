@@ -28,7 +28,7 @@ from flarecps.reporting.report_cases import CaseOverlay, case_overlays, overlay_
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
 from flarecps.reporting.run_folder import Run
 from flarecps.reporting.score_charts import box_figure
-from flarecps.reporting.tables import best_as_shown, number
+from flarecps.reporting.tables import best_as_shown, score_text
 
 TEMPLATE = "report.html"
 
@@ -124,7 +124,7 @@ def report_page(
             "commands": [(run.name, _commands(run)) for run in runs],
             "notes": notes,
         },
-        {"score": number, "signed": _signed, "time": _time_in_words, "duration": duration_in_words},
+        {"score": score_text, "signed": _signed, "time": _time_in_words, "duration": duration_in_words},
     )
 
 
@@ -320,4 +320,4 @@ def _time_in_words(value: datetime.datetime | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return number(value, signed=True).replace("-", "−")
+    return score_text(value, signed=True).replace("-", "−")

@@ -21,6 +21,7 @@ from flarecps.reporting.case_figures import CaseRow
 from flarecps.reporting.overlays import display_window, overlay_figure, read_labels_on
 from flarecps.reporting.plotting import data_uri, png_bytes
 from flarecps.reporting.run_folder import Run
+from flarecps.reporting.tables import score_text
 from flarecps.volumes.io import Volume, read_volume
 
 DOTS_PER_INCH = 130
@@ -110,9 +111,8 @@ def case_overlays(
             hardest = lowest_organ(runs, case, organs)
             if hardest is not None and len(organs) > 1:
                 organ, dsc = hardest
-                reason = f"The organ with the lowest DSC of this case: {dsc:.3f}" + (
-                    ", mean over runs" * (len(runs) > 1)
-                )
+                reason = f"The organ with the lowest DSC of this case: {score_text(dsc)}"
+                reason += ", mean over runs" * (len(runs) > 1)
                 shown.append(_case_overlay(runs, case, reason, volumes, organs, organ))
     return shown, notes
 

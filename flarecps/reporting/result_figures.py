@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
 from flarecps.errors import ConfigError, ScanError
+from flarecps.evaluation.score_table import MEASURES
 from flarecps.reporting.case_figures import (
     MOST_OF_ONE_ORGAN,
     CaseRow,
@@ -38,6 +39,7 @@ from flarecps.reporting.planes import AXIAL
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
+from flarecps.reporting.tables import score_text
 from flarecps.volumes.io import read_labels, read_volume
 from flarecps.volumes.space import Space
 
@@ -283,7 +285,7 @@ def figures_page(
             "cases": len(results.cases),
             "protocol": next(iter(results.tables.values())).protocol,
             "methods": [
-                {"name": name, "dsc": _share(one.mean()), "nsd": _share(one.mean("nsd")), "cases": len(one.cases)}
+                {"name": name, "cases": len(one.cases)} | {m: score_text(one.mean(m)) for m in MEASURES}
                 for name, one in scores.items()
             ],
             "notes": notes,
@@ -341,10 +343,6 @@ def _alt(shown: Sequence[CaseRow]) -> str:
 
 def _dots_per_inch(figure: Figure) -> float:
     return min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))
-
-
-def _share(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}"
 
 
 def _cases(count: int) -> str:

@@ -77,10 +77,10 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([text(lines[0]), rule, *map(text, lines[1:])]) + "\n"
 
 
-def number(score: float | None, signed: bool = False) -> str:
+def score_text(score: float | None, signed: bool = False) -> str:
     """A score, or a difference of scores, as it is shown everywhere; a dash where there is none.
 
-    >>> number(0.87941), number(-0.00001, signed=True), number(0.02, signed=True), number(None)
+    >>> score_text(0.87941), score_text(-0.00001, signed=True), score_text(0.02, signed=True), score_text(None)
     ('0.8794', '0.0000', '+0.0200', '–')
     """
     if score is None or not math.isfinite(score):
@@ -95,7 +95,7 @@ def best_as_shown(scores: Sequence[float | None]) -> list[bool]:
     >>> best_as_shown([0.8, 0.9, 0.90004]), best_as_shown([0.9, 0.90004]), best_as_shown([0.9, None])
     ([False, True, True], [False, False], [False, False])
     """
-    shown = [number(score) for score in scores]
+    shown = [score_text(score) for score in scores]
     there = [float(word) for word in shown if word != NO_NUMBER]
     highest = max(there, default=0.0)
     return [word != NO_NUMBER and float(word) == highest > min(there) for word in shown]
@@ -107,7 +107,7 @@ def mean_and_sd(found: Summary, with_sd: bool = True) -> str:
     >>> [mean_and_sd(Summary(*found, n=2)) for found in ((0.87941, 0.05117), (0.5, None), (None, None))]
     ['0.8794 ± 0.0512', '0.5000', '–']
     """
-    return number(found.mean) + (f" ± {number(found.sd)}" if with_sd and found.sd is not None else "")
+    return score_text(found.mean) + (f" ± {score_text(found.sd)}" if with_sd and found.sd is not None else "")
 
 
 def organ_title(column: str) -> str:
