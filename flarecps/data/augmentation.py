@@ -16,7 +16,7 @@ from flarecps.data.intensity_transforms import (
     GaussianNoise,
     LowResolution,
 )
-from flarecps.data.spatial_transforms import DrawnTransform, Mirror, Pose, RotationAndScaling, swapped_ids
+from flarecps.data.spatial_transforms import DrawnTransform, Mirror, PatchPose, RotationAndScaling, swapped_ids
 from flarecps.errors import ConfigError
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.typing import Triple
@@ -96,7 +96,7 @@ class PatchAugmentation:
         self.spatial = spatial
         self.steps = tuple(steps)
 
-    def draw_pose(self, generator: np.random.Generator) -> Pose | None:
+    def draw_pose(self, generator: np.random.Generator) -> PatchPose | None:
         """The pose of the next patch; None for most: a plain crop."""
         return self.spatial.draw_pose(generator)
 

@@ -12,9 +12,15 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from flarecps.data.augmentation import AugmentationSettings, patch_augmentation
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
-from flarecps.data.queues import EpochClock, OneByOne, PatchLoader
-from flarecps.data.subjects import PatchSubjects, StreamSettings, annotated_classes, batch_of
-from flarecps.data.worker_deaths import diagnosis
+from flarecps.data.patch_stream import (
+    CaseLoader,
+    EpochClock,
+    PatchBatches,
+    PatchLoader,
+    StreamSettings,
+    annotated_classes,
+)
+from flarecps.data.worker_trace import diagnosis
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
 from flarecps.errors import ConfigError, DatasetError, StoreError
@@ -160,7 +166,7 @@ class ScanDataModule(LightningDataModule):
         self._loaders = list(loaders.values())
         return CombinedLoader(loaders, mode="min_size")
 
-    def _subjects(self, stream: Stream, names: tuple[str, ...], batch: int) -> PatchSubjects:
+    def _batches(self, stream: Stream, names: tuple[str, ...], batch: int) -> PatchBatches:
         settings = StreamSettings(
             names=names,
             patch_voxels=self.patch_voxels,
@@ -169,18 +175,16 @@ class ScanDataModule(LightningDataModule):
             augmentation=None if stream == "validation" else self.augmentation,
             annotated=self.annotated,
         )
-        return PatchSubjects(self.store, settings, volume_patch(self.patch_voxels), stream != "unlabelled")
+        sequence = DrawSequence(self.seed, stream, batch, self.iterations_per_epoch, self.rank, self.ranks)
+        return PatchBatches(self.store, settings, volume_patch(self.patch_voxels), stream != "unlabelled", sequence)
 
     def _patch_loader(self, stream: Stream, names: tuple[str, ...]) -> PatchLoader:
-        subjects = self._subjects(stream, names, self.global_batch[stream])
-        sequence = DrawSequence(
-            self.seed, stream, self.global_batch[stream], self.iterations_per_epoch, self.rank, self.ranks
-        )
         if not self.unlabelled_names or not self.workers:
             workers = self.workers
         else:
             workers = max(1, (self.workers + (stream == "labelled")) // 2)
-        return PatchLoader(subjects, sequence, self.clock, workers)
+        device = self.trainer.strategy.root_device if self.trainer else None
+        return PatchLoader(self._batches(stream, names, self.global_batch[stream]), self.clock, workers, device)
 
     def read_validation_patches(self) -> Iterator[dict[str, Any]]:
         """This process's share of the validation patches, each a batch of one (see ``batch_of``), not augmented.
@@ -189,20 +193,19 @@ class ScanDataModule(LightningDataModule):
         """
         if not self.validation_names:
             return
-        subjects = self._subjects("validation", self.validation_names, self.validation_patches)
+        batches = self._batches("validation", self.validation_names, self.validation_patches)
         for index in range(self.rank, self.validation_patches, self.ranks):
-            subject = subjects.patch_at(Draw(self.seed, epoch=0, stream="validation", index=index))
-            yield batch_of([subject], dimensions=len(self.patch_voxels))
+            yield batches.make([Draw(self.seed, epoch=0, stream="validation", index=index)])
 
-    def val_dataloader(self) -> OneByOne | list[Any]:
+    def val_dataloader(self) -> CaseLoader | list[Any]:
         """This process's validation cases, whole: see ``read_whole_case``; an empty list when there are none."""
         return self._cases(self.validation_names)
 
-    def test_dataloader(self) -> OneByOne | list[Any]:
+    def test_dataloader(self) -> CaseLoader | list[Any]:
         """This process's test cases, whole: see ``read_whole_case``; an empty list when there are none."""
         return self._cases(self.test_names)
 
-    def predict_dataloader(self) -> OneByOne:
+    def predict_dataloader(self) -> CaseLoader:
         """This process's share of the scans under ``predict_input``: their paths; "" where there are too few."""
         if self.predict_input is None:
             raise ConfigError("predict needs data.predict_input: a scan, or a folder of scans")
@@ -210,12 +213,12 @@ class ScanDataModule(LightningDataModule):
         if not place.exists():
             raise ConfigError(f"data.predict_input: {place} does not exist; expected a scan or a folder of scans")
         paths = [str(path) for path in (find_scans(place) if place.is_dir() else [place])]
-        return OneByOne(paths[self.rank :: self.ranks] or [""], str)  # Lightning skips a loop without batches
+        return CaseLoader(paths[self.rank :: self.ranks] or [""], str)  # Lightning skips a loop without batches
 
-    def _cases(self, names: tuple[str, ...]) -> OneByOne | list[Any]:
+    def _cases(self, names: tuple[str, ...]) -> CaseLoader | list[Any]:
         own = list(names[self.rank :: self.ranks])
         own += [""] * (-(-len(names) // self.ranks) - len(own))  # equally many for all, who look up after each together
-        return OneByOne(own, self.read_whole_case) if names else []
+        return CaseLoader(own, self.read_whole_case) if names else []
 
     def read_whole_case(self, name: str) -> dict[str, Any]:
         """``image`` (C, S, H, W) float32 normalised, ``case``, ``spacing_mm`` (slice, row, column), all on the
@@ -237,7 +240,7 @@ class ScanDataModule(LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         """Let the workers go. Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what
         memory, what to do."""
-        tables = [loader.subjects.whereabouts for loader in self._loaders if loader.subjects.whereabouts is not None]
+        tables = [loader.batches.trace for loader in self._loaders if loader.batches.trace is not None]
         self._close()
         death = diagnosis(exception, tables, self.workers)
         if death is not None:
@@ -249,7 +252,7 @@ class ScanDataModule(LightningDataModule):
 
     def _close(self) -> None:
         for loader in self._loaders:
-            loader.close()
+            loader.end_workers()
         self._loaders = []
 
 

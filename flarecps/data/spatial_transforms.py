@@ -32,7 +32,7 @@ class DrawnTransform(tio.Transform):
 
 
 @dataclass(frozen=True)
-class Pose:
+class PatchPose:
     """How a patch lies in its scan: output offset from the patch's centre × ``matrix`` = scan offset, in voxels.
 
     ``matrix``: (3, 3), axes (slice, row, column). ``in_plane``: the first axis stays as it is.
@@ -114,7 +114,7 @@ class RotationAndScaling(DrawnTransform, tio.SpatialTransform):
         self.scaling_range = scaling_range
         self.args_names = ["patch", "in_plane", "rotation_degrees", "scaling_range"]
 
-    def draw_pose(self, generator: np.random.Generator) -> Pose | None:
+    def draw_pose(self, generator: np.random.Generator) -> PatchPose | None:
         """The pose of one patch, or None when it is neither rotated nor scaled."""
         rotates = generator.random() < self.rotation_probability
         scales = generator.random() < self.scaling_probability
@@ -128,7 +128,7 @@ class RotationAndScaling(DrawnTransform, tio.SpatialTransform):
         if scales:
             factor = generator.uniform(*self.scaling_range)
             matrix = matrix @ np.diag([1.0 if self.in_plane else factor, factor, factor])
-        return Pose(matrix, self.in_plane)
+        return PatchPose(matrix, self.in_plane)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """The subject's images resampled to the patch by ``subject["pose"]``; unchanged without one."""

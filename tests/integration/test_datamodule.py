@@ -15,14 +15,12 @@ import jsonargparse
 import numpy as np
 import pytest
 import torch
-import torchio as tio
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy import ndimage
 
 from flarecps.data.augmentation import AugmentationSettings
 from flarecps.data.datamodule import ScanDataModule
-from flarecps.data.draws import Draw
-from flarecps.data.worker_deaths import Whereabouts, diagnosis
+from flarecps.data.worker_trace import WorkerTrace, diagnosis
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import ConfigError, StoreError, WorkerError
 from flarecps.planning.plan import Intensity, Plan, Topology
@@ -46,6 +44,8 @@ SPATIAL_ONLY = AugmentationSettings(
     inverted_gamma_probability=0,
     gamma_probability=0,
 )
+
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))  # what a trainer says of its device
 
 
 def make_plan(dimensions: int) -> Plan:
@@ -194,13 +194,10 @@ def test_zero_one_and_four_workers_give_identical_batches(store):
 
 def test_spawned_workers_would_get_the_same_subjects(store):
     data = module(store)
-    subjects = data.train_dataloader().iterables["labelled"].subjects
-    copied = pickle.loads(pickle.dumps(subjects))  # as spawn and forkserver send them
-    for index in range(8):
-        one, other = (some[Draw(5, 0, "labelled", index)] for some in (subjects, copied))
-        assert one.case == other.case
-        assert torch.equal(one.image.data, other.image.data)
-        assert torch.equal(one.labels.data, other.labels.data)
+    batches = data.train_dataloader().iterables["labelled"].batches
+    copied = pickle.loads(pickle.dumps(batches))  # as spawn and forkserver send them
+    for iteration in range(2):
+        assert_equal(batches[0, iteration], copied[0, iteration])
 
 
 def test_two_ranks_together_have_what_one_has(store):
@@ -208,7 +205,7 @@ def test_two_ranks_together_have_what_one_has(store):
     shares = []
     for rank in range(2):
         data = module(store)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, current_epoch=0)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, current_epoch=0, strategy=ON_CPU)
         shares.append(epochs(data, 1)[0])
     for number, batch in enumerate(alone):
         for stream in ("labelled", "unlabelled"):
@@ -221,7 +218,7 @@ def test_two_ranks_together_have_what_one_has(store):
 
 def test_processes_that_cannot_share_a_batch_are_refused(store):
     data = module(store)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=4, current_epoch=0)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4, current_epoch=0, strategy=ON_CPU)
     with pytest.raises(ConfigError, match=r"unlabelled: 2\).*4 processes.*1 or 2:"):
         data.train_dataloader()
 
@@ -421,23 +418,23 @@ def test_a_worker_that_dies_is_named_by_its_scan_and_the_memory_it_had(store):
     assert "data.workers lower than 2" in message
 
 
-def test_a_patch_whose_memory_went_with_its_worker_is_the_workers_death(store, monkeypatch):
-    """PyTorch fetches a patch's memory from the worker that made it: a socket's error when that one is gone."""
+def test_a_batch_whose_memory_went_with_its_worker_is_the_workers_death(store):
+    """PyTorch fetches a batch's memory from the worker that made it: a socket's error when that one is gone."""
 
-    def fetch(queue):
+    def lost():
         raise ConnectionResetError
+        yield
 
     data = module(store, workers=2)
     epoch = iter(data.train_dataloader())
     next(epoch)
-    queue = data._loaders[0]._queue
-    monkeypatch.setattr(tio.Queue, "_get_next_subject", fetch)
+    loader = data._loaders[0]
     with pytest.raises(ConnectionResetError):  # all workers live: it is something else
-        queue._get_next_subject()
-    kill(queue._workers)
+        next(loader._received(lost()))
+    kill(loader._processes)
     with pytest.raises(RuntimeError, match="has ended") as caught:
-        queue._get_next_subject()
-    death = diagnosis(caught.value, [queue.subjects_dataset.whereabouts], workers=2)
+        next(loader._received(lost()))
+    death = diagnosis(caught.value, [loader.batches.trace], workers=2)
     assert "a data worker died while it read case '" in str(death)
     data.teardown("fit")
 
@@ -452,7 +449,7 @@ def test_a_patch_whose_memory_went_with_its_worker_is_the_workers_death(store, m
     ],
 )
 def test_only_the_death_of_a_worker_is_diagnosed(error, cure):
-    found = diagnosis(error, [Whereabouts(3)], workers=3)
+    found = diagnosis(error, [WorkerTrace(3)], workers=3)
     assert found is None if cure is None else cure in str(found)
 
 

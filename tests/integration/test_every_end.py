@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from stores import TinyStores, fit_words
 
 from flarecps.data.draws import Draw
-from flarecps.data.subjects import PatchSubjects
+from flarecps.data.patch_stream import PatchBatches
 
 WITHIN_S = 20.0  # from the signal or fault to the last process's end
 UNTIL_IT_TRAINS_S = 120.0
@@ -66,14 +66,14 @@ class DamageFrom(Callback):
     """Lets the patches of this training go wrong from some index on, in the workers: ``fault`` is a name below."""
 
     def __init__(self, fault: str, index: int = 40) -> None:
-        before = PatchSubjects.patch_at
+        before = PatchBatches.subject_at
 
-        def patch_at(subjects: PatchSubjects, draw: Draw, worker: int | None = None) -> Any:
+        def subject_at(batches: PatchBatches, draw: Draw, worker: int | None = None) -> Any:
             if draw.index >= index and worker is not None:
                 FAULTS[fault]()
-            return before(subjects, draw, worker)
+            return before(batches, draw, worker)
 
-        PatchSubjects.patch_at = patch_at  # type: ignore[method-assign]  # the workers are forked from this process
+        PatchBatches.subject_at = subject_at  # type: ignore[method-assign]  # the workers are forked from this process
 
 
 def _die() -> None:
@@ -199,8 +199,8 @@ def test_a_parent_killed_outright_takes_its_workers_along(start: Any) -> None:
 
 def test_a_worker_that_never_answers_is_an_end(start: Any) -> None:
     program = (
-        "import flarecps.data.queues as queues, sys\n"
-        "queues.LOOKS_S, queues.ANSWER_WITHIN_S = 1, 4\n"
+        "import flarecps.data.patch_stream as stream, sys\n"
+        "stream.LOOKS_S, stream.ANSWER_WITHIN_S = 1, 4\n"
         "from flarecps.cli.main import main; sys.exit(main())\n"
     )
     stuck = ", {class_path: test_every_end.DamageFrom, init_args: {fault: get stuck}}"

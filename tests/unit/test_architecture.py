@@ -157,7 +157,7 @@ def test_the_ground_floor_imports_no_heavy_library() -> None:
         ("preprocessing/case.py", "import SimpleITK as sitk", "SimpleITK lives in volumes"),
         ("evaluation/scores.py", "import nibabel", "nibabel lives in volumes"),
         ("training/module.py", "from torchio import Queue", "torchio lives in data"),
-        ("data/queues.py", "import lightning.pytorch as pl", "lightning lives in"),
+        ("data/patch_stream.py", "import lightning.pytorch as pl", "lightning lives in"),
         ("cli/main.py", "from lightning import Trainer", "lightning lives in"),
         ("training/module.py", "import pytorch_lightning", "lives in no room"),
         ("training/module.py", "import wandb", "wandb lives in training/dashboards"),

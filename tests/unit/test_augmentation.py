@@ -20,7 +20,7 @@ from flarecps.data.intensity_transforms import (
     LowResolution,
     around_one,
 )
-from flarecps.data.spatial_transforms import Mirror, Pose, RotationAndScaling, sample_labels, swapped_ids
+from flarecps.data.spatial_transforms import Mirror, PatchPose, RotationAndScaling, sample_labels, swapped_ids
 from flarecps.errors import ConfigError
 from flarecps.planning.plan import Intensity, Plan, Topology
 
@@ -136,7 +136,7 @@ def test_image_and_labels_move_together():
 def test_quarter_turn_is_exact():
     scan = smooth_noise((9, 9, 9))
     quarter = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-    step, pose = a_rotation((9, 9, 9)), Pose(quarter, in_plane=False)
+    step, pose = a_rotation((9, 9, 9)), PatchPose(quarter, in_plane=False)
     offset, shape = pose.reach((9, 9, 9))
     region = np.pad(scan, [(-low, size - 9 + low) for low, size in zip(offset, shape, strict=True)])
     subject = a_subject(region[None])
@@ -152,7 +152,7 @@ def test_factor_above_one_shrinks_the_anatomy():
     patch = (21, 21, 21)
     widths = {}
     for factor in (0.7, 1.4):
-        pose = Pose(np.eye(3) * factor, in_plane=False)
+        pose = PatchPose(np.eye(3) * factor, in_plane=False)
         offset, shape = pose.reach(patch)
         begin = np.array((10, 10, 10)) + offset
         region = scan[tuple(slice(low, low + size) for low, size in zip(begin, shape, strict=True))]

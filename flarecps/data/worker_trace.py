@@ -29,7 +29,7 @@ SHARED_MEMORY = Path("/dev/shm")
 GIB = 2**30
 
 
-class Whereabouts:
+class WorkerTrace:
     """One line of text per worker, in memory that all processes share; made before the workers are."""
 
     def __init__(self, workers: int) -> None:
@@ -74,7 +74,7 @@ def no_shared_memory(what: str, error: Exception) -> str:
     )
 
 
-def diagnosis(error: BaseException, tables: list[Whereabouts], workers: int) -> WorkerError | None:
+def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> WorkerError | None:
     """What to tell the user when ``error`` says that a data worker died or does not answer; None when it does not."""
     message = str(error)
     if isinstance(error, RuntimeError) and message.startswith(NO_ANSWER):
