@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
 import torchio as tio
 
 from flarecps.data.intensity_transforms import (
@@ -84,6 +85,40 @@ class AugmentationSettings:
                 raise ConfigError(f"augmentation.{entry.name} is {value}; expected [low, high] with 0 <= low <= high")
 
 
+NO_AUGMENTATION = replace(  # patches as they are stored
+    AugmentationSettings(),
+    **{entry.name: 0.0 for entry in fields(AugmentationSettings) if entry.name.endswith("_probability")},  # type: ignore[arg-type]  # all of them are floats
+)
+
+
+class OwnTransform(DrawnTransform):
+    """A TorchIO transform of the user's: its numbers, which TorchIO draws from torch's global generator, come from the
+    patch's own generator like all others.
+
+    Raises ConfigError where it changes the patch's size.
+    """
+
+    def __init__(self, transform: tio.Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """The transformed subject: image float32, labels uint8, sizes as before."""
+        before = {name: image.data for name, image in subject.get_images_dict(intensity_only=False).items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(subject.generator.integers(2**63)))
+            subject = self.transform(subject)
+        for name, data in before.items():
+            changed = subject.get_image(name).data
+            if changed.shape != data.shape:
+                raise ConfigError(
+                    f"data.transforms: {type(self.transform).__name__} makes a patch of {tuple(changed.shape[1:])} "
+                    f"voxels from one of {tuple(data.shape[1:])}; expected a transform that keeps the size"
+                )
+            subject.get_image(name).set_data(changed.to(data.dtype))
+        return subject
+
+
 class PatchAugmentation:
     """What happens to a patch between the store and the batch.
 
@@ -114,12 +149,14 @@ def patch_augmentation(
     patch_voxels: Sequence[int],
     mirror_axes: Sequence[int] | None = None,
     swap_left_right: bool = False,
+    transforms: Sequence[tio.Transform] = (),
 ) -> PatchAugmentation:
     """The augmentation of patches of ``patch_voxels``, (slice, row, column) or in 2D (row, column).
 
     ``mirror_axes`` counts over the patch's own axes; None: all of them. ``swap_left_right`` exchanges the plan's
     paired labels when the axis that runs from left to right (found from the plan's axis order) is mirrored.
-    Raises ConfigError for axes that do not exist, and for a swap without pairs.
+    ``transforms`` of the user's come last, after mirroring. Raises ConfigError for axes that do not exist, and for
+    a swap without pairs.
     """
     dimensions = len(patch_voxels)
     patch = volume_patch(patch_voxels)
@@ -169,5 +206,6 @@ def patch_augmentation(
             Gamma(settings.inverted_gamma_probability, settings.gamma_range, inverted=True),
             Gamma(settings.gamma_probability, settings.gamma_range, inverted=False),
             mirror,
+            *map(OwnTransform, transforms),
         ),
     )

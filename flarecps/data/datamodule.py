@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torchio as tio
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 
-from flarecps.data.augmentation import AugmentationSettings, patch_augmentation
+from flarecps.data.augmentation import NO_AUGMENTATION, AugmentationSettings, patch_augmentation
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
 from flarecps.data.patch_stream import (
     CaseLoader,
@@ -47,6 +48,8 @@ class ScanDataModule(LightningDataModule):
         foreground_share: share of labelled patches centred on a labelled structure: the last patches of every global
             batch, from the round(batch × (1 - share))-th on.
         augmentation: true for nnU-Net's default set, false for none, or its settings.
+        transforms: further TorchIO transforms of training patches, yours or TorchIO's, in this order after all others;
+            they must keep a patch's size.
         mirror_axes: the patch's axes that are mirrored, 0 slice, 1 row, 2 column, in 2D 0 row, 1 column; by default
             all. In axial scans columns run from left to right.
         swap_left_right: exchange paired labels (right and left kidney) when the left-right axis is mirrored.
@@ -69,6 +72,7 @@ class ScanDataModule(LightningDataModule):
         iterations_per_epoch: int = 250,
         foreground_share: float = 0.33,
         augmentation: AugmentationSettings | bool = True,
+        transforms: list[tio.Transform] | None = None,
         mirror_axes: list[int] | None = None,
         swap_left_right: bool = False,
         workers: int = 0,
@@ -96,10 +100,10 @@ class ScanDataModule(LightningDataModule):
         self.seed = seed or 0
         self.validation_patches = validation_patches
         self.predict_input = predict_input
-        settings = AugmentationSettings() if augmentation is True else augmentation
+        settings = AugmentationSettings() if augmentation is True else augmentation or NO_AUGMENTATION
         self.augmentation = (
-            patch_augmentation(settings, self.plan, self.patch_voxels, mirror_axes, swap_left_right)
-            if settings
+            patch_augmentation(settings, self.plan, self.patch_voxels, mirror_axes, swap_left_right, transforms or ())
+            if augmentation or transforms
             else None
         )
         self.clock = EpochClock()
