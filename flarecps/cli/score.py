@@ -70,7 +70,7 @@ def score(
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)
     tolerances_mm = read_tolerances(tolerance_mm, organs_of(structures)) if tolerance_mm is not None else {}
-    table = score_folders(
+    scored = score_folders(
         predictions,
         references,
         structures,
@@ -81,87 +81,89 @@ def score(
         share=shard,
     )
     if shard is not None:
-        said = f"share {shard}: {_count(len(table.cases), 'case')} scored, kept in {out / KEPT}"
+        said = f"share {shard}: {_count(len(scored.cases), 'case')} scored, kept in {out / KEPT}"
         console.print(f"{said}; after all shares the command without --shard writes the tables", **PLAIN)
-    elif table.cases:
-        _write_and_show(table, out, [f"labels: {origin}", *_notes(table)], console)
-    for name, error in table.failed.items():
+    elif scored.cases:
+        _write_and_show(scored, out, [f"labels: {origin}", *_notes(scored)], console)
+    for name, error in scored.failed.items():
         problems.print(f"not scored: {name}: {error}", style="red", **PLAIN)
-    if table.failed:
-        left_out = f"{len(table.failed)} of {len(table.failed) + len(table.cases)} cases could not be scored"
-        means = "; the means leave them out" if table.cases else "; no tables were written"
+    if scored.failed:
+        left_out = f"{len(scored.failed)} of {len(scored.failed) + len(scored.cases)} cases could not be scored"
+        means = "; the means leave them out" if scored.cases else "; no tables were written"
         problems.print(left_out + means, **PLAIN)
-    return FAILED if table.failed else 0
+    return FAILED if scored.failed else 0
 
 
-def _write_and_show(table: ScoredCases, out: Path, notes: list[str], console: Console) -> None:
+def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: Console) -> None:
     from flarecps.atomic import write_text
     from flarecps.evaluation.score_table import write_scores
     from flarecps.reporting.tables import markdown_table, scores_markdown
 
-    write_scores(table, out)
-    page = scores_markdown(table.scores, f"Scores ({table.protocol} protocol)", notes[1:])
-    _show(table, console)
-    if table.protocol == "strict":
+    write_scores(scored, out)
+    page = scores_markdown(scored.scores, f"Scores ({scored.protocol} protocol)", notes[1:])
+    _show(scored, console)
+    if scored.protocol == "strict":
         heading = ["organ", *DISTANCE_TITLES.values(), "cases"]
         page += (
             f"\n## {DISTANCES}\n\nMean ± SD over cases; distances where prediction and reference both hold the organ "
         )
-        page += f"(counted in the last column).\n\n{markdown_table(heading, _distance_rows(table))}"
-        _show_rows(f"{DISTANCES}: mean", heading, _distance_rows(table, with_sd=False), console)
+        page += f"(counted in the last column).\n\n{markdown_table(heading, _distance_rows(scored))}"
+        _show_rows(f"{DISTANCES}: mean", heading, _distance_rows(scored, with_sd=False), console)
     write_text(out / "scores.md", page)
     console.print(*notes, f"written: {out}/scores.csv, scores.json, scores.md", sep="\n", **PLAIN)
 
 
-def _notes(table: ScoredCases) -> list[str]:
+def _notes(scored: ScoredCases) -> list[str]:
     """What a reader of the means must know."""
     from flarecps.anatomy import organs_of
 
     notes = []
-    preset = {organ.name: organ.tolerance_mm for organ in organs_of({organ.name: organ.id for organ in table.organs})}
-    changed = [f"{o.name} {o.tolerance_mm:g} mm" for o in table.organs if o.tolerance_mm != preset[o.name]]
+    preset = {organ.name: organ.tolerance_mm for organ in organs_of({organ.name: organ.id for organ in scored.organs})}
+    changed = [f"{o.name} {o.tolerance_mm:g} mm" for o in scored.organs if o.tolerance_mm != preset[o.name]]
     if changed:
         notes.append(f"NSD with tolerances other than FLARE22's: {', '.join(changed)}")
-    if table.missing:
-        fate = "left out, as FLARE22's script does" if table.protocol == "official" else "scored 0"
-        notes.append(f"{_count(len(table.missing), 'reference')} without a prediction, {fate}: {_some(table.missing)}")
-    warned = [name for name, case in table.cases.items() if case.warnings]
+    if scored.missing:
+        fate = "left out, as FLARE22's script does" if scored.protocol == "official" else "scored 0"
+        absent = _count(len(scored.missing), "reference")
+        notes.append(f"{absent} without a prediction, {fate}: {_some(scored.missing)}")
+    warned = [name for name, case in scored.cases.items() if case.warnings]
     if warned:
-        first = table.cases[warned[0]].warnings[0]
+        first = scored.cases[warned[0]].warnings[0]
         notes.append(f"{_count(len(warned), 'case')} with a warning: {_some(warned)}; the first: {first}")
-    empty = sum(score.remark == "both empty" for case in table.cases.values() for score in case.organs.values())
+    empty = sum(score.remark == "both empty" for case in scored.cases.values() for score in case.organs.values())
     if empty:
-        fate = "counted as 1 (FLARE22's rule)" if table.protocol == "official" else "left out of the means"
+        fate = "counted as 1 (FLARE22's rule)" if scored.protocol == "official" else "left out of the means"
         notes.append(f"{_count(empty, 'organ')} empty in prediction and reference, {fate}")
-    single = [name for name, case in table.cases.items() if any("uncropped" in s.remark for s in case.organs.values())]
+    single = [name for name, case in scored.cases.items() if any("uncropped" in s.remark for s in case.organs.values())]
     if single:
         notes.append(f"a one-slice tube (FLARE22's script fails there) was scored uncropped in: {_some(single)}")
-    if table.failed:
-        notes.append(f"{_count(len(table.failed), 'case')} could not be scored, left out: {_some(tuple(table.failed))}")
+    if scored.failed:
+        failed = _count(len(scored.failed), "case")
+        notes.append(f"{failed} could not be scored, left out: {_some(tuple(scored.failed))}")
     return notes
 
 
-def _distance_rows(table: ScoredCases, with_sd: bool = True) -> list[list[str]]:
+def _distance_rows(scored: ScoredCases, with_sd: bool = True) -> list[list[str]]:
     """HD95 and ASSD (mm), volume error (ml and %) per organ, and of how many cases the distances are."""
     from flarecps.reporting.tables import NO_NUMBER
 
     rows = []
-    for organ in table.organs:
+    for organ in scored.organs:
         cells = []
         for measure in DISTANCE_TITLES:
-            of = table.scores.summary(measure, organ.column)
+            of = scored.scores.summary(measure, organ.column)
             scale = 100.0 if measure == "volume_error_relative" else 1.0
             mean = NO_NUMBER if of.mean is None else f"{scale * of.mean:.2f}"
             cells.append(mean if of.sd is None or not with_sd else f"{mean} ± {scale * of.sd:.2f}")
-        rows.append([organ.name, *cells, str(table.scores.organ(organ.column, "hd95_mm").size)])
+        rows.append([organ.name, *cells, str(scored.scores.organ(organ.column, "hd95_mm").size)])
     return rows
 
 
-def _show(table: ScoredCases, console: Console) -> None:
+def _show(scored: ScoredCases, console: Console) -> None:
     from flarecps.reporting.tables import score_rows
 
-    title = f"{_count(len(table.cases), 'case')}, {table.protocol} protocol: mean ± SD over cases"
-    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(table.scores)]
+    title = f"{_count(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
+    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scored.scores)]
     _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
 
 

@@ -272,7 +272,7 @@ def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> Validatio
     return ValidationScores(
         tuple(columns),
         tuple(row for row in rows if any(value is not None for value in row[1])),
-        tuple(mean_of([value for value in column if value is not None]) for column in values),
+        tuple(map(mean_of, values)),
         tuple(epochs),
     )
 

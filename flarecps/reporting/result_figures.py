@@ -178,8 +178,8 @@ def _slices_of_largest_error(task: SliceTask, reference: np.ndarray, space: Spac
 
 
 def _dsc_by_method(results: Results, low: LowScore) -> dict[str, float]:
-    found = {method: results.score(method, low.case, low.organ.name) for method in results.methods}
-    return {method: one.dsc for method, one in found.items() if one is not None and one.dsc is not None}
+    found = {method: table.scores.at(low.case, low.organ.column) for method, table in results.tables.items()}
+    return {method: dsc for method, dsc in found.items() if np.isfinite(dsc)}
 
 
 def _is_whole(results: Results, name: str) -> bool:
