@@ -38,6 +38,7 @@ from flarecps.errors import FlarecpsError
 from flarecps.experiments.runner import FLARECPS, run_experiment
 from flarecps.experiments.stages import Stage, command_stage
 from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages
+from flarecps.named_paths import name_and_rest
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -85,7 +86,7 @@ def stages_of(options: argparse.Namespace) -> list[Stage]:
     for method in options.methods:
         found += our_stages(method, options) if method in OURS else peer_stages(method, options)
     for word in options.ours:
-        method, _, folder = word.partition("=")
+        method, folder = name_and_rest(word)
         run = Path(folder).resolve()
         found.append(Stage(f"take_{method}", action=partial(take_ours, method, run, options), always=True,
                            description=f"what {run} says of its training"))  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flarecps.errors import ConfigError
+from flarecps.named_paths import comma_list
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +66,7 @@ def compare(
         raise ConfigError(
             f"--confidence {confidence:g} --resamples {resamples}: expected a share between 0 and 1, and 100 or more"
         )
-    called = [name.strip() for name in names.split(",")] if names is not None else None
+    called = comma_list(names)
     methods = [read_method(name, files) for name, files in named_files(scores, SCORES, called).items()]
     found = compare_methods(methods, resamples, confidence, seed)
     said = remarks(found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flarecps.errors import ConfigError
+from flarecps.named_paths import comma_list
 
 MOST_WORKERS = 4  # a process holds a scan and two label maps
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -62,10 +63,10 @@ def figures(
         raise ConfigError(f"--window {window_hu}: expected two grey values, the darker one first: [-160, 240]")
     if rows < 0 or worst < 0:
         raise ConfigError(f"--rows {rows} --worst {worst}: expected 0 or more")
-    shown = [name.strip() for name in cases.split(",")] if cases is not None else None
+    shown = comma_list(cases)
     if shown is not None and images is None:
         raise ConfigError("--cases needs the scans: name their folder with --images")
-    called = [name.strip() for name in names.split(",")] if names is not None else None
+    called = comma_list(names)
     processes = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_WORKERS)
     results = gather_results(
         named_folders(predictions, called), references, images, labels, protocol, processes, keep=out / KEPT

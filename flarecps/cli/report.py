@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flarecps.errors import DatasetError
+from flarecps.named_paths import comma_list
 
 
 def report(
@@ -39,7 +40,7 @@ def report(
     for folder, option in ((images, "--images"), (references, "--references")):
         if folder is not None and not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; {option} names a folder of scans")
-    called = [name.strip() for name in names.split(",")] if names is not None else None
+    called = comma_list(names)
     found = read_runs(runs, called, predictions, scores)
     if out is None:
         out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")

@@ -73,7 +73,7 @@ def reproduce(
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.experiments.flare22 import RecipeOptions, flare22_stages
     from flarecps.experiments.flare22_data import assign_roles, check_case_counts, released_cases
-    from flarecps.experiments.flare22_tables import write_tables
+    from flarecps.experiments.flare22_tables import write_paper_tables
     from flarecps.experiments.runner import NEEDS, STANDS, run_stages
     from flarecps.experiments.slurm_jobs import SlurmJobs
     from flarecps.experiments.stages import StageRecords, select_stages
@@ -90,7 +90,7 @@ def reproduce(
              *(f"more words for {group}: {shlex.join(added)}" for group, added in words.items())]  # fmt: skip
 
     def fill() -> None:
-        write_tables(out, found, released, notes, records)
+        write_paper_tables(out, found, released, notes, records)
         print(f"written: {out}/tables.md, table_2.csv to table_6.csv")
 
     every = flare22_stages(RecipeOptions(found, out, config_path, fill, words, checkpoint, eight_gpus, workers))

@@ -21,7 +21,7 @@ import numpy as np
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
-from flarecps.errors import DatasetError, ScanError
+from flarecps.errors import ConfigError, DatasetError, ScanError
 from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case, score_missing
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
@@ -78,9 +78,10 @@ def score_folders(
         share: ``"I/N"``: only every Nth case, from the Ith.
 
     Raises DatasetError for a missing or empty folder, one name twice, and when no name is common to both; ConfigError
-    when ``share`` is not I/N.
+    when ``share`` is not I/N, and for two structures that would share a table's columns.
     """
     organs = with_tolerances(organs_of(dict(labels)), tolerances_mm or {})
+    _check_columns(organs)
     found_p, found_r = _label_files(predictions), _label_files(references)
     if predictions.is_file() and references.is_file():
         found_p = {next(iter(found_r)): predictions}
@@ -109,6 +110,17 @@ def score_folders(
         failed[name] = NO_REFERENCE.format(folder=references) + _perhaps(name, missing)
     in_order = {name: scored[name] for name in cases if name in scored}
     return ScoredCases(protocol, organs, in_order, dict(sorted(failed.items())), tuple(missing))
+
+
+def _check_columns(organs: Sequence[Organ]) -> None:
+    by_column: dict[str, Organ] = {}
+    for organ in organs:
+        other = by_column.setdefault(organ.column, organ)
+        if other is not organ:
+            raise ConfigError(
+                f"the structures {other.name!r} and {organ.name!r} would share the columns {organ.column}_… of the table; "
+                "rename one of them in dataset.json"
+            )
 
 
 def score_files(case: CaseFiles) -> CaseScore:

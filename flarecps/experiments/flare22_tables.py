@@ -22,7 +22,7 @@ from flarecps.reporting.paper_tables import (
 )
 
 
-def write_tables(
+def write_paper_tables(
     out: Path, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str], records: StageRecords
 ) -> None:
     """Write ``OUT/tables.md`` and ``table_N.csv`` from what is there now; ``released``: the cases of Tables 4 and 5."""

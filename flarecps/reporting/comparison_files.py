@@ -12,6 +12,7 @@ import numpy as np
 
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, read_scores
+from flarecps.named_paths import method_names, name_and_rest
 from flarecps.volumes.io import scan_name
 
 SCORES = ("scores.csv", "scores/scores.csv")  # what a folder stands for: the first that is there
@@ -33,10 +34,7 @@ def named_files(
     """
     given = [_split(word) for word in words]
     files = [[_file(path, in_folder) for path in paths] for _, paths in given]
-    if names is not None and len(names) != len(words):
-        raise ConfigError(f"--names has {len(names)} names for {len(words)} methods; expected one each, in order")
-    short = _short_names([found[0] for found in files])
-    called = list(names) if names is not None else [name or short[place] for place, (name, _) in enumerate(given)]
+    called = method_names([name for name, _ in given], [_telling_parts(found[0]) for found in files], names)
     twice = next((name for name in called if called.count(name) > 1), None)
     if twice is not None or not all(called):
         raise ConfigError(
@@ -114,17 +112,14 @@ def _of_case(rows: dict[str, dict[str, float]], case: str) -> dict[str, float]:
 
 def _split(word: str) -> tuple[str | None, list[str]]:
     """(name or None, paths) of one word."""
-    if Path(word).exists():
-        return None, [word]
-    name, equals, rest = word.partition("=")
-    listed = rest if equals else word
+    name, listed = name_and_rest(word)
     if Path(listed).exists():
         paths = [listed]
     else:
         paths = [one for part in listed.split(",") if part for one in _matching(part)]
     if not paths:
         raise ConfigError(f"{word!r}: no file named; expected FILE, NAME=FILE or NAME=FILE,FILE (the seeds)")
-    return (name.strip() if equals else None), paths
+    return name, paths
 
 
 def _matching(pattern: str) -> list[str]:
@@ -148,19 +143,12 @@ def _file(path: str, in_folder: Sequence[str]) -> Path:
     raise DatasetError(f"{where}; expected a table made by '{maker} … --out DIR', or its folder")
 
 
-def _short_names(files: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all apart, usual file and folder names left out."""
-    ends = []
-    for file in files:
-        path = file.resolve()
-        parts = list(path.with_suffix("").parts)
-        while len(parts) > 2 and parts[-1] in ("scores", "efficiency", "efficiency_all"):
-            parts.pop()
-        ends.append(parts)
-    depth = 1
-    while len({tuple(end[-depth:]) for end in ends}) < len({tuple(end) for end in ends}):
-        depth += 1
-    return ["/".join(end[-depth:]) for end in ends]
+def _telling_parts(file: Path) -> tuple[str, ...]:
+    """The parts of a path without the usual names of files and folders."""
+    parts = file.resolve().with_suffix("").parts
+    while len(parts) > 2 and parts[-1] in ("scores", "efficiency", "efficiency_all"):
+        parts = parts[:-1]
+    return parts
 
 
 def _read_score_file(path: Path) -> Scores:

@@ -12,6 +12,7 @@ from flarecps.evaluation.flare22 import OrganScore, Protocol
 from flarecps.evaluation.label_sets import label_set
 from flarecps.evaluation.score_table import ScoredCases, mean_of, write_scores
 from flarecps.evaluation.scores import score_folders
+from flarecps.named_paths import method_names, name_and_rest
 from flarecps.reporting.run_folder import scans_by_name
 
 KEPT = "cases"  # folder of a method's scores for those of single cases, as 'flarecps score' has it
@@ -119,27 +120,17 @@ def named_folders(words: Sequence[str], names: Sequence[str] | None = None) -> d
     Without a name a method is called by the shortest ends of the paths that differ, usual folder names left out.
     Raises ConfigError for a name that is used twice or a wrong number of ``names``, DatasetError for a missing folder.
     """
-    given: list[tuple[str, Path]] = []
-    for word in words:
-        name, equals, rest = word.partition("=")
-        plain_path = not equals or Path(word).exists()
-        given.append(("", Path(word)) if plain_path else (name.strip(), Path(rest)))
-    for _, folder in given:
+    parsed = [name_and_rest(word) for word in words]
+    given = [Path(rest) for _, rest in parsed]
+    for folder in given:
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; expected a method's label maps, as FOLDER or NAME=FOLDER")
-    if names is not None and len(names) != len(given):
-        raise ConfigError(f"--names has {len(names)} names for {len(given)} methods; expected one each, in order")
-    ends = [_telling_parts(folder) for _, folder in given]
-    depth = 1
-    while len({end[-depth:] for end in ends}) < len(set(ends)):
-        depth += 1
-    short = ["/".join(end[-depth:]) for end in ends]
-    called = list(names) if names is not None else [name or end for (name, _), end in zip(given, short, strict=True)]
+    called = method_names([name for name, _ in parsed], [_telling_parts(folder) for folder in given], names)
     folders = [folder_name(name) for name in called]
     twice = next((name for name, own in zip(called, folders, strict=True) if folders.count(own) > 1), None)
     if twice is not None:
         raise ConfigError(f"the method name {twice!r} is used twice; give every folder its own: NAME=FOLDER")
-    return dict(zip(called, (folder for _, folder in given), strict=True))
+    return dict(zip(called, given, strict=True))
 
 
 def _telling_parts(folder: Path) -> tuple[str, ...]:

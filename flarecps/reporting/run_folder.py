@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError, PlanError
 from flarecps.evaluation.score_table import Scores, read_scores
+from flarecps.named_paths import shortest_ends
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.reporting.curves import Curve, read_metrics
 from flarecps.volumes.io import scan_name
@@ -96,10 +97,7 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None, predictions:
     if len(set(resolved)) < len(resolved):
         raise ConfigError(f"{_commas(folders)}: the same run twice; name every run once")
     if names is None:
-        depth = 1
-        while len({path.parts[-depth:] for path in resolved}) < len(resolved):
-            depth += 1
-        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        names = shortest_ends([path.parts for path in resolved])
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise ConfigError(f"names {_commas(names)}: expected {len(folders)} different names, one per run, in order")
     runs = [read_run(path, name, predictions, scores) for path, name in zip(folders, names, strict=True)]

@@ -128,3 +128,14 @@ def test_tolerances_from_the_command_line(
     words = ["score", *folders, "--out", str(tmp_path / "out"), "--tolerance", "ears=1"]
     assert main(words) == 2
     assert "no organ is called 'ears'" in capsys.readouterr().err
+
+
+def test_two_structures_of_one_column_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A blank becomes an underscore in the table's columns: one structure would be given the other's numbers."""
+    for folder in ("p", "r"):
+        write_volume(tmp_path / folder / "case.nii.gz", bar(0), SPACE)
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"labels": {"background": 0, "left lobe": 1, "left_lobe": 2}}))
+    words = ["score", str(tmp_path / "p"), str(tmp_path / "r"), "--out", str(tmp_path / "out"), "--labels", str(labels)]
+    assert main(words) == 2
+    assert "'left lobe' and 'left_lobe' would share the columns left_lobe_" in capsys.readouterr().err
