@@ -118,7 +118,7 @@ def _check_columns(organs: Sequence[Organ]) -> None:
         other = by_column.setdefault(organ.column, organ)
         if other is not organ:
             raise ConfigError(
-                f"the structures {other.name!r} and {organ.name!r} would share the columns {organ.column}_… of the table; "
+                f"the structures {other.name!r} and {organ.name!r} would share the columns {organ.column}_…; "
                 "rename one of them in dataset.json"
             )
 
