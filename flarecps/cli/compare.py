@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from flarecps.evaluation.comparison import Comparison
-    from flarecps.evaluation.ranking import Standing
+    from flarecps.evaluation.ranking import MethodRank
     from flarecps.evaluation.score_table import MethodScores
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -70,7 +70,7 @@ def compare(
     methods = [read_method(name, files) for name, files in named_files(scores, SCORES, called).items()]
     found = compare_methods(methods, resamples, confidence, seed)
     said = remarks(found)
-    standings: list[Standing] = []
+    standings: list[MethodRank] = []
     ranked: tuple[str, ...] = ()
     if efficiency is not None:
         files = _in_order(named_files(efficiency, EFFICIENCY), efficiency, methods)
@@ -105,7 +105,7 @@ def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Meth
     return list(files.values())
 
 
-def _write(out: Path, found: Comparison, said: list[str], standings: list[Standing], ranked: tuple[str, ...]) -> None:
+def _write(out: Path, found: Comparison, said: list[str], standings: list[MethodRank], ranked: tuple[str, ...]) -> None:
     from flarecps.atomic import write_json, write_text
     from flarecps.reporting.comparison import (
         comparison_json,
@@ -182,7 +182,7 @@ def _show_rows(title: str, heading: list[str], rows: list[list[Text]], console: 
     console.print(shown)
 
 
-def _show_ranking(standings: list[Standing], console: Console) -> None:
+def _show_ranking(standings: list[MethodRank], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 

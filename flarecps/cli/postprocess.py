@@ -42,7 +42,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     from rich.table import Table
 
     from flarecps.evaluation.label_sets import label_set
-    from flarecps.inference.outputs import clear_disk_errors
+    from flarecps.inference.outputs import disk_errors_as_config_error
     from flarecps.inference.postprocessing import FILE_NAME, write_rules
     from flarecps.inference.postprocessing_rules import determine_rules, pairs_of
 
@@ -50,7 +50,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     pairs = pairs_of(predictions, references)
     rules, failed = determine_rules(pairs, structures, workers)
     path = out / FILE_NAME if out.is_dir() else out.parent / FILE_NAME if out.suffix == ".ckpt" else out
-    with clear_disk_errors(path):
+    with disk_errors_as_config_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rules(path, rules)
     before, after = rules.evidence["mean_dsc_as_predicted"], rules.evidence["mean_dsc_after"]
@@ -62,7 +62,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
             table.add_row(organ, f"{dsc:.4f}", f"{after[organ]:.4f}", f"{after[organ] - dsc:+.4f}")
     console = Console(highlight=False)
     console.print(table)
-    for line in (f"labels: {origin}", f"rules: {rules.format_bytes()}", f"written: {path}"):
+    for line in (f"labels: {origin}", f"rules: {rules.describe()}", f"written: {path}"):
         console.print(line, markup=False, soft_wrap=True)
     return _report([(outcome.name, outcome.error or "") for outcome in failed])
 

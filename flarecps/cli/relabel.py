@@ -20,7 +20,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     from rich.console import Console
 
     from flarecps.batch_processing import process_cases
-    from flarecps.datasets.relabelling import RelabelOrder, parse_ids, relabel_file
+    from flarecps.datasets.relabelling import RelabelTask, parse_ids, relabel_file
     from flarecps.errors import DatasetError
     from flarecps.volumes.io import find_scans, scan_name
 
@@ -32,7 +32,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
         raise DatasetError(f"{labels}: no label maps in it; expected NIfTI, NRRD or MHA files")
     if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
         raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
-    orders = [(file.name, RelabelOrder(file, out / f"{scan_name(file)}.nii.gz", table)) for file in files]
+    orders = [(file.name, RelabelTask(file, out / f"{scan_name(file)}.nii.gz", table)) for file in files]
     outcomes = process_cases(relabel_file, orders, workers, "Relabelling", progress)
     console = Console()
     for outcome in outcomes:

@@ -18,7 +18,7 @@ from flarecps.volumes.io import read_volume, write_labels
 
 
 @dataclass(frozen=True)
-class RelabelOrder:
+class RelabelTask:
     """One label map to be written again with other ids."""
 
     source: Path
@@ -47,7 +47,7 @@ def parse_ids(words: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def relabel_file(order: RelabelOrder) -> int:
+def relabel_file(order: RelabelTask) -> int:
     """Write the map with its new ids on the same grid (uint8 NIfTI); how many voxels changed.
 
     Ids that are not named stay. Raises ScanError for fractions, and for ids that end up outside 0 to 255.

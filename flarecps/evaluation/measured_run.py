@@ -51,7 +51,7 @@ def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: G
     Signals to this process go on to the command. Raises ConfigError when it can't be started.
     """
     before = frozenset(child.pid for child in psutil.Process().children(recursive=True))
-    with adopting_orphans(), _Signals() as signals:
+    with child_subreaper(), _Signals() as signals:
         readings = _Readings(interval_s, card)
         process = _start(command)
         tree = TreeMeter(process.pid, before)
@@ -71,7 +71,7 @@ def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: G
 
 
 @contextmanager
-def adopting_orphans() -> Iterator[None]:
+def child_subreaper() -> Iterator[None]:
     """While the block runs, descendants whose parents end become children of this process (Linux; else nothing)."""
     change = _prctl_subreaper if sys.platform == "linux" else lambda adopt: None
     change(1)

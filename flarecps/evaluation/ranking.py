@@ -31,7 +31,7 @@ FLARE_MEASURES = (
 
 
 @dataclass(frozen=True)
-class Standing:
+class MethodRank:
     """One method: its place (equal scores share the better one), its score (mean rank, 1 best), and each mean rank."""
 
     method: str
@@ -42,7 +42,7 @@ class Standing:
 
 def rank_methods(
     methods: Sequence[str], values: Mapping[str, np.ndarray], measures: Sequence[Measure] = FLARE_MEASURES
-) -> list[Standing]:
+) -> list[MethodRank]:
     """The standings, best first; ``values`` holds methods × cases for every measure, all of them numbers.
 
     Within a case and measure the best method has rank 1, and equal ones share their mean rank.
@@ -56,7 +56,7 @@ def rank_methods(
     scores = np.round(weights @ means / weights.sum(), DECIMALS)
     places = rankdata(scores, method="min")
     standings = [
-        Standing(
+        MethodRank(
             name,
             int(places[index]),
             float(scores[index]),

@@ -39,7 +39,7 @@ def read_host() -> HostUsage:
 class TreeMeter:
     """A command and its descendants: processor time counted up, and memory now.
 
-    Where this process adopts orphans (`adopting_orphans`), those of the tree stay in it. ``before`` are processes that
+    Where this process adopts orphans (`child_subreaper`), those of the tree stay in it. ``before`` are processes that
     are none of its: children that this process has for other purposes.
     """
 

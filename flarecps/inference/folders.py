@@ -146,7 +146,7 @@ def _overlapping(
     case.show_progress = progress and alone
     outcomes, tables_s = [], time.monotonic()
     with progress_bar("Segmenting", len(waiting), shown=progress and not alone) as advance:
-        for outcome in pipelined(waiting, case.read, case.compute, case.write, case.room_ahead):
+        for outcome in pipelined(waiting, case.read, case.compute, case.write, case.may_read_ahead):
             outcomes.append(outcome)
             advance()
             if time.monotonic() - tables_s > TABLES_EVERY_S:
@@ -166,7 +166,7 @@ def segment_requests(
             waiting.append((request.name, request))
         else:
             yield _there(request)
-    yield from pipelined(waiting, case.read, case.compute, case.write, case.room_ahead)
+    yield from pipelined(waiting, case.read, case.compute, case.write, case.may_read_ahead)
 
 
 @dataclass(frozen=True)

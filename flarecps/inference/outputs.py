@@ -83,14 +83,14 @@ class OutputOptions:
         """Make the tables anew from what is known of every scan in the results' folder."""
         for output in dict.fromkeys(request.result.parent for request in requests):
             if self.statistics:
-                with clear_disk_errors(output / f"{STATISTICS}.csv"):
+                with disk_errors_as_config_error(output / f"{STATISTICS}.csv"):
                     write_tables(output, STATISTICS, statistics_rows)
             if self.agreement:
-                with clear_disk_errors(output / f"{AGREEMENT}.csv"):
+                with disk_errors_as_config_error(output / f"{AGREEMENT}.csv"):
                     write_tables(output, AGREEMENT, agreement_rows, lowest_first)
 
 
-def check_room(folder: Path) -> None:
+def check_free_space(folder: Path) -> None:
     """Nothing, or ConfigError when nothing can be written in ``folder``: asked before hours are spent on a scan."""
     there = folder
     while not there.exists() and there != there.parent:
@@ -102,7 +102,7 @@ def check_room(folder: Path) -> None:
 
 
 @contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
+def disk_errors_as_config_error(path: Path) -> Iterator[None]:
     """A failed write in the block becomes a ConfigError that names ``path``, the reason and the cure."""
     try:
         yield
@@ -113,7 +113,7 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: can't write it ({reason}); name another output folder") from error
 
 
-def clear_leftovers(path: Path) -> None:
+def remove_partial_file(path: Path) -> None:
     """Remove what a killed run left of this very file."""
     pattern = f"{PARTIAL_PREFIX}????????-{glob.escape(path.name)}"
     for partial in path.parent.glob(pattern):

@@ -22,12 +22,12 @@ def pipelined(
     read: Callable[[A], M],
     compute: Callable[[A, M], C],
     write: Callable[[A, C], T],
-    room_ahead: Callable[[M, A], bool] = lambda loaded, following: True,
+    may_read_ahead: Callable[[M, A], bool] = lambda loaded, following: True,
 ) -> Iterator[Outcome[T]]:
     """One outcome per (name, argument) of ``cases``, in their order, as each is written.
 
     While ``compute`` works on a case in this thread, another thread reads the next one and a third writes the one
-    before; no more than these three are in memory. ``room_ahead(loaded, next argument)``, asked before a case is
+    before; no more than these three are in memory. ``may_read_ahead(loaded, next argument)``, asked before a case is
     computed, says whether the next may be read meanwhile; where it may not, the case is also written before the next
     is read. A stage that fails ends its case with its error, and the others go on.
     """
@@ -38,7 +38,7 @@ def pipelined(
             loaded, error = reading.result() if reading is not None else attempt(read, argument)
             reading = None
             following = [one for _, one in cases[index + 1 : index + 2]]
-            if following and (loaded is None or room_ahead(loaded, following[0])):
+            if following and (loaded is None or may_read_ahead(loaded, following[0])):
                 reading = reader.submit(attempt, read, following[0])
             computed: C | None = None
             if loaded is not None:

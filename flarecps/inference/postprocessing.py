@@ -47,7 +47,7 @@ class Rules:
         """Whether anything is done at all."""
         return bool(self.whole_foreground or self.largest or self.filled)
 
-    def format_bytes(self) -> str:
+    def describe(self) -> str:
         """The rules for people."""
         name = {label: organ for organ, label in self.labels.items()}
         parts = ["largest component of all organs together"] if self.whole_foreground else []
@@ -94,14 +94,14 @@ def filled(labels: LabelArray, organs: tuple[int, ...]) -> LabelArray:
     A hole is a connected piece of background (by faces) that touches one organ alone, and not the scan's border. So
     no organ's hole is another's, and nothing but background changes.
     """
-    owners, holes = hole_owners(labels)
+    owners, holes = enclosing_labels(labels)
     fill = np.where(np.isin(owners, organs), owners, 0).astype(labels.dtype)
     if not fill.any():
         return labels
     return np.where(labels == 0, fill[holes], labels)
 
 
-def hole_owners(labels: LabelArray) -> tuple[np.ndarray, np.ndarray]:
+def enclosing_labels(labels: LabelArray) -> tuple[np.ndarray, np.ndarray]:
     """For every piece of background the organ whose hole it is, 0 for none; and the number of the piece per voxel."""
     holes, count = ndimage.label(labels == 0)
     lowest = np.full(count + 1, np.iinfo(np.int16).max, np.int16)

@@ -26,9 +26,9 @@ from flarecps.inference.outputs import (
     PROBABILITIES,
     OutputOptions,
     SegmentationRequest,
-    check_room,
-    clear_disk_errors,
-    clear_leftovers,
+    check_free_space,
+    disk_errors_as_config_error,
+    remove_partial_file,
 )
 from flarecps.inference.probability_file import ProbabilityFile, writing_probabilities
 from flarecps.inference.resources.planner import MARGIN
@@ -110,7 +110,7 @@ class CaseSegmentation:
     def read(self, request: SegmentationRequest) -> LoadedScan:
         """The scan, prepared for the network unless memory is counted (then one step is taken at a time)."""
         began = time.monotonic()
-        check_room(request.result.parent)
+        check_free_space(request.result.parent)
         missing = self.outputs.missing(request, self.overwrite)
         volume = read_channels(request.scans)
         drawn = prepared = None
@@ -141,27 +141,27 @@ class CaseSegmentation:
         plan, output, space = self.segmenter.plan, request.result.parent, computed.space
         is_hu = plan.intensity.scheme == "ct"
         for path in missing.values():
-            clear_leftovers(path)
+            remove_partial_file(path)
         if STATISTICS in missing and image is not None:
             record = organ_statistics(request.name, image, labels, space.voxel_volume_mm3, plan.labels, is_hu)
-            with clear_disk_errors(missing[STATISTICS]):
+            with disk_errors_as_config_error(missing[STATISTICS]):
                 write_record(output, STATISTICS, record)
         if computed.agreement is not None:
-            with clear_disk_errors(missing[AGREEMENT]):
+            with disk_errors_as_config_error(missing[AGREEMENT]):
                 write_record(output, AGREEMENT, computed.agreement)
         if PREVIEW in missing and image is not None and self.outputs.draw is not None:
             path = missing[PREVIEW]
-            with clear_disk_errors(path):
+            with disk_errors_as_config_error(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.outputs.draw(path, request.name, image, labels, space.spacing_mm, plan.labels, is_hu)
         if LABELS in missing:
-            with clear_disk_errors(request.result):
+            with disk_errors_as_config_error(request.result):
                 write_labels(request.result, labels, computed.source)
         return SegmentationResult(
             request.result, computed.seconds + time.monotonic() - began, warnings=computed.warnings
         )
 
-    def room_ahead(self, loaded: LoadedScan, following: SegmentationRequest) -> bool:
+    def may_read_ahead(self, loaded: LoadedScan, following: SegmentationRequest) -> bool:
         """Whether the next scan may be read while this one is computed, for all the RAM that is allowed."""
         limit = self.segmenter.settings.budget.ram_bytes
         if limit is None:
@@ -184,9 +184,9 @@ class CaseSegmentation:
         path = loaded.missing.get(PROBABILITIES)
         if path is None:
             return self.segmenter(loaded.volume, self.show_progress, began_s, loaded.prepared)
-        clear_leftovers(path)
+        remove_partial_file(path)
         plan, settings = self.segmenter.plan, self.segmenter.settings
-        with clear_disk_errors(path), ExitStack() as stack:
+        with disk_errors_as_config_error(path), ExitStack() as stack:
             file: ProbabilityFile | None = None
 
             def keep(slab: Tensor, grid_mapping: GridMapping) -> None:

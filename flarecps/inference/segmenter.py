@@ -31,7 +31,7 @@ from flarecps.inference.resources.usage import (
 )
 from flarecps.inference.settings import SegmentationSettings, Sibling
 from flarecps.inference.sliding_window import Network, Place, scores_by_slab, whole, window_count
-from flarecps.inference.spacing_rules import enforced_spacing_mm, pretended
+from flarecps.inference.spacing_rules import enforced_spacing_mm, with_spacing
 from flarecps.inference.window_selection import find_region, holds_body
 from flarecps.planning.plan import Plan, plan_to_json
 from flarecps.preprocessing.case import GridMapping, Prepared, prepare_case, transposed_to_plan
@@ -148,7 +148,7 @@ class Segmenter:
     def _seen(self, volume: Volume) -> Volume:
         """The scan in the plan's order of voxels, with the spacing that it is treated as having."""
         if self.settings.enforce_spacing:
-            volume = pretended(volume, enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm))
+            volume = with_spacing(volume, enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm))
         return transposed_to_plan(volume, self.plan)
 
     def _slabs(

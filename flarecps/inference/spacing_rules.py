@@ -35,6 +35,6 @@ def enforced_spacing_mm(shape: Triple, spacing_mm: SpacingMm) -> SpacingMm:
     return z_mm, IN_PLANE_MM, IN_PLANE_MM
 
 
-def pretended(volume: Volume, spacing_mm: SpacingMm) -> Volume:
+def with_spacing(volume: Volume, spacing_mm: SpacingMm) -> Volume:
     """The same voxels, said to be ``spacing_mm`` apart. Origin, directions and the source file's grid stay."""
     return replace(volume, space=replace(volume.space, spacing_mm=spacing_mm))

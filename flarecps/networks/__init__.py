@@ -9,7 +9,7 @@ from flarecps.networks.contract import (
     network_name,
     rebuilt,
 )
-from flarecps.networks.execution import compile_in_place, lay_out
+from flarecps.networks.execution import compile_in_place, set_memory_format
 from flarecps.networks.residual import ResidualEncoderUNet
 from flarecps.networks.unet import PlainUNet
 
@@ -22,7 +22,7 @@ __all__ = [
     "class_tensors",
     "compile_in_place",
     "he_normal_",
-    "lay_out",
     "network_name",
     "rebuilt",
+    "set_memory_format",
 ]

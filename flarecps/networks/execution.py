@@ -14,7 +14,7 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 MODES = ("default", "max-autotune-no-cudagraphs")  # the others replay CUDA graphs, which own the networks' outputs
 
 
-def lay_out(networks: Iterable[nn.Module], dimensions: int, channels_last: bool) -> None:
+def set_memory_format(networks: Iterable[nn.Module], dimensions: int, channels_last: bool) -> None:
     """Give the weights of ``networks``, in place, and from now on the images that they see, channels innermost."""
     if not channels_last:
         return

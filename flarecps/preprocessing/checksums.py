@@ -23,7 +23,7 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a case folder by its own list, in words; None when every file is as it was written."""
     try:
         listed = _listed(folder)

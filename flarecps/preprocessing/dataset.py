@@ -14,7 +14,7 @@ from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, ScanError
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import prepare_case, shape_at_target
-from flarecps.preprocessing.checksums import damage, write_manifest
+from flarecps.preprocessing.checksums import find_damage, write_manifest
 from flarecps.preprocessing.store_writing import (
     check_store,
     full_disk_as_store_error,
@@ -74,7 +74,7 @@ def verify_case(entry: tuple[str, Path]) -> Verdict:
     name, store = entry
     if not (store / "cases" / name).is_dir():
         return "missing"
-    found = damage(store / "cases" / name)
+    found = find_damage(store / "cases" / name)
     if found is not None:
         remove_case(store, name)
     return found or ""

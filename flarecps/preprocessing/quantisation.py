@@ -32,7 +32,7 @@ class Scaling:
         return Scaling(tuple(content["scale"]), tuple(content["offset"]))
 
 
-def quantised(image: ScanArray, sd: list[float]) -> tuple[np.ndarray, Scaling | None]:
+def quantise(image: ScanArray, sd: list[float]) -> tuple[np.ndarray, Scaling | None]:
     """``image`` (C, S, H, W) as int16 and the scaling that brings it back, or float32 as it is and None.
 
     Whole numbers stay exact. Otherwise each channel's range is divided evenly; where that would miss some voxel by more
@@ -48,7 +48,7 @@ def quantised(image: ScanArray, sd: list[float]) -> tuple[np.ndarray, Scaling | 
     return stored, Scaling(tuple(scale for scale, _ in pairs), tuple(offset for _, offset in pairs))
 
 
-def restored(stored: np.ndarray, scaling: Scaling) -> np.ndarray:
+def dequantise(stored: np.ndarray, scaling: Scaling) -> np.ndarray:
     """Intensities, float32 (C, ...), from stored numbers of any part of the scan."""
     result = stored.astype(np.float32)
     for channel, scale, offset in zip(result, scaling.scale, scaling.offset, strict=True):
@@ -73,6 +73,6 @@ def _fill(out: np.ndarray, channel: np.ndarray, scale: float, offset: float, tol
     for slab in slabs(channel.shape):
         steps = np.rint((channel[slab].astype(np.float64) - offset) / scale)
         out[slab] = np.clip(steps, INT16.min, INT16.max)
-        if float(np.abs(restored(out[None, slab], scaling)[0] - channel[slab]).max()) > tolerance:
+        if float(np.abs(dequantise(out[None, slab], scaling)[0] - channel[slab]).max()) > tolerance:
             return False
     return True

@@ -29,7 +29,7 @@ from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.preprocessing.case import GridMapping
 from flarecps.preprocessing.intensity import normalise
-from flarecps.preprocessing.quantisation import Scaling, restored
+from flarecps.preprocessing.quantisation import Scaling, dequantise
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
 
 FORMAT = "flarecps-store"
@@ -119,7 +119,7 @@ class CaseStore:
         target = tuple(slice(first - start, last - start) for first, last, start in zip(begin, end, lower, strict=True))
         image = self._read(record.folder / "image.b2nd", (slice(None), *inside))
         if record.scaling is not None:
-            image = restored(image, record.scaling)
+            image = dequantise(image, record.scaling)
         image = normalise(image, self.plan.intensity, record.statistics)
         image = _placed(image, (slice(None), *target), (len(image), *shape))
         if not labels:

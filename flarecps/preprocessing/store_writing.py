@@ -25,7 +25,7 @@ from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
 from flarecps.preprocessing.checksums import write_checksums
-from flarecps.preprocessing.quantisation import quantised
+from flarecps.preprocessing.quantisation import quantise
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
 from flarecps.typing import LabelArray
 
@@ -147,7 +147,7 @@ def remove_partial_cases(store: Path, mine: Collection[str], known: Collection[s
 def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     image, scaling = prepared.image, None
     if not plan.integer_hu:
-        image, scaling = quantised(image, prepared.statistics["sd"])
+        image, scaling = quantise(image, prepared.statistics["sd"])
     _write_array(folder / "image.b2nd", image, plan.dimensions)
     samples: dict[int, np.ndarray] = {}
     if prepared.labels is not None:
@@ -184,7 +184,7 @@ def case_signature(case: Case, plan: Plan) -> dict[str, Any]:
 def is_current(store: Path, case: Case, plan: Plan) -> bool:
     """Whether the case is there, whole by the sizes of its files, and made from the same files and grid.
 
-    What sizes can't show, `checksums.damage` does.
+    What sizes can't show, `checksums.find_damage` does.
     """
     folder = store / "cases" / case.name
     try:

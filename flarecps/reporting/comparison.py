@@ -14,7 +14,7 @@ from typing import Any
 
 from flarecps import __version__
 from flarecps.evaluation.comparison import OVERALL, Comparison, Difference
-from flarecps.evaluation.ranking import FLARE_MEASURES, Standing
+from flarecps.evaluation.ranking import FLARE_MEASURES, MethodRank
 from flarecps.evaluation.score_table import CSV_DECIMALS, Summary
 from flarecps.reporting.tables import DECIMALS, NO_NUMBER, TITLES, best_as_shown, markdown_table, score_text
 
@@ -27,7 +27,7 @@ NARROW_SENTENCE = "+/=/-: cases better, equal, worse."
 
 
 @dataclass(frozen=True)
-class Shown:
+class FormattedCell:
     """One cell in words: ``rest`` follows the number ("± 0.0512 (0.0031)"); ``best``: no other method shows more."""
 
     number: str
@@ -46,7 +46,7 @@ class MeansTable:
 
     measures: tuple[str, ...]
     methods: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Shown, ...]], ...]
+    rows: tuple[tuple[str, tuple[FormattedCell, ...]], ...]
 
 
 def means(comparison: Comparison) -> list[MeansTable]:
@@ -118,7 +118,7 @@ def comparison_markdown(comparison: Comparison, remarks: Sequence[str], ranking:
     return "\n".join(parts)
 
 
-def ranking_rows(standings: Sequence[Standing]) -> list[list[str]]:
+def ranking_rows(standings: Sequence[MethodRank]) -> list[list[str]]:
     """Rows of words under `RANKING_HEADING`, best first."""
     return [
         [one.method, str(one.place), f"{one.score:.3f}", *(f"{one.ranks[m.name]:.3f}" for m in FLARE_MEASURES)]
@@ -133,7 +133,7 @@ RANKING_SENTENCE = (
 )
 
 
-def ranking_markdown(standings: Sequence[Standing], cases: int) -> str:
+def ranking_markdown(standings: Sequence[MethodRank], cases: int) -> str:
     """The ranking as a table, with what the score is."""
     table = markdown_table(RANKING_HEADING, ranking_rows(standings))
     return f"{RANKING_SENTENCE} {cases} case{'' if cases == 1 else 's'}.\n\n{table}"
@@ -171,7 +171,7 @@ def differences_csv(comparison: Comparison) -> str:
     return _csv(rows)
 
 
-def ranking_csv(standings: Sequence[Standing]) -> str:
+def ranking_csv(standings: Sequence[MethodRank]) -> str:
     """One row per method, best first: place, score, mean rank in each measure."""
     rows: list[list[Any]] = [["method", "place", "score", *(f"rank {measure.name}" for measure in FLARE_MEASURES)]]
     for one in standings:
@@ -180,7 +180,10 @@ def ranking_csv(standings: Sequence[Standing]) -> str:
 
 
 def comparison_json(
-    comparison: Comparison, remarks: Sequence[str], standings: Sequence[Standing] = (), ranked_cases: Sequence[str] = ()
+    comparison: Comparison,
+    remarks: Sequence[str],
+    standings: Sequence[MethodRank] = (),
+    ranked_cases: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything as plain types, unrounded: files and cases of each method, cells, differences, ranking, remarks."""
     return {
@@ -219,17 +222,19 @@ def comparison_json(
 def _means(comparison: Comparison, measures: tuple[str, ...], methods: tuple[str, ...]) -> MeansTable:
     rows = []
     for organ in (*comparison.organs, OVERALL):
-        cells: list[Shown] = []
+        cells: list[FormattedCell] = []
         for measure in measures:
             cells += _marked([comparison.means[measure][method][organ] for method in methods])
         rows.append((row_title(organ), tuple(cells)))
     return MeansTable(measures, methods, tuple(rows))
 
 
-def _marked(cells: Sequence[Summary]) -> list[Shown]:
+def _marked(cells: Sequence[Summary]) -> list[FormattedCell]:
     """The cells of one measure in words, the best of them marked."""
     best = best_as_shown([cell.mean for cell in cells])
-    return [Shown(score_text(cell.mean), _spread(cell), marked) for cell, marked in zip(cells, best, strict=True)]
+    return [
+        FormattedCell(score_text(cell.mean), _spread(cell), marked) for cell, marked in zip(cells, best, strict=True)
+    ]
 
 
 def _spread(cell: Summary) -> str:
@@ -237,7 +242,7 @@ def _spread(cell: Summary) -> str:
     return " ".join(words + ([] if cell.seeds_sd is None else [f"({score_text(cell.seeds_sd)})"]))
 
 
-def _markdown_cell(cell: Shown) -> str:
+def _markdown_cell(cell: FormattedCell) -> str:
     return f"**{cell.number}** {cell.rest}".rstrip() if cell.best else cell.text
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flarecps.evaluation.comparison import Comparison
-from flarecps.evaluation.ranking import Standing
+from flarecps.evaluation.ranking import MethodRank
 from flarecps.reporting.comparison import (
     NARROW_HEADING,
     NARROW_SENTENCE,
     RANKING_HEADING,
     RANKING_SENTENCE,
+    FormattedCell,
     MeansTable,
-    Shown,
     caption,
     differences,
     interval_title,
@@ -40,7 +40,7 @@ def escaped(text: str) -> str:
     return "".join(_ESCAPED.get(sign, sign) for sign in text)
 
 
-def comparison_latex(comparison: Comparison, standings: Sequence[Standing] = ()) -> str:
+def comparison_latex(comparison: Comparison, standings: Sequence[MethodRank] = ()) -> str:
     """Tables of means, of differences (one per method, all measures), and of the ranking if there is one."""
     parts = [PREAMBLE, *(_means(table, caption(comparison)) for table in means(comparison))]
     for method in comparison.methods[1:]:
@@ -106,7 +106,7 @@ def _row(cells: Sequence[str] | map[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(cell: Shown) -> str:
+def _cell(cell: FormattedCell) -> str:
     number = escaped(cell.number)
     if cell.best:
         number = rf"\textbf{{{number}}}"

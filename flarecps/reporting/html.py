@@ -59,7 +59,7 @@ class RunsTable:
 
 
 @dataclass(frozen=True)
-class ChangeOfTwo:
+class PairChange:
     """First run minus second, in mean DSC per case, over the cases that both scored."""
 
     names: tuple[str, str]
@@ -105,7 +105,7 @@ def report_page(
             "groups": [(index, group) for index, group in enumerate(groups)],
             "grouped": len(groups) < len(runs),
             "seeds": _seeds(runs, groups),
-            "difference": change_of_two(methods),
+            "difference": pair_change(methods),
             "table": runs_table(methods, organs),
             "boxes": _boxes(methods, organs),
             "cases": hardest_first(methods),
@@ -145,7 +145,7 @@ def runs_table(runs: Sequence[Run], organs: Sequence[Organ]) -> RunsTable | None
     return RunsTable(tuple((index, name) for index, name, _ in scored), rows, mean, partial)
 
 
-def change_of_two(runs: Sequence[Run]) -> ChangeOfTwo | None:
+def pair_change(runs: Sequence[Run]) -> PairChange | None:
     """First minus second run; None unless there are exactly two, both scored, with a scored case in common."""
     if len(runs) != 2 or runs[0].scores is None or runs[1].scores is None:
         return None
@@ -153,7 +153,7 @@ def change_of_two(runs: Sequence[Run]) -> ChangeOfTwo | None:
     found = summarise(changes)
     if not found.n:
         return None
-    return ChangeOfTwo((runs[0].name, runs[1].name), found.mean, found.sd, count_wins(changes).wins, found.n)
+    return PairChange((runs[0].name, runs[1].name), found.mean, found.sd, count_wins(changes).wins, found.n)
 
 
 def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]]]:

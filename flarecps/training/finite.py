@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flarecps.errors import TrainingError
 from flarecps.methods import Losses
-from flarecps.training.ranks import of_all_ranks, on_all_ranks, warn
+from flarecps.training.ranks import gather_from_ranks, true_on_all_ranks, warn
 
 OnNonfinite = Literal["stop", "fp32"]
 
@@ -49,7 +49,7 @@ class FiniteSteps(nn.Module):
         a row had to be repeated.
         """
         step = compute()
-        if on_all_ranks(step.is_finite):
+        if true_on_all_ranks(step.is_finite):
             self.repeats_in_a_row = 0
             return step
         what = _described(step, batch, epoch)
@@ -68,7 +68,7 @@ class FiniteSteps(nn.Module):
         warn(f"{what}; the step is repeated in full precision")
         with torch.autocast(device, enabled=False):
             step = compute()
-        if not on_all_ranks(step.is_finite):
+        if not true_on_all_ranks(step.is_finite):
             raise TrainingError(f"{_described(step, batch, epoch)}, even in full precision. {_CURE}")
         return step
 
@@ -111,7 +111,7 @@ def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
     losses, names = step.losses, addresses(batch, epoch)
     sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in losses.finest]).all(0).tolist()
     guilty = [name for name, fine in zip(names, sound, strict=False) if not fine]
-    told = of_all_ranks((guilty, names))
+    told = gather_from_ranks((guilty, names))
     patches = [name for own, _ in told for name in own] or [name for _, own in told for name in own]
     columns = (losses.supervised, losses.unsupervised, step.norms)
     lsup, lcps, norms = (", ".join(map(_number, values)) for values in columns)

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric, Metric
 from flarecps import checkpoint, metric_names
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.methods import CrossPseudoSupervision, Losses, Method
-from flarecps.networks import PlainUNet, check_contract, compile_in_place, he_normal_, lay_out
+from flarecps.networks import PlainUNet, check_contract, compile_in_place, he_normal_, set_memory_format
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
@@ -87,7 +87,7 @@ class SegmentationModule(LightningModule):
             _sibling(network, self.plan, seed=(initial_seed or 0) + index) for index in range(method.sibling_count)
         )
         check_contract(self.siblings[0])
-        lay_out(self.siblings, self.plan.dimensions, channels_last)
+        set_memory_format(self.siblings, self.plan.dimensions, channels_last)
         self.method = method
         self.start_method()
         compile_in_place(self.siblings, compile)

@@ -24,7 +24,7 @@ def warn(message: str) -> None:
     _log.warning("warning: %s", message)
 
 
-def on_all_ranks(value: Tensor) -> bool:
+def true_on_all_ranks(value: Tensor) -> bool:
     """Whether ``value`` (one truth value) is true on every rank; all ranks must ask, and all get the same answer."""
     if rank_count() > 1:
         value = value.to(torch.int32)
@@ -32,7 +32,7 @@ def on_all_ranks(value: Tensor) -> bool:
     return bool(value)
 
 
-def of_all_ranks(value: Any) -> list[Any]:
+def gather_from_ranks(value: Any) -> list[Any]:
     """Every rank's ``value``, in the order of the ranks; all ranks must ask."""
     if rank_count() == 1:
         return [value]

@@ -264,10 +264,10 @@ def test_the_next_scan_is_read_ahead_only_where_it_fits(
         case = CaseSegmentation(segmenter, OutputOptions())
         loaded = case.read(requests_for(scans, tmp_path)[0])
         assert (loaded.prepared is None) == (limit is not None), "one step at a time where memory is counted"
-        assert case.room_ahead(loaded, following) == fits
+        assert case.may_read_ahead(loaded, following) == fits
     series = SegmentationRequest(
         "series", (tmp_path,), tmp_path / "series.nii.gz"
     )  # only reading it tells how large it is
     assert not CaseSegmentation(
         Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40)), OutputOptions()
-    ).room_ahead(loaded, series)
+    ).may_read_ahead(loaded, series)

@@ -20,7 +20,7 @@ from flarecps.networks import (
     ResidualEncoderUNet,
     compile_in_place,
     he_normal_,
-    lay_out,
+    set_memory_format,
 )
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import MemoryModel
@@ -139,7 +139,7 @@ def test_channels_last_computes_the_same(kind: Any, dimensions: int) -> None:
     x = torch.randn((2, 1, *(4, 8, 8)[:dimensions]))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     plain = network(x)
-    lay_out([network], dimensions, channels_last=True)
+    set_memory_format([network], dimensions, channels_last=True)
     memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[dimensions]
     assert network.encoder[1][0].state_dict().keys()
     for scale, expected in zip(network(x), plain, strict=True):
@@ -149,7 +149,7 @@ def test_channels_last_computes_the_same(kind: Any, dimensions: int) -> None:
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     seeing = torch.nn.Identity()
-    lay_out([seeing], dimensions, channels_last=True)
+    set_memory_format([seeing], dimensions, channels_last=True)
     assert seeing(torch.randn((2, 3, *(4, 8, 8)[:dimensions]))).is_contiguous(memory_format=memory_format)
 
 

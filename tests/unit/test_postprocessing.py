@@ -104,7 +104,7 @@ def test_the_steps_follow_one_another() -> None:
     assert labels[2, 2, 2] == 2, "the map that was given stays as it was"
     assert Rules(LABELS)(labels) is labels
     assert not Rules(LABELS)
-    assert "liver" in Rules(LABELS, filled=(1,)).format_bytes()
+    assert "liver" in Rules(LABELS, filled=(1,)).describe()
 
 
 # -- which of it does good

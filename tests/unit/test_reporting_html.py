@@ -12,7 +12,7 @@ import pytest
 from flarecps.evaluation.comparison import compare_methods
 from flarecps.evaluation.score_table import MethodScores, Scores
 from flarecps.reporting.comparison import comparison_markdown
-from flarecps.reporting.html import change_of_two, hardest_first, report_page, runs_table
+from flarecps.reporting.html import hardest_first, pair_change, report_page, runs_table
 from flarecps.reporting.run_folder import Run
 from flarecps.reporting.tables import best_as_shown
 
@@ -77,13 +77,13 @@ def test_runs_side_by_side_by_hand() -> None:
     assert found.mean.dsc[0][0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
     assert found.mean.change == pytest.approx(0.075)
     assert not found.partial
-    between = change_of_two([first, second])
+    between = pair_change([first, second])
     assert between is not None
     assert (between.higher, between.cases) == (2, 2)
     assert between.mean == pytest.approx((0.05 + 0.10) / 2)
     assert [name for name, _ in hardest_first([first, second])] == ["c", "a", "b"]
-    assert change_of_two([first]) is None
-    assert change_of_two([first, Run("z", Path("z"))]) is None
+    assert pair_change([first]) is None
+    assert pair_change([first, Run("z", Path("z"))]) is None
     assert runs_table([Run("z", Path("z"))], first.organs) is None
 
 

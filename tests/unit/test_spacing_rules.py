@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flarecps.inference.spacing_rules import enforced_spacing_mm, pretended
+from flarecps.inference.spacing_rules import enforced_spacing_mm, with_spacing
 from flarecps.volumes.io import read_volume, write_volume
 from flarecps.volumes.space import Space
 
@@ -33,7 +33,7 @@ def test_direction_origin_and_source_are_untouched(tmp_path: Path) -> None:
     space = Space((4, 5, 6), (5.0, 0.9, 0.8), (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0), (11.0, -7.0, 300.0))
     write_volume(tmp_path / "scan.nii.gz", np.arange(120, dtype=np.int16).reshape(4, 5, 6), space)
     volume = read_volume(tmp_path / "scan.nii.gz")
-    seen = pretended(volume, (0.5, 0.75, 0.75))
+    seen = with_spacing(volume, (0.5, 0.75, 0.75))
     assert seen.space.spacing_mm == (0.5, 0.75, 0.75)
     assert seen.array is volume.array
     assert seen.source == volume.source

@@ -165,10 +165,10 @@ def estimate_gpu_memory(job: Job, placement: Placement, window: WindowCost, step
 def estimate_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:
     """Time from the scan's array to its file. ``passes`` per window (mirrors); ``share`` of windows that are run."""
     count = window_count(job.network_shape, job.patch_voxels, step) * share
-    return count * passes * window.seconds + side_seconds(job, mode)
+    return count * passes * window.seconds + overhead_seconds(job, mode)
 
 
-def side_seconds(job: Job, mode: Mode) -> float:
+def overhead_seconds(job: Job, mode: Mode) -> float:
     """The time of everything but the network."""
     million = job.scan_voxels / 1e6
     return million * (PREPARING_S * job.channels + EXPORTING_S[mode] + WRITING_S)

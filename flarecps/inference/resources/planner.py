@@ -20,7 +20,7 @@ from flarecps.inference.resources.cost import (
     estimate_ram,
     estimate_seconds,
     measure_window,
-    side_seconds,
+    overhead_seconds,
 )
 from flarecps.inference.resources.deadline import LARGER_STEPS, DeadlineSchedule, WindowSchedule
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements, windows_at_a_time
@@ -120,7 +120,7 @@ class ResourcePlanner:
         seconds = self.settings.budget.seconds
         if seconds is None:
             return WindowSchedule(work.step, mirroring)
-        after_s = side_seconds(Job.of(volume, self.plan), work.mode)
+        after_s = overhead_seconds(Job.of(volume, self.plan), work.mode)
         return DeadlineSchedule(work.step, mirroring, began_s + seconds, after_s, say)
 
 

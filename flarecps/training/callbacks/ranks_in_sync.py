@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps.errors import TrainingError
 from flarecps.training.module import segmentation_module
-from flarecps.training.ranks import digest, of_all_ranks
+from flarecps.training.ranks import digest, gather_from_ranks
 
 
 class RanksInSync(Callback):
@@ -20,7 +20,7 @@ class RanksInSync(Callback):
         if trainer.world_size == 1:
             return
         module = segmentation_module(pl_module)
-        digests = of_all_ranks(digest([*module.siblings.parameters(), *module.method.parameters()]))
+        digests = gather_from_ranks(digest([*module.siblings.parameters(), *module.method.parameters()]))
         if len(set(digests)) > 1:
             apart = [str(rank) for rank, one in enumerate(digests) if one != digests[0]]
             raise TrainingError(

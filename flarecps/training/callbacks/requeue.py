@@ -23,7 +23,7 @@ from torchmetrics import Metric
 from flarecps.training import stop_signals
 from flarecps.training.checkpoint_files import FOLDER, REQUEUE
 from flarecps.training.module import segmentation_module
-from flarecps.training.ranks import of_all_ranks
+from flarecps.training.ranks import gather_from_ranks
 from flarecps.training.stop_signals import StopRequest
 
 RUNNING = "flarecps_running_metrics"  # entry of a checkpoint that was written within an epoch
@@ -153,7 +153,7 @@ def states_of_all_ranks(metrics: Mapping[str, Metric]) -> list[dict[str, State]]
 
     That is their states (on the CPU) and how often they were updated.
     """
-    return of_all_ranks(
+    return gather_from_ranks(
         {
             name: {UPDATES: metric.update_count}
             | {

@@ -18,7 +18,7 @@ from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order
 from flarecps.training.dashboards.wandb_run import WandbDashboard
 from flarecps.training.module import segmentation_module
-from flarecps.training.ranks import of_all_ranks
+from flarecps.training.ranks import gather_from_ranks
 
 TABLE = "validation.csv"
 OVERLAYS = "overlays"
@@ -77,7 +77,7 @@ class ValidationTable(Callback):
         if trainer.sanity_checking:
             return
         cases: dict[str, dict[tuple[str, str], float]] = {}
-        for share in of_all_ranks(self._own):
+        for share in gather_from_ranks(self._own):
             cases |= share
         if not trainer.is_global_zero:
             return
