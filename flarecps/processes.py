@@ -29,6 +29,8 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
     waited = {one for one in left_to_the_parent if one != signal.SIGINT}
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        for number in waited:  # for threads that a library began at the fork: they block nothing
+            signal.signal(number, signal.SIG_IGN)
     else:  # macOS: PyTorch's own handler of SIGTERM obeys the parent
         for number in waited - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
