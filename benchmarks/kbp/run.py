@@ -27,8 +27,7 @@ from protocol import ALL_LABELS, CPS, Run, ordered_runs
 
 from flarecps import __version__
 from flarecps.evaluation.score_table import read_scores
-from flarecps.experiments.machine import processor_name
-from flarecps.experiments.runner import FLARECPS, run_experiment
+from flarecps.experiments.runner import FLARECPS, processor_name, run_experiment
 from flarecps.experiments.stages import Stage
 from flarecps.experiments.trainings import (
     fit_stage,

@@ -18,9 +18,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ
-from flarecps.evaluation.flare22 import check_values, score_case
+from flarecps.evaluation.flare22 import check_values, relative_volume_error, score_case, volume_error_ml, volume_ml
 from flarecps.evaluation.overlap import joint_histogram, overlap_per_label
-from flarecps.evaluation.volume import relative_volume_error, volume_error_ml, volume_ml
 from flarecps.typing import SpacingMm
 
 

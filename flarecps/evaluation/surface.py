@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from scipy.spatial import cKDTree
 
-from flarecps.evaluation.boxes import occupied_box
+from flarecps.evaluation.overlap import occupied_box
 from flarecps.evaluation.surfels import surface_codes, surfel_areas_mm2
 from flarecps.typing import SpacingMm
 

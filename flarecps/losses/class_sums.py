@@ -15,8 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from flarecps.losses.cross_entropy import merge_unannotated
-
 ELEMENTS_AT_A_TIME = 2**25  # of logits: one patch of 112×160×128 with 14 classes, 128 MB in single precision
 
 
@@ -148,3 +146,25 @@ def _gradient(
     if trusted is not None:
         gradient.masked_fill_(~trusted[:, None], 0)
     return gradient
+
+
+def joined_classes(annotated: Bool[Tensor, "batch klass"]) -> Bool[Tensor, "batch klass"]:
+    """The classes whose probability stands for background in each sample: those not annotated, and background."""
+    joined = ~annotated
+    joined[:, 0] = True
+    return joined
+
+
+def merge_unannotated(
+    log_probabilities: Float[Tensor, "batch klass *spatial"], joined: Bool[Tensor, "batch klass"]
+) -> Float[Tensor, "batch klass *spatial"]:
+    """Log-probabilities after the ``joined`` classes' have become background's.
+
+    exp(result)₀ = p₀ + Σ p_c over the classes c without annotation, exp(result)_c = 0 for those, and the others
+    keep theirs: where an organ was never looked for, a voxel that is called that organ is not wrong to be unlabelled.
+    """
+    absent = joined.view(*joined.shape, *(1,) * (log_probabilities.ndim - 2))
+    background = torch.logsumexp(log_probabilities.masked_fill(~absent, -torch.inf), dim=1)
+    merged = log_probabilities.masked_fill(absent, -torch.inf)
+    merged[:, 0] = background
+    return merged

@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from flarecps.dice import dice_coefficient
-from flarecps.losses.class_sums import class_sums
-from flarecps.losses.cross_entropy import joined_classes
+from flarecps.losses.class_sums import class_sums, joined_classes
 from flarecps.losses.ranks import rank_count, sum_over_ranks
 
 SMOOTH = 1e-5  # in numerator and denominator, nnU-Net's

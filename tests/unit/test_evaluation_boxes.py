@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flarecps.evaluation.boxes import joint_box, label_boxes, occupied_box
+from flarecps.evaluation.overlap import joint_box, label_boxes, occupied_box
 
 MAPS = hnp.arrays(
     np.uint8,

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from flarecps.anatomy import organs_of
 from flarecps.errors import ScanError
-from flarecps.evaluation.flare22 import score_case
+from flarecps.evaluation.flare22 import relative_volume_error, score_case, volume_error_ml, volume_ml
 from flarecps.evaluation.metrics import (
     AverageSurfaceDistance,
     DiceScore,
@@ -21,7 +21,6 @@ from flarecps.evaluation.metrics import (
     VolumeError,
 )
 from flarecps.evaluation.tolerances import with_tolerances
-from flarecps.evaluation.volume import relative_volume_error, volume_error_ml, volume_ml
 
 ORGANS = organs_of({"liver": 1, "aorta": 2, "thing": 7})
 SPACING_MM = (2.5, 1.0, 0.8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flarecps.losses import class_sums, dice_cross_entropy
-from flarecps.losses.cross_entropy import joined_classes
+from flarecps.losses.class_sums import joined_classes
 
 CLASSES = 4
 KNOWN = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)

@@ -14,7 +14,7 @@ from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.dice import dice_coefficient
 from flarecps.losses import class_sums
-from flarecps.losses.cross_entropy import joined_classes
+from flarecps.losses.class_sums import joined_classes
 from flarecps.losses.dice import SMOOTH
 from flarecps.training.module import segmentation_module
 
