@@ -25,6 +25,7 @@ def plan(
     spacing_mm: list[float] | None = None,
     patch: list[int] | None = None,
     most_features: int | None = None,
+    method: str | None = None,
     fingerprints: Path | None = None,
     shard: str | None = None,
     workers: int = 2,
@@ -33,7 +34,7 @@ def plan(
     """Decide spacing, patch, batch, network and intensities from a data set, and write them as one JSON file.
 
     Looks at all labelled and unlabelled scans, never at test scans. The heuristics are nnU-Net v2's; the memory is
-    that of this program's training step: two networks, each with labelled and unlabelled patches. The JSON is meant to
+    that of the method's step, by default two networks, each with labelled and unlabelled patches. The JSON is meant to
     be read and edited. Scans that can't be read are reported, the plan is made from the others; exit code 1 then.
 
     Large data sets: with --fingerprints every scan's numbers are kept in a folder as soon as they are there, so an
@@ -54,6 +55,8 @@ def plan(
         patch: patch size in voxels instead of the planned one: "[64, 96, 96]" (slice, row, column), in 2D "[256, 256]"
         most_features: most features of a network stage; by default 320 in 3D and 480 in 2D, as in the paper; nnU-Net
             v2 takes 512 in 2D
+        method: plan for the step of this method, such as flarecps.methods.Supervised or a class of yours; by default
+            cross pseudo supervision's
         fingerprints: folder that keeps what was measured, one file per scan; used again while the scan is unchanged
         shard: I/N does the I-th of N shares of the scans into --fingerprints, for job arrays, and writes no plan
         workers: processes at work, one scan each
@@ -64,6 +67,7 @@ def plan(
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
     from flarecps.planning.fingerprint_files import fingerprint_dataset
+    from flarecps.planning.memory import SIBLINGS, STREAMS
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
@@ -73,12 +77,22 @@ def plan(
         raise PlanError(f"--shard {shard}: expected --fingerprints FOLDER beside it, one folder for all shares")
     if fingerprints is not None and fingerprints.is_file():
         raise PlanError(f"--fingerprints {fingerprints}: is a file; expected a folder, new or of an earlier run")
+    networks, streams = (SIBLINGS, STREAMS) if method is None else _declared_cost(method)
     catalogue = read_catalogue(dataset, split)
     if shard is not None and fingerprints is not None:
         return _fingerprint_share(catalogue, shard, fingerprints, workers, progress)
     fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
     decided = plan_dataset(
-        fingerprint, catalogue, dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features
+        fingerprint,
+        catalogue,
+        dimensions,
+        intensity,
+        gpu_memory_gb,
+        spacing_mm,
+        patch,
+        most_features,
+        networks=networks,
+        streams=streams,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_plan(out, decided)
@@ -91,6 +105,26 @@ def plan(
     for outcome in failed:
         errors.print(f"not in the plan: {outcome.name}: {outcome.error}", style="red", markup=False)
     return FAILED if failed else 0
+
+
+def _declared_cost(class_path: str) -> tuple[float, int]:
+    """How many networks' worth of memory a method's step holds, and how many kinds of patches it reads."""
+    from importlib import import_module
+
+    from flarecps.errors import ConfigError
+    from flarecps.methods import Method
+
+    module, _, name = class_path.rpartition(".")
+    try:
+        method = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"--method {class_path}: can't be imported ({error}); expected the path of a class, such as "
+            "flarecps.methods.Supervised, in a package that is installed or on PYTHONPATH"
+        ) from error
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(f"--method {class_path}: is no flarecps.methods.Method; expected a class of these")
+    return method.sibling_count + method.extra_networks, len(method.streams)
 
 
 def _fingerprint_share(catalogue: Catalogue, share: str, folder: Path, workers: int, progress: bool) -> int:

@@ -236,3 +236,28 @@ def test_real_mr(shared_data: Path, tmp_path: Path) -> None:
         image = nibabel.load(small / "imagesTr" / f"{case['name']}_0000.nii.gz").get_fdata()
         box = [int(np.ptp(axis)) + 1 for axis in np.nonzero(image)]
         assert case["shape_voxels"] == box[::-1]  # nibabel counts columns first; RAS apart from flips
+
+
+def test_a_methods_declared_cost_decides_the_plan(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One network with one kind of patches takes a quarter of two with two; a teacher beside it takes its share."""
+    (tmp_path / "my_method.py").write_text(
+        "from flarecps.methods import Supervised\n\n\nclass Taught(Supervised):\n    extra_networks = 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    memory = {}
+    for name in ("", "flarecps.methods.CrossPseudoSupervision", "flarecps.methods.Supervised", "my_method.Taught"):
+        words = ["plan", str(dataset), "--out", str(tmp_path / "plan.json"), "--workers", "1", "--patch", "[8, 16, 16]"]
+        assert main([*words, *(["--method", name] if name else [])]) == 0
+        plan = read_plan(tmp_path / "plan.json")
+        memory[name] = plan.memory_gb / plan.global_batch["labelled"]
+    capsys.readouterr()
+    four = memory["flarecps.methods.CrossPseudoSupervision"]
+    assert memory[""] == four
+    assert memory["flarecps.methods.Supervised"] == pytest.approx(four / 4, abs=0.005)
+    assert memory["my_method.Taught"] == pytest.approx(four / 2, abs=0.005)
+    assert main(["plan", str(dataset), "--out", str(tmp_path / "x.json"), "--method", "pathlib.Path"]) == 2
+    assert "--method pathlib.Path: is no flarecps.methods.Method" in capsys.readouterr().err
+    assert main(["plan", str(dataset), "--out", str(tmp_path / "x.json"), "--method", "my_method.Absent"]) == 2
+    assert "can't be imported" in capsys.readouterr().err
