@@ -1,4 +1,4 @@
-"""The peak of resident memory: foretold and measured, for scans of several sizes, each in a process of its own.
+"""The peak of resident memory: estimated and measured, for scans of several sizes, each in a process of its own.
 
     python benchmarks/inference/forecast.py OUT [--only N]
 
@@ -44,15 +44,15 @@ def main() -> None:
         done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(
-            f"{name}: foretold {rows[-1]['foretold_mb']:.0f} MB, measured {rows[-1]['measured_mb']:.0f} MB", flush=True
+            f"{name}: estimated {rows[-1]['estimated_mb']:.0f} MB, measured {rows[-1]['measured_mb']:.0f} MB", flush=True
         )
     (options.out / "forecast.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [
-        "| scan | voxels | network's grid | foretold, MB | measured, MB | foretold / measured |",
+        "| scan | voxels | network's grid | estimated, MB | measured, MB | estimated / measured |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {row['name']} | {times(row['scan_voxels'])} | {times(row['network_voxels'])} | {row['foretold_mb']:.0f} "
+        f"| {row['name']} | {times(row['scan_voxels'])} | {times(row['network_voxels'])} | {row['estimated_mb']:.0f} "
         f"| {row['measured_mb']:.0f} | {row['ratio']:.2f} |"
         for row in rows
     ]
@@ -84,7 +84,7 @@ def measured(name: str, out: Path) -> dict[str, object]:
     said: list[str] = []
     segmenter = Segmenter(plan, [network], say=said.append, device="cpu", budget=Budget(ram_bytes=2**40))
     volume = read_volume(path)
-    _, foretold = segmenter.estimate(volume)
+    _, estimated = segmenter.estimate(volume)
     labels = segmenter(volume)
     write_labels(out / "labels.nii.gz", labels, volume.source)
     path.unlink()
@@ -93,10 +93,10 @@ def measured(name: str, out: Path) -> dict[str, object]:
         "name": name,
         "scan_voxels": shape,
         "network_voxels": network_shape(volume.space.shape, volume.space.spacing_mm, plan),
-        "foretold_mb": foretold.ram.peak / 2**20,
+        "estimated_mb": estimated.ram.peak / 2**20,
         "measured_mb": peak / 2**20,
-        "ratio": foretold.ram.peak / peak,
-        "phases_mb": {key: value / 2**20 for key, value in asdict(foretold.ram).items()},
+        "ratio": estimated.ram.peak / peak,
+        "phases_mb": {key: value / 2**20 for key, value in asdict(estimated.ram).items()},
         "said": said,
     }
 
