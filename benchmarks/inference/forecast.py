@@ -44,7 +44,8 @@ def main() -> None:
         done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(
-            f"{name}: estimated {rows[-1]['estimated_mb']:.0f} MB, measured {rows[-1]['measured_mb']:.0f} MB", flush=True
+            f"{name}: estimated {rows[-1]['estimated_mb']:.0f} MB, measured {rows[-1]['measured_mb']:.0f} MB",
+            flush=True,
         )
     (options.out / "forecast.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [
