@@ -22,6 +22,23 @@ LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
 
+@contextmanager
+def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """While the block runs, these signals wait; workers forked in it begin with them blocked.
+
+    Libraries may begin threads in a forked worker before ``obey_only_the_parent`` is called there: a signal that one of
+    them does not block would end the worker.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> None:
     """In a new worker: ignore Ctrl-C and the signals given, unless the parent sends SIGTERM; end when it is gone."""
     signal.set_wakeup_fd(-1)  # a forked worker has the parent's
@@ -29,8 +46,6 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
     waited = {one for one in left_to_the_parent if one != signal.SIGINT}
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-        for number in waited:  # for threads that a library began at the fork: they block nothing
-            signal.signal(number, signal.SIG_IGN)
     else:  # macOS: PyTorch's own handler of SIGTERM obeys the parent
         for number in waited - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)

@@ -30,7 +30,7 @@ from flarecps.data.draws import Draw, DrawSequence, choose_case, choose_lower, i
 from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, no_shared_memory
 from flarecps.errors import FlarecpsError, WorkerError
 from flarecps.preprocessing.store import CaseStore
-from flarecps.processes import kill, obey_only_the_parent
+from flarecps.processes import blocked, kill, obey_only_the_parent
 from flarecps.typing import Triple
 
 # That the workers of a stream hold ready, and as much again of shared memory: 2 batches of 2 patches of 112×160×128
@@ -320,6 +320,7 @@ class PatchLoader:
         if self._loader is not None:
             return iter(self._loader)
         self.batches.trace = WorkerTrace(self.workers)
+        left_to_the_training = [one for one in _STOPS if callable(signal.getsignal(one))]
         self._loader = DataLoader(
             self.batches,
             sampler=self._sampler,
@@ -328,14 +329,15 @@ class PatchLoader:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=-(-BATCHES_AHEAD // self.workers) if self.workers else None,
-            worker_init_fn=partial(_leave_to_the_training, [one for one in _STOPS if callable(signal.getsignal(one))]),
+            worker_init_fn=partial(_leave_to_the_training, left_to_the_training),
             timeout=LOOKS_S if self.workers else 0,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
         )
         others = set(multiprocessing.active_children())
         try:
-            begun = iter(self._loader)
+            with blocked(left_to_the_training):
+                begun = iter(self._loader)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
