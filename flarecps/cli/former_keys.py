@@ -41,7 +41,9 @@ def current_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
             now = f"{METHOD}.init_args.{key}{'.' if rest else ''}{rest}"
             if takes(class_path, key):
                 found.append(now if value is None else f"{now}={value}")
-            said.append(f"{name} is now {now}")
+                said.append(f"{name} is now {now}")
+            else:
+                said.append(f"{name} has no effect with {class_path} and is left out; drop it")
         else:
             found += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
     return (found, said) if said else (list(words), [])

@@ -42,7 +42,7 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, tr
             needs = f"needs the case store ({missing} is not there)"
             said |= {
                 "target spacing (slice, row, column)": needs,
-                "labels": f"FLARE22's {module.plan.class_count} classes",
+                "labels": f"FLARE22's {module.plan.class_count} classes are assumed; the data set's own: {needs}",
             }
             if not any(module.plan.global_batch.values()):
                 said |= dict.fromkeys(("global batch", "memory of a step, estimated"), needs)

@@ -111,7 +111,7 @@ def test_the_papers_table_2_needs_no_store(
     (spacing,) = (row for row in rows if "target spacing" in row)
     assert "needs the case store (stores/flare22" in spacing
     (labels,) = (row for row in rows if row.startswith("│ labels"))
-    assert "FLARE22's 14 classes" in labels
+    assert "FLARE22's 14 classes are assumed" in labels
 
 
 def test_without_store_a_config_must_say_patch_and_topology(

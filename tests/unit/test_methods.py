@@ -161,7 +161,8 @@ def test_of_two_places_that_name_the_method_the_last_counts(last: str, tmp_path:
     words += ["--model.ramp.start", "0"]
     if last == "word":
         words += ["--model.cross_pseudo_supervision", "false"]
-    found, _ = current_words(words)
+    found, said = current_words(words)
+    assert f"--model.ramp.start has no effect with {SUPERVISED} and is left out; drop it" in said
     method = yaml.safe_load(found[1].removeprefix("--config="))["model"]["method"]
     assert method == {"class_path": SUPERVISED, "init_args": {"loss": LOSS}}
     assert not any("ramp" in word for word in found)
