@@ -10,11 +10,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 
 import psutil
 
@@ -40,7 +42,11 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
 
 def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> None:
-    """In a new worker: ignore Ctrl-C and the signals given, unless the parent sends SIGTERM; end when it is gone."""
+    """In a new worker: ignore Ctrl-C and the signals given, unless the parent sends SIGTERM; end when it is gone.
+
+    And say nothing when the parent leaves while it fetches something: that is told by the parent.
+    """
+    sys.excepthook = _all_but_hung_up
     signal.set_wakeup_fd(-1)  # a forked worker has the parent's
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     waited = {one for one in left_to_the_parent if one != signal.SIGINT}
@@ -53,6 +59,15 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_after, args=(parent.pid, waited), daemon=True).start()
+
+
+def _all_but_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What the thread calls in which multiprocessing hands over shared memory; a worker's own errors don't come here.
+
+    A parent that is interrupted within the handshake hangs up.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _end_after(parent: int, waited: set[signal.Signals]) -> None:
