@@ -312,13 +312,19 @@ class PatchLoader:
             yield batch
 
     def _begun(self, epoch: int, iteration: int) -> Iterator[Batch | Failure]:
-        """What the loader gives from this batch to the epoch's end; by the present workers, unless there was a jump."""
+        """What the loader gives from this batch to the epoch's end; by the present workers, unless there was a jump or
+        they do not answer."""
         if self._loader is not None and self._position != (epoch, iteration):
             self.end_workers()
         self._sampler.epoch, self._sampler.first = epoch, iteration
         self._position = (epoch, iteration)
         if self._loader is not None:
-            return iter(self._loader)
+            try:
+                return iter(self._loader)
+            except RuntimeError as error:  # a worker was asked whether it is there, and did not say so in time
+                if "timed out" not in str(error):
+                    raise
+                self.end_workers()
         self.batches.trace = WorkerTrace(self.workers)
         left_to_the_training = [one for one in _STOPS if callable(signal.getsignal(one))]
         self._loader = DataLoader(

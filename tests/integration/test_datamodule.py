@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy import ndimage
 
+from flarecps.data import patch_stream
 from flarecps.data.augmentation import AugmentationSettings
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.data.worker_trace import WorkerTrace, diagnosis
@@ -190,6 +191,22 @@ def test_zero_one_and_four_workers_give_identical_batches(store):
     alone = epochs(module(store), 2)
     for workers in (1, 2, 3, 4):
         assert_equal(epochs(module(store, workers=workers), 2), alone)
+
+
+def test_workers_that_stand_still_at_an_epochs_start_are_replaced(store, monkeypatch):
+    monkeypatch.setattr(patch_stream, "LOOKS_S", 1)
+    expected = epochs(module(store), 2)
+    data = module(store, workers=2)
+    loader = data.train_dataloader()
+    assert_equal([batch for batch, _, _ in loader], expected[0])
+    stopped = [one.pid for stream in data._loaders for one in stream._processes]
+    assert len(stopped) >= 2
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    data.clock.set(1)
+    assert_equal([batch for batch, _, _ in loader], expected[1])
+    assert not {one.pid for one in multiprocessing.active_children()} & set(stopped)
+    data.teardown("fit")
 
 
 def test_spawned_workers_would_get_the_same_subjects(store):
