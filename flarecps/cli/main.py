@@ -5,11 +5,15 @@ Exit codes: 0 done, 1 a command's own "no" (as ``inspect`` finding an error), 2 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flarecps import __version__
 from flarecps.errors import FlarecpsError
@@ -111,12 +115,32 @@ def _run(name: str, words: list[str]) -> int | None:
 
 
 def _call(command: Command, name: str, words: list[str]) -> int | None:
-    function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
+    with _interrupted_at_once(name):
+        function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
     if name in OWN_WORDS:
         return function([name, *words])
     from flarecps.cli.arguments import call_with_arguments
 
     return call_with_arguments(function, words, prog=f"flarecps {name}")
+
+
+@contextmanager
+def _interrupted_at_once(name: str) -> Iterator[None]:
+    """While the block imports: Ctrl-C ends the process. Libraries turn a KeyboardInterrupt there into other errors."""
+
+    def end(number: int, frame: Any) -> None:
+        print(f"flarecps {name}: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _unknown(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,24 @@ def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     assert "--strength {mild,strong}" in text
     assert "(default: no)" in text
     assert "(required)" in text
+
+
+def test_ctrl_c_while_a_command_is_imported_is_no_other_error(tmp_path: Path) -> None:
+    """NumPy and SciPy, for example, turn a KeyboardInterrupt within their imports into a RecursionError."""
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise RecursionError\n"
+    )
+    program = (
+        "import sys\n"
+        "from flarecps.cli import main\n"
+        "main.COMMANDS['inspect'] = main.Command('swallows', 'main', 'help')\n"
+        "sys.exit(main.main(['inspect']))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert found.stderr == "flarecps inspect: interrupted\n"
+    assert found.returncode == 130
