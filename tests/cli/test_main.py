@@ -230,6 +230,8 @@ def test_ctrl_c_while_a_command_is_imported_is_no_other_error(tmp_path: Path) ->
         "sys.exit(main.main(['inspect']))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
-    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
     assert found.stderr == "flarecps inspect: interrupted\n"
     assert found.returncode == 130
