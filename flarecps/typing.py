@@ -13,11 +13,13 @@ diag(-1, -1, 1).
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Iterable
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
 
+T = TypeVar("T")
 Triple: TypeAlias = tuple[int, int, int]  # voxels, (slice, row, column)
 SpacingMm: TypeAlias = tuple[float, float, float]  # millimetres, (slice, row, column)
 
@@ -25,3 +27,9 @@ ScanArray: TypeAlias = Shaped[np.ndarray, "channel slice row column"]
 HuArray: TypeAlias = Integer[np.ndarray, "channel slice row column"]
 NormalisedArray: TypeAlias = Float[np.ndarray, "channel slice row column"]
 LabelArray: TypeAlias = UInt8[np.ndarray, "slice row column"]
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """The three ``values`` as a tuple whose type says so; ``ValueError`` for fewer or more."""
+    first, second, third = values
+    return first, second, third

@@ -1,15 +1,14 @@
 """What a data set looks like: shapes, spacings, orientations, voxels per class, and exact HU histograms.
 
-Every number is taken after cropping to the field of view, as preprocessing does. Merging is addition of whole numbers,
-so the result is the same to the bit for any order of cases, number of workers, or shards, and memory does not grow with
-the number of voxels. Labelled and unlabelled scans are pooled for all that needs no labels; test scans are never looked
-at.
+Every number is taken after cropping to the field of view, as preprocessing does. Cases are put together by addition of
+whole numbers, so the result is the same to the bit for any order of cases, number of workers, or shards. Labelled and
+unlabelled scans are pooled for all that needs no labels; test scans are never looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ from flarecps.volumes.io import Volume
 
 FILL_HU = -1024  # air's end of the scale; scanners write -2000, -3024, ... outside their field of view
 INT16_MAX = 32767
-
-CT_CHANNEL = "ct"  # a channel of this name (any case) holds HU
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,6 @@ class Fingerprint:
     histogram: Histogram | None = None  # HU of all voxels; None when the scans are not CT
     label_histograms: dict[int, Histogram] = field(default_factory=dict)  # HU per structure; empty without labels or CT
 
-    @staticmethod
-    def of(parts: Iterable[Fingerprint]) -> Fingerprint:
-        """The fingerprint of all parts together, taken in one by one. Raises ``ValueError`` when two share a case."""
-        tally = FingerprintAccumulator()
-        for part in parts:
-            tally.add(part)
-        return tally.total()
-
-    def merge(self, other: Fingerprint) -> Fingerprint:
-        """The fingerprint of both parts. Raises ``ValueError`` when they share a case."""
-        return Fingerprint.of((self, other))
-
     @property
     def foreground(self) -> Histogram:
         """HU of all labelled structures together."""
@@ -84,23 +69,12 @@ class Fingerprint:
         return sum(case.role == role for case in self.cases)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; ``from_json`` restores it exactly."""
+        """What ``json`` can write (label ids become text then); ``from_json`` restores it exactly."""
         return {
-            "cases": [
-                {
-                    "name": case.name,
-                    "role": case.role,
-                    "shape_voxels": list(case.shape_voxels),
-                    "spacing_mm": list(case.spacing_mm),
-                    "orientation": case.orientation,
-                    "label_voxels": {str(label): count for label, count in case.label_voxels.items()},
-                    "volumes_ml": {str(label): volume for label, volume in case.volumes_ml.items()},
-                }
-                for case in self.cases
-            ],
-            "label_voxels": {str(label): count for label, count in self.label_voxels.items()},
+            "cases": [asdict(case) | {"volumes_ml": case.volumes_ml} for case in self.cases],
+            "label_voxels": self.label_voxels,
             "histogram_hu": None if self.histogram is None else self.histogram.to_json(),
-            "label_histograms_hu": {str(label): one.to_json() for label, one in self.label_histograms.items()},
+            "label_histograms_hu": {label: one.to_json() for label, one in self.label_histograms.items()},
         }
 
     @staticmethod
@@ -110,12 +84,12 @@ class Fingerprint:
         return Fingerprint(
             cases=tuple(
                 CaseShape(
-                    name=case["name"],
-                    role=case["role"],
-                    shape_voxels=tuple(case["shape_voxels"]),
-                    spacing_mm=tuple(case["spacing_mm"]),
-                    orientation=case["orientation"],
-                    label_voxels={int(label): count for label, count in case["label_voxels"].items()},
+                    case["name"],
+                    case["role"],
+                    tuple(case["shape_voxels"]),
+                    tuple(case["spacing_mm"]),
+                    case["orientation"],
+                    {int(label): count for label, count in case["label_voxels"].items()},
                 )
                 for case in content["cases"]
             ),
@@ -160,7 +134,7 @@ def is_ct(channels: Iterable[str]) -> bool:
     >>> is_ct(["CT"]), is_ct(["T1", "CT"])
     (True, False)
     """
-    return all(channel.strip().lower() == CT_CHANNEL for channel in channels)
+    return all(channel.strip().lower() == "ct" for channel in channels)
 
 
 def fingerprint_case(
@@ -180,7 +154,13 @@ def fingerprint_case(
         cropped = crop(labels.array, box)[0]
         label_voxels = Histogram.of(cropped).filled()
         if ct:
-            label_histograms = _histograms_by_label(array, cropped)
+            inside = cropped > 0
+            ids = cropped[inside]
+            for channel in array:
+                values = channel[inside]
+                for label in map(int, np.unique(ids)):
+                    one = Histogram.of(values[ids == label])
+                    label_histograms[label] = label_histograms.get(label, Histogram.empty()) + one
     case = CaseShape(
         name=name,
         role=role,
@@ -202,19 +182,6 @@ def orientation_code(direction: tuple[float, ...]) -> str:
     letters = (("R", "L"), ("A", "P"), ("I", "S"))  # towards smaller and larger LPS x, y, z
     strongest = np.abs(cosines).argmax(axis=0)
     return "".join(letters[row][int(cosines[row, column] > 0)] for column, row in enumerate(strongest))
-
-
-def _histograms_by_label(array: np.ndarray, labels: np.ndarray) -> dict[int, Histogram]:
-    """HU histogram of every structure in ``labels`` (S, H, W), channels of ``array`` pooled."""
-    inside = labels > 0
-    ids = labels[inside]
-    histograms: dict[int, Histogram] = {}
-    for channel in array:
-        values = channel[inside]
-        for label in np.unique(ids):
-            one = Histogram.of(values[ids == label])
-            histograms[int(label)] = histograms.get(int(label), Histogram.empty()) + one
-    return histograms
 
 
 def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: str) -> None:

@@ -7,7 +7,7 @@ which files it was made from; one that is out of date is made again. Shards of a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def fingerprint_dataset(
     labelled case could be read.
     """
     tally = FingerprintAccumulator()
-    failures = _work(_entries(catalogue, None, folder), workers, progress, tally.add)
+    _, failures = _process(catalogue, None, folder, workers, progress, tally.add)
     fingerprint = tally.total()
     if not fingerprint.count("labelled"):
         first = f"; the first failed: {failures[0].error}" if failures else ""
@@ -69,11 +69,10 @@ def fingerprint_shard(
 
     Raises ``ConfigError`` when ``share`` is not I/N.
     """
-    entries = _entries(catalogue, share, folder)
-    return len(entries), _work(entries, workers, progress, lambda _: None)
+    return _process(catalogue, share, folder, workers, progress, lambda _: None)
 
 
-def source_signature(entry: _Entry) -> dict[str, Any]:
+def _source_signature(entry: _Entry) -> dict[str, Any]:
     """What a case's fingerprint depends on; a file that says the same is up to date."""
     files = [*entry.case.images, *([] if entry.labels is None else [entry.labels])]
     states = [(path.name, path.stat()) for path in files]
@@ -85,40 +84,39 @@ def source_signature(entry: _Entry) -> dict[str, Any]:
     }
 
 
-def _entries(catalogue: Catalogue, share: str | None, folder: Path | None) -> list[_Entry]:
+def _process(
+    catalogue: Catalogue,
+    share: str | None,
+    folder: Path | None,
+    workers: int,
+    progress: bool,
+    receive: Callable[[Fingerprint], None],
+) -> tuple[int, list[Outcome[Fingerprint]]]:
+    """Hand every case's fingerprint to ``receive``, from its file or newly made; number of cases, failed outcomes."""
     ct, known = is_ct(catalogue.channels), tuple(catalogue.labels.values())
     cases = shard((*catalogue.labelled, *catalogue.unlabelled), share)
-    return [_Entry(case, ct, known, folder) for case in cases]
-
-
-def _work(
-    entries: Sequence[_Entry], workers: int, progress: bool, receive: Callable[[Fingerprint], None]
-) -> list[Outcome[Fingerprint]]:
-    """Hand every case's fingerprint to ``receive``, from its file or newly made; the outcomes that failed."""
-    waiting, present = [], 0
-    for entry in entries:
-        found = _read_current(entry)
-        if found is None:
-            waiting.append((entry.case.name, entry))
+    waiting = []
+    for case in cases:
+        entry = _Entry(case, ct, known, folder)
+        if (found := _read_current(entry)) is None:
+            waiting.append((case.name, entry))
         else:
-            present += 1
             receive(found)
-    if entries and entries[0].folder is not None:
-        (entries[0].folder / "cases").mkdir(parents=True, exist_ok=True)
+    if cases and folder is not None:
+        (folder / "cases").mkdir(parents=True, exist_ok=True)
+    present = len(cases) - len(waiting)
     title = f"Fingerprint ({present} there already)" if present else "Fingerprint"
     outcomes = process_cases(_make, waiting, workers, title, progress, received=lambda _, value: receive(value))
-    return [outcome for outcome in outcomes if outcome.failed]
+    return len(cases), [outcome for outcome in outcomes if outcome.failed]
 
 
 def _make(entry: _Entry) -> Fingerprint:
-    source = (
-        None if entry.file is None else source_signature(entry)
-    )  # before reading: a file that changes meanwhile is stale
-    case = entry.case
-    volume = read_channels(case.images)
+    # before reading, so that a file that changes meanwhile is stale
+    source = None if entry.file is None else _source_signature(entry)
+    volume = read_channels(entry.case.images)
     labels = None if entry.labels is None else read_labels(entry.labels)
     made = fingerprint_case(
-        volume, labels, name=case.name, role=case.role, ct=entry.ct, known_labels=entry.known_labels
+        volume, labels, name=entry.case.name, role=entry.case.role, ct=entry.ct, known_labels=entry.known_labels
     )
     if entry.file is not None:
         _write(entry.file, {"format": FORMAT, "version": VERSION, "made_from": source, **made.to_json()})
@@ -131,9 +129,8 @@ def _read_current(entry: _Entry) -> Fingerprint | None:
         return None
     try:
         content = json.loads(entry.file.read_text(encoding="utf-8"))
-        if (content["format"], content["version"], content["made_from"]) != (FORMAT, VERSION, source_signature(entry)):
-            return None
-        return Fingerprint.from_json(content)
+        found = content["format"], content["version"], content["made_from"]
+        return Fingerprint.from_json(content) if found == (FORMAT, VERSION, _source_signature(entry)) else None
     except (OSError, ValueError, KeyError, TypeError):  # a missing scan is reported when it is to be read
         return None
 

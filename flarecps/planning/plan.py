@@ -1,24 +1,25 @@
 """The plan: every number a data set decides, as one readable, versioned JSON file with units in its key names.
 
-Spatial triples of a plan (``spacing_mm``, ``median_shape_voxels``, ``patch_voxels``, strides, kernels) are in
-*network* order: network axis ``a`` is canonical axis ``axis_order[a]``. That is (slice, row, column) unless the
-coarse axis is another one. In 2D the slice axis is not resampled: ``spacing_mm[0]`` is the data's median, for
-information, and the patch has two numbers (row, column).
+Spatial triples (``spacing_mm``, ``median_shape_voxels``, ``patch_voxels``, strides, kernels) are in *network* order:
+network axis ``a`` is canonical axis ``axis_order[a]``. That is (slice, row, column) unless the coarse axis is another
+one. In 2D the slice axis is not resampled: ``spacing_mm[0]`` is the data's median, for information, and the patch has
+two numbers (row, column).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from flarecps import atomic
 from flarecps.errors import PlanError
-from flarecps.planning.reading import DuplicateKeyError, Reader, reject_duplicate_keys
-from flarecps.typing import SpacingMm, Triple
+from flarecps.planning.reading import Reader, reject_duplicate_keys
+from flarecps.typing import SpacingMm, Triple, triple
 
 FORMAT = "flarecps-plan"
 VERSION = 1
@@ -79,10 +80,7 @@ class Topology:
     @property
     def total_stride(self) -> tuple[int, ...]:
         """By how much each axis is reduced from the input to the deepest stage."""
-        total = [1] * len(self.strides[0])
-        for stride in self.strides:
-            total = [a * b for a, b in zip(total, stride, strict=True)]
-        return tuple(total)
+        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     content["intensity"] = intensity
     if plan.conventions == OWN_CONVENTIONS:
         del content["conventions"]
-    return _plain(content)
+    return json.loads(json.dumps(content, default=lambda scalar: scalar.item()))  # NumPy's scalars become plain
 
 
 def plan_from_json(content: Any, where: str = "plan") -> Plan:
@@ -172,11 +170,11 @@ def plan_from_json(content: Any, where: str = "plan") -> Plan:
         dataset=reader.string("dataset"),
         dimensions=dimensions,  # type: ignore[arg-type]  # checked just above
         labels=_labels(reader),
-        left_right_pairs=tuple(_pair(pair) for pair in reader.rows("left_right_pairs", 2)),
+        left_right_pairs=tuple((right, left) for right, left in reader.rows("left_right_pairs", 2)),
         channels=reader.strings("channels"),
-        spacing_mm=_triple(reader.numbers("spacing_mm", 3, above=0.0)),
-        axis_order=_triple(reader.integers("axis_order", 3, at_least=0)),
-        median_shape_voxels=_triple(reader.integers("median_shape_voxels", 3)),
+        spacing_mm=triple(reader.numbers("spacing_mm", 3, above=0.0)),
+        axis_order=triple(reader.integers("axis_order", 3, at_least=0)),
+        median_shape_voxels=triple(reader.integers("median_shape_voxels", 3)),
         patch_voxels=reader.integers("patch_voxels", dimensions),
         topology=_topology(reader.section("topology"), dimensions),
         global_batch=_batch(reader.section("global_batch")),
@@ -207,8 +205,8 @@ def read_plan(path: Path | str) -> Plan:
         raise PlanError(
             f"{path}: not valid JSON ({error}); undo the last edit, or write it again with 'flarecps plan'"
         ) from error
-    except DuplicateKeyError as error:
-        raise PlanError(f"{path}: '{error}' stands twice in one object; remove one of the two") from error
+    except PlanError as error:  # a key that stands twice
+        raise PlanError(f"{path}: {error}") from error
     return plan_from_json(content, str(path))
 
 
@@ -281,15 +279,11 @@ def _conventions(plan: Reader) -> Conventions:
     if len(present) == 2:
         raise plan.error(FORMER_CONVENTIONS, "to be left out beside 'conventions', its new name", "remove it")
     reader = plan.section(present[0])
-    choices: dict[str, tuple[str, ...]] = {
-        "orientation": ("ras", "as_stored"),
-        "intensity": ("after_resampling", "before_resampling"),
-        "crop": ("field_of_view", "nonzero"),
-    }
+    choices = {key: get_args(hint) for key, hint in get_type_hints(Conventions).items()}
     chosen = {key: reader.choice(key, known) for key, known in choices.items() if key in reader.content}
     reader.asked |= choices.keys()
     reader.refuse_unknown()
-    return Conventions(**chosen)  # type: ignore[arg-type]  # each is one of the choices
+    return Conventions(**chosen)
 
 
 def _check_agreement(plan: Plan, reader: Reader) -> None:
@@ -322,24 +316,6 @@ def _check_agreement(plan: Plan, reader: Reader) -> None:
             raise reader.error("left_right_pairs", f"two different label ids out of {sorted(known)}", "edit the pair")
 
 
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
-
-
-def _triple(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    return values[0], values[1], values[2]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if hasattr(value, "item"):  # a NumPy scalar
-        return value.item()
-    return value
-
-
 def _readable(value: Any, indent: int = 0) -> str:
     """JSON with lists of numbers on one line each."""
     inner = " " * (indent + 1)
@@ -357,5 +333,4 @@ def volume_patch(patch_voxels: Sequence[int]) -> Triple:
     >>> volume_patch([64, 48])
     (1, 64, 48)
     """
-    slices, rows, columns = (1, *patch_voxels)[-3:]
-    return slices, rows, columns
+    return triple((1, *patch_voxels)[-3:])

@@ -15,7 +15,7 @@ from flarecps.planning.memory import SIBLINGS, STREAMS, MemoryModel
 from flarecps.planning.plan import Intensity, IntensitySource, Plan, checked
 from flarecps.planning.spacing import axis_order, in_network_order, median_shape_voxels, target_spacing_mm
 from flarecps.planning.topology import fit_patch, given_patch
-from flarecps.typing import SpacingMm, Triple
+from flarecps.typing import Triple, triple
 
 CLIP_PERCENTILES = (0.5, 99.5)  # nnU-Net's window for CT
 LOW_RESOLUTION_BELOW = 0.25  # nnU-Net adds a low-resolution stage where a patch sees less of the median scan than this
@@ -53,7 +53,12 @@ def plan_dataset(
         raise PlanError(f"--most-features {most_features}: expected at least 1; the paper has 320 in 3D, 480 in 2D")
     if not fingerprint.cases:
         raise PlanError(f"{catalogue.root}: nothing to plan on: the fingerprint holds no case")
-    target = target_spacing_mm(fingerprint.cases) if spacing_mm is None else _checked_spacing(spacing_mm)
+    if spacing_mm is None:
+        target = target_spacing_mm(fingerprint.cases)
+    elif len(spacing_mm) == 3 and all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
+        target = triple(map(float, spacing_mm))
+    else:
+        raise PlanError(f"--spacing {list(spacing_mm)}: expected three millimetres above 0 (slice, row, column)")
     order = axis_order(target) if order is None else order
     spacing = in_network_order(target, order)
     shape = in_network_order(median_shape_voxels(fingerprint.cases, target), order)
@@ -76,20 +81,20 @@ def plan_dataset(
             channels=catalogue.channels,
             spacing_mm=spacing,
             axis_order=order,
-            median_shape_voxels=_whole(shape),
+            median_shape_voxels=triple(int(np.rint(edge)) for edge in shape),
             patch_voxels=patch,
             topology=topology,
             global_batch={"labelled": batch, "unlabelled": batch},
-            batch_dice=dimensions == 2 or has_low_resolution_stage(spacing, shape, patch, memory, most_features),
-            intensity=decide_intensity(fingerprint, catalogue.channels, intensity),
-            fingerprint=fingerprint_summary(fingerprint, catalogue.labels),
+            batch_dice=dimensions == 2 or _has_low_resolution_stage(spacing, shape, patch, memory, most_features),
+            intensity=_decide_intensity(fingerprint, catalogue.channels, intensity),
+            fingerprint=_fingerprint_summary(fingerprint, catalogue.labels),
             memory_gb=round(memory.step_gb(patch, topology, batch), 2),
         ),
         f"the plan for {catalogue.root}",
     )
 
 
-def decide_intensity(fingerprint: Fingerprint, channels: Sequence[str], source: IntensitySource) -> Intensity:
+def _decide_intensity(fingerprint: Fingerprint, channels: Sequence[str], source: IntensitySource) -> Intensity:
     """CT: window (0.5 and 99.5 percentiles), mean and SD of all voxels or of labelled structures; else z-score."""
     if source not in ("global", "foreground"):
         raise PlanError(f"intensity {source!r}: expected 'global' (all voxels) or 'foreground' (labelled structures)")
@@ -104,12 +109,12 @@ def decide_intensity(fingerprint: Fingerprint, channels: Sequence[str], source: 
     return Intensity("ct", low, high, histogram.mean(), histogram.sd(), source)
 
 
-def has_low_resolution_stage(
+def _has_low_resolution_stage(
     spacing_mm: Sequence[float],
     median_shape: Sequence[float],
     patch: Sequence[int],
     memory: MemoryModel,
-    most_features: int | None = None,
+    most_features: int | None,
 ) -> bool:
     """Whether nnU-Net would add a low-resolution stage: batch Dice is then on at full resolution (3D)."""
     full_voxels = float(np.prod(median_shape))
@@ -125,7 +130,7 @@ def has_low_resolution_stage(
     return full_voxels / voxels >= 2
 
 
-def fingerprint_summary(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
+def _fingerprint_summary(fingerprint: Fingerprint, labels: dict[str, int]) -> dict[str, Any]:
     """The fingerprint for people: plain numbers, rounded, units in the keys; triples are (slice, row, column)."""
     cases = fingerprint.cases
     orientations = [case.orientation for case in cases]
@@ -180,15 +185,3 @@ def _spread(triples: list, digits: int) -> dict[str, list[float]]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _whole(shape: Sequence[float]) -> tuple[int, int, int]:
-    first, second, third = (int(np.rint(edge)) for edge in shape)
-    return first, second, third
-
-
-def _checked_spacing(spacing_mm: Sequence[float]) -> SpacingMm:
-    if len(spacing_mm) != 3 or not all(np.isfinite(edge) and edge > 0 for edge in spacing_mm):
-        raise PlanError(f"--spacing {list(spacing_mm)}: expected three millimetres above 0 (slice, row, column)")
-    first, second, third = (float(edge) for edge in spacing_mm)
-    return first, second, third

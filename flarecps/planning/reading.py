@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from flarecps.errors import PlanError
@@ -27,28 +28,17 @@ class Reader:
             f"{self.where}: '{self.prefix}{key}' is {_shown(self.content.get(key))}; expected {expected}; {cure}"
         )
 
-    def value(self, key: str) -> Any:
-        """The entry as it stands; ``PlanError`` when it is missing (a misspelt neighbour is named)."""
-        self.asked.add(key)
-        if key not in self.content:
-            near = difflib.get_close_matches(key, self.content, n=1)
-            hint = f"is '{near[0]}' a misspelling of it?" if near else "write the plan again with 'flarecps plan'"
-            raise PlanError(f"{self.where}: '{self.prefix}{key}' is missing; {hint}")
-        return self.content[key]
-
     def string(self, key: str) -> str:
         """A string."""
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise self.error(key, "a text in quotes", "put it in double quotes")
-        return value
+        return self._checked(key, lambda value: isinstance(value, str), "a text in quotes", "put it in double quotes")
 
     def strings(self, key: str) -> tuple[str, ...]:
         """A list of at least one string."""
-        value = self.value(key)
-        if not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
-            raise self.error(key, "a list of texts", 'write it as ["…"]')
-        return tuple(value)
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
+
+        return tuple(self._checked(key, valid, "a list of texts", 'write it as ["…"]'))
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
         """One of ``choices``."""
@@ -59,56 +49,47 @@ class Reader:
 
     def boolean(self, key: str) -> bool:
         """true or false."""
-        value = self.value(key)
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false", "write it without quotes")
-        return value
+        return self._checked(key, lambda value: isinstance(value, bool), "true or false", "write it without quotes")
 
     def integer(self, key: str, at_least: int = 1) -> int:
         """A whole number."""
-        value = self.value(key)
-        if not _is_whole(value) or value < at_least:
-            raise self.error(key, f"a whole number, at least {at_least}", "edit it, or plan again")
-        return int(value)
+        return self._checked(key, lambda value: _is_whole(value, at_least), f"a whole number, at least {at_least}")
 
     def number(self, key: str, above: float | None = None, at_least: float | None = None) -> float:
         """A finite number."""
-        value = self.value(key)
-        if not _fits(value, above, at_least):
-            raise self.error(key, f"a number{_bound(above, at_least)}", "edit it, or plan again")
-        return float(value)
+        bound = f" above {above:g}" if above is not None else "" if at_least is None else f", at least {at_least:g}"
+        return float(self._checked(key, lambda value: _is_number(value, above, at_least), f"a number{bound}"))
 
     def integers(self, key: str, length: int | None, at_least: int = 1) -> tuple[int, ...]:
         """A list of ``length`` whole numbers (``None``: one or more)."""
-        value = self.value(key)
-        if not _is_row(value, length, at_least):
-            raise self.error(key, f"{_row_text(length)}, each at least {at_least}", "edit it, or plan again")
-        return tuple(value)
+        expected = f"{_row_text(length)}, each at least {at_least}"
+        return tuple(self._checked(key, lambda value: _is_row(value, length, at_least), expected))
 
     def numbers(self, key: str, length: int, above: float) -> tuple[float, ...]:
         """A list of ``length`` numbers."""
-        value = self.value(key)
-        if not isinstance(value, list) or len(value) != length or not all(_fits(v, above, None) for v in value):
-            raise self.error(key, f"a list of {length} numbers, each above {above:g}", "edit it, or plan again")
-        return tuple(float(v) for v in value)
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == length and all(_is_number(v, above) for v in value)
+
+        return tuple(map(float, self._checked(key, valid, f"a list of {length} numbers, each above {above:g}")))
 
     def rows(self, key: str, length: int) -> tuple[tuple[int, ...], ...]:
         """A list of lists of ``length`` positive whole numbers; may be empty."""
-        value = self.value(key)
-        if not isinstance(value, list) or not all(_is_row(row, length, 1) for row in value):
-            raise self.error(key, f"a list whose entries are each {_row_text(length)}, at least 1", "edit it")
-        return tuple(tuple(row) for row in value)
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and all(_is_row(row, length, 1) for row in value)
+
+        expected = f"a list whose entries are each {_row_text(length)}, at least 1"
+        return tuple(map(tuple, self._checked(key, valid, expected, "edit it")))
 
     def mapping(self, key: str) -> dict[str, Any]:
         """An object, as it stands."""
-        value = self.value(key)
-        if not isinstance(value, dict):
-            raise self.error(key, "an object with named entries, { … }", "write the plan again with 'flarecps plan'")
-        return dict(value)
+        expected, cure = "an object with named entries, { … }", "write the plan again with 'flarecps plan'"
+        return dict(self._checked(key, lambda value: isinstance(value, dict), expected, cure))
 
     def section(self, key: str) -> Reader:
         """A reader of the object under ``key``."""
-        return Reader(self.value(key), self.where, f"{self.prefix}{key}.")
+        return Reader(self._value(key), self.where, f"{self.prefix}{key}.")
 
     def refuse_unknown(self) -> None:
         """``PlanError`` for an entry nobody asked for: most often a misspelling."""
@@ -118,40 +99,47 @@ class Reader:
                 hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(self.asked))}"
                 raise PlanError(f"{self.where}: '{self.prefix}{key}' is not an entry of a plan; {hint}")
 
+    def _value(self, key: str) -> Any:
+        """The entry as it stands; ``PlanError`` when it is missing (a misspelt neighbour is named)."""
+        self.asked.add(key)
+        if key not in self.content:
+            near = difflib.get_close_matches(key, self.content, n=1)
+            hint = f"is '{near[0]}' a misspelling of it?" if near else "write the plan again with 'flarecps plan'"
+            raise PlanError(f"{self.where}: '{self.prefix}{key}' is missing; {hint}")
+        return self.content[key]
 
-class DuplicateKeyError(ValueError):
-    """A key that stands twice in one JSON object; its text is the key."""
+    def _checked(
+        self, key: str, valid: Callable[[Any], bool], expected: str, cure: str = "edit it, or plan again"
+    ) -> Any:
+        value = self._value(key)
+        if not valid(value):
+            raise self.error(key, expected, cure)
+        return value
 
 
 def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these entries (for ``json.loads``); ``DuplicateKeyError`` instead of silently taking the last."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
-    return content
+    """The object of these entries (for ``json.loads``); ``PlanError`` instead of silently taking the last."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise PlanError(f"'{key}' stands twice in one object; remove one of the two")
+    return dict(pairs)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: Any, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _is_row(value: Any, length: int | None, at_least: int) -> bool:
     if not isinstance(value, list) or not value or (length is not None and len(value) != length):
         return False
-    return all(_is_whole(entry) and entry >= at_least for entry in value)
+    return all(_is_whole(entry, at_least) for entry in value)
 
 
-def _fits(value: Any, above: float | None, at_least: float | None) -> bool:
+def _is_number(value: Any, above: float | None, at_least: float | None = None) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return (above is None or value > above) and (at_least is None or value >= at_least)
-
-
-def _bound(above: float | None, at_least: float | None) -> str:
-    if above is not None:
-        return f" above {above:g}"
-    return "" if at_least is None else f", at least {at_least:g}"
 
 
 def _row_text(length: int | None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flarecps.planning.fingerprint import CaseShape
-from flarecps.typing import SpacingMm, Triple
+from flarecps.typing import SpacingMm, Triple, triple
 from flarecps.volumes.resampling import resampled_shape
 
 ANISOTROPY = 3.0  # an axis this much coarser (in mm) and shorter (in voxels) than the others is anisotropic
@@ -34,7 +34,7 @@ def target_spacing_mm(cases: Sequence[CaseShape]) -> SpacingMm:
     if target[worst] > ANISOTROPY * coarsest_other and shape[worst] * ANISOTROPY < shape[others].min():
         fine = float(np.percentile(spacings[:, worst], FINE_PERCENTILE))
         target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
-    return float(target[0]), float(target[1]), float(target[2])
+    return triple(target.tolist())
 
 
 def axis_order(spacing_mm: SpacingMm) -> Triple:
@@ -63,5 +63,4 @@ def in_canonical_order(values: Sequence, order: Triple) -> tuple:
 def median_shape_voxels(cases: Sequence[CaseShape], spacing_mm: SpacingMm) -> tuple[float, float, float]:
     """Median shape of the cases after resampling, canonical; halves stay halves."""
     shapes = [resampled_shape(case.shape_voxels, case.spacing_mm, spacing_mm) for case in cases]
-    first, second, third = np.median(np.array(shapes, dtype=float), axis=0)
-    return float(first), float(second), float(third)
+    return triple(np.median(np.array(shapes, dtype=float), axis=0).tolist())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,16 +25,6 @@ START_VOXELS = {2: 2048**2, 3: 256**3}  # of the isotropic patch before clipping
 MOST_STAGES = 32  # a guard for absurd spacings only
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """How a patch is reduced: strides and kernels per stage, and the patch padded to be divisible."""
-
-    strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
-    patch: tuple[int, ...]
-    divisor: tuple[int, ...]
-
-
 def isotropic_patch(spacing_mm: Sequence[float]) -> tuple[int, ...]:
     """A patch that is (about) a cube or square in mm and has 256³ voxels (2048² in 2D)."""
     density = 1 / np.asarray(spacing_mm, dtype=float)
@@ -44,11 +33,14 @@ def isotropic_patch(spacing_mm: Sequence[float]) -> tuple[int, ...]:
     return tuple(round(edge) for edge in density * scale)
 
 
-def pooling(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pooling:
-    """Strides and kernels of every stage for a patch of this spacing; the patch comes back padded to be divisible.
+def topology_for_patch(
+    spacing_mm: Sequence[float], patch: Sequence[float], most_features: int | None = None
+) -> tuple[tuple[int, ...], Topology]:
+    """The network's topology for a patch of this spacing, and the patch padded to be divisible by its strides.
 
     The first stage has stride 1; the last (bottleneck) has kernel 3 everywhere, the one before it the kernels of the
-    spacings reached so far: 1 on an axis not yet within twice the finest, 3 for good once it was.
+    spacings reached so far: 1 on an axis not yet within twice the finest, 3 for good once it was. Features are 32,
+    doubled at every stage up to ``most_features`` (None: the paper's).
     """
     spacing, size = [float(s) for s in spacing_mm], [float(edge) for edge in patch]
     axes = range(len(size))
@@ -68,16 +60,10 @@ def pooling(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pooling:
             spacing[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
     kernels.append((3,) * len(size))
-    divisor = tuple(math.prod(column) for column in zip(*strides, strict=True))
-    padded = tuple(math.ceil(edge / by) * by for edge, by in zip(patch, divisor, strict=True))
-    return Pooling(tuple(strides), tuple(kernels), padded, divisor)
-
-
-def topology_of(found: Pooling, most_features: int | None = None) -> Topology:
-    """The network's topology: 32 features, doubled at every stage up to ``most_features`` (None: the paper's)."""
-    cap = MOST_FEATURES[len(found.patch)] if most_features is None else most_features
-    features = tuple(min(FIRST_FEATURES * 2**stage, cap) for stage in range(len(found.strides)))
-    return Topology(features, found.strides, found.kernels)
+    cap = MOST_FEATURES[len(size)] if most_features is None else most_features
+    features = tuple(min(FIRST_FEATURES * 2**stage, cap) for stage in range(len(strides)))
+    topology = Topology(features, tuple(strides), tuple(kernels))
+    return tuple(math.ceil(edge / by) * by for edge, by in zip(patch, topology.total_stride, strict=True)), topology
 
 
 def fit_patch(
@@ -92,24 +78,22 @@ def fit_patch(
     not even the smallest patch fits.
     """
     start = [min(edge, median) for edge, median in zip(isotropic_patch(spacing_mm), median_shape, strict=True)]
-    found = pooling(spacing_mm, start)
-    while memory.elements_per_patch(found.patch, topology_of(found, most_features)) > memory.largest_elements:
-        axis = int(np.argsort([edge / median for edge, median in zip(found.patch, median_shape, strict=True)])[-1])
-        smaller = list(found.patch)
-        smaller[axis] -= found.divisor[axis]
+    patch, topology = topology_for_patch(spacing_mm, start, most_features)
+    while memory.elements_per_patch(patch, topology) > memory.largest_elements:
+        axis = int(np.argsort([edge / median for edge, median in zip(patch, median_shape, strict=True)])[-1])
+        smaller, reduced, previous = list(patch), list(patch), patch
+        smaller[axis] -= topology.total_stride[axis]
         if smaller[axis] < 1:
             raise PlanError(
-                f"no patch fits {memory.gpu_memory_gb:g} GB of GPU memory: even {_times(found.patch)} voxels do not; "
+                f"no patch fits {memory.gpu_memory_gb:g} GB of GPU memory: even {_times(patch)} voxels do not; "
                 f"give more with --gpu-memory"
             )
         # The divisor of the smaller patch, which may be pooled less often, says how much is really taken off.
-        step = pooling(spacing_mm, smaller).divisor[axis]
-        reduced = list(found.patch)
-        reduced[axis] -= step
-        previous, found = found.patch, pooling(spacing_mm, reduced)
-        if found.patch == previous:  # padding gave back what was taken: take the whole divisor
-            found = pooling(spacing_mm, smaller)
-    return found.patch, topology_of(found, most_features)
+        reduced[axis] -= topology_for_patch(spacing_mm, smaller)[1].total_stride[axis]
+        patch, topology = topology_for_patch(spacing_mm, reduced, most_features)
+        if patch == previous:  # padding gave back what was taken: take the whole divisor
+            patch, topology = topology_for_patch(spacing_mm, smaller, most_features)
+    return patch, topology
 
 
 def given_patch(
@@ -118,13 +102,14 @@ def given_patch(
     """The topology for a patch the user asks for. Raises ``PlanError`` when it is not divisible by its strides."""
     if len(patch) != len(spacing_mm) or min(patch) < 1:
         raise PlanError(f"--patch {list(patch)}: expected {len(spacing_mm)} positive voxel counts, one per axis")
-    found = pooling(spacing_mm, patch)
-    if found.patch != tuple(patch):
+    padded, topology = topology_for_patch(spacing_mm, patch, most_features)
+    if padded != tuple(patch):
         raise PlanError(
-            f"--patch {_times(patch)}: at this spacing the network halves the axes until they measure {found.divisor} "
-            f"voxels per deepest voxel, and every axis must be a multiple of that; use {_times(found.patch)}"
+            f"--patch {_times(patch)}: at this spacing the network halves the axes until they measure "
+            f"{topology.total_stride} voxels per deepest voxel, and every axis must be a multiple of that; "
+            f"use {_times(padded)}"
         )
-    return found.patch, topology_of(found, most_features)
+    return padded, topology
 
 
 def _times(edges: Sequence[int]) -> str:

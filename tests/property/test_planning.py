@@ -17,7 +17,7 @@ from flarecps.planning.histogram import Histogram
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import plan_from_json, plan_to_json
 from flarecps.planning.planner import plan_dataset
-from flarecps.planning.topology import fit_patch, topology_of
+from flarecps.planning.topology import fit_patch, topology_for_patch
 
 SPACING = st.tuples(*[st.floats(0.3, 8.0)] * 3)
 SHAPE = st.tuples(*[st.integers(3, 700)] * 3)
@@ -68,9 +68,6 @@ def test_any_data_set_has_a_plan_that_survives_its_file(cases: list, dimensions:
 
 
 def test_topologies_of_all_small_cubes_are_consistent() -> None:
-    from flarecps.planning.topology import pooling
-
     for edge in range(1, 130):
-        found = pooling((1.0, 1.0, 1.0), (edge,) * 3)
-        assert edge <= found.patch[0] < edge + found.divisor[0]
-        assert topology_of(found).total_stride == found.divisor
+        patch, topology = topology_for_patch((1.0, 1.0, 1.0), (edge,) * 3)
+        assert edge <= patch[0] < edge + topology.total_stride[0]

@@ -135,16 +135,23 @@ def some_cases(count: int = 5) -> list[Fingerprint]:
     return cases
 
 
+def added(*parts: Fingerprint) -> Fingerprint:
+    tally = FingerprintAccumulator()
+    for part in parts:
+        tally.add(part)
+    return tally.total()
+
+
 def test_merging_is_addition_in_any_grouping_and_order() -> None:
     cases = some_cases()
-    whole = Fingerprint.of(cases)
-    parts = Fingerprint.of(cases[3:]).merge(Fingerprint.of(cases[1:3])).merge(Fingerprint.of(cases[:1]))
-    assert parts == whole == Fingerprint.of(reversed(cases))
-    assert Fingerprint().merge(whole) == whole
+    whole = added(*cases)
+    parts = added(added(*cases[3:]), added(*cases[1:3]), cases[0])
+    assert parts == whole == added(*reversed(cases))
+    assert added(Fingerprint(), whole) == whole
     assert whole.foreground == whole.label_histograms[1] + whole.label_histograms[2]
     assert Fingerprint.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     with pytest.raises(ValueError, match="case_3"):
-        whole.merge(Fingerprint.of(cases[3:4]))
+        added(whole, cases[3])
 
 
 def test_orientation_codes_are_nibabels() -> None:

@@ -8,7 +8,7 @@ import pytest
 from flarecps.errors import PlanError
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Topology
-from flarecps.planning.topology import fit_patch, given_patch, isotropic_patch, pooling
+from flarecps.planning.topology import fit_patch, given_patch, isotropic_patch, topology_for_patch
 
 
 def nnunet_memory(dimensions: int, class_count: int = 14) -> MemoryModel:
@@ -82,15 +82,15 @@ def test_isotropic_start() -> None:
     ],
 )
 def test_pooling_by_hand(spacing_mm: tuple, shape: tuple, strides: list, patch: tuple) -> None:
-    found = pooling(spacing_mm, shape)
-    assert list(found.strides) == strides
-    assert found.patch == patch
+    padded, topology = topology_for_patch(spacing_mm, shape)
+    assert list(topology.strides) == strides
+    assert padded == patch
 
 
 def test_kernels_grow_with_the_spacing_and_the_bottleneck_is_cubic() -> None:
-    found = pooling((4.0, 1.0, 1.0), (16, 64, 64))
-    assert found.kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
-    flat = pooling((30.0, 1.0, 1.0), (4, 16, 16))
+    _, topology = topology_for_patch((4.0, 1.0, 1.0), (16, 64, 64))
+    assert topology.kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+    _, flat = topology_for_patch((30.0, 1.0, 1.0), (4, 16, 16))
     assert flat.kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
 
 
