@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flarecps.datasets.catalogue import Catalogue
     from flarecps.planning.plan import Plan
 
 FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
@@ -66,7 +65,7 @@ def plan(
 
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
-    from flarecps.planning.fingerprint_files import fingerprint_dataset
+    from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
     from flarecps.planning.memory import SIBLINGS, STREAMS
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
@@ -79,24 +78,19 @@ def plan(
         raise PlanError(f"--fingerprints {fingerprints}: is a file; expected a folder, new or of an earlier run")
     networks, streams = (SIBLINGS, STREAMS) if method is None else _declared_cost(method)
     catalogue = read_catalogue(dataset, split)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     if shard is not None and fingerprints is not None:
-        return _fingerprint_share(catalogue, shard, fingerprints, workers, progress)
+        count, failed = fingerprint_shard(catalogue, shard, fingerprints, workers, progress)
+        done = f"share {shard}: {count - len(failed)} of {count} scans fingerprinted: {fingerprints}"
+        console.print(done, markup=False)
+        for outcome in failed:
+            errors.print(f"not fingerprinted: {outcome.name}: {outcome.error}", style="red", markup=False)
+        return FAILED if failed else 0
     fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
-    decided = plan_dataset(
-        fingerprint,
-        catalogue,
-        dimensions,
-        intensity,
-        gpu_memory_gb,
-        spacing_mm,
-        patch,
-        most_features,
-        networks=networks,
-        streams=streams,
-    )
+    asked = (dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features)
+    decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_plan(out, decided)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     _show(decided, console)
     console.print(f"written: {out}", markup=False)
     if patch is not None and decided.memory_gb > gpu_memory_gb:
@@ -127,60 +121,35 @@ def _declared_cost(class_path: str) -> tuple[float, int]:
     return method.sibling_count + method.extra_networks, len(method.streams)
 
 
-def _fingerprint_share(catalogue: Catalogue, share: str, folder: Path, workers: int, progress: bool) -> int:
-    from rich.console import Console
-
-    from flarecps.planning.fingerprint_files import fingerprint_shard
-
-    count, failed = fingerprint_shard(catalogue, share, folder, workers, progress)
-    Console(highlight=False, soft_wrap=True).print(
-        f"share {share}: {count - len(failed)} of {count} scans fingerprinted: {folder}", markup=False
-    )
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    for outcome in failed:
-        errors.print(f"not fingerprinted: {outcome.name}: {outcome.error}", style="red", markup=False)
-    return FAILED if failed else 0
-
-
 def _show(plan: Plan, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     cases = plan.fingerprint["cases"]
+    axes = [("slice", "row", "column")[axis] for axis in plan.axis_order]
+    intensities = "each scan by its own mean and SD"
+    if (one := plan.intensity).scheme == "ct":
+        source = "all voxels" if one.source == "global" else "labelled structures"
+        intensities = f"HU {one.low:g} to {one.high:g}, mean {one.mean:.1f}, SD {one.sd:.1f} ({source})"
     rows = [
         ("scans", f"{cases['labelled']} labelled, {cases['unlabelled']} unlabelled"),
         ("structures", ", ".join(name for name in plan.labels if plan.labels[name])),
         ("spacing", f"{_times(plan.spacing_mm)} mm" + (" (slices keep theirs)" if plan.dimensions == 2 else "")),
         ("median shape", f"{_times(plan.median_shape_voxels)} voxels after cropping and resampling"),
-        ("axes", _axes(plan)),
+        ("axes", "×".join(axes) + (" (the coarse axis first)" if plan.axis_order != (0, 1, 2) else "")),
         ("patch", f"{_times(plan.patch_voxels)} voxels"),
         ("batch", f"{plan.global_batch['labelled']} labelled + {plan.global_batch['unlabelled']} unlabelled patches"),
         ("stages", f"{len(plan.topology.features)}, features {'-'.join(map(str, plan.topology.features))}"),
         ("strides", ", ".join(_times(stride) for stride in plan.topology.strides)),
         ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),
         ("Dice over", "the batch" if plan.batch_dice else "each patch"),
-        ("intensities", _intensities(plan)),
+        ("intensities", intensities),
         ("GPU memory", f"about {plan.memory_gb:g} GB for a training step (estimate)"),
     ]
     table = Table(title=escape(f"{plan.dimensions}D plan for {plan.dataset}"), title_justify="left", show_header=False)
     for heading, content in rows:
         table.add_row(heading, escape(content))
     console.print(table)
-
-
-def _axes(plan: Plan) -> str:
-    names = ("slice", "row", "column")
-    if plan.axis_order == (0, 1, 2):
-        return "slice×row×column"
-    return "×".join(names[axis] for axis in plan.axis_order) + " (the coarse axis first)"
-
-
-def _intensities(plan: Plan) -> str:
-    one = plan.intensity
-    if one.scheme == "zscore":
-        return "each scan by its own mean and SD"
-    source = "all voxels" if one.source == "global" else "labelled structures"
-    return f"HU {one.low:g} to {one.high:g}, mean {one.mean:.1f}, SD {one.sd:.1f} ({source})"
 
 
 def _times(values: tuple) -> str:

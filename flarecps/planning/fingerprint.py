@@ -138,7 +138,7 @@ def is_ct(channels: Iterable[str]) -> bool:
 
 
 def fingerprint_case(
-    volume: Volume, labels: Volume | None, *, name: str, role: Role, ct: bool, known_labels: Iterable[int]
+    volume: Volume, labels: Volume | None, name: str, role: Role, ct: bool, known_labels: Collection[int]
 ) -> Fingerprint:
     """The fingerprint of one scan; ``labels`` (1, S, H, W) only where they may be used.
 
@@ -150,7 +150,7 @@ def fingerprint_case(
     label_voxels: dict[int, int] = {}
     label_histograms: dict[int, Histogram] = {}
     if labels is not None:
-        check_labels(volume, labels, set(known_labels), name)
+        check_labels(volume, labels, known_labels, name)
         cropped = crop(labels.array, box)[0]
         label_voxels = Histogram.of(cropped).filled()
         if ct:
@@ -161,14 +161,8 @@ def fingerprint_case(
                 for label in map(int, np.unique(ids)):
                     one = Histogram.of(values[ids == label])
                     label_histograms[label] = label_histograms.get(label, Histogram.empty()) + one
-    case = CaseShape(
-        name=name,
-        role=role,
-        shape_voxels=box.shape,
-        spacing_mm=volume.space.spacing_mm,
-        orientation=orientation_code(volume.source.stored.direction),
-        label_voxels=label_voxels,
-    )
+    orientation = orientation_code(volume.source.stored.direction)
+    case = CaseShape(name, role, box.shape, volume.space.spacing_mm, orientation, label_voxels)
     return Fingerprint((case,), Histogram.of(array) if ct else None, label_histograms)
 
 

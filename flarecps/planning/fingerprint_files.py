@@ -25,21 +25,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class _Entry:
-    """One case to read, and where its fingerprint is kept."""
+    """One case to read."""
 
     case: Case
+    labels: Path | None  # where they may be used: only for labelled cases
     ct: bool
     known_labels: tuple[int, ...]
-    folder: Path | None
-
-    @property
-    def file(self) -> Path | None:
-        return None if self.folder is None else self.folder / "cases" / f"{self.case.name}.json"
-
-    @property
-    def labels(self) -> Path | None:
-        """The label file, where it may be used: only for labelled cases."""
-        return self.case.labels if self.case.role == "labelled" else None
+    file: Path | None  # where its fingerprint is kept
 
 
 def fingerprint_dataset(
@@ -97,7 +89,8 @@ def _process(
     cases = shard((*catalogue.labelled, *catalogue.unlabelled), share)
     waiting = []
     for case in cases:
-        entry = _Entry(case, ct, known, folder)
+        file = None if folder is None else folder / "cases" / f"{case.name}.json"
+        entry = _Entry(case, case.labels if case.role == "labelled" else None, ct, known, file)
         if (found := _read_current(entry)) is None:
             waiting.append((case.name, entry))
         else:
@@ -115,9 +108,7 @@ def _make(entry: _Entry) -> Fingerprint:
     source = None if entry.file is None else _source_signature(entry)
     volume = read_channels(entry.case.images)
     labels = None if entry.labels is None else read_labels(entry.labels)
-    made = fingerprint_case(
-        volume, labels, name=entry.case.name, role=entry.case.role, ct=entry.ct, known_labels=entry.known_labels
-    )
+    made = fingerprint_case(volume, labels, entry.case.name, entry.case.role, entry.ct, entry.known_labels)
     if entry.file is not None:
         _write(entry.file, {"format": FORMAT, "version": VERSION, "made_from": source, **made.to_json()})
     return made

@@ -283,7 +283,7 @@ def _conventions(plan: Reader) -> Conventions:
     chosen = {key: reader.choice(key, known) for key, known in choices.items() if key in reader.content}
     reader.asked |= choices.keys()
     reader.refuse_unknown()
-    return Conventions(**chosen)
+    return Conventions(**chosen)  # type: ignore[arg-type]  # each is one of the choices
 
 
 def _check_agreement(plan: Plan, reader: Reader) -> None:

@@ -120,11 +120,11 @@ import os, signal, sys
 from flarecps.cli.main import main
 from flarecps.planning import fingerprint_files
 real, seen = fingerprint_files.fingerprint_case, []
-def fingerprint_case(*arguments, **named):
-    seen.append(named["name"])
+def fingerprint_case(*arguments):
+    seen.append(arguments[2])
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **named)
+    return real(*arguments)
 fingerprint_files.fingerprint_case = fingerprint_case
 main(sys.argv[1:])
 """
