@@ -11,9 +11,8 @@ from torch import Tensor
 from flarecps.inference.upsampling import Plane, PlaneUpsampling, Taps, axis_taps, plane_of
 from flarecps.preprocessing.case import GridMapping, labels_to_scan
 from flarecps.typing import LabelArray, Triple
-from flarecps.volumes.axis_operators import nearest_indices
 from flarecps.volumes.cropping import uncrop
-from flarecps.volumes.resampling import coarse_axis
+from flarecps.volumes.resampling import coarse_axis, nearest_indices
 
 Mode: TypeAlias = Literal["normal", "fast", "fastest"]
 MODES: tuple[Mode, ...] = ("normal", "fast", "fastest")

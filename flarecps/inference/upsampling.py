@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flarecps.typing import LabelArray, Triple
-from flarecps.volumes.axis_operators import nearest_indices
+from flarecps.volumes.resampling import nearest_indices
 
 AT_ONCE = 1 << 16  # border voxels interpolated at a time: 14 classes of them fill a few MB
 

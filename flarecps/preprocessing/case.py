@@ -14,7 +14,7 @@ from flarecps.planning.spacing import in_canonical_order, in_network_order
 from flarecps.preprocessing.intensity import channel_statistics, clip_to_window
 from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
-from flarecps.volumes.io import Volume, as_stored
+from flarecps.volumes.io import Volume, in_file_order
 from flarecps.volumes.resampling import coarse_axis, resample_into, resample_labels, resampled_shape
 
 FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the field of view
@@ -118,7 +118,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
 
 def transposed_to_plan(volume: Volume, plan: Plan) -> Volume:
     """The scan with its voxels in the order that the plan's networks know: RAS, or as its file stores them."""
-    return as_stored(volume) if plan.conventions.orientation == "as_stored" else volume
+    return in_file_order(volume) if plan.conventions.orientation == "as_stored" else volume
 
 
 def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:

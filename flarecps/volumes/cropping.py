@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flarecps.typing import ScanArray, Triple
+from flarecps.typing import ScanArray, Triple, triple
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,12 @@ class Box:
         >>> Box((1, 0, 2), (4, 5, 6)).shape
         (3, 5, 4)
         """
-        first, second, third = (above - below for below, above in zip(self.lower, self.upper, strict=True))
-        return first, second, third
+        return triple(above - below for below, above in zip(self.lower, self.upper, strict=True))
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
         """The index of the block in an array (slice, row, column)."""
-        first, second, third = (slice(below, above) for below, above in zip(self.lower, self.upper, strict=True))
-        return first, second, third
+        return triple(slice(below, above) for below, above in zip(self.lower, self.upper, strict=True))
 
 
 def field_box(array: ScanArray, empty_value: float) -> Box:
@@ -49,10 +47,9 @@ def field_box(array: ScanArray, empty_value: float) -> Box:
             rows |= in_rows
             columns |= filled.any(axis=0)
     if not slices.any():
-        return Box((0, 0, 0), (array.shape[1], array.shape[2], array.shape[3]))
+        return Box((0, 0, 0), triple(array.shape[1:]))
     found = [np.flatnonzero(filled) for filled in (slices, rows, columns)]
-    lower, upper = [int(one[0]) for one in found], [int(one[-1]) + 1 for one in found]
-    return Box((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
+    return Box(triple(int(one[0]) for one in found), triple(int(one[-1]) + 1 for one in found))
 
 
 def crop(array: np.ndarray, box: Box) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from flarecps.errors import ScanError
-from flarecps.volumes.itk import KINDS, itk_errors_as_scan_error, read_file_space, stored
+from flarecps.volumes.itk import KINDS, itk_errors_as_scan_error, read_file_space, stored_scan
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
@@ -55,7 +55,7 @@ def read_series(folder: Path) -> StoredScan:
     reader.MetaDataDictionaryArrayUpdateOn()
     with itk_errors_as_scan_error(folder, "one DICOM series of equally sized slices"):
         image = reader.Execute()
-    scan = stored(folder, image)
+    scan = stored_scan(folder, image)
     space = _series_grid(folder, files)
     array = scan.array.reshape(space.shape)
     if array.dtype == np.int32 and np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo(np.int16).max:

@@ -21,7 +21,6 @@ from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reo
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA or a folder holding one DICOM series"
-AXIS_NAMES = ("slice", "row", "column")
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
 
 
@@ -56,16 +55,21 @@ def read_volume(path: Path | str) -> Volume:
     """
     path = Path(path)
     kind = _kind(path)
-    if kind == "nifti":
-        stored = nifti.read_nifti(path)
-    elif kind == "dicom":
-        stored = dicom.read_series(path)
-    else:
-        stored = itk.read_file(path)
+    stored = {"nifti": nifti.read_nifti, "dicom": dicom.read_series}.get(kind, itk.read_file)(path)
     source = Source(path, stored.space, canonical_reorientation(stored.space.direction), kind)
     space = source.reorientation.apply_to_space(stored.space)
-    _check_edges(path, space)
-    _check_finite(path, stored.array)
+    for name, edge in zip(("slice", "row", "column"), space.shape, strict=True):
+        if edge < 2:
+            raise ScanError(
+                f"{path}: a one-slice scan ({'×'.join(map(str, space.shape))} voxels, one along the {name} axis); "
+                "expected a 3D scan of at least 2 voxels along every axis: give the whole series"
+            )
+    is_float = stored.array.dtype.kind == "f"
+    if is_float and (strange := stored.array.size - int(np.count_nonzero(np.isfinite(stored.array)))):
+        raise ScanError(
+            f"{path}: {strange} voxels are NaN or infinite; expected numbers everywhere: "
+            "export the scan again, or fill them with the value of air"
+        )
     array = np.ascontiguousarray(source.reorientation.apply(stored.array))[None]
     return Volume(array, space, source, stored.warnings)
 
@@ -97,7 +101,7 @@ def read_channels(paths: Sequence[Path | str]) -> Volume:
     return Volume(channels, space, source, warnings)
 
 
-def as_stored(volume: Volume) -> Volume:
+def in_file_order(volume: Volume) -> Volume:
     """The same scan with its voxels in the order of its file; ``volume`` itself when it is that already.
 
     Its source knows no reordering any more: what is written by it is taken to be in the file's order.
@@ -133,19 +137,14 @@ def read_labels(path: Path | str) -> Volume:
         raise ScanError(
             f"{path}: values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
         )
-    return Volume(labels, volume.space, volume.source, volume.warnings)
+    return replace(volume, array=labels)
 
 
 def read_space(path: Path | str) -> Space:
     """The canonical grid of the scan at ``path``, from its header (a DICOM series is read whole)."""
     path = Path(path)
-    kind = _kind(path)
-    if kind == "nifti":
-        stored, _ = nifti.read_nifti_space(path)
-    elif kind == "dicom":
-        stored = dicom.read_series_space(path)
-    else:
-        stored = itk.read_file_space(path)
+    readers = {"nifti": nifti.read_nifti_space, "dicom": dicom.read_series_space}
+    stored = readers.get(_kind(path), itk.read_file_space)(path)
     return canonical_reorientation(stored.direction).apply_to_space(stored)
 
 
@@ -228,22 +227,3 @@ def _kind(path: Path) -> ScanKind:
     if dicom.is_dicom_file(path):
         raise ScanError(f"{path}: one slice of a DICOM series: name the folder that holds the whole series")
     raise ScanError(f"{path}: not a known image format; expected {READABLE}")
-
-
-def _check_edges(path: Path, space: Space) -> None:
-    for name, edge in zip(AXIS_NAMES, space.shape, strict=True):
-        if edge < 2:
-            raise ScanError(
-                f"{path}: a one-slice scan ({'×'.join(map(str, space.shape))} voxels, one along the {name} axis); "
-                "expected a 3D scan of at least 2 voxels along every axis: give the whole series"
-            )
-
-
-def _check_finite(path: Path, array: np.ndarray) -> None:
-    if array.dtype.kind != "f":
-        return
-    if strange := array.size - int(np.count_nonzero(np.isfinite(array))):
-        raise ScanError(
-            f"{path}: {strange} voxels are NaN or infinite; expected numbers everywhere: "
-            "export the scan again, or fill them with the value of air"
-        )

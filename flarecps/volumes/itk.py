@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
+from flarecps.typing import triple
 from flarecps.volumes.nifti import COPY_AGAIN, SHEAR_LIMIT, StoredScan
 from flarecps.volumes.space import Space, as_direction, nearest_orthonormal
 
@@ -29,7 +30,7 @@ def read_file(path: Path) -> StoredScan:
     """Voxels and grid of a NRRD or MHA file; ScanError when it is unreadable, truncated or not one 3D image."""
     with itk_errors_as_scan_error(path, "a complete image file"):
         image = sitk.ReadImage(str(path))
-    return stored(path, image)
+    return stored_scan(path, image)
 
 
 def read_file_space(path: Path) -> Space:
@@ -51,7 +52,7 @@ def write_file(path: Path, array: np.ndarray, space: Space) -> None:
         sitk.WriteImage(image, str(partial), useCompression=True)
 
 
-def stored(path: Path, image: sitk.Image) -> StoredScan:
+def stored_scan(path: Path, image: sitk.Image) -> StoredScan:
     """Voxels and grid of a SimpleITK image read from ``path``; integers as they are, else float32."""
     space, warnings = _grid(path, image)
     array = sitk.GetArrayFromImage(image)
@@ -70,11 +71,7 @@ def _grid(path: Path, image: Any) -> tuple[Space, tuple[str, ...]]:
         raise ScanError(f"{path}: several numbers per voxel; expected one: write one file per channel")
     if any(edge != 1 for edge in size[3:]):
         raise ScanError(f"{path}: {dimension} dimensions with several frames; expected one 3D image: split the frames")
-    edges = (*size, 1, 1)[:3]
-    steps = (*image.GetSpacing(), 1.0, 1.0)[:3]
-    origin = (*image.GetOrigin(), 0.0, 0.0)[:3]
-    matrix = np.eye(3)
-    kept = min(dimension, 3)
+    matrix, kept = np.eye(3), min(dimension, 3)
     matrix[:kept, :kept] = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:kept, :kept]
     try:
         direction = nearest_orthonormal(matrix)
@@ -86,10 +83,10 @@ def _grid(path: Path, image: Any) -> tuple[Space, tuple[str, ...]]:
     else:
         direction = matrix
     space = Space(
-        (edges[2], edges[1], edges[0]),
-        (float(steps[2]), float(steps[1]), float(steps[0])),
+        triple((*size, 1, 1)[2::-1]),
+        triple(map(float, (*image.GetSpacing(), 1, 1)[2::-1])),
         as_direction(direction),
-        (float(origin[0]), float(origin[1]), float(origin[2])),
+        triple(map(float, (*image.GetOrigin(), 0, 0)[:3])),
     )
     return space, warnings
 
@@ -105,13 +102,10 @@ def itk_errors_as_scan_error(path: Path, expected: str) -> Iterator[None]:
             yield
         except RuntimeError as error:
             printed.seek(0)
-            said = _lines(printed.read().decode("utf-8", "replace"))[:1]
-            reason = (said or _lines(str(error))[-1:] or ["no reason given"])[0].split("ERROR:")[-1].strip()[:200]
+            said = printed.read().decode("utf-8", "replace").strip().splitlines()[:1]
+            reason = (said or str(error).strip().splitlines()[-1:] or ["no reason given"])[0].split("ERROR:")[-1]
+            reason = " ".join(reason.split())[:200]
             raise ScanError(f"{path}: can't be read ({reason}); expected {expected}: {COPY_AGAIN}") from error
         finally:
             os.dup2(terminal, STDERR)
             os.close(terminal)
-
-
-def _lines(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]

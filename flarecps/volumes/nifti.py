@@ -11,7 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
+from flarecps.typing import triple
 from flarecps.volumes.space import Space, as_direction, canonical_reorientation, nearest_orthonormal
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -34,6 +35,7 @@ TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: metre, millimetr
 SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
 DISAGREEMENT_MM = 1e-2
 DEFLATE_LIMIT = 1040  # gzip packs 1032 bytes into one at best
+DAMAGED = (OSError, EOFError, ValueError, OverflowError, zlib.error, WrapStructError, HeaderDataError, ImageFileError)
 COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
 
 
@@ -67,10 +69,10 @@ def read_nifti(path: Path) -> StoredScan:
         return StoredScan(voxels, space, warnings)
 
 
-def read_nifti_space(path: Path) -> tuple[Space, tuple[str, ...]]:
-    """The stored grid and the warnings, from the header alone; errors as for `read_nifti`."""
+def read_nifti_space(path: Path) -> Space:
+    """The stored grid, from the header alone; errors as for `read_nifti`."""
     with _opened(path) as (image, _):
-        return _grid(path, image.header)
+        return _grid(path, image.header)[0]
 
 
 def header_spacing_mm(path: Path) -> tuple[float, float, float] | None:
@@ -79,10 +81,10 @@ def header_spacing_mm(path: Path) -> tuple[float, float, float] | None:
     None for a file that nibabel can't open by its name: packed, but not called .gz.
     """
     try:
-        column, row, slice_ = cast(nibabel.Nifti1Image, nibabel.load(path)).header.get_zooms()[:3]
+        zooms = cast(nibabel.Nifti1Image, nibabel.load(path)).header.get_zooms()
     except ImageFileError:
         return None
-    return float(slice_), float(row), float(column)
+    return triple(map(float, zooms[2::-1]))
 
 
 def write_nifti(path: Path, array: np.ndarray, space: Space) -> None:
@@ -107,8 +109,8 @@ def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
     """
     with _opened(source) as (image, _):
         header = image.header.copy()
-    edges = tuple(int(edge) for edge in header.get_data_shape())
-    if _three(edges) != array.shape[::-1]:
+    edges = tuple(map(int, header.get_data_shape()))
+    if (*edges, 1, 1, 1)[:3] != array.shape[::-1]:
         raise ScanError(
             f"{source}: {edges} voxels now, {array.shape[::-1]} when it was read: keep scans while they are in use"
         )
@@ -128,12 +130,13 @@ def _write(path: Path, header: nibabel.Nifti1Header, array: np.ndarray) -> None:
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     voxels = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(header.endianness))
-    with atomic_path(path) as partial, open(partial, "wb") as file:
-        if partial.name.lower().endswith(".gz"):
-            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
-                _write_parts(packed, header, voxels)
-        else:
-            _write_parts(file, header, voxels)
+    is_packed = path.name.lower().endswith(".gz")
+    with (
+        atomic_path(path) as partial,
+        open(partial, "wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) if is_packed else nullcontext(file) as stream,
+    ):
+        _write_parts(stream, header, voxels)
 
 
 def _write_parts(file: Any, header: nibabel.Nifti1Header, voxels: np.ndarray) -> None:
@@ -157,37 +160,17 @@ def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
                 raise ScanError(f"{path}: not a NIfTI file (its header has no NIfTI size mark): {COPY_AGAIN}")
             stream.seek(0)
             image = kind.from_file_map({"image": FileHolder(fileobj=stream)}, mmap=False)
-            needed = int(image.header["vox_offset"]) + _voxel_bytes(image.header)
-            if needed > os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1):
+            needed = math.prod(map(int, image.header.get_data_shape())) * image.header.get_data_dtype().itemsize
+            if int(image.header["vox_offset"]) + needed > os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1):
                 raise ScanError(
                     f"{path}: {os.path.getsize(path)} bytes can't hold the voxels it announces: {COPY_AGAIN}"
                 )
             yield image, stream
-    except ScanError:
-        raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-        WrapStructError,
-        HeaderDataError,
-        ImageFileError,
-    ) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {COPY_AGAIN}") from error
-
-
-def _voxel_bytes(header: nibabel.Nifti1Header) -> int:
-    return math.prod(int(edge) for edge in header.get_data_shape()) * header.get_data_dtype().itemsize
-
-
-def _three(edges: tuple[int, ...]) -> tuple[int, int, int]:
-    first, second, third = (*edges, 1, 1, 1)[:3]
-    return first, second, third
 
 
 def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, ...]]:
@@ -221,11 +204,13 @@ def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, .
         )
     if (gap := float(np.abs(spacing / to_mm - pixdim).max())) > DISAGREEMENT_MM:
         warnings.append(f"pixdim and the orientation matrix differ by {gap:.3g} mm in spacing: the matrix was used")
-    columns_first = _three(edges)
-    shape = (columns_first[2], columns_first[1], columns_first[0])
-    x, y, z = (float(value) for value in LPS_FROM_RAS @ affine[:3, 3])
-    spacing_mm = (float(spacing[2]), float(spacing[1]), float(spacing[0]))
-    return Space(shape, spacing_mm, as_direction(direction), (x, y, z)), tuple(warnings)
+    space = Space(
+        triple((*edges, 1, 1, 1)[2::-1]),
+        triple(spacing[::-1].tolist()),
+        as_direction(direction),
+        triple((LPS_FROM_RAS @ affine[:3, 3]).tolist()),
+    )
+    return space, tuple(warnings)
 
 
 def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnings: list[str]) -> np.ndarray:
@@ -238,7 +223,7 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
             raise ScanError(f"{path}: the header's qform is not a rotation: convert the scan again") from error
         qform, qform_code = None, 0
     if sform_code and qform_code:
-        corner = np.asarray([*_three(tuple(header.get_data_shape())), 1], float)
+        corner = np.asarray([*(*header.get_data_shape(), 1, 1, 1)[:3], 1], float)
         apart = max(float(np.abs((sform - qform) @ corner).max()), float(np.abs((sform - qform)[:3, 3]).max()))
         if apart > DISAGREEMENT_MM:
             warnings.append(f"sform and qform place voxels up to {apart:.3g} mm apart: the sform was used")
@@ -275,16 +260,13 @@ def _read_voxels(stream: Any, space: Space, dtype: np.dtype, slope: float, inter
 def _scaled(stored: np.ndarray, space: Space, slope: int, inter: int) -> np.ndarray:
     """Stored integers as intensities, in the smallest of int16, int32 and float32 that holds them all."""
     ends = [int(stored.min()) * slope + inter, int(stored.max()) * slope + inter]
-    fitting = [np.dtype(kind) for kind in (np.int16, np.int32) if _holds(kind, ends)]
+    limits = (np.iinfo(np.int16), np.iinfo(np.int32))
+    fitting = [one.dtype for one in limits if one.min <= min(ends) and max(ends) <= one.max]
     kind = fitting[0] if fitting else np.dtype(np.float32)
     scaled = stored if stored.dtype == kind else _in_canonical_memory(space, kind)
     for section, result in zip(stored, scaled, strict=True):
         result[...] = section.astype(np.int64 if fitting else np.float64) * slope + inter
     return scaled
-
-
-def _holds(kind: Any, numbers: list[int]) -> bool:
-    return np.iinfo(kind).min <= min(numbers) and max(numbers) <= np.iinfo(kind).max
 
 
 def _in_canonical_memory(space: Space, dtype: np.dtype) -> np.ndarray:

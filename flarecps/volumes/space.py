@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flarecps.typing import SpacingMm, Triple
+from flarecps.typing import SpacingMm, Triple, triple
 
-Direction = tuple[float, float, float, float, float, float, float, float, float]
+Direction = tuple[float, ...]  # nine numbers: ITK's 3×3 matrix, row-major
 PositionMm = tuple[float, float, float]
 
 CANONICAL_DIRECTION: Direction = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # Right, Anterior, Superior, in LPS
@@ -36,7 +36,7 @@ class Space:
     @classmethod
     def canonical(cls, shape: Triple, spacing_mm: SpacingMm, origin_mm: PositionMm = (0.0, 0.0, 0.0)) -> Space:
         """An axial grid in RAS voxel order whose voxel (0, 0, 0) lies at ``origin_mm`` (LPS)."""
-        return cls(_integers(shape), _floats(spacing_mm), CANONICAL_DIRECTION, _floats(origin_mm))
+        return cls(triple(map(int, shape)), triple(map(float, spacing_mm)), origin_mm=triple(map(float, origin_mm)))
 
     @property
     def axes_mm(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class Space:
     @property
     def extent_mm(self) -> SpacingMm:
         """Edge lengths of the scanned block, voxel borders included, in mm (slice, row, column)."""
-        return _floats(np.multiply(self.shape, self.spacing_mm))
+        return triple(np.multiply(self.shape, self.spacing_mm).tolist())
 
     def position_mm(self, index: Triple | tuple[float, float, float] | np.ndarray) -> np.ndarray:
         """LPS positions (x, y, z) in mm of one index (slice, row, column), or of an array (..., 3) of indices."""
@@ -81,12 +81,16 @@ class Space:
     def _differences(self, other: Space, tolerance_mm: float, direction_tolerance: float) -> list[str]:
         found = []
         if tuple(self.shape) != tuple(other.shape):
-            found.append(f"{_times(self.shape)} against {_times(other.shape)} voxels")
-        if _furthest(self.spacing_mm, other.spacing_mm) > tolerance_mm:
-            found.append(f"spacing {_millimetres(self.spacing_mm)} against {_millimetres(other.spacing_mm)} mm")
-        if _furthest(self.origin_mm, other.origin_mm) > tolerance_mm:
-            found.append(f"origin {_millimetres(self.origin_mm)} against {_millimetres(other.origin_mm)} mm")
-        if (turn := _furthest(self.direction, other.direction)) > direction_tolerance:
+            shapes = ("×".join(map(str, space.shape)) for space in (self, other))
+            found.append(f"{' against '.join(shapes)} voxels")
+        for name, ours, theirs in (
+            ("spacing", self.spacing_mm, other.spacing_mm),
+            ("origin", self.origin_mm, other.origin_mm),
+        ):
+            if np.abs(np.subtract(ours, theirs)).max() > tolerance_mm:
+                both = ("(" + ", ".join(f"{value:.6g}" for value in one) + ")" for one in (ours, theirs))
+                found.append(f"{name} {' against '.join(both)} mm")
+        if (turn := np.abs(np.subtract(self.direction, other.direction)).max()) > direction_tolerance:
             found.append(f"direction cosines up to {turn:.2g} apart")
         return found
 
@@ -123,20 +127,19 @@ class Reorientation:
             direction[:, 2 - axis] = columns_first[:, 2 - stored] * (-1.0 if flip else 1.0)
         return replace(
             space,
-            shape=_integers([space.shape[axis] for axis in self.axes]),
-            spacing_mm=_floats([space.spacing_mm[axis] for axis in self.axes]),
+            shape=triple(int(space.shape[axis]) for axis in self.axes),
+            spacing_mm=triple(float(space.spacing_mm[axis]) for axis in self.axes),
             direction=as_direction(direction),
-            origin_mm=_floats(space.position_mm(np.asarray(first))),
+            origin_mm=triple(space.position_mm(np.asarray(first)).tolist()),
         )
 
     def inverse(self) -> Reorientation:
         """The reordering that takes this one back."""
-        back = [self.axes.index(axis) for axis in range(3)]
-        return Reorientation(_integers(back), (self.flips[back[0]], self.flips[back[1]], self.flips[back[2]]))
+        back = triple(self.axes.index(axis) for axis in range(3))
+        return Reorientation(back, triple(self.flips[axis] for axis in back))
 
     def _senses(self) -> tuple[slice, slice, slice]:
-        first, second, third = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return first, second, third
+        return triple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)
 
 
 AS_IT_IS = Reorientation((0, 1, 2), (False, False, False))
@@ -154,9 +157,9 @@ def canonical_reorientation(direction: Direction) -> Reorientation:
         patient = int(np.argmax(np.round(remaining[:, stored], 12)))
         remaining[patient, :] = -1.0
         stored_axis_of_patient_axis[patient] = stored
-    axes = [stored_axis_of_patient_axis[patient] for patient, _ in CANONICAL_PATIENT_AXES]
-    flips = [bool(cosines[p, s] * sense < 0) for (p, sense), s in zip(CANONICAL_PATIENT_AXES, axes, strict=True)]
-    return Reorientation(_integers(axes), (flips[0], flips[1], flips[2]))
+    axes = triple(stored_axis_of_patient_axis[patient] for patient, _ in CANONICAL_PATIENT_AXES)
+    flips = (bool(cosines[p, s] * sense < 0) for (p, sense), s in zip(CANONICAL_PATIENT_AXES, axes, strict=True))
+    return Reorientation(axes, triple(flips))
 
 
 def nearest_orthonormal(matrix: np.ndarray) -> np.ndarray:
@@ -172,27 +175,4 @@ def nearest_orthonormal(matrix: np.ndarray) -> np.ndarray:
 
 def as_direction(matrix: np.ndarray) -> Direction:
     """A 3×3 matrix as nine plain numbers, row-major; -0.0 becomes 0.0."""
-    a, b, c, d, e, f, g, h, i = (float(value) + 0.0 for value in np.asarray(matrix, float).ravel())
-    return a, b, c, d, e, f, g, h, i
-
-
-def _integers(values: object) -> Triple:
-    first, second, third = (int(value) for value in values)  # type: ignore[attr-defined]
-    return first, second, third
-
-
-def _floats(values: object) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)  # type: ignore[attr-defined]
-    return first, second, third
-
-
-def _furthest(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
-    return float(np.max(np.abs(np.subtract(ours, theirs))))
-
-
-def _times(shape: Triple) -> str:
-    return "×".join(str(edge) for edge in shape)
-
-
-def _millimetres(values: tuple[float, float, float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+    return tuple((np.asarray(matrix, float).reshape(9) + 0.0).tolist())

@@ -25,7 +25,7 @@ from flarecps.preprocessing.intensity import normalise
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, write_case
 from flarecps.reporting.run_description import describe_plan
-from flarecps.volumes.io import Volume, as_stored, read_labels, read_volume
+from flarecps.volumes.io import Volume, in_file_order, read_labels, read_volume
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space
 
 AS_STORED = Conventions(orientation="as_stored")
@@ -140,7 +140,7 @@ def test_as_stored_the_network_sees_the_files_own_order(order: tuple[str, str, s
         assert labels.shape == volume.space.shape
         reference = Segmenter(small_plan(), [unlike_network], step=0.5, mode=mode)(file_order)
         assert np.array_equal(volume.source.reorientation.undo(labels), reference)
-    assert np.array_equal(as_stored(volume).array[0], stored)
+    assert np.array_equal(in_file_order(volume).array[0], stored)
     ras = Segmenter(small_plan(), [unlike_network], step=0.5)(volume)
     assert (order == ("R", "A", "S")) == np.array_equal(ras, volume.source.reorientation.apply(expected))
 
@@ -151,7 +151,7 @@ def test_as_stored_labels_follow_the_scans_file_not_their_own(tmp_path: Path) ->
     image = nibabel.load(tmp_path / "again.nii.gz")
     nibabel.save(nibabel.Nifti1Image(drawn[0].transpose(2, 1, 0), image.affine), tmp_path / "labels.nii.gz")
     labels = read_labels(tmp_path / "labels.nii.gz")
-    same_spacing = replace(with_conventions(AS_STORED), spacing_mm=as_stored(volume).space.spacing_mm)
+    same_spacing = replace(with_conventions(AS_STORED), spacing_mm=in_file_order(volume).space.spacing_mm)
     prepared = prepare_case(volume, same_spacing, labels)
     assert prepared.labels is not None
     assert np.array_equal(prepared.labels, (prepared.image[0] > 0).astype(np.uint8))

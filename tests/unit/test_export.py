@@ -14,7 +14,7 @@ from flarecps.inference.export import field_view, scan_labels, scan_scores
 from flarecps.inference.upsampling import AT_ONCE, linear_taps
 from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import SpacingMm, Triple
-from flarecps.volumes.axis_operators import axis_operator
+from flarecps.volumes.resampling import axis_operator
 
 CLASSES = 5
 TIE = 1e-5  # of scores in [0, 1]: closer than this, rounding may decide
