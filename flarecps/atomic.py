@@ -13,17 +13,21 @@ from typing import Any
 PARTIAL_PREFIX = ".partial-"  # what an interrupted run leaves behind is recognised, and never taken for a result
 
 
+def partial_path(path: Path) -> Path:
+    """A name beside ``path``, with its suffixes, for what is not whole yet."""
+    return path.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffixes, which takes the name ``path`` when the block succeeds.
 
     On an exception the temporary file is removed and ``path`` is untouched. The parent folder must exist.
     """
-    target = Path(path)
-    partial = target.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{target.name}")
+    partial = partial_path(Path(path))
     try:
         yield partial
-        os.replace(partial, target)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.preprocessing.case import prepare_case
-from flarecps.preprocessing.quantisation import restored
+from flarecps.preprocessing.intensity import dequantise
 from flarecps.preprocessing.store import CaseStore
 from flarecps.volumes.io import read_channels
 
@@ -115,14 +115,14 @@ def round_trip(dataset: Path, path: Path) -> dict[str, float | str]:
     worst, stored = 0.0, Counter()
     for case in read_catalogue(dataset).cases[:20]:
         record = store.record(case.name)
-        array = store._array(record.folder / "image.b2nd")[:]
+        array = store._read(record.folder / "image.b2nd", (slice(None),))
         kind = str(array.dtype)
         if store.plan.intensity.scheme == "ct":
             stored[f"{kind} HU"] += 1
             continue  # whole HU by contract
         if record.scaling is not None:
             kind += " exact" if set(record.scaling.scale) == {1.0} else " scaled"
-            array = restored(array, record.scaling)
+            array = dequantise(array, record.scaling)
         stored[kind] += 1
         truth = prepare_case(read_channels(case.images), store.plan).image
         for one, other, sd in zip(array, truth, record.statistics["sd"], strict=True):

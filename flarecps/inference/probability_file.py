@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def writing_probabilities(
         "classes": {str(label): name for name, label in plan.labels.items()},
         "axes": ["slice", "class", "row", "column"],
         "affine_ras_mm": network_affine(space, grid_mapping).tolist(),
-        "way_back": grid_mapping.to_dict(),
+        "way_back": asdict(grid_mapping),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from flarecps.planning.fingerprint import FILL_HU, check_labels, to_hu
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order, in_network_order
 from flarecps.preprocessing.intensity import channel_statistics, clip_to_window
-from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple
+from flarecps.typing import LabelArray, ScanArray, SpacingMm, Triple, triple
 from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume, in_file_order
 from flarecps.volumes.resampling import coarse_axis, resample_into, resample_labels, resampled_shape
@@ -37,13 +37,9 @@ class GridMapping:
     network_shape: Triple
     network_spacing_mm: SpacingMm
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {key: list(value) for key, value in asdict(self).items()}
-
     @staticmethod
     def from_dict(content: dict[str, Any]) -> GridMapping:
-        """The inverse of ``to_dict``."""
+        """The mapping whose ``asdict`` became JSON."""
         return GridMapping(**{key: tuple(value) for key, value in content.items()})
 
     @property
@@ -82,22 +78,19 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     if labels is not None:
         check_labels(volume, labels, plan.labels.values(), name)
         drawn = labels.array[0]
-        if (
-            plan.conventions.orientation == "as_stored"
-        ):  # in the order of the scan's file, whatever that of the labels' is
+        if plan.conventions.orientation == "as_stored":  # of the scan's file, whatever the labels' order is
             drawn = volume.source.reorientation.undo(drawn)
     volume = transposed_to_plan(volume, plan)
     is_hu = plan.intensity.scheme == "ct"
     box = field_box(volume.array, FIELD_HU if is_hu and plan.conventions.crop == "field_of_view" else 0)
     array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
-    shape = shape_at_target(plan, box.shape, volume.space.spacing_mm)
+    shape = resampled_shape(box.shape, volume.space.spacing_mm, target)
+    grid = in_network_order(shape, plan.axis_order)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
     before, after = (to_type, to_type) if plan.integer_hu or not is_hu else (clip_to_window(plan.intensity), None)
-    image = np.empty(
-        (len(array), *in_network_order(shape, plan.axis_order)), np.int16 if plan.integer_hu else np.float32
-    )
+    image = np.empty((len(array), *grid), np.int16 if plan.integer_hu else np.float32)
     for channel, out in zip(array, image, strict=True):
         resample_into(_from_network(out, plan.axis_order), channel, 3, coarse, before=before, after=after)
     label_map = None
@@ -110,7 +103,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         box_lower=box.lower,
         box_upper=box.upper,
         axis_order=plan.axis_order,
-        network_shape=in_network_order(shape, plan.axis_order),
+        network_shape=grid,
         network_spacing_mm=in_network_order(target, plan.axis_order),
     )
     return Prepared(image, label_map, grid_mapping, channel_statistics(array, to_type))
@@ -121,14 +114,9 @@ def transposed_to_plan(volume: Volume, plan: Plan) -> Volume:
     return in_file_order(volume) if plan.conventions.orientation == "as_stored" else volume
 
 
-def shape_at_target(plan: Plan, shape: Triple, spacing_mm: SpacingMm) -> Triple:
-    """The canonical grid, at the plan's spacing, of a scan that fills its field of view."""
-    return resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm))
-
-
 def network_shape(shape: Triple, spacing_mm: SpacingMm, plan: Plan) -> Triple:
-    """The same grid in the network's own order of axes."""
-    return in_network_order(shape_at_target(plan, shape, spacing_mm), plan.axis_order)
+    """The network's grid (in its own order of axes) of a scan that fills its field of view; ``shape`` is canonical."""
+    return in_network_order(resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm)), plan.axis_order)
 
 
 def labels_to_scan(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:
@@ -136,9 +124,14 @@ def labels_to_scan(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:
 
     Exact (voxel for voxel) where nothing was resampled; labels that are not there never appear.
     """
-    _check_shape(labels.shape, grid_mapping)
-    canonical = np.ascontiguousarray(_from_network(labels, grid_mapping.axis_order))
-    resampled = resample_labels(canonical, grid_mapping.box.shape, _coarse_axis_back(grid_mapping))
+    order = grid_mapping.axis_order
+    if labels.shape != grid_mapping.network_shape:
+        raise ValueError(
+            f"an array of shape {labels.shape} does not lie on the network grid {grid_mapping.network_shape}"
+        )
+    spacing_mm = triple(in_canonical_order(grid_mapping.network_spacing_mm, order))
+    coarse = coarse_axis(spacing_mm, grid_mapping.scan_spacing_mm)
+    resampled = resample_labels(np.ascontiguousarray(_from_network(labels, order)), grid_mapping.box.shape, coarse)
     return uncrop(resampled, grid_mapping.box, grid_mapping.scan_shape, 0)
 
 
@@ -147,21 +140,9 @@ def _target_mm(plan: Plan, spacing_mm: SpacingMm) -> SpacingMm:
     target = list(in_canonical_order(plan.spacing_mm, plan.axis_order))
     if plan.dimensions == 2:
         target[plan.axis_order[0]] = spacing_mm[plan.axis_order[0]]
-    return target[0], target[1], target[2]
-
-
-def _coarse_axis_back(grid_mapping: GridMapping) -> int | None:
-    spacing_mm = in_canonical_order(grid_mapping.network_spacing_mm, grid_mapping.axis_order)
-    return coarse_axis((spacing_mm[0], spacing_mm[1], spacing_mm[2]), grid_mapping.scan_spacing_mm)
+    return triple(target)
 
 
 def _from_network(array: np.ndarray, order: Triple) -> np.ndarray:
     """Three axes in network order, back in canonical order; a view."""
     return array.transpose([order.index(axis) for axis in range(3)])
-
-
-def _check_shape(shape: tuple[int, ...], grid_mapping: GridMapping) -> None:
-    if tuple(shape) != grid_mapping.network_shape:
-        raise ValueError(
-            f"an array of shape {tuple(shape)} does not lie on the network grid {grid_mapping.network_shape}"
-        )

@@ -7,6 +7,7 @@ program. Every case is written by one process, with its own list; the store's li
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from flarecps import atomic
@@ -23,8 +24,8 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a case folder by its own list, in words; None when every file is as it was written."""
+def find_damage(folder: Path) -> str:
+    """What is wrong with a case folder by its own list, in words; "" when every file is as it was written."""
     try:
         listed = _listed(folder)
     except (OSError, ValueError):
@@ -36,7 +37,7 @@ def find_damage(folder: Path) -> str | None:
             return f"{name} can't be read ({error.strerror})"
         if found != expected:
             return f"{name} is not what was written"
-    return None
+    return ""
 
 
 def write_manifest(store: Path) -> None:
@@ -54,13 +55,9 @@ def write_manifest(store: Path) -> None:
 def _manifest(store: Path) -> str:
     lines = []
     for folder in sorted((store / "cases").iterdir()):
-        if folder.name.startswith(atomic.PARTIAL_PREFIX):
-            continue
-        try:
-            listed = _listed(folder)
-        except (OSError, ValueError):  # being replaced at this moment, or damaged: not vouched for
-            continue
-        lines += [f"{digest}  cases/{folder.name}/{name}\n" for name, digest in listed.items()]
+        if not folder.name.startswith(atomic.PARTIAL_PREFIX):
+            with suppress(OSError, ValueError):  # being replaced at this moment, or damaged: not vouched for
+                lines += [f"{digest}  cases/{folder.name}/{name}\n" for name, digest in _listed(folder).items()]
     return "".join(lines)
 
 

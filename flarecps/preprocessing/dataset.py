@@ -13,7 +13,7 @@ from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, ScanError
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import prepare_case, shape_at_target
+from flarecps.preprocessing.case import network_shape, prepare_case
 from flarecps.preprocessing.checksums import find_damage, write_manifest
 from flarecps.preprocessing.store_writing import (
     check_store,
@@ -31,7 +31,6 @@ PROCESS_BYTES = 250 << 20  # a worker with its libraries, before its first case
 SLAB_BYTES = 64 << 20  # what is converted, resampled or compressed at a time
 
 Done = Literal["written", "present"]
-Verdict = str  # "": whole; otherwise what is wrong
 
 
 def preprocess_dataset(
@@ -42,50 +41,46 @@ def preprocess_dataset(
     ``share`` "I/N" does the I-th of N shares of the cases (job arrays). Raises ``PlanError`` when plan and data set
     disagree, ``StoreError`` when the folder belongs to another plan.
     """
-    check_plan_fits(plan, catalogue)
+    _check_plan_fits(plan, catalogue)
     with full_disk_as_store_error(store, "its description"):
         prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
     remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
-    done = {
-        outcome.name: outcome for outcome in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)
-    }
+    done = {one.name: one for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)}
     write_manifest(store)
     return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
 
 
 def verify_dataset(
     catalogue: Catalogue, plan: Plan, store: Path, workers: int, share: str | None = None, progress: bool = True
-) -> list[Outcome[Verdict]]:
-    """What every case's checksums say; each case that is not as it was written leaves the store, so that the next
-    `preprocess_dataset` writes it again. ``share`` as there.
+) -> list[Outcome[str]]:
+    """What is wrong with every case by its checksums ("" when it is whole); each case that is not as it was written
+    leaves the store, so that the next `preprocess_dataset` writes it again. ``share`` as there.
     """
-    check_plan_fits(plan, catalogue)
+    _check_plan_fits(plan, catalogue)
     check_store(store, plan)
     entries = [(case.name, (case.name, store)) for case in shard(catalogue.cases, share)]
-    outcomes = process_cases(verify_case, entries, workers, "Verify", progress)
+    outcomes = process_cases(_verify_case, entries, workers, "Verify", progress)
     write_manifest(store)
     return outcomes
 
 
-def verify_case(entry: tuple[str, Path]) -> Verdict:
+def _verify_case(entry: tuple[str, Path]) -> str:
     """What is wrong with a stored case, in words; "" when it is whole. A damaged one is taken out of the store."""
     name, store = entry
     if not (store / "cases" / name).is_dir():
         return "missing"
     found = find_damage(store / "cases" / name)
-    if found is not None:
+    if found:
         remove_case(store, name)
-    return found or ""
+    return found
 
 
-def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
+def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     """Nothing, or ``PlanError`` when the plan speaks of other labels or channels than the data set."""
-    for name, planned, found in (
-        ("labels", plan.labels, catalogue.labels),
-        ("channels", list(plan.channels), list(catalogue.channels)),
-    ):
+    channels = ("channels", list(plan.channels), list(catalogue.channels))
+    for name, planned, found in (("labels", plan.labels, catalogue.labels), channels):
         if planned != found:
             raise PlanError(
                 f"the plan's {name} are {planned}, but {catalogue.root} has {found}; plan this data set with "
@@ -134,5 +129,5 @@ def _bytes_of(case: Case, plan: Plan) -> int:
         space = read_space(case.images[0])
     except ScanError:
         return PROCESS_BYTES
-    sizes = math.prod(space.shape), math.prod(shape_at_target(plan, space.shape, space.spacing_mm))
+    sizes = math.prod(space.shape), math.prod(network_shape(space.shape, space.spacing_mm, plan))
     return PROCESS_BYTES + case_bytes(*sizes, len(case.images), plan.integer_hu)

@@ -28,8 +28,7 @@ from flarecps.datasets.catalogue import Role
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.preprocessing.case import GridMapping
-from flarecps.preprocessing.intensity import normalise
-from flarecps.preprocessing.quantisation import Scaling, dequantise
+from flarecps.preprocessing.intensity import Scaling, dequantise, normalise
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
 
 FORMAT = "flarecps-store"
@@ -110,11 +109,8 @@ class CaseStore:
         record = self.record(name)
         if labels and not record.has_labels:
             raise StoreError(f"{record.folder}: case '{name}' has no labels; use it as an unlabelled case")
-        begin = [min(max(start, 0), edge) for start, edge in zip(lower, record.shape, strict=True)]
-        end = [
-            max(min(start + size, edge), first)
-            for start, size, edge, first in zip(lower, shape, record.shape, begin, strict=True)
-        ]
+        begin = np.clip(lower, 0, record.shape).tolist()
+        end = np.clip(np.add(lower, shape), begin, record.shape).tolist()
         inside = tuple(slice(first, last) for first, last in zip(begin, end, strict=True))
         target = tuple(slice(first - start, last - start) for first, last, start in zip(begin, end, lower, strict=True))
         image = self._read(record.folder / "image.b2nd", (slice(None), *inside))
@@ -132,13 +128,7 @@ class CaseStore:
         return self.read_patch(name, (0, 0, 0), record.shape, labels=record.has_labels)
 
     def _read(self, path: Path, region: tuple[slice, ...]) -> np.ndarray:
-        try:
-            return self._array(path)[region]
-        except RuntimeError as error:  # blosc2's word for blocks that can't be decompressed
-            raise StoreError(f"{path}: {DAMAGED}") from error
-
-    def _array(self, path: Path) -> Any:
-        """The compressed array at ``path``, opened once per process."""
+        """Part of the compressed array at ``path``, which is opened once per process."""
         if os.getpid() != self._process:  # forked: what the parent opened stays the parent's
             self._arrays, self._process = OrderedDict(), os.getpid()
         if path not in self._arrays:
@@ -146,7 +136,10 @@ class CaseStore:
             if len(self._arrays) > OPEN_ARRAYS:
                 self._arrays.popitem(last=False)
         self._arrays.move_to_end(path)
-        return self._arrays[path]
+        try:
+            return self._arrays[path][region]
+        except RuntimeError as error:  # blosc2's word for blocks that can't be decompressed
+            raise StoreError(f"{path}: {DAMAGED}") from error
 
 
 def is_finished(store: Path, name: str) -> bool:
@@ -177,7 +170,7 @@ def _read_record(store: Path, name: str) -> CaseRecord:
         sample_counts={int(label): count for label, count in content["samples"].items()},
         grid_mapping=GridMapping.from_dict(content["way_back"]),
         folder=folder,
-        scaling=None if scaling is None else Scaling.from_dict(scaling),
+        scaling=None if scaling is None else Scaling(tuple(scaling["scale"]), tuple(scaling["offset"])),
     )
 
 
@@ -189,11 +182,8 @@ def read_description(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{store}: not a case store (no readable store.json); 'flarecps preprocess' makes one"
         ) from error
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or content.get("version") not in READABLE_VERSIONS
-    ):
+    known = [(FORMAT, version) for version in READABLE_VERSIONS]
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) not in known:
         raise StoreError(f"{store}: store.json is not of format '{FORMAT}', version {VERSION}; preprocess again")
     return content
 

@@ -9,9 +9,9 @@ import math
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
 from flarecps.preprocessing.checksums import write_checksums
-from flarecps.preprocessing.quantisation import quantise
+from flarecps.preprocessing.intensity import quantise
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
 from flarecps.typing import LabelArray
 
@@ -55,10 +55,12 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     from the folders' roles). Several processes may do this at once: store.json is the first file of a store, so a
     folder that held another one when there was none is something else. Raises ``StoreError`` then.
     """
-    there = [store] if store.exists() and not store.is_dir() else _whole_files(store)  # looked at before store.json is
+    # Looked at before store.json is; what another process is still writing does not count.
+    there = store.iterdir() if store.is_dir() else [store] if store.exists() else []
+    whole = [path for path in there if not path.name.startswith(atomic.PARTIAL_PREFIX)]
     if (store / "store.json").exists():
         check_store(store, plan)
-    elif there:
+    elif whole:
         raise StoreError(f"{store}: exists and is not a case store; choose a new or empty folder for --out")
     store.mkdir(parents=True, exist_ok=True)
     atomic.write_json(
@@ -69,9 +71,7 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
             "preprocessing_hash": plan.preprocessing_hash(),
             "dataset": catalogue.name,
             "roles": {
-                "labelled": [case.name for case in catalogue.labelled],
-                "unlabelled": [case.name for case in catalogue.unlabelled],
-                "test": [case.name for case in catalogue.test],
+                role: [case.name for case in getattr(catalogue, role)] for role in ("labelled", "unlabelled", "test")
             },
         },
     )
@@ -81,15 +81,8 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     if own.is_file():
         atomic.write_text(store / SPLITS, own.read_text(encoding="utf-8"))
         return
-    folds = data_set_splits(catalogue.root, split.unlabelled, split.test)
-    named = folds or {DEFAULT_SPLIT: split}
+    named = data_set_splits(catalogue.root, split.unlabelled, split.test) or {DEFAULT_SPLIT: split}
     atomic.write_json(store / SPLITS, {name: split_to_json(one) for name, one in named.items()})
-
-
-def _whole_files(folder: Path) -> list[Path]:
-    """What a folder holds, but for files that are still being written; [] where there is no folder."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if not path.name.startswith(atomic.PARTIAL_PREFIX)]
 
 
 def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
@@ -98,7 +91,7 @@ def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
     Raises ``StoreError`` when the disk is full or the quota used up; nothing of the case is left behind then.
     """
     folder = store / "cases" / case.name
-    partial = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{case.name}")
+    partial = atomic.partial_path(folder)
     try:
         with full_disk_as_store_error(store, f"case '{case.name}'"):
             partial.mkdir(parents=True)
@@ -128,7 +121,7 @@ def remove_case(store: Path, name: str) -> None:
     """Take a case out of the store: at once (it is renamed), so that nobody meets half of it."""
     folder = store / "cases" / name
     if folder.is_dir():
-        leaving = folder.with_name(f"{atomic.PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{name}")
+        leaving = atomic.partial_path(folder)
         os.rename(folder, leaving)
         shutil.rmtree(leaving, ignore_errors=True)
 
@@ -153,24 +146,26 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
     if prepared.labels is not None:
         _write_array(folder / "labels.b2nd", prepared.labels, plan.dimensions)
         samples = sample_voxels(prepared.labels, case.name)
-        _write_samples(folder / "samples.b2nd", samples)
+        voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples.values()])
+        smallest = np.int16 if voxels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
+        _write(folder / "samples.b2nd", voxels.T.astype(smallest))
     content = {
         "name": case.name,
         "shape_voxels": list(prepared.image.shape[1:]),
         "spacing_mm": list(prepared.grid_mapping.network_spacing_mm),
         "has_labels": prepared.labels is not None,
-        "scaling": None if scaling is None else scaling.to_dict(),
+        "scaling": None if scaling is None else asdict(scaling),
         "statistics": prepared.statistics,
-        "samples": {str(label): len(voxels) for label, voxels in samples.items()},
-        "way_back": prepared.grid_mapping.to_dict(),
-        "made_from": case_signature(case, plan),
+        "samples": {label: len(voxels) for label, voxels in samples.items()},
+        "way_back": asdict(prepared.grid_mapping),
+        "made_from": _case_signature(case, plan),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     atomic.write_json(folder / "case.json", content)
     write_checksums(folder)
 
 
-def case_signature(case: Case, plan: Plan) -> dict[str, Any]:
+def _case_signature(case: Case, plan: Plan) -> dict[str, Any]:
     """What a stored case depends on; a case whose record says the same need not be written again."""
     files = [*case.images, *([case.labels] if case.labels is not None else [])]
     return {
@@ -192,7 +187,7 @@ def is_current(store: Path, case: Case, plan: Plan) -> bool:
         sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return content["bytes"] == sizes and content.get("made_from") == case_signature(case, plan)
+    return content["bytes"] == sizes and content.get("made_from") == _case_signature(case, plan)
 
 
 def _difference(store: Path, plan: Plan) -> str:
@@ -215,12 +210,6 @@ def _write_array(path: Path, array: np.ndarray, dimensions: int) -> None:
     _write(path, array, chunks=lead + chunk, blocks=lead + block)
 
 
-def _write_samples(path: Path, samples: dict[int, np.ndarray]) -> None:
-    voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples.values()])
-    smallest = np.int16 if voxels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
-    _write(path, np.ascontiguousarray(voxels.T.astype(smallest)))
-
-
 def _write(path: Path, array: np.ndarray, **layout: Any) -> None:
     """Packed in memory, then written here: blosc2, writing itself, does not say why it could not.
 
@@ -239,10 +228,10 @@ def size_bytes(path: Path) -> int:
     return path.stat().st_size
 
 
-def sample_count(voxels: int) -> int:
+def _sample_count(voxels: int) -> int:
     """How many of a structure's voxels are kept: all up to 10 000, then 10 000, then 1 %.
 
-    >>> sample_count(7), sample_count(50_000), sample_count(2_000_050)
+    >>> _sample_count(7), _sample_count(50_000), _sample_count(2_000_050)
     (7, 10000, 20001)
     """
     return max(min(MOST_SAMPLES, voxels), math.ceil(SMALLEST_SHARE * voxels))
@@ -259,11 +248,8 @@ def sample_voxels(labels: LabelArray, case_name: str) -> dict[int, np.ndarray]:
     samples = {}
     for label in np.unique(ids):
         voxels = inside[ids == label]
-        generator = np.random.default_rng(_seed(case_name, int(label)))
-        chosen = np.sort(generator.choice(voxels, sample_count(voxels.size), replace=False, shuffle=False))
+        seed = int.from_bytes(hashlib.sha256(f"{label}:{case_name}".encode()).digest()[:8], "big")
+        generator = np.random.default_rng(seed)
+        chosen = np.sort(generator.choice(voxels, _sample_count(voxels.size), replace=False, shuffle=False))
         samples[int(label)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
     return samples
-
-
-def _seed(case_name: str, label: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{label}:{case_name}".encode()).digest()[:8], "big")

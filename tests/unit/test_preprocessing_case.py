@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,7 @@ def test_a_constant_scan_becomes_zero() -> None:
 def test_the_way_back_travels_as_json() -> None:
     image, _ = a_scan()
     grid_mapping = prepare_case(a_volume(image), a_plan((2.0, 1.6, 1.7))).grid_mapping
-    assert GridMapping.from_dict(json.loads(json.dumps(grid_mapping.to_dict()))) == grid_mapping
+    assert GridMapping.from_dict(json.loads(json.dumps(asdict(grid_mapping)))) == grid_mapping
 
 
 def test_what_does_not_belong_together() -> None:

@@ -28,8 +28,7 @@ from flarecps.preprocessing import store_writing
 from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.checksums import find_damage
 from flarecps.preprocessing.dataset import case_bytes, preprocess_dataset, verify_dataset, workers_that_fit
-from flarecps.preprocessing.intensity import channel_statistics, normalise
-from flarecps.preprocessing.quantisation import dequantise, quantise
+from flarecps.preprocessing.intensity import channel_statistics, dequantise, normalise, quantise
 from flarecps.preprocessing.store import CaseStore
 from flarecps.preprocessing.store_writing import prepare_store, sample_voxels, write_case
 from flarecps.volumes.io import write_volume
@@ -332,7 +331,7 @@ def test_every_case_lists_the_checksums_of_its_files(store: CaseStore) -> None:
         listed = dict(reversed(line.split("  ")) for line in (folder / "checksums.sha256").read_text().splitlines())
         there = {path.name for path in folder.iterdir()} - {"checksums.sha256"}
         assert listed == {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in there}
-        assert find_damage(folder) is None
+        assert find_damage(folder) == ""
 
 
 def test_the_stores_manifest_is_what_sha256sum_reads(store: CaseStore) -> None:
@@ -441,7 +440,7 @@ def stored_and_back(array: np.ndarray, catalogue: Catalogue, path: Path) -> tupl
     write_case(path, prepared, Case("m", "unlabelled", (catalogue.cases[0].images[0],), None, None), plan)
     patch = CaseStore(path).read_case("m")[0]
     mean, sd = (np.array(prepared.statistics[key]).reshape(-1, 1, 1, 1) for key in ("mean", "sd"))
-    assert find_damage(path / "cases" / "m") is None
+    assert find_damage(path / "cases" / "m") == ""
     return patch * sd + mean, str(store_module._open(path / "cases" / "m" / "image.b2nd").dtype)
 
 
