@@ -36,6 +36,8 @@ def preprocess(
         progress: show progress and the time left
     """
     from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
     from flarecps.batch_processing import shard as share_of
     from flarecps.datasets.catalogue import read_catalogue
@@ -43,43 +45,29 @@ def preprocess(
     from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset, workers_that_fit
 
     catalogue, grid = read_catalogue(dataset), read_plan(plan)
-    console = Console(highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False)
     if verify:
         verdicts = verify_dataset(catalogue, grid, out, workers, shard, progress)
-        bad = [(one.name, one.error or one.value or "") for one in verdicts if one.failed or one.value]
-        console.print(f"{len(verdicts) - len(bad)} of {len(verdicts)} cases as they were written: {out}", markup=False)
-        if bad:
-            _show_failures(bad, "damaged or missing")
-        return FAILED if bad else 0
-    fitting, needed = workers_that_fit(share_of(catalogue.cases, shard), grid, workers)
-    if fitting < workers:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"{workers} workers may need {needed / 1e9:.1f} GB of RAM, more than is free: {fitting} at work instead",
-            markup=False,
-        )
-    outcomes = preprocess_dataset(catalogue, grid, out, fitting, shard, progress)
-    written = sum(outcome.value == "written" for outcome in outcomes)
-    present = sum(outcome.value == "present" for outcome in outcomes)
-    failed = [outcome for outcome in outcomes if outcome.failed]
-    there = f"; {present} were there already" if present else ""
-    console.print(f"{written} of {len(outcomes)} cases preprocessed{there}: {out}", markup=False)
-    if failed:
-        _show_failures([(outcome.name, outcome.error or "") for outcome in failed], "not preprocessed")
-    return FAILED if failed else 0
-
-
-def _show_failures(failures: list[tuple[str, str]], what: str) -> None:
-    """A table on a terminal; elsewhere (a log) one whole line per case."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    errors = Console(stderr=True, highlight=False)
-    if not errors.is_terminal:
+        failures = [(one.name, one.error or one.value or "") for one in verdicts if one.failed or one.value]
+        done = f"{len(verdicts) - len(failures)} of {len(verdicts)} cases as they were written"
+        what = "damaged or missing"
+    else:
+        fitting, needed = workers_that_fit(share_of(catalogue.cases, shard), grid, workers)
+        if fitting < workers:
+            said = f"{workers} workers may need {needed / 1e9:.1f} GB of RAM, more than is free"
+            errors.print(f"{said}: {fitting} at work instead", markup=False, soft_wrap=True)
+        outcomes = preprocess_dataset(catalogue, grid, out, fitting, shard, progress)
+        failures = [(outcome.name, outcome.error or "") for outcome in outcomes if outcome.failed]
+        written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
+        there = f"; {present} were there already" if present else ""
+        done, what = f"{written} of {len(outcomes)} cases preprocessed{there}", "not preprocessed"
+    Console(highlight=False, soft_wrap=True).print(f"{done}: {out}", markup=False)
+    if failures and errors.is_terminal:
+        table = Table("case", "error", title=f"{len(failures)} {what}", title_justify="left", title_style="red")
+        for name, error in failures:
+            table.add_row(escape(name), escape(error))
+        errors.print(table)
+    else:  # in a log, one whole line per case
         for name, error in failures:
             errors.print(f"{what}: {name}: {error}", markup=False, soft_wrap=True)
-        return
-    table = Table("case", "error", title=f"{len(failures)} {what}", title_justify="left", title_style="red")
-    for name, error in failures:
-        table.add_row(escape(name), escape(error))
-    errors.print(table)
+    return FAILED if failures else 0
