@@ -5,7 +5,7 @@ Source of ids and tolerances: the organisers' evaluation (JunMa11/FLARE, FLARE22
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,9 @@ def organs_of(labels: dict[str, int]) -> tuple[Organ, ...]:
     known = {organ.name: organ for organ in FLARE22_ORGANS}
     found = []
     for name, label in sorted(labels.items(), key=lambda entry: entry[1]):
-        if label == 0:
-            continue
-        preset = known.get(name)
-        if preset is not None:
-            found.append(Organ(label, name, preset.column, preset.colour, preset.tolerance_mm))
-        else:
+        if label and name in known:
+            found.append(replace(known[name], id=label))
+        elif label:
             colour = _PALETTE[(label - 1) % len(_PALETTE)]
             found.append(Organ(label, name, name.replace(" ", "_"), colour, DEFAULT_TOLERANCE_MM))
     return tuple(found)

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -109,9 +110,9 @@ def process_cases(
 
         workers = min(workers, len(cases))
         if workers <= 1:
-            worker = _Worker(function)
+            attempt_case = _case_attempt(function)
             for index, (_, argument) in enumerate(cases):
-                finish(index, *worker(argument))
+                finish(index, *attempt_case(argument))
         elif cannot_travel := attempt(pickle.dumps, function)[1]:
             for index in range(len(cases)):
                 finish(index, None, cannot_travel)
@@ -145,8 +146,8 @@ def progress_bar(title: str, total: int, unit: str = "case", shown: bool = True)
     if not shown or total == 0:
         yield rate.step
     elif console.is_terminal and not console.is_dumb_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(rate))
-        with Progress(*columns, console=console) as bar:
+        named = TextColumn("{task.description}")
+        with Progress(named, BarColumn(), MofNCompleteColumn(), rate, console=console) as bar:
             task = bar.add_task(title, total=total)
 
             def advance() -> None:
@@ -158,10 +159,11 @@ def progress_bar(title: str, total: int, unit: str = "case", shown: bool = True)
         yield _plain_lines(rate)
 
 
-class _Rate:
-    """Remembers how many steps are done since when, and says it in words."""
+class _Rate(ProgressColumn):
+    """How many steps are done since when, in words; as a column of rich's bar, the rate and the time left."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
+        super().__init__()
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
         self.started = time.monotonic()
@@ -183,16 +185,8 @@ class _Rate:
         units = self.unit if self.total == 1 else f"{self.unit}s"
         return f"{self.title}: {self.done} of {self.total} {units}, {self.rate_and_rest()}"
 
-
-class _RateColumn(ProgressColumn):
-    """The rate and the time left, as a column of rich's bar."""
-
-    def __init__(self, rate: _Rate) -> None:
-        super().__init__()
-        self.rate = rate
-
     def render(self, task: Task) -> Text:
-        return Text(self.rate.rate_and_rest(), style="progress.remaining")
+        return Text(self.rate_and_rest(), style="progress.remaining")
 
 
 def _plain_lines(rate: _Rate) -> Callable[[], None]:
@@ -232,32 +226,25 @@ def _one_line(error: Exception) -> str:
     return f"{kind}: {message}{place}"
 
 
-class _Worker(Generic[A, T]):
-    """One process's function, made if it is to be made, and cases attempted with it."""
-
-    def __init__(self, function: Callable[[A], T] | PerProcess[A, T]) -> None:
-        self.function: Callable[[A], T] | None = None
-        self.error: str | None = None
-        if isinstance(function, PerProcess):
-            self.function, self.error = attempt(lambda make: make(), function.make)
-        else:
-            self.function = function
-
-    def __call__(self, argument: A) -> tuple[T | None, str | None]:
-        return (None, self.error) if self.function is None else attempt(self.function, argument)
+def _case_attempt(function: Callable[[A], T] | PerProcess[A, T]) -> Callable[[A], tuple[T | None, str | None]]:
+    """How this process attempts a case: with ``function``, or with what it makes, whose error is every case's."""
+    if not isinstance(function, PerProcess):
+        return partial(attempt, function)
+    made, error = attempt(lambda make: make(), function.make)
+    return (lambda _: (None, error)) if made is None else partial(attempt, made)
 
 
-_worker: _Worker[Any, Any]  # of a worker process; set when it begins
+_attempt_case: Callable[[Any], tuple[Any, str | None]]  # of a worker process; set when it begins
 
 
 def _begin_worker(function: Callable[[A], T] | PerProcess[A, T]) -> None:
-    global _worker
+    global _attempt_case
     obey_only_the_parent()
-    _worker = _Worker(function)
+    _attempt_case = _case_attempt(function)
 
 
 def _attempt_in_worker(argument: A) -> tuple[Any, str | None]:
-    return _worker(argument)
+    return _attempt_case(argument)
 
 
 def _work_in_processes(
