@@ -7,6 +7,7 @@ unlabelled scans are pooled for all that needs no labels; test scans are never l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,11 +59,7 @@ class Fingerprint:
     @property
     def label_voxels(self) -> dict[int, int]:
         """Voxels of every class, background too, over all labelled scans."""
-        counts: dict[int, int] = {}
-        for case in self.cases:
-            for label, count in case.label_voxels.items():
-                counts[label] = counts.get(label, 0) + count
-        return dict(sorted(counts.items()))
+        return dict(sorted(sum((Counter(case.label_voxels) for case in self.cases), Counter[int]()).items()))
 
     def count(self, role: Role) -> int:
         """Number of cases with this role."""

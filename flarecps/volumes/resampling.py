@@ -107,8 +107,11 @@ def resample_labels(labels: LabelArray, shape: Triple, coarse_axis: int | None =
     resampled = np.zeros(shape, labels.dtype)
     windows = _windows(labels, operators)
     for slab in slabs(shape):
-        reached = [(label, _windows_in(slab, operators[0], here)) for label, here in windows]
-        here = [(label, one) for label, one in reached if one is not None]
+        here = []
+        for label, (first, *others) in windows:
+            part = slice(max(first[0].start, slab.start), min(first[0].stop, slab.stop))
+            if within := _window(operators[0], part, first[1]):
+                here.append((label, [within, *others]))
         if here:
             _fill_labels(resampled, labels, operators, here)
     return resampled
@@ -244,21 +247,12 @@ def _windows(labels: np.ndarray, operators: list[np.ndarray]) -> list[tuple[int,
     """Every label that is present, ascending and without 0, and its window along each axis."""
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        here = [_window(operator, slice(0, len(operator)), one) for operator, one in zip(operators, box, strict=True)]
-        reached = [one for one in here if one is not None]
-        if len(reached) == 3:  # a label between coarse samples may vanish
-            found.append((label, reached))
+        if box is not None:
+            all_outputs = (slice(0, len(operator)) for operator in operators)
+            reached = list(filter(None, map(_window, operators, all_outputs, box)))
+            if len(reached) == 3:  # a label between coarse samples may vanish
+                found.append((label, reached))
     return found
-
-
-def _windows_in(slab: slice, operator: np.ndarray, windows: list[Window]) -> list[Window] | None:
-    """A label's windows within one slab of the first axis, or None where it has no weight there."""
-    outputs, inputs = windows[0]
-    part = slice(max(outputs.start, slab.start), min(outputs.stop, slab.stop))
-    first = _window(operator, part, inputs) if part.start < part.stop else None
-    return None if first is None else [first, *windows[1:]]
 
 
 def _window(operator: np.ndarray, outputs: slice, inputs: slice) -> Window | None:
