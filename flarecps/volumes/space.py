@@ -6,7 +6,7 @@ are ITK's LPS millimetres, and ``direction`` is ITK's row-major matrix whose col
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -119,19 +119,14 @@ class Reorientation:
 
     def apply_to_space(self, space: Space) -> Space:
         """The grid of `apply`'s result: every voxel keeps its position."""
-        first = [0, 0, 0]
-        columns_first = np.asarray(space.direction, float).reshape(3, 3)
-        direction = np.empty((3, 3))
-        for axis, (stored, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
-            first[stored] = space.shape[stored] - 1 if flip else 0
-            direction[:, 2 - axis] = columns_first[:, 2 - stored] * (-1.0 if flip else 1.0)
-        return replace(
-            space,
-            shape=triple(int(space.shape[axis]) for axis in self.axes),
-            spacing_mm=triple(float(space.spacing_mm[axis]) for axis in self.axes),
-            direction=as_direction(direction),
-            origin_mm=triple(space.position_mm(np.asarray(first)).tolist()),
-        )
+        axes, flips = list(self.axes), list(self.flips)
+        shape = triple(int(space.shape[axis]) for axis in axes)
+        spacing_mm = triple(float(space.spacing_mm[axis]) for axis in axes)
+        slice_first = np.asarray(space.direction, float).reshape(3, 3)[:, ::-1]
+        direction = (slice_first[:, axes] * np.where(flips, -1.0, 1.0))[:, ::-1]
+        first = np.zeros(3)  # the stored index of the new voxel (0, 0, 0)
+        first[axes] = np.where(flips, np.subtract(shape, 1), 0)
+        return Space(shape, spacing_mm, as_direction(direction), triple(space.position_mm(first).tolist()))
 
     def inverse(self) -> Reorientation:
         """The reordering that takes this one back."""
