@@ -9,7 +9,7 @@ import flarecps.cli.training  # noqa: F401  # Lightning logs to the stderr of wh
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.phantom import write_phantom
-from flarecps.planning.fingerprint_files import fingerprint_dataset
+from flarecps.planning.fingerprint import fingerprint_dataset
 from flarecps.planning.planner import plan_dataset
 from flarecps.preprocessing.dataset import preprocess_dataset
 

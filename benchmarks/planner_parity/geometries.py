@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.datasets.catalogue import read_catalogue
-from flarecps.planning.fingerprint import fingerprint_case
-from flarecps.planning.fingerprint_files import fingerprint_dataset
+from flarecps.planning.fingerprint import fingerprint_case, fingerprint_dataset
 from flarecps.volumes.io import read_channels
 
 Geometry = dict[str, Any]

@@ -61,7 +61,7 @@ def example_runs(folder: Path | str) -> Example:
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.inference.folders import segment_folder
     from flarecps.inference.settings import SegmentationSettings
-    from flarecps.planning.fingerprint_files import fingerprint_dataset
+    from flarecps.planning.fingerprint import fingerprint_dataset
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
     from flarecps.preprocessing.dataset import preprocess_dataset

@@ -65,7 +65,7 @@ def plan(
 
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
-    from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
+    from flarecps.planning.fingerprint import fingerprint_dataset, fingerprint_shard
     from flarecps.planning.memory import SIBLINGS, STREAMS
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset

@@ -118,14 +118,14 @@ def test_a_bad_scan_in_a_share_is_named(dataset: Path, tmp_path: Path, capsys: p
 KILLED_AT_THE_THIRD_SCAN = """
 import os, signal, sys
 from flarecps.cli.main import main
-from flarecps.planning import fingerprint_files
-real, seen = fingerprint_files.fingerprint_case, []
+from flarecps.planning import fingerprint
+real, seen = fingerprint.fingerprint_case, []
 def fingerprint_case(*arguments):
     seen.append(arguments[2])
     if len(seen) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
-fingerprint_files.fingerprint_case = fingerprint_case
+fingerprint.fingerprint_case = fingerprint_case
 main(sys.argv[1:])
 """
 

@@ -13,15 +13,17 @@ import pytest
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import DatasetError, ScanError
+from flarecps.planning import fingerprint as fingerprint_module
 from flarecps.planning.fingerprint import (
     Fingerprint,
     FingerprintAccumulator,
     fingerprint_case,
+    fingerprint_dataset,
+    fingerprint_shard,
     is_ct,
     orientation_code,
     to_hu,
 )
-from flarecps.planning.fingerprint_files import fingerprint_dataset, fingerprint_shard
 from flarecps.planning.histogram import Histogram
 from flarecps.volumes.io import Source, Volume, write_volume
 from flarecps.volumes.space import CANONICAL_DIRECTION, Space, canonical_reorientation
@@ -226,11 +228,9 @@ def test_shards_orders_and_interruptions_give_the_same_bytes(catalogue: Catalogu
 
 
 def count_readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    from flarecps.planning import fingerprint_files
-
     read: list[Path] = []
-    real = fingerprint_files.read_channels
-    monkeypatch.setattr(fingerprint_files, "read_channels", lambda paths: read.extend(paths) or real(paths))
+    real = fingerprint_module.read_channels
+    monkeypatch.setattr(fingerprint_module, "read_channels", lambda paths: read.extend(paths) or real(paths))
     return read
 
 
