@@ -6,7 +6,7 @@ organs are; only what the map does not tell (walls, contents, bowel, bones, lung
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,10 +14,9 @@ import numpy as np
 from scipy import ndimage
 
 from flarecps.anatomy import FLARE22_ORGANS
-from flarecps.datasets.phantom_appearance import draw_materials, draw_scanner
-from flarecps.datasets.phantom_scan import Scene, draw_acquisition, draw_table, paint
-from flarecps.datasets.phantom_shapes import FAR_MM, Distances
-from flarecps.datasets.phantom_torso import CavitySize, Structure, draw_bowel, draw_torso
+from flarecps.datasets.phantom_anatomy import TABLE, CavitySize, Structure, draw_bowel, draw_torso
+from flarecps.datasets.phantom_scan import Scene, draw_acquisition, draw_materials, draw_scanner, paint
+from flarecps.datasets.phantom_shapes import FAR_MM, Shape
 from flarecps.errors import DatasetError
 from flarecps.typing import LabelArray, SpacingMm
 from flarecps.volumes.io import read_labels
@@ -28,24 +27,6 @@ LIVER, RIGHT_KIDNEY, SPLEEN, AORTA, CAVA, STOMACH, DUODENUM, LEFT_KIDNEY = 1, 2,
 PAINTED_IN_ORDER = (1, 3, 11, 2, 13, 12, 4, 9, 7, 8, 6, 5, 10)
 Box: TypeAlias = tuple[slice, slice, slice]
 HALOS_MM = {1: 2.0, 2: 4.0, 13: 4.0, 3: 2.0, 11: 2.0}  # fat around; 1 mm around the others
-
-
-@dataclass(frozen=True)
-class SampledShape:
-    """A shape given by samples of its signed distance on a grid: ``first_mm`` is the place of sample (0, 0, 0)."""
-
-    samples_mm: np.ndarray
-    first_mm: np.ndarray
-    spacing_mm: np.ndarray
-
-    def distance_mm(self, points: np.ndarray) -> Distances:
-        """Linear between samples, far away outside the grid."""
-        index = np.stack([(points[i] - self.first_mm[i]) / self.spacing_mm[i] for i in range(3)])
-        return ndimage.map_coordinates(self.samples_mm, index, order=1, mode="constant", cval=float(FAR_MM))
-
-    def box_mm(self) -> tuple[np.ndarray, np.ndarray]:
-        """The extent of the grid."""
-        return self.first_mm, self.first_mm + self.spacing_mm * (np.array(self.samples_mm.shape) - 1)
 
 
 def paint_label_map(
@@ -74,7 +55,7 @@ def paint_label_map(
     materials = draw_materials(generator, scanner.phase, wide)
     torso = draw_torso(generator, variation, _room(labels, first_mm, spacing_mm))
     organs = [_solid(generator, label, shapes[label]) for label in PAINTED_IN_ORDER if label in shapes]
-    solids = (draw_table(), *torso.wall, *draw_bowel(generator, torso.cavity, variation), *organs)
+    solids = (TABLE, *torso.wall, *draw_bowel(generator, torso.cavity, variation), *organs)
     view = draw_acquisition(generator, size, wide)
     height = labels.shape[0] * spacing_mm[0] * view.scale[0]  # the field ends where the map does
     slices = min(view.shape[0], int(height / view.spacing_mm[0]))
@@ -84,15 +65,18 @@ def paint_label_map(
     view = replace(
         view,
         shape=(max(slices, 2), *view.shape[1:]),
-        shift_mm=(shift, *view.shift_mm[1:]),
+        shift_mm=np.array([shift, *view.shift_mm[1:]]),
         warp_mm=float(generator.uniform(5, 10)),
     )
     image, painted = paint(Scene(view, scanner, materials, solids), generator)
     return image, painted, view.spacing_mm
 
 
-def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> SampledShape:
-    """The signed distance of an organ in and around its box; where the scan's end cuts the organ it goes on."""
+def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Shape:
+    """An organ by samples of its signed distance in and around its box, linear between them.
+
+    Where the scan's end cuts the organ it goes on. ``first_mm``: the place of the map's first voxel.
+    """
     margin = np.ceil(MARGIN_MM / spacing_mm).astype(int)
     wanted = [(s.start - m, s.stop + m) for s, m in zip(box, margin, strict=True)]
     inside = labels[tuple(slice(max(0, a), b) for a, b in wanted)] == label
@@ -103,7 +87,12 @@ def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spac
     inwards = np.maximum(ndimage.distance_transform_edt(inside, sampling=spacing_mm) - half, 0)
     smooth = ndimage.gaussian_filter((outwards - inwards).astype(np.float32), 0.6)
     start = first_mm + spacing_mm * [a for a, _ in wanted]
-    return SampledShape(smooth, start, spacing_mm)
+
+    def distance_mm(points: np.ndarray) -> np.ndarray:
+        index = np.stack([(points[i] - start[i]) / spacing_mm[i] for i in range(3)])
+        return ndimage.map_coordinates(smooth, index, order=1, mode="constant", cval=float(FAR_MM))
+
+    return Shape(distance_mm, (start, start + spacing_mm * (np.array(smooth.shape) - 1)))
 
 
 def _body_origin(boxes: dict[int, Box]) -> np.ndarray:
@@ -133,7 +122,7 @@ def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> C
     )  # fmt: skip
 
 
-def _solid(generator: np.random.Generator, label: int, shape: SampledShape) -> Structure:
+def _solid(generator: np.random.Generator, label: int, shape: Shape) -> Structure:
     """The organ as it is painted, with contents drawn for the hollow ones."""
     names = {organ.id: organ.name for organ in FLARE22_ORGANS}
     layers: dict[int, tuple[tuple[float, str], ...]] = {
@@ -149,7 +138,7 @@ def _solid(generator: np.random.Generator, label: int, shape: SampledShape) -> S
     }
     gas = None
     if label == STOMACH:
-        low, high = shape.box_mm()
+        low, high = shape.box_mm
         gas = float(low[1] + (high[1] - low[1]) * generator.uniform(0.6, 1.0))
     halo = (HALOS_MM.get(label, 1.0), "fat")
     return Structure(shape, layers.get(label, ((0, names[label]),)), label, gas_above_mm=gas, halo=halo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,16 @@ from flarecps.cli.main import main
 from flarecps.datasets import phantom_scan
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.phantom import STORED_ORDERS, draw_case, is_wide, reordering, write_phantom
-from flarecps.datasets.phantom_appearance import PHASES, Noise, draw_materials, draw_scanner
-from flarecps.datasets.phantom_scan import Acquisition, Scene, draw_scene, paint
+from flarecps.datasets.phantom_scan import (
+    PHASES,
+    Acquisition,
+    Scene,
+    draw_materials,
+    draw_scanner,
+    draw_scene,
+    noise_slices,
+    paint,
+)
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import read_labels, read_volume
 from flarecps.volumes.space import Space
@@ -119,8 +128,8 @@ def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_noise_is_correlated_and_as_strong_as_asked() -> None:
     scanner = draw_scanner(np.random.default_rng(0), wide=False)
-    noise = Noise(np.random.default_rng(1), scanner, (1.0, 1.0))
-    slices = np.stack([noise.next_slice((128, 128)) for _ in range(30)])
+    noise = noise_slices(np.random.default_rng(1), scanner, (1.0, 1.0), (128, 128))
+    slices = np.stack(list(islice(noise, 30)))
     assert slices.std() == pytest.approx(scanner.noise_hu, rel=0.1)
     assert np.corrcoef(slices[:, :, 1:].ravel(), slices[:, :, :-1].ravel())[0, 1] > 0.5
     assert np.corrcoef(slices[1:].ravel(), slices[:-1].ravel())[0, 1] == pytest.approx(scanner.carry, abs=0.08)
