@@ -6,6 +6,7 @@ number of other cases. Unlabelled cases come from a wider distribution than the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,15 +18,14 @@ import numpy as np
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases
+from flarecps.datasets.layouts import Role
 from flarecps.datasets.phantom_scan import draw_scene, paint
-from flarecps.datasets.phantom_transplant import paint_label_map
+from flarecps.datasets.phantom_transplant import draw_mapped_scene
 from flarecps.errors import DatasetError
-from flarecps.typing import Triple
 from flarecps.volumes.io import find_scans, write_volume
 from flarecps.volumes.space import Reorientation, Space
 
 Size: TypeAlias = Literal["small", "full"]
-Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
 
 RECIPE = "phantom.json"  # says that a folder is a phantom, and how it was made
 FOLDERS: dict[Role, tuple[str, str | None]] = {
@@ -33,14 +33,14 @@ FOLDERS: dict[Role, tuple[str, str | None]] = {
     "unlabelled": ("imagesUn", None),
     "test": ("imagesTs", "labelsTs"),
 }
-ROLES: tuple[Role, ...] = ("labelled", "unlabelled", "test")
+ROLES = tuple(FOLDERS)
 WIDE_TEST_EVERY = 4  # every fourth test case comes from the unlabelled cases' wider distribution
 STORED_ORDERS = ("RAS", "LPS", "LAS", "LPI", "PIL", "ASR")  # axis codes of (column, row, slice), as nibabel's
 STORED_SHARES = (0.35, 0.35, 0.1, 0.1, 0.05, 0.05)
 
 
 @dataclass(frozen=True)
-class PhantomCase:
+class _PhantomCase:
     """One case to be made: all that it depends on, and where it goes."""
 
     out: Path
@@ -78,27 +78,44 @@ def write_phantom(
     counts: dict[Role, int] = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
     if labelled < 1 or min(counts.values()) < 0:
         raise DatasetError(f"{labelled} labelled, {unlabelled} unlabelled, {test} test cases; at least 1, 0, 0 needed")
-    maps = _shuffled_maps(Path(anatomy), seed) if anatomy is not None else []
+    sources: dict[Role, list[Path]] = {}
+    if anatomy is not None:
+        maps = find_scans(anatomy) if Path(anatomy).is_dir() else []
+        if not maps:
+            raise DatasetError(f"{anatomy}: no label maps; expected a folder of FLARE22 label maps such as *.nii.gz")
+        shuffled = np.random.default_rng([seed, len(ROLES)]).permutation(len(maps))
+        sources = anatomy_sources([maps[i] for i in shuffled], counts)
     _clear(out)
-    recipe: dict[str, object] = {role: counts[role] for role in ROLES}
-    recipe |= {"size": size, "seed": seed, "anatomy": Path(anatomy).name if anatomy is not None else None}
-    sources = anatomy_sources(maps, counts) if maps else {}
+    recipe: dict[str, object] = {
+        **counts,
+        "size": size,
+        "seed": seed,
+        "anatomy": None if anatomy is None else Path(anatomy).name,
+    }
     orders = [
-        PhantomCase(out, role, index, seed, size, sources[role][index] if maps else None)
+        _PhantomCase(out, role, index, seed, size, sources[role][index] if sources else None)
         for role in ("labelled", "test", "unlabelled")
         for index in range(counts[role])
     ]
-    described = _description(recipe, labelled)
-    write_json(
-        out / RECIPE, recipe | ({"sources": {o.name: o.anatomy.name for o in orders if o.anatomy}} if maps else {})
-    )
-    outcomes = process_cases(make_case, [(o.name, o) for o in orders], workers, "phantom", progress)
+    made_from = {"sources": {order.name: order.anatomy.name for order in orders if order.anatomy}} if sources else {}
+    write_json(out / RECIPE, recipe | made_from)
+    outcomes = process_cases(_make_case, [(order.name, order) for order in orders], workers, "phantom", progress)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         raise DatasetError(
             f"{out}: {len(failed)} of {len(orders)} cases could not be made, first {failed[0].name}: {failed[0].error}"
         )
-    write_json(out / "dataset.json", described)
+    description = {
+        "name": "phantom",
+        "description": "synthetic abdominal CT with the 13 organs of FLARE22",
+        "channel_names": {"0": "CT"},
+        "labels": FLARE22_LABELS,
+        "numTraining": labelled,
+        "file_ending": ".nii.gz",
+        "left_right_pairs": FLARE22_PAIRS,
+        "phantom": recipe,
+    }
+    write_json(out / "dataset.json", description)
 
 
 def anatomy_sources(maps: list[Path], counts: dict[Role, int]) -> dict[Role, list[Path]]:
@@ -115,7 +132,7 @@ def anatomy_sources(maps: list[Path], counts: dict[Role, int]) -> dict[Role, lis
     return {"labelled": labelled, "unlabelled": unlabelled, "test": test}
 
 
-def make_case(order: PhantomCase) -> None:
+def _make_case(order: _PhantomCase) -> None:
     """Write the scan of one case, and its labels unless it is unlabelled."""
     images, labels_folder = FOLDERS[order.role]
     generator = np.random.default_rng([order.seed, ROLES.index(order.role), order.index])
@@ -131,16 +148,14 @@ def make_case(order: PhantomCase) -> None:
 def draw_case(
     generator: np.random.Generator, size: Size, wide: bool, anatomy: Path | None = None
 ) -> tuple[np.ndarray, np.ndarray, Space]:
-    """One case in canonical RAS order: scan int16 HU, labels uint8, both (slice, row, column), and their grid."""
-    if anatomy is not None:
-        image, labels, spacing_mm = paint_label_map(generator, anatomy, size, wide)
-    else:
-        scene = draw_scene(generator, size, wide)
-        image, labels = paint(scene, generator)
-        spacing_mm = scene.view.spacing_mm
-    shape: Triple = (image.shape[0], image.shape[1], image.shape[2])
-    corner = np.round(generator.uniform((100, 100, -900), (250, 250, -300)), 2)
-    return image, labels, Space.canonical(shape, spacing_mm, (float(corner[0]), float(corner[1]), float(corner[2])))
+    """One case in canonical RAS order: scan int16 HU, labels uint8, both (slice, row, column), and their grid.
+
+    ``anatomy``: a label map to build it from; see ``draw_mapped_scene`` for what it raises.
+    """
+    scene = draw_scene(generator, size, wide) if anatomy is None else draw_mapped_scene(generator, anatomy, size, wide)
+    image, labels = paint(scene, generator)
+    x, y, z = np.round(generator.uniform((100, 100, -900), (250, 250, -300)), 2).tolist()
+    return image, labels, Space.canonical(scene.view.shape, scene.view.spacing_mm, (x, y, z))
 
 
 def is_wide(role: Role, index: int) -> bool:
@@ -161,44 +176,18 @@ def reordering(codes: str) -> Reorientation:
     return Reorientation((slice_, row, column), (back_slice, back_row, back_column))
 
 
-def _description(recipe: dict[str, object], labelled: int) -> dict[str, object]:
-    return {
-        "name": "phantom",
-        "description": "synthetic abdominal CT with the 13 organs of FLARE22",
-        "channel_names": {"0": "CT"},
-        "labels": FLARE22_LABELS,
-        "numTraining": labelled,
-        "file_ending": ".nii.gz",
-        "left_right_pairs": [list(pair) for pair in FLARE22_PAIRS],
-        "phantom": recipe,
-    }
-
-
-def _shuffled_maps(anatomy: Path, seed: int) -> list[Path]:
-    """The label maps of a folder in a random order of this seed."""
-    maps = find_scans(anatomy) if anatomy.is_dir() else []
-    if not maps:
-        raise DatasetError(f"{anatomy}: no label maps; expected a folder of FLARE22 label maps such as *.nii.gz")
-    return [maps[i] for i in np.random.default_rng([seed, len(ROLES)]).permutation(len(maps))]
-
-
 def _clear(out: Path) -> None:
     """Make ``out`` ready: a new folder, or an older phantom without its cases; anything else is left alone."""
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out}: is a file; expected a new folder, or one that holds a phantom")
-    if out.is_dir() and any(out.iterdir()) and not _is_phantom(out):
+    try:
+        recipe = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        recipe = None
+    is_phantom = isinstance(recipe, dict) and "seed" in recipe and "labelled" in recipe
+    if out.is_dir() and any(out.iterdir()) and not is_phantom:
         raise DatasetError(f"{out}: holds files that are no phantom; choose a new folder, or empty this one yourself")
     out.mkdir(parents=True, exist_ok=True)
     (out / "dataset.json").unlink(missing_ok=True)  # until all is written, this is no data set
-    for folders in FOLDERS.values():
-        for folder in folders:
-            if folder is not None:
-                shutil.rmtree(out / folder, ignore_errors=True)
-
-
-def _is_phantom(folder: Path) -> bool:
-    try:
-        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(recipe, dict) and "seed" in recipe and "labelled" in recipe
+    for folder in filter(None, itertools.chain(*FOLDERS.values())):
+        shutil.rmtree(out / folder, ignore_errors=True)

@@ -15,10 +15,10 @@ from scipy import ndimage
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.datasets.phantom_anatomy import TABLE, CavitySize, Structure, draw_bowel, draw_torso
-from flarecps.datasets.phantom_scan import Scene, draw_acquisition, draw_materials, draw_scanner, paint
+from flarecps.datasets.phantom_scan import Scene, draw_acquisition, draw_materials, draw_scanner
 from flarecps.datasets.phantom_shapes import FAR_MM, Shape
 from flarecps.errors import DatasetError
-from flarecps.typing import LabelArray, SpacingMm
+from flarecps.typing import LabelArray
 from flarecps.volumes.io import read_labels
 
 MARGIN_MM = 11.0  # how far around an organ its distance is known
@@ -29,10 +29,8 @@ Box: TypeAlias = tuple[slice, slice, slice]
 HALOS_MM = {1: 2.0, 2: 4.0, 13: 4.0, 3: 2.0, 11: 2.0}  # fat around; 1 mm around the others
 
 
-def paint_label_map(
-    generator: np.random.Generator, path: Path, size: str, wide: bool
-) -> tuple[np.ndarray, np.ndarray, SpacingMm]:
-    """A scan (int16 HU) around a label map's organs, its labels (uint8), both RAS, and the spacing (mm).
+def draw_mapped_scene(generator: np.random.Generator, path: Path, size: str, wide: bool) -> Scene:
+    """A patient in a scanner with a label map's organs; ``size`` is ``small`` or ``full``.
 
     Raises ScanError for an unreadable map, DatasetError for one without organs or with ids outside FLARE22's.
     """
@@ -68,8 +66,7 @@ def paint_label_map(
         shift_mm=np.array([shift, *view.shift_mm[1:]]),
         warp_mm=float(generator.uniform(5, 10)),
     )
-    image, painted = paint(Scene(view, scanner, materials, solids), generator)
-    return image, painted, view.spacing_mm
+    return Scene(view, scanner, materials, solids)
 
 
 def _mapped(labels: LabelArray, label: int, box: Box, first_mm: np.ndarray, spacing_mm: np.ndarray) -> Shape:

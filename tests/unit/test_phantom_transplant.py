@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from flarecps.datasets.phantom import anatomy_sources, draw_case, write_phantom
-from flarecps.datasets.phantom_transplant import paint_label_map
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import read_labels, write_volume
 from flarecps.volumes.space import Space
@@ -28,8 +27,8 @@ def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_organs_keep_their_volumes_about(anatomy: Path) -> None:
     source = read_labels(anatomy / "map_0.nii.gz")
     before = np.bincount(source.array.ravel(), minlength=14)[1:] * source.space.voxel_volume_mm3
-    image, labels, spacing = paint_label_map(np.random.default_rng(0), anatomy / "map_0.nii.gz", "small", wide=False)
-    after = np.bincount(labels.ravel(), minlength=14)[1:] * np.prod(spacing)
+    image, labels, space = draw_case(np.random.default_rng(0), "small", False, anatomy / "map_0.nii.gz")
+    after = np.bincount(labels.ravel(), minlength=14)[1:] * space.voxel_volume_mm3
     large = [0, 1, 2, 10, 12]  # liver, kidneys, spleen, stomach
     assert image.dtype == np.int16
     assert labels.shape == image.shape
@@ -40,7 +39,7 @@ def test_organs_keep_their_volumes_about(anatomy: Path) -> None:
 
 
 def test_organs_look_like_organs_in_a_body(anatomy: Path) -> None:
-    image, labels, _ = paint_label_map(np.random.default_rng(2), anatomy / "map_1.nii.gz", "small", wide=False)
+    image, labels, _ = draw_case(np.random.default_rng(2), "small", False, anatomy / "map_1.nii.gz")
     assert 20 < image[labels == 1].mean() < 160
     assert (image < -900).mean() > 0.1  # air around
     assert (image > 250).any()  # bone
@@ -48,7 +47,7 @@ def test_organs_look_like_organs_in_a_body(anatomy: Path) -> None:
 
 def test_two_draws_are_two_patients(anatomy: Path) -> None:
     path = anatomy / "map_0.nii.gz"
-    first, second = (paint_label_map(np.random.default_rng(i), path, "small", False)[1] for i in (0, 1))
+    first, second = (draw_case(np.random.default_rng(i), "small", False, path)[1] for i in (0, 1))
     assert first.shape != second.shape or (first != second).mean() > 0.01
 
 
@@ -85,12 +84,12 @@ def test_maps_that_are_not_flare22s(tmp_path: Path, value: int, message: str) ->
     space = Space.canonical((8, 8, 8), (5.0, 5.0, 5.0))
     write_volume(tmp_path / "map.nii.gz", np.full(space.shape, value, np.uint8), space)
     with pytest.raises(DatasetError, match=message):
-        paint_label_map(np.random.default_rng(0), tmp_path / "map.nii.gz", "small", wide=False)
+        draw_case(np.random.default_rng(0), "small", False, tmp_path / "map.nii.gz")
 
 
 def test_real_anatomy(shared_data: Path) -> None:
     path = shared_data / "flare22_labels" / "FLARE22_Tr_0001.nii.gz"
     if not path.is_file():
         pytest.skip("FLARE22's label maps are not at hand")
-    _, labels, _ = paint_label_map(np.random.default_rng(0), path, "small", wide=False)
+    _, labels, _ = draw_case(np.random.default_rng(0), "small", False, path)
     assert set(np.unique(labels)) >= {1, 2, 3, 5, 6, 11, 12, 13}
