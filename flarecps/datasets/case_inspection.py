@@ -9,19 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from flarecps.datasets.duplicates import ScanHashes, scan_hashes
-from flarecps.datasets.findings import Finding
-from flarecps.datasets.hounsfield_checks import LOWEST_HU, hounsfield_findings, hu_histogram
-from flarecps.datasets.label_checks import (
-    MAX_LABEL,
-    LabelSet,
+from flarecps.datasets.case_checks import (
+    LOWEST_HU,
+    Found,
     drawn_findings,
+    hounsfield_findings,
+    hu_histogram,
+    label_centres,
     label_counts,
+    label_orientation_findings,
     number_findings,
     place_findings,
+    torso_findings,
 )
+from flarecps.datasets.duplicates import ScanHashes, scan_hashes
+from flarecps.datasets.findings import KINDS, Finding
+from flarecps.datasets.label_names import LARGEST_ID
 from flarecps.datasets.layouts import Case
-from flarecps.datasets.orientation_checks import label_centres, label_orientation_findings, torso_findings
 from flarecps.errors import ScanError
 from flarecps.typing import SpacingMm, Triple
 from flarecps.volumes.io import Volume, read_channels, read_volume
@@ -60,33 +64,47 @@ class CaseInspection:
     labels_hash: str = ""  # equal for equal label maps
 
 
+@dataclass(frozen=True)
+class LabelSet:
+    """The part of a catalogue that one case is examined against; small, so it travels to worker processes."""
+
+    names: dict[int, str]  # id -> structure, background included
+    left_right_pairs: tuple[tuple[int, int], ...]
+    ct_channels: tuple[bool, ...]
+
+
 def inspect_case(case_and_labels: tuple[Case, LabelSet]) -> CaseInspection:
     """What reading this case once tells. Labels of unlabelled cases are not looked at."""
     case, label_set = case_and_labels
-    empty = [path for path in _files(case) if path.is_file() and path.stat().st_size == 0]
+    drawn = None if case.role == "unlabelled" else case.labels
+    files = case.images if drawn is None else (*case.images, drawn)
+    empty = [path for path in files if path.is_file() and path.stat().st_size == 0]
     if empty:
         return CaseInspection(tuple(Finding(case.name, "empty-file", f"{path}: 0 bytes", "a scan") for path in empty))
     try:
         volume = read_channels(case.images)
     except ScanError as error:
-        return CaseInspection((_unreadable(case.name, error),))
-    findings = [_remark(case.name, remark) for remark in volume.warnings]
-    findings += _grid_findings(case.name, volume.space)
-    first, has_hu = _channel_findings(case, volume, label_set, findings)
+        return CaseInspection((Finding(case.name, *_unreadable(error)),))
+    findings: list[Found] = []
+    for remark in volume.warnings:
+        code = next((code for words, code in REMARKS.items() if words in remark), "header")
+        findings.append((code, remark, WHAT_WAS_EXPECTED[code]))
+    findings += _grid_findings(volume.space)
+    intensities, histogram, has_hu = _inspect_channels(case, volume, label_set, findings)
     counts: dict[int, int] = {}
     labels_hash, decided = "", False
-    if case.labels is not None and case.role != "unlabelled":
-        counts, labels_hash, decided = _inspect_labels(case, volume, label_set, has_hu, findings)
+    if drawn is not None:
+        counts, labels_hash, decided = _inspect_labels(case, drawn, volume, label_set, has_hu, findings)
     if has_hu and not decided:
-        findings += torso_findings(case.name, volume.array[0], volume.space.spacing_mm)
+        findings += torso_findings(volume.array[0], volume.space.spacing_mm)
     return CaseInspection(
-        tuple(findings),
+        tuple(Finding(case.name, *found) for found in findings),
         scan_hashes(volume.array),
         volume.space.shape,
         volume.space.spacing_mm,
         axis_codes(volume.source.stored.direction),
-        first[0],
-        first[1],
+        intensities,
+        histogram,
         counts,
         labels_hash,
     )
@@ -105,111 +123,76 @@ def axis_codes(direction: Direction) -> str:
     )
 
 
-def _files(case: Case) -> Iterator[Path]:
-    yield from case.images
-    if case.labels is not None and case.role != "unlabelled":
-        yield case.labels
-
-
-def _unreadable(name: str, error: ScanError) -> Finding:
+def _unreadable(error: ScanError) -> Found:
     """A ScanError as a finding; its kind is known by its words."""
     message = str(error)
     code = next((code for words, code in UNREADABLE.items() if words in message), "unreadable")
-    return Finding(
-        name, code, message.split("; expected")[0].split(": the file is probably")[0], WHAT_WAS_EXPECTED[code]
+    return code, message.split("; expected")[0].split(": the file is probably")[0], WHAT_WAS_EXPECTED[code]
+
+
+def _grid_findings(space: Space) -> Iterator[Found]:
+    shape, spacing, extent = (
+        "×".join(f"{value:.4g}" for value in values) for values in (space.shape, space.spacing_mm, space.extent_mm)
     )
-
-
-def _remark(name: str, remark: str) -> Finding:
-    """A remark of the reader on a header as a finding."""
-    code = next((code for words, code in REMARKS.items() if words in remark), "header")
-    return Finding(name, code, remark, WHAT_WAS_EXPECTED[code])
-
-
-def _grid_findings(name: str, space: Space) -> Iterator[Finding]:
     if min(space.shape) < FEWEST_VOXELS:
-        yield Finding(name, "few-voxels", f"{_times(space.shape)} voxels", f"at least {FEWEST_VOXELS} along each axis")
+        yield "few-voxels", f"{shape} voxels", f"at least {FEWEST_VOXELS} along each axis"
     if min(space.spacing_mm) < SPACING_MM[0] or max(space.spacing_mm) > SPACING_MM[1]:
-        yield Finding(
-            name, "extreme-spacing", f"spacing {_times(space.spacing_mm)} mm",
-            f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm",
-        )  # fmt: skip
-    extent = space.extent_mm
-    if min(extent) < EXTENT_MM[0] or max(extent) > EXTENT_MM[1]:
-        yield Finding(
-            name, "extreme-extent", f"field of view {_times(extent)} mm", f"{EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm"
-        )
+        yield "extreme-spacing", f"spacing {spacing} mm", f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm"
+    if min(space.extent_mm) < EXTENT_MM[0] or max(space.extent_mm) > EXTENT_MM[1]:
+        yield "extreme-extent", f"field of view {extent} mm", f"{EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm"
 
 
-def _channel_findings(
-    case: Case, volume: Volume, label_set: LabelSet, findings: list[Finding]
-) -> tuple[tuple[tuple[float, float], tuple[int, ...]], bool]:
+def _inspect_channels(
+    case: Case, volume: Volume, label_set: LabelSet, findings: list[Found]
+) -> tuple[tuple[float, float], tuple[int, ...], bool]:
     """Extreme values and coarse histogram of the first channel, and whether it holds plausible HU; adds findings."""
-    kept: list[tuple[tuple[float, float], tuple[int, ...]]] = []
-    has_hu = False
+    kept: list[tuple[tuple[float, float], tuple[int, ...], bool]] = []
     for number, channel in enumerate(volume.array):
         lowest, highest = float(channel.min()), float(channel.max())
         is_ct = number < len(label_set.ct_channels) and label_set.ct_channels[number]
         coarse: tuple[int, ...] = ()
-        found: list[Finding] = []
+        found: list[Found] = []
         if lowest == highest:
-            found = [
-                Finding(case.name, "constant", f"every voxel of {case.images[number]} is {lowest:g}", "a scan"),
-            ]
+            found = [("constant", f"every voxel of {case.images[number]} is {lowest:g}", "a scan")]
         elif is_ct:
             counts = hu_histogram(channel)
             ends = (int((channel == channel.min()).sum()), int((channel == channel.max()).sum()))
-            found = list(hounsfield_findings(case.name, counts, lowest, highest, ends))
-            coarse = tuple(_coarse(counts).tolist())
+            found = list(hounsfield_findings(counts, lowest, highest, ends))
+            coarse = tuple(np.add.reduceat(counts, COARSE_HU - LOWEST_HU)[:-1].tolist())
         findings += found
-        if number == 0:
-            has_hu = is_ct and not any(one.severity == "error" for one in found)
-        kept.append(((lowest, highest), coarse))
-    return kept[0], has_hu
-
-
-def _coarse(counts: np.ndarray) -> np.ndarray:
-    """A histogram of whole HU summed over the bins of COARSE_HU; what lies outside is left out."""
-    return np.add.reduceat(counts, COARSE_HU - LOWEST_HU)[:-1]
+        has_hu = is_ct and not any(KINDS[code].severity == "error" for code, _, _ in found)
+        kept.append(((lowest, highest), coarse, has_hu))
+    return kept[0]
 
 
 def _inspect_labels(
-    case: Case, volume: Volume, label_set: LabelSet, has_hu: bool, findings: list[Finding]
+    case: Case, path: Path, volume: Volume, label_set: LabelSet, has_hu: bool, findings: list[Found]
 ) -> tuple[dict[int, int], str, bool]:
     """Voxels per id, the map's hash, and whether the organs tell how the patient lies; adds findings."""
-    assert case.labels is not None
     try:
-        map_ = read_volume(case.labels)
+        map_ = read_volume(path)
     except ScanError as error:
-        findings.append(_unreadable(case.name, error))
+        findings.append(_unreadable(error))
         return {}, "", False
-    counts = label_counts(map_.array[0])
-    findings += number_findings(case, map_.array[0], counts)
+    array = map_.array[0]
+    counts = label_counts(array)
+    findings += number_findings(path, array, counts)
     if not map_.space.same_grid(volume.space):
-        findings.append(
-            Finding(
-                case.name, "grid-mismatch",
-                f"{case.labels} is not on the grid of its image ({map_.space.difference(volume.space)})",
-                "the grid of the image",
-            )
-        )  # fmt: skip
+        words = f"{path} is not on the grid of its image ({map_.space.difference(volume.space)})"
+        findings.append(("grid-mismatch", words, "the grid of the image"))
         return counts or {}, "", False
     if counts is None:
         return {}, "", False
-    findings += drawn_findings(case, counts, label_set)
-    if min(counts) < 0 or max(counts) > MAX_LABEL or set(counts) <= {0}:
+    findings += drawn_findings(path, counts, label_set.names, case.annotated)
+    if min(counts) < 0 or max(counts) > LARGEST_ID or set(counts) <= {0}:
         return counts, "", False
-    labels = np.rint(map_.array[0]).astype(np.uint8) if map_.array.dtype != np.uint8 else map_.array[0]
+    labels = np.rint(array).astype(np.uint8) if array.dtype != np.uint8 else array
     centres = label_centres(labels, volume.space.spacing_mm, label_set.names)
-    pairs = tuple((label_set.names[right], label_set.names[left]) for right, left in label_set.left_right_pairs)
-    found, decided = label_orientation_findings(case.name, centres, pairs)
+    pairs = [(label_set.names[right], label_set.names[left]) for right, left in label_set.left_right_pairs]
+    found, decided = label_orientation_findings(centres, pairs)
     findings += found
     if has_hu:
-        findings += place_findings(case.name, labels, volume.array[0], label_set)
+        findings += place_findings(labels, volume.array[0], label_set.names)
     digest = hashlib.sha256(repr(labels.shape).encode())
     digest.update(np.ascontiguousarray(labels).data)
     return counts, digest.hexdigest(), decided
-
-
-def _times(values: tuple[float, ...]) -> str:
-    return "×".join(f"{value:.4g}" for value in values)

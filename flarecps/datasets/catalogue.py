@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flarecps.datasets.findings import Finding, FindingCollector
+from flarecps.datasets.findings import FindingCollector
 from flarecps.datasets.label_names import label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Listing, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
@@ -75,11 +75,9 @@ class Catalogue:
         unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in by_name]
         for name in dict.fromkeys(unknown):
             complaints.add(
-                Finding(
-                    name, "missing-file",
-                    f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}",
-                    "case names: file names without _0000 and suffix",
-                )
+                name, "missing-file",
+                f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}",
+                "case names: file names without _0000 and suffix",
             )  # fmt: skip
         for name, ids in split.annotated.items():
             strange = sorted(set(ids) - set(self.labels.values()))
@@ -141,12 +139,10 @@ def _read_labels(content: Any, where: str, complaints: FindingCollector) -> dict
     if list(labels.values()) != list(range(len(labels))):
         proposal = ", ".join(f"{old}->{new}" for new, old in enumerate(labels.values()) if new != old)
         complaints.add(
-            Finding(
-                "", "label-ids",
-                f"{where}: label ids {list(labels.values())}",
-                "0, 1, 2, ... without gaps",
-                f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
-            )
+            "", "label-ids",
+            f"{where}: label ids {list(labels.values())}",
+            "0, 1, 2, ... without gaps",
+            f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
         )  # fmt: skip
     return labels
 
@@ -181,20 +177,16 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
     for case in catalogue.cases:
         if case.name in sound:
             complaints.add(
-                Finding(
-                    case.name, "same-name",
-                    f"{case.images[0]}: the case name {case.name!r} is taken by {sound[case.name].images[0]}",
-                    "one scan per name",
-                )
+                case.name, "same-name",
+                f"{case.images[0]}: the case name {case.name!r} is taken by {sound[case.name].images[0]}",
+                "one scan per name",
             )  # fmt: skip
         elif len(case.images) != len(catalogue.channels):
             complaints.add(
-                Finding(
-                    case.name, "channel-count",
-                    f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
-                    f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)})",
-                    "one file per channel",
-                )
+                case.name, "channel-count",
+                f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
+                f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)})",
+                "one file per channel",
             )  # fmt: skip
         else:
             sound[case.name] = case
@@ -211,10 +203,8 @@ def _check_labelled(catalogue: Catalogue, complaints: FindingCollector) -> None:
         )
     for case in missing:
         complaints.add(
-            Finding(
-                case.name, "image-without-labels",
-                f"{case.images[0]}: training image without labels ({len(missing)} such cases)",
-                f"labels called {case.name}",
-                "add them, or move the image to imagesUn/ (unlabelled)",
-            )
+            case.name, "image-without-labels",
+            f"{case.images[0]}: training image without labels ({len(missing)} such cases)",
+            f"labels called {case.name}",
+            "add them, or move the image to imagesUn/ (unlabelled)",
         )  # fmt: skip

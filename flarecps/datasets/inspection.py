@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from flarecps.batch_processing import Outcome, process_cases
-from flarecps.datasets.case_inspection import COARSE_HU, CaseInspection, inspect_case
+from flarecps.datasets.case_inspection import COARSE_HU, CaseInspection, LabelSet, inspect_case
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.duplicates import find_duplicates
-from flarecps.datasets.findings import SEVERITIES, Finding, FindingCollector, Severity, by_severity
-from flarecps.datasets.label_checks import LabelSet
+from flarecps.datasets.findings import SEVERITIES, Finding, FindingCollector, Severity
 from flarecps.datasets.relabelling import Renumbering, propose_annotated, propose_renumbering
 
 __all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_folder", "inspection_to_json"]
@@ -88,7 +87,7 @@ def inspect_catalogue(
     findings += _never_drawn(catalogue, examined)
     findings += _absent(catalogue, examined)
     findings += _odd_orientations(examined)
-    findings.sort(key=by_severity)
+    findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.code, one.case))
     findings = [replace(one, found=_told_from(catalogue.root, one.found)) for one in findings]
     maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
     renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs)

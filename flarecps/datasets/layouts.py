@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
-from flarecps.datasets.findings import Finding, FindingCollector
+from flarecps.datasets.findings import FindingCollector
+from flarecps.datasets.splits import read_json
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import is_scan_file, scan_name
 
@@ -53,7 +54,12 @@ def list_folder(root: Path, complaints: FindingCollector | None = None) -> Listi
     complaints = complaints or FindingCollector()
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
-    description = _read_description(root / "dataset.json")
+    file = root / "dataset.json"
+    description: Mapping[str, Any] | None = None
+    if file.is_file():
+        description = read_json(file)
+        if not isinstance(description, dict):
+            raise DatasetError(f"{file}: expected a JSON object")
     flare_labelled = _flare22_labelled(root)
     if flare_labelled is not None:
         return _list_flare22(root, flare_labelled, description, complaints)
@@ -118,21 +124,17 @@ def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: Findin
         orphans = sorted(set(labels) - set(channels))
         for orphan in orphans if role == "labelled" else []:
             complaints.add(
-                Finding(
-                    orphan, "labels-without-image",
-                    f"{labels[orphan]}: labels without an image ({len(orphans)} such files in {labels_folder})",
-                    f"an image called {orphan}_0000 beside the others",
-                )
+                orphan, "labels-without-image",
+                f"{labels[orphan]}: labels without an image ({len(orphans)} such files in {labels_folder})",
+                f"an image called {orphan}_0000 beside the others",
             )  # fmt: skip
         for name, images in sorted(channels.items()):
             numbers = [channel for channel, _ in sorted(images)]
             if numbers != list(range(len(numbers))):
                 complaints.add(
-                    Finding(
-                        name, "channel-count",
-                        f"{images[0][1]}: case {name!r} has the channels {numbers}",
-                        "0, 1, ... once each (file names ending in _0000, _0001, ...)",
-                    )
+                    name, "channel-count",
+                    f"{images[0][1]}: case {name!r} has the channels {numbers}",
+                    "0, 1, ... once each (file names ending in _0000, _0001, ...)",
                 )  # fmt: skip
                 continue
             cases.append(Case(name, role, tuple(path for _, path in sorted(images)), labels.get(name)))
@@ -174,63 +176,44 @@ def _list_flare22(
 
 def _list_msd(root: Path, description: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
     """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
-    cases = []
+    cases: list[Case] = []
     for entry in description["training"]:
         if not isinstance(entry, Mapping) or "image" not in entry:
             raise DatasetError(f'{root / "dataset.json"}: "training" must list {{"image": path, "label": path}}')
         image = root / entry["image"]
         labels = root / entry["label"] if entry.get("label") else None
-        absent = [path for path in (image, labels) if path is not None and not path.exists()]
-        for path in absent:
-            complaints.add(
-                Finding(scan_name(image), "missing-file", f"{path}: listed in dataset.json but not there", "the file")
-            )
-        if absent:
-            continue
-        cases.append(Case(scan_name(image), "labelled", (image,), labels))
+        cases += _if_complete(Case(scan_name(image), "labelled", (image,), labels), complaints)
     unlabelled = [Case(scan_name(path), "unlabelled", (path,)) for path in _scans_in(root / "imagesUn")]
     listed = description.get("test", [])
     tests = [root / (entry["image"] if isinstance(entry, Mapping) else entry) for entry in listed]
     labels_of = _labels_in(root / "labelsTs")
     test = [Case(scan_name(path), "test", (path,), labels_of.get(scan_name(path))) for path in tests if path.exists()]
-    return tuple(sorted(cases, key=_by_name)) + tuple(unlabelled) + tuple(sorted(test, key=_by_name))
+    by_name = attrgetter("name")
+    return (*sorted(cases, key=by_name), *unlabelled, *sorted(test, key=by_name))
+
+
+def _if_complete(case: Case, complaints: FindingCollector) -> list[Case]:
+    """The case, if all files that dataset.json gives for it are there."""
+    absent = [path for path in (*case.images, case.labels) if path is not None and not path.exists()]
+    for path in absent:
+        complaints.add(case.name, "missing-file", f"{path}: listed in dataset.json but not there", "the file")
+    return [] if absent else [case]
 
 
 def _list_named(root: Path, named: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
     """nnU-Net v2's other way: dataset.json's "dataset" gives every training case's files; the rest lies in folders."""
-    cases = []
+    cases: list[Case] = []
     for name, entry in sorted(named.items()):
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list) or "label" not in entry:
             raise DatasetError(
                 f'{root / "dataset.json"}: "dataset" must give {{"images": [paths], "label": path}} of case {name!r}'
             )
         images, labels = tuple(root / str(path) for path in entry["images"]), root / str(entry["label"])
-        absent = [path for path in (*images, labels) if not path.exists()]
-        for path in absent:
-            complaints.add(Finding(name, "missing-file", f"{path}: listed in dataset.json but not there", "the file"))
-        if not absent:
-            cases.append(Case(name, "labelled", images, labels))
+        cases += _if_complete(Case(name, "labelled", images, labels), complaints)
     rest = _list_roles(
         [(root / "imagesUn", None, "unlabelled"), (root / "imagesTs", root / "labelsTs", "test")], complaints
     )
     return tuple(cases) + rest
-
-
-def _by_name(case: Case) -> str:
-    return case.name
-
-
-def _read_description(path: Path) -> Mapping[str, Any] | None:
-    """The content of dataset.json, or None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected a JSON object")
-    return content
 
 
 def _required(description: Mapping[str, Any] | None, root: Path) -> Mapping[str, Any]:

@@ -86,12 +86,8 @@ def write_phantom(
         shuffled = np.random.default_rng([seed, len(ROLES)]).permutation(len(maps))
         sources = anatomy_sources([maps[i] for i in shuffled], counts)
     _clear(out)
-    recipe: dict[str, object] = {
-        **counts,
-        "size": size,
-        "seed": seed,
-        "anatomy": None if anatomy is None else Path(anatomy).name,
-    }
+    recipe: dict[str, object] = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
+    recipe |= {"size": size, "seed": seed, "anatomy": None if anatomy is None else Path(anatomy).name}
     orders = [
         _PhantomCase(out, role, index, seed, size, sources[role][index] if sources else None)
         for role in ("labelled", "test", "unlabelled")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from flarecps.datasets.case_checks import label_counts
 from flarecps.datasets.catalogue import Catalogue
-from flarecps.datasets.label_checks import MAX_LABEL, label_counts
+from flarecps.datasets.label_names import LARGEST_ID
 from flarecps.datasets.splits import Split, split_to_json
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_volume, write_labels
@@ -39,8 +40,8 @@ def parse_ids(words: str) -> tuple[tuple[int, int], ...]:
             pair = (int(old), int(new))
         except ValueError:
             raise DatasetError(f"ids {words!r}: expected OLD=NEW pairs, such as 63=1,126=2") from None
-        if not equals or not 0 <= pair[1] <= MAX_LABEL:
-            raise DatasetError(f"ids {words!r}: new id {pair[1]}; expected 0 to {MAX_LABEL}")
+        if not equals or not 0 <= pair[1] <= LARGEST_ID:
+            raise DatasetError(f"ids {words!r}: new id {pair[1]}; expected 0 to {LARGEST_ID}")
         pairs.append(pair)
     if len({old for old, _ in pairs}) != len(pairs):
         raise DatasetError(f"ids {words!r}: an old id is named twice; expected each once")
@@ -58,9 +59,9 @@ def relabel_file(order: RelabelTask) -> int:
     if counts is None:
         raise ScanError(f"{order.source}: some voxels are not whole numbers; expected a label map")
     table = {old: old for old in counts} | {old: new for old, new in order.ids if old in counts}
-    outside = sorted(old for old, new in table.items() if not 0 <= new <= MAX_LABEL)
+    outside = sorted(old for old, new in table.items() if not 0 <= new <= LARGEST_ID)
     if outside:
-        raise ScanError(f"{order.source}: the ids {outside} do not fit into 0 to {MAX_LABEL}: name them in --ids")
+        raise ScanError(f"{order.source}: the ids {outside} do not fit into 0 to {LARGEST_ID}: name them in --ids")
     old_ids = np.asarray(list(table))
     new_ids = np.asarray([table[old] for old in old_ids.tolist()], np.uint8)
     renumbered = np.empty(array.shape, np.uint8)

@@ -87,18 +87,23 @@ def split_from_json(content: Any, where: str) -> Split:
         raise DatasetError(f"{where}: {error}") from None
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a data set; raises DatasetError where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+
+
 def read_splits(path: Path | str) -> dict[str, Split]:
     """The splits of a ``splits.json`` by name; a flat file (one split, without a name) gives ``{"default": ...}``.
 
     Raises DatasetError when the file is missing, is not JSON, or holds something else.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; expected a splits.json") from None
-    except ValueError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file; expected a splits.json")
+    content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise DatasetError(f"{path}: expected one split, or several by name")
     if "labelled" in content:
@@ -117,10 +122,7 @@ def data_set_splits(root: Path, unlabelled: Sequence[str] = (), test: Sequence[s
     own, path = root / SPLITS, root / NNUNET_SPLITS
     if own.is_file() or not path.is_file():
         return read_splits(own) if own.is_file() else {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise DatasetError(f'{path}: expected nnU-Net\'s list of folds, [{{"train": [...], "val": [...]}}, ...]')
     splits = {}

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
-from flarecps.datasets.case_inspection import axis_codes
-from flarecps.datasets.duplicates import content_hash, find_duplicates, scan_hashes
-from flarecps.datasets.hounsfield_checks import hounsfield_findings, hu_histogram
-from flarecps.datasets.orientation_checks import (
+from flarecps.datasets.case_checks import (
     ABOVE,
     IN_FRONT,
+    hounsfield_findings,
+    hu_histogram,
     label_centres,
     label_orientation_findings,
     torso_findings,
 )
+from flarecps.datasets.case_inspection import axis_codes
+from flarecps.datasets.duplicates import content_hash, find_duplicates, scan_hashes
 from flarecps.datasets.relabelling import RelabelTask, parse_ids, propose_renumbering, relabel_file
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_labels, read_volume, write_volume
@@ -144,7 +145,7 @@ def test_axis_codes() -> None:
 def codes_of(labels: np.ndarray, spacing_mm: tuple[float, float, float], names: dict[int, str]) -> set[str]:
     centres = label_centres(labels, spacing_mm, names)
     pairs = tuple((names[right], names[left]) for right, left in FLARE22_PAIRS if right in names)
-    return {one.code for one in label_orientation_findings("case", centres, pairs)[0]}
+    return {code for code, _, _ in label_orientation_findings(centres, pairs)[0]}
 
 
 def test_real_organs_lie_as_the_rules_say(shared_data: Path) -> None:
@@ -171,18 +172,18 @@ def test_similar_names_are_not_confused() -> None:
     labels[8, 5, 5], labels[1, 5, 5] = 1, 2
     names = {0: "background", 1: "gallbladder", 2: "liver"}
     centres = label_centres(labels, (10.0, 10.0, 10.0), names)
-    assert label_orientation_findings("case", centres, ()) == ([], False), "a gallbladder is no bladder"
+    assert label_orientation_findings(centres, ()) == ([], False), "a gallbladder is no bladder"
     names = {0: "background", 1: "left_adrenal_gland", 2: "left_kidney"}
     centres = label_centres(labels, (10.0, 10.0, 10.0), names)
-    assert label_orientation_findings("case", centres, ()) == ([], False), "above is decided, in front is not"
+    assert label_orientation_findings(centres, ()) == ([], False), "above is decided, in front is not"
     flipped = label_centres(np.ascontiguousarray(labels[::-1]), (10.0, 10.0, 10.0), names)
-    assert [one.code for one in label_orientation_findings("case", flipped, ())[0]] == ["upside-down"]
+    assert [code for code, _, _ in label_orientation_findings(flipped, ())[0]] == ["upside-down"]
 
 
 def test_real_torsos_lie_as_their_voxels_say(shared_data: Path) -> None:
     volume = read_volume(shared_data / "ct" / "example_3mm" / "ct.nii.gz")
-    assert list(torso_findings("case", volume.array[0], volume.space.spacing_mm)) == []
-    turned = [one.code for one in torso_findings("case", volume.array[0][:, ::-1], volume.space.spacing_mm)]
+    assert list(torso_findings(volume.array[0], volume.space.spacing_mm)) == []
+    turned = [code for code, _, _ in torso_findings(volume.array[0][:, ::-1], volume.space.spacing_mm)]
     assert turned == ["maybe-back-to-front"]
 
 
@@ -228,5 +229,5 @@ def test_how_values_were_made(change, codes: list[str]) -> None:  # type: ignore
                 continue
             values = values.astype(np.int16)
         ends = (int((values == values.min()).sum()), int((values == values.max()).sum()))
-        found = hounsfield_findings("case", hu_histogram(values), float(values.min()), float(values.max()), ends)
-        assert [one.code for one in found] == codes
+        found = hounsfield_findings(hu_histogram(values), float(values.min()), float(values.max()), ends)
+        assert [code for code, _, _ in found] == codes
