@@ -27,8 +27,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 import flarecps
-from flarecps.datasets.layouts import Case
-from flarecps.datasets.subset import link_cases
+from flarecps.datasets.layouts import Case, link_cases
 from flarecps.experiments.runner import call_flarecps
 
 RESAMPLES = 10_000

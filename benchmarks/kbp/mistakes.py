@@ -21,8 +21,7 @@ import SimpleITK as sitk
 from run import RESULTS
 from scipy import ndimage
 
-from flarecps.datasets.layouts import Case
-from flarecps.datasets.subset import link_cases
+from flarecps.datasets.layouts import Case, link_cases
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.experiments.runner import call_flarecps
 from flarecps.experiments.trainings import last_checkpoint, training_is_finished

@@ -33,7 +33,7 @@ from table import write_table
 
 from flarecps.atomic import write_json
 from flarecps.datasets.catalogue import read_catalogue
-from flarecps.datasets.subset import link_cases
+from flarecps.datasets.layouts import link_cases
 from flarecps.errors import FlarecpsError
 from flarecps.experiments.runner import FLARECPS, run_experiment
 from flarecps.experiments.stages import Stage, command_stage

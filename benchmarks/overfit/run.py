@@ -28,8 +28,7 @@ import torch
 from flarecps import __version__
 from flarecps.anatomy import organs_of
 from flarecps.checkpoint import read_checkpoint
-from flarecps.datasets.layouts import Case
-from flarecps.datasets.subset import link_subset
+from flarecps.datasets.layouts import Case, link_subset
 from flarecps.experiments.runner import processor_name, run_experiment
 from flarecps.experiments.stages import Stage
 from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages

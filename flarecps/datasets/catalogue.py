@@ -9,7 +9,7 @@ from typing import Any
 
 from flarecps.datasets.findings import FindingCollector
 from flarecps.datasets.label_names import label_names, left_right_pairs
-from flarecps.datasets.layouts import Case, Listing, Role, list_folder
+from flarecps.datasets.layouts import Case, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
 from flarecps.errors import DatasetError
 
@@ -109,18 +109,19 @@ def read_catalogue(
     """
     complaints = complaints or FindingCollector()
     root = Path(dataset)
-    listing = list_folder(root, complaints)
+    layout, cases, description = list_folder(root, complaints)
     where = str(root / "dataset.json")
-    labels = _read_labels(listing.description.get("labels"), where, complaints)
-    channels = _read_channels(listing)
+    labels = _read_labels(description.get("labels"), where, complaints)
+    channels = description.get("channel_names", description.get("modality", {"0": "CT"}))  # nnU-Net v2's, or MSD's name
+    in_order = [channels[key] for key in sorted(channels, key=int)] if isinstance(channels, Mapping) else [channels]
     catalogue = Catalogue(
         root=root,
-        name=str(listing.description.get("name", root.resolve().name)),
+        name=str(description.get("name", root.resolve().name)),
         labels=labels,
-        channels=channels,
-        left_right_pairs=_read_pairs(listing.description.get("left_right_pairs"), labels, where),
-        cases=listing.cases,
-        layout=listing.layout,
+        channels=tuple(map(str, in_order)),
+        left_right_pairs=_read_pairs(description.get("left_right_pairs"), labels, where),
+        cases=cases,
+        layout=layout,
     )
     catalogue = replace(catalogue, cases=_sound_cases(catalogue, complaints))
     roles = catalogue.split
@@ -145,14 +146,6 @@ def _read_labels(content: Any, where: str, complaints: FindingCollector) -> dict
             f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
         )  # fmt: skip
     return labels
-
-
-def _read_channels(listing: Listing) -> tuple[str, ...]:
-    """Channel names in order, from ``channel_names`` (nnU-Net v2) or ``modality`` (MSD); CT without either."""
-    content = listing.description.get("channel_names", listing.description.get("modality", {"0": "CT"}))
-    if isinstance(content, Mapping):
-        return tuple(str(content[key]) for key in sorted(content, key=lambda key: int(key)))
-    return (str(content),)
 
 
 def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:

@@ -1,22 +1,35 @@
-"""How data sets lie on disk: nnU-Net v2's raw folders, FLARE22's own, MSD, and plain images/labels/unlabelled."""
+"""How data sets lie on disk: nnU-Net v2's raw folders, FLARE22's own, MSD, and plain images/labels/unlabelled.
+
+A subset of a data set is a folder of links in nnU-Net v2's layout: nothing is copied, the source untouched.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.datasets.findings import FindingCollector
 from flarecps.datasets.splits import read_json
 from flarecps.errors import DatasetError
 from flarecps.volumes.io import is_scan_file, scan_name
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
+_Place: TypeAlias = tuple[Path, Path | None, Role]  # folder of images, folder of labels, whose they are
 
+FLARE22_DESCRIPTION = {
+    "name": "FLARE22",
+    "labels": FLARE22_LABELS,
+    "channel_names": {"0": "CT"},
+    "left_right_pairs": FLARE22_PAIRS,
+}
 _CHANNEL_ENDING = re.compile(r"^(?P<name>.+)_(?P<channel>\d{4})$")  # nnU-Net: CASE_0000.nii.gz
 
 
@@ -34,24 +47,15 @@ class Case:
     annotated: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What a layout found: its name, the cases, and the content of ``dataset.json`` (FLARE22's preset without one)."""
-
-    layout: str
-    cases: tuple[Case, ...]
-    description: Mapping[str, Any]
-
-
-def list_folder(root: Path, complaints: FindingCollector | None = None) -> Listing:
-    """The cases of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2, plain.
+def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Case, ...], Mapping[str, Any]]:
+    """The layout, cases and description of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2,
+    plain. The description is the content of ``dataset.json`` (FLARE22's preset without one).
 
     Cases come sorted by name within labelled, unlabelled, test. A training image without labels is listed as labelled
     with ``labels=None``: ``catalogue`` decides whether that is a mistake. Raises DatasetError when the folder is
-    missing or fits no layout; labels without an image, odd channels and missing files go to ``complaints`` (which
-    raises by default), and the files concerned are left out.
+    missing or fits no layout; labels without an image, odd channels and missing files go to ``complaints``, and the
+    files concerned are left out.
     """
-    complaints = complaints or FindingCollector()
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
     file = root / "dataset.json"
@@ -60,33 +64,42 @@ def list_folder(root: Path, complaints: FindingCollector | None = None) -> Listi
         description = read_json(file)
         if not isinstance(description, dict):
             raise DatasetError(f"{file}: expected a JSON object")
-    flare_labelled = _flare22_labelled(root)
-    if flare_labelled is not None:
-        return _list_flare22(root, flare_labelled, description, complaints)
+    for flare22 in [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]:  # as in ``Training``
+        if "unlabeled" not in flare22.name.lower() and (flare22 / "images").is_dir():
+            cases = _list_roles(_flare22_places(root, flare22), complaints)
+            return "FLARE22", cases, FLARE22_DESCRIPTION if description is None else description
     if description is not None and isinstance(description.get("training"), list):
-        return Listing("MSD", _list_msd(root, description, complaints), description)
+        return "MSD", _list_msd(root, description, complaints), description
     if description is not None and isinstance(description.get("dataset"), Mapping):
-        return Listing("nnU-Net", _list_named(root, description["dataset"], complaints), description)
+        return "nnU-Net", _list_named(root, description["dataset"], complaints), description
+    places: list[_Place]
     if (root / "imagesTr").is_dir():
-        cases = _list_roles(
-            [(root / "imagesTr", root / "labelsTr", "labelled"), (root / "imagesUn", None, "unlabelled"),
-             (root / "imagesTs", root / "labelsTs", "test")],
-            complaints,
-        )  # fmt: skip
-        return Listing("nnU-Net", cases, _required(description, root))
-    if (root / "images").is_dir():
+        layout = "nnU-Net"
+        places = [(root / "imagesTr", root / "labelsTr", "labelled"), *_nnunet_rest(root)]
+    elif (root / "images").is_dir():
+        layout, test = "plain", root / "test"
         unlabelled = root / "unlabelled" if (root / "unlabelled").is_dir() else root / "unlabeled"
-        test = root / "test"
-        cases = _list_roles(
-            [(root / "images", root / "labels", "labelled"), (_images_of(unlabelled), None, "unlabelled"),
-             (_images_of(test), test / "labels", "test")],
-            complaints,
-        )  # fmt: skip
-        return Listing("plain", cases, _required(description, root))
-    raise DatasetError(
-        f"{root}: no images found; expected imagesTr/ (nnU-Net v2), FLARE22_LabeledCase50/, an MSD dataset.json, "
-        f"or images/ labels/ unlabelled/"
-    )
+        places = [
+            (root / "images", root / "labels", "labelled"),
+            (_images_of(unlabelled), None, "unlabelled"),
+            (_images_of(test), test / "labels", "test"),
+        ]
+    else:
+        raise DatasetError(
+            f"{root}: no images found; expected imagesTr/ (nnU-Net v2), FLARE22_LabeledCase50/, an MSD dataset.json, "
+            f"or images/ labels/ unlabelled/"
+        )
+    cases = _list_roles(places, complaints)
+    if description is None:
+        raise DatasetError(
+            f"{file}: missing; it names the labels, for example "
+            '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
+        )
+    return layout, cases, description
+
+
+def _nnunet_rest(root: Path) -> list[_Place]:
+    return [(root / "imagesUn", None, "unlabelled"), (root / "imagesTs", root / "labelsTs", "test")]
 
 
 def _images_of(folder: Path) -> Path:
@@ -105,8 +118,13 @@ def _scans_in(folder: Path | None) -> list[Path]:
     )
 
 
-def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: FindingCollector) -> tuple[Case, ...]:
-    """The cases of several (images folder, labels folder, role); one rule on channel endings for all of them.
+def _labels_in(folder: Path | None) -> dict[str, Path]:
+    """Label files by case name."""
+    return {scan_name(path): path for path in _scans_in(folder)}
+
+
+def _list_roles(places: list[_Place], complaints: FindingCollector) -> tuple[Case, ...]:
+    """The cases of several places; one rule on channel endings for all of them.
 
     ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit).
     """
@@ -141,37 +159,15 @@ def _list_roles(places: list[tuple[Path, Path | None, Role]], complaints: Findin
     return tuple(cases)
 
 
-def _labels_in(folder: Path | None) -> dict[str, Path]:
-    """Label files by case name."""
-    return {scan_name(path): path for path in _scans_in(folder)}
-
-
-def _flare22_labelled(root: Path) -> Path | None:
-    """The folder of FLARE22's 50 labelled cases, in ``root`` or one folder below it (``Training``); None without."""
-    candidates = [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]
-    for folder in candidates:
-        if "unlabeled" not in folder.name.lower() and (folder / "images").is_dir():
-            return folder
-    return None
-
-
-def _list_flare22(
-    root: Path, labelled: Path, description: Mapping[str, Any] | None, complaints: FindingCollector
-) -> Listing:
+def _flare22_places(root: Path, labelled: Path) -> list[_Place]:
     """FLARE22 as its organisers ship it; validation and tuning folders count as test."""
-    places: list[tuple[Path, Path | None, Role]] = [(labelled / "images", labelled / "labels", "labelled")]
+    places: list[_Place] = [(labelled / "images", labelled / "labels", "labelled")]
     for parent in dict.fromkeys([root, labelled.parent]):
         places += [(_images_of(folder), None, "unlabelled") for folder in sorted(parent.glob("*UnlabeledCase*"))]
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if any(word in folder.name.lower() for word in ("validation", "tuning", "test")):
             places.append((_images_of(folder), folder / "labels", "test"))
-    preset = {
-        "name": "FLARE22",
-        "labels": FLARE22_LABELS,
-        "channel_names": {"0": "CT"},
-        "left_right_pairs": FLARE22_PAIRS,
-    }
-    return Listing("FLARE22", _list_roles(places, complaints), description if description is not None else preset)
+    return places
 
 
 def _list_msd(root: Path, description: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
@@ -210,16 +206,50 @@ def _list_named(root: Path, named: Mapping[str, Any], complaints: FindingCollect
             )
         images, labels = tuple(root / str(path) for path in entry["images"]), root / str(entry["label"])
         cases += _if_complete(Case(name, "labelled", images, labels), complaints)
-    rest = _list_roles(
-        [(root / "imagesUn", None, "unlabelled"), (root / "imagesTs", root / "labelsTs", "test")], complaints
-    )
-    return tuple(cases) + rest
+    return (*cases, *_list_roles(_nnunet_rest(root), complaints))
 
 
-def _required(description: Mapping[str, Any] | None, root: Path) -> Mapping[str, Any]:
-    if description is None:
+def link_cases(cases: Sequence[Case], images: Path, labels: Path | None = None) -> None:
+    """Links to the cases' scans as ``images/NAME_0000.…`` and, given ``labels``, to their label maps as ``NAME.…``.
+
+    Links that are there already and lead elsewhere are replaced; others in the folders stay. Raises DatasetError where
+    the file system has no links.
+    """
+    for folder in (images, labels):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        for channel, image in enumerate(case.images):
+            _link(images / f"{case.name}_{channel:04d}{_suffix(image)}", image)
+        if labels is not None and case.labels is not None:
+            _link(labels / f"{case.name}{_suffix(case.labels)}", case.labels)
+
+
+def link_subset(
+    out: Path, labelled: Sequence[Case], unlabelled: Sequence[Case], description: Mapping[str, Any]
+) -> None:
+    """A data set folder ``out`` of links to these cases; its ``dataset.json`` comes last, holding ``description``."""
+    (out / "dataset.json").unlink(missing_ok=True)
+    link_cases(labelled, out / "imagesTr", out / "labelsTr")
+    link_cases(unlabelled, out / "imagesUn")
+    write_json(out / "dataset.json", {**description, "numTraining": len(labelled), "file_ending": ".nii.gz"})
+
+
+def _link(link: Path, target: Path) -> None:
+    """``link`` leads to ``target`` (made absolute), whatever was there before."""
+    partial = link.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}")
+    try:
+        partial.symlink_to(target.resolve())
+        os.replace(partial, link)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
         raise DatasetError(
-            f"{root / 'dataset.json'}: missing; it names the labels, for example "
-            '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
-        )
-    return description
+            f"{link}: no link can be made there ({error.strerror}); choose an --out on a file system with links"
+        ) from error
+
+
+def _suffix(path: Path) -> str:
+    """``.nii.gz`` or the like; nothing for a DICOM folder."""
+    if path.is_dir():
+        return ""
+    return "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix

@@ -44,11 +44,6 @@ class Split:
                     )
                 seen[name] = role
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All cases of the split, labelled first."""
-        return self.labelled + self.validation + self.unlabelled + self.test
-
 
 def split_to_json(split: Split) -> dict[str, Any]:
     """The split as plain JSON types, in the form ``read_splits`` reads; empty optional entries are left out."""

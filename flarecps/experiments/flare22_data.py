@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.datasets.catalogue import Case, Catalogue
+from flarecps.datasets.layouts import link_cases, link_subset
 from flarecps.datasets.splits import fold
-from flarecps.datasets.subset import link_cases, link_subset
 from flarecps.errors import ConfigError, DatasetError
 
 LABELLED, UNLABELLED, UNLABELLED_USED, VALIDATION, RELEASED = 50, 2000, 1000, 50, 20
