@@ -37,14 +37,6 @@ class ScanHashes:
     slices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """Scans that are one: their names, and in words how they are alike."""
-
-    names: tuple[str, ...]
-    alike: str
-
-
 def scan_hashes(array: ScanArray) -> ScanHashes:
     """The hashes of a scan (channel, slice, row, column); the slices' are those of the first channel."""
     shuffled = 0
@@ -54,7 +46,10 @@ def scan_hashes(array: ScanArray) -> ScanHashes:
             values, counts = _values(plane)
             bits = _bits(values)
             shuffled += int((_mixed(bits) * counts).sum(dtype=np.uint64))
-            if number == 0 and _shows_something(values, counts):
+            above = values > values.min()
+            if number or counts[above].sum() < FEWEST_SHOWN:
+                continue
+            if len(np.unique(values[above][:: max(1, int(above.sum()) // 4096)])) >= FEWEST_VALUES:
                 slices.append(int((_mixed(_bits(values - values.min())) * counts).sum(dtype=np.uint64)))
     shape = hashlib.sha256(repr((len(array), sorted(array.shape[1:]))).encode()).digest()[:8]
     whole = (shuffled & SIXTY_FOUR_BITS) ^ int.from_bytes(shape, "little")
@@ -70,8 +65,11 @@ def content_hash(array: ScanArray) -> str:
     return digest.hexdigest()
 
 
-def find_duplicates(hashes: Mapping[str, ScanHashes]) -> list[Duplicates]:
-    """Groups of two or more scans that are the same or share slices, in the order of ``hashes``."""
+def find_duplicates(hashes: Mapping[str, ScanHashes]) -> list[tuple[tuple[str, ...], str]]:
+    """Groups of two or more scans that are the same or share slices, in the order of ``hashes``.
+
+    Of each: the names, and in words how they are alike.
+    """
     parent = {name: name for name in hashes}
     words: dict[str, str] = {}
 
@@ -86,41 +84,30 @@ def find_duplicates(hashes: Mapping[str, ScanHashes]) -> list[Duplicates]:
             parent[second] = first
             words.setdefault(first, words.get(second, alike))
 
-    for same in _groups({name: one.exact for name, one in hashes.items()}):
-        for name in same[1:]:
-            join(same[0], name, "equal voxels")
-    for same in _groups({name: one.shuffled for name, one in hashes.items() if one.exact}):
-        for name in same[1:]:
-            join(same[0], name, "equal voxels in another order (flipped or turned)")
-    for (first, second), shared in sorted(_shared_slices(hashes).items()):
-        of = min(len(hashes[first].slices), len(hashes[second].slices))
-        if shared >= FEWEST_SHARED:
-            join(first, second, f"{shared} equal slices of {of}")
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in hashes:
-        groups[root(name)].append(name)
-    return [Duplicates(tuple(names), words[first]) for first, names in groups.items() if len(names) > 1]
-
-
-def _groups(keys: Mapping[str, str | int]) -> list[list[str]]:
-    found: dict[str | int, list[str]] = defaultdict(list)
-    for name, key in keys.items():
-        if key:
-            found[key].append(name)
-    return [names for names in found.values() if len(names) > 1]
-
-
-def _shared_slices(hashes: Mapping[str, ScanHashes]) -> Counter[tuple[str, str]]:
-    """How many slice hashes each pair of scans shares; pairs without any are not listed."""
+    for attribute, alike in (
+        ("exact", "equal voxels"),
+        ("shuffled", "equal voxels in another order (flipped or turned)"),
+    ):
+        first_with: dict[str | int, str] = {}
+        for name, one in hashes.items():
+            if one.exact:
+                join(first_with.setdefault(getattr(one, attribute), name), name, alike)
     holders: dict[int, list[str]] = defaultdict(list)
     for name, one in hashes.items():
         for slice_hash in one.slices:
             holders[slice_hash].append(name)
-    shared: Counter[tuple[str, str]] = Counter()
+    shared: Counter[tuple[str, str]] = Counter()  # slices that a pair of scans shares
     for names in holders.values():
         shared.update(combinations(names[:COMPARED_TOGETHER], 2))
         shared.update((names[0], name) for name in names[COMPARED_TOGETHER:])
-    return shared
+    for (first, second), count in sorted(shared.items()):
+        if count >= FEWEST_SHARED:
+            of = min(len(hashes[first].slices), len(hashes[second].slices))
+            join(first, second, f"{count} equal slices of {of}")
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in hashes:
+        groups[root(name)].append(name)
+    return [(tuple(names), words[first]) for first, names in groups.items() if len(names) > 1]
 
 
 def _values(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,11 +133,3 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-def _shows_something(values: np.ndarray, counts: np.ndarray) -> bool:
-    above = values > values.min()
-    if int(counts[above].sum()) < FEWEST_SHOWN:
-        return False
-    shown = values[above]
-    return len(np.unique(shown[:: max(1, len(shown) // 4096)])) >= FEWEST_VALUES

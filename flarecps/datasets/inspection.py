@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from flarecps.batch_processing import Outcome, process_cases
+from flarecps.batch_processing import process_cases
 from flarecps.datasets.case_inspection import COARSE_HU, CaseInspection, LabelSet, inspect_case
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.duplicates import find_duplicates
 from flarecps.datasets.findings import SEVERITIES, Finding, FindingCollector, Severity
-from flarecps.datasets.relabelling import Renumbering, propose_annotated, propose_renumbering
+from flarecps.datasets.relabelling import Renumbering, propose_renumbering
+from flarecps.datasets.splits import split_to_json
 
 __all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_folder", "inspection_to_json"]
 
@@ -47,9 +48,19 @@ class Inspection:
         return next((case.role for case in self.catalogue.cases if case.name == name), "")
 
     def annotated_proposal(self) -> dict[str, Any]:
-        """The split with a list of drawn structures for every labelled case that lacks some."""
-        voxels = {name: one.label_voxels for name, one in self.examined.items() if one.label_voxels}
-        return propose_annotated(self.catalogue, voxels)
+        """The split with, for each labelled case that lacks a structure, the ids that are drawn in it.
+
+        It is what splits.json holds, to be reviewed: a structure that the patient does not have belongs on the list
+        too. Cases already listed keep their list.
+        """
+        split = self.catalogue.split
+        known = set(self.catalogue.labels.values()) - {0}
+        annotated = dict(split.annotated)
+        for name in split.labelled + split.validation:
+            drawn = known & set(self.examined[name].label_voxels) if name in self.examined else set()
+            if drawn and drawn != known and name not in annotated:
+                annotated[name] = tuple(sorted(drawn))
+        return split_to_json(replace(split, annotated=annotated))
 
 
 def inspect_folder(
@@ -82,13 +93,18 @@ def inspect_catalogue(
     outcomes = process_cases(inspect_case, cases, workers, "Inspecting", progress)
     examined = {one.name: one.value for one in outcomes if one.value is not None}
     findings = [*already, *(finding for one in examined.values() for finding in one.findings)]
-    findings += [_stopped(one) for one in outcomes if one.error is not None]
+    findings += [
+        Finding(one.name, "not-examined", f"could not be examined: {one.error}", "a case like the others")
+        for one in outcomes
+        if one.error is not None
+    ]
     findings += _duplicate_findings(catalogue, examined)
     findings += _never_drawn(catalogue, examined)
     findings += _absent(catalogue, examined)
     findings += _odd_orientations(examined)
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), one.code, one.case))
-    findings = [replace(one, found=_told_from(catalogue.root, one.found)) for one in findings]
+    root = str(catalogue.root)  # paths are told as seen from there
+    findings = [replace(one, found=one.found.replace(f"{root}/", "").replace(f"{root}: ", "")) for one in findings]
     maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
     renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs)
     return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
@@ -139,23 +155,14 @@ def _case_record(role: str, one: CaseInspection, names: Mapping[int, str]) -> di
     return record
 
 
-def _told_from(root: Path, words: str) -> str:
-    """A message with paths as seen from the data set's folder."""
-    return words.replace(f"{root}/", "").replace(f"{root}: ", "")
-
-
-def _stopped(outcome: Outcome[CaseInspection]) -> Finding:
-    return Finding(outcome.name, "not-examined", f"could not be examined: {outcome.error}", "a case like the others")
-
-
 def _duplicate_findings(catalogue: Catalogue, examined: Mapping[str, CaseInspection]) -> Iterator[Finding]:
     """Scans that are the same scan, and label maps that belong to two different ones."""
     held_out = set(catalogue.validation_names)
     roles = {case.name: "validation" if case.name in held_out else case.role for case in catalogue.cases}
     order = ("labelled", "unlabelled", "validation", "test")
     same_scan: dict[str, int] = {}
-    for number, duplicates in enumerate(find_duplicates({name: one.hashes for name, one in examined.items()})):
-        names = sorted(duplicates.names, key=lambda name: order.index(roles[name]))
+    for number, (group, alike) in enumerate(find_duplicates({name: one.hashes for name, one in examined.items()})):
+        names = sorted(group, key=lambda name: order.index(roles[name]))
         same_scan |= dict.fromkeys(names, number)
         kinds = {roles[name] for name in names}
         listed = ", ".join(f"{name} ({roles[name]})" for name in names)
@@ -165,7 +172,7 @@ def _duplicate_findings(catalogue: Catalogue, examined: Mapping[str, CaseInspect
             code, expected = "pool-overlap", "each scan in one role"
         else:
             code, expected = "duplicate", "each scan once"
-        yield Finding(names[0], code, f"the same scan: {listed}: {duplicates.alike}", expected)
+        yield Finding(names[0], code, f"the same scan: {listed}: {alike}", expected)
     owners: dict[str, list[str]] = defaultdict(list)
     for name, one in examined.items():
         if one.labels_hash:
@@ -209,22 +216,20 @@ def _odd_orientations(examined: Mapping[str, CaseInspection]) -> Iterator[Findin
     if len(stored) < FEWEST_ORIENTATIONS or not counts:
         return
     usual, most = counts.most_common(1)[0]
+
+    def handedness(codes: str) -> float:
+        """+1 for a right-handed storage order, -1 for a mirrored one (column, row, slice codes such as "RAS")."""
+        return float(
+            np.sign(np.linalg.det([[(c == up) - (c == down) for up, down in ("RL", "AP", "SI")] for c in codes]))
+        )
+
     if len(stored) - most <= ODD_SHARE * len(stored):
         for name, codes in stored.items():
             if codes != usual:
-                mirrored = " and mirror-handed" if _handedness(codes) != _handedness(usual) else ""
+                mirrored = " and mirror-handed" if handedness(codes) != handedness(usual) else ""
                 yield Finding(
                     name, "odd-orientation", f"stored as {codes}{mirrored}, {most} of {len(stored)} as {usual}", usual
                 )
-
-
-def _handedness(codes: str) -> float:
-    """+1 for a right-handed storage order, -1 for a mirrored one (column, row, slice codes such as "RAS")."""
-    axes = np.zeros((3, 3))
-    for stored, code in enumerate(codes):
-        axis = next(axis for axis, pair in enumerate(("RL", "AP", "SI")) if code in pair)
-        axes[axis, stored] = 1 if code in "RAS" else -1
-    return float(np.sign(np.linalg.det(axes)))
 
 
 def _summary(catalogue: Catalogue, examined: Mapping[str, CaseInspection], findings: list[Finding]) -> dict[str, Any]:
@@ -248,20 +253,19 @@ def _summary(catalogue: Catalogue, examined: Mapping[str, CaseInspection], findi
         "stored_as": dict(Counter(one.stored_as for one in readable).most_common()),
     }
     if readable:
-        summary["shape_voxels"] = _spread([one.shape_voxels for one in readable], int)
-        summary["spacing_mm"] = _spread([one.spacing_mm for one in readable], float)
-        summary["extent_mm"] = _spread(
-            [np.multiply(one.shape_voxels, one.spacing_mm) for one in readable if one.shape_voxels and one.spacing_mm],
-            float,
+        shapes, spacings = (
+            np.array([getattr(one, name) for one in readable], float) for name in ("shape_voxels", "spacing_mm")
         )
+        summary["shape_voxels"] = _spread(shapes, int)
+        summary["spacing_mm"] = _spread(spacings, float)
+        summary["extent_mm"] = _spread(shapes * spacings, float)
         values = [one.intensities for one in readable if one.intensities is not None]
         summary["intensities"] = {"lowest": min(low for low, _ in values), "highest": max(high for _, high in values)}
     return summary
 
 
-def _spread(triples: list[Any], kind: type) -> dict[str, list[Any]]:
-    """Lowest, median and highest per axis (slice, row, column)."""
-    table = np.asarray(triples, float)
+def _spread(table: np.ndarray, kind: type) -> dict[str, list[Any]]:
+    """Lowest, median and highest per axis (slice, row, column) of a table (case, axis)."""
     rows = {"lowest": table.min(axis=0), "median": np.median(table, axis=0), "highest": table.max(axis=0)}
     return {name: [kind(round(float(value), 4)) for value in row] for name, row in rows.items()}
 

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.datasets.case_checks import label_counts
-from flarecps.datasets.catalogue import Catalogue
 from flarecps.datasets.label_names import LARGEST_ID
-from flarecps.datasets.splits import Split, split_to_json
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_volume, write_labels
 
@@ -159,19 +157,3 @@ def propose_renumbering(
 def _missing_with(label: int, known: set[int], maps: Sequence[Collection[int]]) -> set[int]:
     """The known structures that are missing wherever ``label`` occurs."""
     return set.intersection(*(known - set(held) for held in maps if label in held))
-
-
-def propose_annotated(catalogue: Catalogue, label_voxels: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
-    """The data set's split with, for each labelled case that lacks a structure, the ids that are drawn in it.
-
-    It is what splits.json holds, to be reviewed: a structure that the patient does not have belongs on the list too.
-    ``label_voxels``: voxels per id of every case with labels that could be read; cases already listed keep their list.
-    """
-    split = catalogue.split
-    known = set(catalogue.labels.values()) - {0}
-    annotated = dict(split.annotated)
-    for name in split.labelled + split.validation:
-        drawn = known & set(label_voxels.get(name, {}))
-        if drawn and drawn != known and name not in annotated:
-            annotated[name] = tuple(sorted(drawn))
-    return split_to_json(Split(split.labelled, split.unlabelled, split.test, split.validation, annotated))
