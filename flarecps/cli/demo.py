@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,20 +19,9 @@ LARGE_ORGANS = ("liver", "spleen", "right kidney", "left kidney", "stomach")
 METHODS = {"supervised": "supervised control", "cps": "CPS"}  # run folder -> what tables call it
 
 
-@dataclass(frozen=True)
-class DemoSize:
-    """How much the demo trains and on what."""
-
-    labelled: int
-    unlabelled: int
-    test: int
-    configs: tuple[str, str]  # CPS, supervised control
-    planning: tuple[str, ...] = ()  # more words for 'flarecps plan'
-
-
-SIZES = {
-    "small": DemoSize(12, 24, 6, ("phantom_3d.yaml", "phantom_3d_supervised.yaml"), ("--spacing", "[10, 10, 10]")),
-    "full": DemoSize(20, 80, 10, ("phantom_3d_full.yaml", "phantom_3d_full_supervised.yaml")),
+SIZES = {  # scans of the phantom, the config (CPS; its control has another ending), more words for 'flarecps plan'
+    "small": ("--labelled 12 --unlabelled 24 --test 6", "phantom_3d", ["--spacing", "[10, 10, 10]"]),
+    "full": ("--labelled 20 --unlabelled 80 --test 10", "phantom_3d_full", []),
 }
 
 
@@ -55,7 +43,7 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
         raise ConfigError(f"{out}: this folder is not empty; remove it or choose another with --out")
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    stages = _stages(out, SIZES[size], size, seed)
+    stages = _stages(out, size, seed)
     for number, words in enumerate(stages, start=1):
         console.rule(
             f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({clock(time.monotonic() - began)} so far)", align="left"
@@ -72,21 +60,21 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     )
 
 
-def _stages(out: Path, size: DemoSize, size_name: str, seed: int) -> list[list[str]]:
+def _stages(out: Path, size: str, seed: int) -> list[list[str]]:
     """The commands of the demo, without the leading ``flarecps``."""
     data, plan, store = str(out / "phantom"), str(out / "plan.json"), str(out / "store")
-    counts = ["--labelled", str(size.labelled), "--unlabelled", str(size.unlabelled), "--test", str(size.test)]
+    scans, config, planning = SIZES[size]
+    configs = {"cps": config_path(f"{config}.yaml"), "supervised": config_path(f"{config}_supervised.yaml")}
+    runs = {method: str(out / "runs" / method) for method in configs}
     stages = [
-        ["phantom", data, *counts, "--size", size_name, "--seed", str(seed)],
+        ["phantom", data, *scans.split(), "--size", size, "--seed", str(seed)],
         ["inspect", data],
-        ["plan", data, *size.planning, "--out", plan],
+        ["plan", data, *planning, "--out", plan],
         ["preprocess", data, plan, "--out", store],
     ]
-    configs = dict(zip(("cps", "supervised"), size.configs, strict=True))
-    runs = {method: str(out / "runs" / method) for method in configs}
     for method, run in runs.items():
-        config = str(config_path(configs[method]))
-        stages.append(["fit", "--config", config, "--data.store", store, "--trainer.default_root_dir", run])
+        where = ["--data.store", store, "--trainer.default_root_dir", run]
+        stages.append(["fit", "--config", str(configs[method]), *where])
     for run in runs.values():
         stages.append(["segment", f"{run}/checkpoints/last.ckpt", f"{data}/imagesTs", f"{run}/segmentations"])
     for run in runs.values():
@@ -112,17 +100,23 @@ def _show_scores(out: Path, console: Console) -> None:
     """A table of DSC per organ: CPS, control, and two oracles that do not learn."""
     from rich.table import Table
 
-    columns = {METHODS[method]: _mean_dsc(out / "runs" / method / "scores" / "scores.csv") for method in METHODS}
+    from flarecps.anatomy import FLARE22_ORGANS
+    from flarecps.evaluation.score_table import read_scores
+
+    columns = {}
+    for method, name in METHODS.items():
+        scores = read_scores(out / "runs" / method / "scores" / "scores.csv")
+        columns[name] = {organ.name: scores.mean("dsc", organ.column) for organ in FLARE22_ORGANS}
     columns |= _oracles(out / "phantom")
     table = Table("organ", title="DSC on the test scans, mean over cases", title_justify="left")
     for name in columns:
         table.add_column(name, justify="right")
     organs = list(columns["CPS"])
     for organ in organs:
-        table.add_row(organ, *(f"{scores[organ]:.3f}" for scores in columns.values()))
+        table.add_row(organ, *(f"{dsc[organ]:.3f}" for dsc in columns.values()))
     table.add_section()
     for title, members in (("mean", organs), ("mean of liver, spleen, kidneys, stomach", LARGE_ORGANS)):
-        means = (sum(scores[organ] for organ in members) / len(members) for scores in columns.values())
+        means = (sum(dsc[organ] for organ in members) / len(members) for dsc in columns.values())
         table.add_row(f"[bold]{title}[/]", *(f"{mean:.3f}" for mean in means))
     console.print(table)
     console.print(
@@ -148,22 +142,12 @@ def _write_figure(out: Path) -> None:
     write_png(out / "figure.png", figure, dots_per_inch=160)
 
 
-def _mean_dsc(scores: Path) -> dict[str, float]:
-    """Mean DSC by organ name over the cases of a score file."""
-    import csv
-
-    from flarecps.anatomy import FLARE22_ORGANS
-
-    with scores.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {o.name: sum(float(row[f"{o.column}_DSC"]) for row in rows) / len(rows) for o in FLARE22_ORGANS}
-
-
 def _oracles(data: Path) -> dict[str, dict[str, float]]:
     """Mean DSC by organ name of the oracles, over the test cases."""
     from flarecps.anatomy import FLARE22_ORGANS
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.evaluation.oracles import atlas_oracle, interval_oracle
+    from flarecps.evaluation.score_table import mean_of
     from flarecps.volumes.io import read_labels, read_volume
 
     catalogue = read_catalogue(data)
@@ -177,12 +161,6 @@ def _oracles(data: Path) -> dict[str, dict[str, float]]:
             atlases.append(atlas_oracle(training, reference, ids))
     found = {"best HU interval": intervals, "mean atlas": atlases}
     return {
-        title: {organ.name: _mean_of_present([case[organ.id] for case in cases]) for organ in FLARE22_ORGANS}
+        title: {organ.name: mean_of([case[organ.id] for case in cases]) for organ in FLARE22_ORGANS}
         for title, cases in found.items()
     }
-
-
-def _mean_of_present(scores: list[float]) -> float:
-    """The mean over the cases that have the organ (NaN in the others)."""
-    present = [score for score in scores if score == score]
-    return sum(present) / len(present) if present else float("nan")

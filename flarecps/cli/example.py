@@ -14,8 +14,7 @@ LABELLED, UNLABELLED, TEST = 6, 6, 3
 SPACING_MM = (12.0, 12.0, 12.0)  # coarse: a scan is 24×33×33 voxels
 PATCH_VOXELS = (16, 16, 16)
 EPOCHS, STEPS = 6, 12
-METHODS = {"CPS": "phantom_3d.yaml", "supervised control": "phantom_3d_supervised.yaml"}
-FOLDERS = {"CPS": "cps", "supervised control": "supervised"}
+METHODS = {"CPS": ("cps", "phantom_3d.yaml"), "supervised control": ("supervised", "phantom_3d_supervised.yaml")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def example_runs(folder: Path | str) -> Example:
     from flarecps.preprocessing.dataset import preprocess_dataset
 
     folder = Path(folder)
-    runs = {method: folder / "runs" / name for method, name in FOLDERS.items()}
+    runs = {method: folder / "runs" / name for method, (name, _) in METHODS.items()}
     example = Example(example_dataset(folder), folder / "plan.json", folder / "store", runs)
     catalogue = read_catalogue(example.dataset)
     if not example.plan.is_file():
@@ -75,18 +74,13 @@ def example_runs(folder: Path | str) -> Example:
         plan = plan_dataset(fingerprint, catalogue, spacing_mm=SPACING_MM, patch_voxels=PATCH_VOXELS)
         preprocess_dataset(catalogue, plan, example.store, workers=1, progress=False)
         write_plan(example.plan, plan)
+    on_cpu = SegmentationSettings(device="cpu")
     for method, run in runs.items():
-        checkpoint = run / "checkpoints" / "last.ckpt"
         if not (run / "done").is_file():
-            _fit(METHODS[method], example.store, run, crossed=method == "CPS")
+            _fit(METHODS[method][1], example.store, run, crossed=method == "CPS")
             (run / "done").touch()
-        segment_folder(
-            checkpoint,
-            example.images,
-            example.predictions[method],
-            progress=False,
-            settings=SegmentationSettings(device="cpu"),
-        )
+        checkpoint = run / "checkpoints" / "last.ckpt"
+        segment_folder(checkpoint, example.images, example.predictions[method], progress=False, settings=on_cpu)
     return example
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,7 @@ if TYPE_CHECKING:
 
     from flarecps.datasets.inspection import Inspection
 
-SHOWN_PER_CODE = 8  # of warnings and notes; errors are shown up to
-SHOWN_ERRORS_PER_CODE = 100
+SHOWN_PER_CODE = {"error": 100, "warning": 8, "note": 8}
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -47,27 +47,30 @@ def inspect(
 
     inspection = inspect_folder(dataset, split, workers, progress)
     console = Console()
+    plain = partial(console.print, markup=False, highlight=False)
     _show_summary(console, inspection.summary)
     _show_findings(console, inspection)
-    _show_renumbering(console, inspection)
+    if proposed := inspection.renumbering:
+        console.print("proposed renumbering of the labels", style="bold")
+        plain(f"  why: {proposed.reason}", soft_wrap=True)
+        plain(f"  label maps: flarecps relabel LABELS OUT --ids {proposed.words}", soft_wrap=True)
+        plain(f"  dataset.json: {proposed.fragment or 'stays as it is'}", soft_wrap=True)
+    for file in (json, annotated):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         write_json(json, inspection_to_json(inspection))
-        console.print(f"all findings: {json}", markup=False, highlight=False, soft_wrap=True)
+        plain(f"all findings: {json}", soft_wrap=True)
     if annotated is not None:
         proposal = inspection.annotated_proposal()
-        annotated.parent.mkdir(parents=True, exist_ok=True)
         write_json(annotated, proposal if split is None else {split: proposal})
         count = len(proposal.get("annotated", {}))
-        console.print(
-            f"a splits.json to review, {count} cases with a list of drawn ids: {annotated}",
-            markup=False, highlight=False,
-        )  # fmt: skip
+        plain(f"a splits.json to review, {count} cases with a list of drawn ids: {annotated}")
     if html is not None:
         from flarecps.reporting.doctor import write_doctor_page
 
         write_doctor_page(html, inspection, workers, progress)
-        console.print(f"the page with pictures: {html}", markup=False, highlight=False, soft_wrap=True)
+        plain(f"the page with pictures: {html}", soft_wrap=True)
     counts = inspection.summary["findings"]
     verdict = "[bold red]would break training[/]" if inspection.breaks_training else "[green]fit for training[/]"
     console.print(f"{verdict}: {counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes")
@@ -94,13 +97,9 @@ def _show_summary(console: Console, summary: dict[str, Any]) -> None:
     structures = ", ".join(f"{name} {count}" for name, count in summary["cases_with_structure"].items())
     stored = ", ".join(f"{codes} {count}" for codes, count in summary["stored_as"].items())
     console.print(table)
-    console.print(f"cases: {cases}", highlight=False, markup=False)
-    console.print(f"stored as: {stored}", highlight=False, markup=False)
-    console.print(
-        f"structures, in how many of {summary['cases_with_labels']} label maps: {structures}",
-        highlight=False,
-        markup=False,
-    )
+    labelled = f"structures, in how many of {summary['cases_with_labels']} label maps"
+    for line in (f"cases: {cases}", f"stored as: {stored}", f"{labelled}: {structures}"):
+        console.print(line, highlight=False, markup=False)
 
 
 def _show_findings(console: Console, inspection: Inspection) -> None:
@@ -112,40 +111,18 @@ def _show_findings(console: Console, inspection: Inspection) -> None:
     if not inspection.findings:
         return
     table = Table("", "case", "found", title="findings", title_justify="left")
-    seen: dict[str, int] = {}
-    for code, group in groupby(inspection.findings, key=lambda finding: finding.code):
+    left_out = []
+    for (code, severity), group in groupby(inspection.findings, key=lambda finding: (finding.code, finding.severity)):
         members = list(group)
-        seen[code] = len(members)
-        shown = members[: _most(members[0].severity)]
+        shown = members[: SHOWN_PER_CODE[severity]]
+        if len(members) > len(shown):
+            left_out.append(f"… and {len(members) - len(shown)} more of {code!r}: all of them with --json FILE")
         for index, finding in enumerate(shown):
-            style = STYLES[finding.severity]
-            kind = f"[{style}]{finding.severity}[/]\n{code}" if index == 0 else ""
-            cure = index + 1 == len(shown) or shown[index + 1].cure != finding.cure
-            words = f"{finding.found}; expected {finding.expected}" + (f"\n→ {finding.cure}" if cure else "")
-            table.add_row(
-                kind, escape(finding.case) or "(data set)", escape(words), end_section=index + 1 == len(shown)
-            )
+            last = index + 1 == len(shown)
+            kind = f"[{STYLES[severity]}]{severity}[/]\n{code}" if index == 0 else ""
+            cure = f"\n→ {finding.cure}" if last or shown[index + 1].cure != finding.cure else ""
+            words = f"{finding.found}; expected {finding.expected}{cure}"
+            table.add_row(kind, escape(finding.case) or "(data set)", escape(words), end_section=last)
     console.print(table)
-    severities = {finding.code: finding.severity for finding in inspection.findings}
-    for code, count in seen.items():
-        hidden = count - _most(severities[code])
-        if hidden > 0:
-            console.print(f"… and {hidden} more of {code!r}: all of them with --json FILE", style="dim", markup=False)
-
-
-def _most(severity: str) -> int:
-    return SHOWN_ERRORS_PER_CODE if severity == "error" else SHOWN_PER_CODE
-
-
-def _show_renumbering(console: Console, inspection: Inspection) -> None:
-    proposal = inspection.renumbering
-    if proposal is None:
-        return
-    console.print("proposed renumbering of the labels", style="bold")
-    lines = [
-        f"  why: {proposal.reason}",
-        f"  label maps: flarecps relabel LABELS OUT --ids {proposal.words}",
-        f"  dataset.json: {proposal.fragment or 'stays as it is'}",
-    ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in left_out:
+        console.print(line, style="dim", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     from rich.console import Console
 
     from flarecps.batch_processing import process_cases
-    from flarecps.datasets.relabelling import RelabelTask, parse_ids, relabel_file
+    from flarecps.datasets.relabelling import parse_ids, relabel_file
     from flarecps.errors import DatasetError
     from flarecps.volumes.io import find_scans, scan_name
 
@@ -32,15 +33,14 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
         raise DatasetError(f"{labels}: no label maps in it; expected NIfTI, NRRD or MHA files")
     if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
         raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
-    orders = [(file.name, RelabelTask(file, out / f"{scan_name(file)}.nii.gz", table)) for file in files]
-    outcomes = process_cases(relabel_file, orders, workers, "Relabelling", progress)
+    tasks = [(file.name, (file, out / f"{scan_name(file)}.nii.gz")) for file in files]
+    outcomes = process_cases(partial(relabel_file, ids=table), tasks, workers, "Relabelling", progress)
     console = Console()
-    for outcome in outcomes:
-        if outcome.error is not None:
-            console.print(
-                f"{outcome.name}: {outcome.error}", style="bold red", markup=False, highlight=False, soft_wrap=True
-            )
-    failed = sum(outcome.failed for outcome in outcomes)
+    failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.failed]
+    for line in failed:
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     changed = sum(outcome.value or 0 for outcome in outcomes)
-    console.print(f"{out}: {len(files) - failed} label maps, {changed} voxels renumbered", markup=False, soft_wrap=True)
+    console.print(
+        f"{out}: {len(files) - len(failed)} label maps, {changed} voxels renumbered", markup=False, soft_wrap=True
+    )
     return 1 if failed else 0

@@ -16,15 +16,6 @@ from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_volume, write_labels
 
 
-@dataclass(frozen=True)
-class RelabelTask:
-    """One label map to be written again with other ids."""
-
-    source: Path
-    out: Path
-    ids: tuple[tuple[int, int], ...]  # (old, new)
-
-
 def parse_ids(words: str) -> tuple[tuple[int, int], ...]:
     """The pairs of "63=1,126=2".
 
@@ -46,27 +37,28 @@ def parse_ids(words: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def relabel_file(order: RelabelTask) -> int:
-    """Write the map with its new ids on the same grid (uint8 NIfTI); how many voxels changed.
+def relabel_file(source_and_out: tuple[Path, Path], ids: Sequence[tuple[int, int]]) -> int:
+    """Write a label map with other ids on the same grid (uint8 NIfTI); how many voxels changed.
 
-    Ids that are not named stay. Raises ScanError for fractions, and for ids that end up outside 0 to 255.
+    ``ids``: (old, new); those that are not named stay. Raises ScanError for fractions, and for ids that end up outside
+    0 to 255.
     """
-    volume = read_volume(order.source)
+    source, out = source_and_out
+    volume = read_volume(source)
     array = volume.array[0]
     counts = label_counts(array)
     if counts is None:
-        raise ScanError(f"{order.source}: some voxels are not whole numbers; expected a label map")
-    table = {old: old for old in counts} | {old: new for old, new in order.ids if old in counts}
+        raise ScanError(f"{source}: some voxels are not whole numbers; expected a label map")
+    table = {old: old for old in counts} | {old: new for old, new in ids if old in counts}
     outside = sorted(old for old, new in table.items() if not 0 <= new <= LARGEST_ID)
     if outside:
-        raise ScanError(f"{order.source}: the ids {outside} do not fit into 0 to {LARGEST_ID}: name them in --ids")
+        raise ScanError(f"{source}: the ids {outside} do not fit into 0 to {LARGEST_ID}: name them in --ids")
     old_ids = np.asarray(list(table))
     new_ids = np.asarray([table[old] for old in old_ids.tolist()], np.uint8)
     renumbered = np.empty(array.shape, np.uint8)
-    for source, target in zip(array, renumbered, strict=True):
-        whole = np.rint(source).astype(np.int64)
-        target[:] = new_ids[np.searchsorted(old_ids, whole)]
-    write_labels(order.out, renumbered, volume.source)
+    for before, after in zip(array, renumbered, strict=True):
+        after[:] = new_ids[np.searchsorted(old_ids, np.rint(before).astype(np.int64))]
+    write_labels(out, renumbered, volume.source)
     return sum(counts[old] for old, new in table.items() if old != new)
 
 
@@ -121,7 +113,7 @@ def propose_renumbering(
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
     {63: 1, 126: 2}
     """
-    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: labels[name]))}
+    closed = {name: new for new, name in enumerate(sorted(labels, key=labels.__getitem__))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
     renumbered = tuple((ids.get(right, right), ids.get(left, left)) for right, left in pairs)
     known = set(labels.values()) - {0}

@@ -19,7 +19,7 @@ from flarecps.datasets.case_checks import (
 )
 from flarecps.datasets.case_inspection import axis_codes
 from flarecps.datasets.duplicates import content_hash, find_duplicates, scan_hashes
-from flarecps.datasets.relabelling import RelabelTask, parse_ids, propose_renumbering, relabel_file
+from flarecps.datasets.relabelling import parse_ids, propose_renumbering, relabel_file
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_labels, read_volume, write_volume
 from flarecps.volumes.space import Space, canonical_reorientation
@@ -117,15 +117,15 @@ def test_relabel(tmp_path: Path) -> None:
     array = np.zeros(stored.shape, np.int16)
     array[1, 2, 3], array[2, 2, 2], array[3, 3, 3] = 300, -1, 2
     write_volume(tmp_path / "map.nii.gz", array, stored)
-    order = RelabelTask(tmp_path / "map.nii.gz", tmp_path / "new/map.nii.gz", parse_ids("300=1, -1=0"))
-    assert relabel_file(order) == 2
-    before, after = read_volume(order.source), read_labels(order.out)
+    source, out = tmp_path / "map.nii.gz", tmp_path / "new/map.nii.gz"
+    assert relabel_file((source, out), parse_ids("300=1, -1=0")) == 2
+    before, after = read_volume(source), read_labels(out)
     assert after.space.same_grid(before.space)
     expected = before.array.copy()
     expected[expected == 300], expected[expected == -1] = 1, 0
     np.testing.assert_array_equal(after.array, expected)
     with pytest.raises(ScanError, match=r"ids \[-1\] do not fit"):
-        relabel_file(RelabelTask(order.source, order.out, parse_ids("300=1")))
+        relabel_file((source, out), parse_ids("300=1"))
 
 
 @pytest.mark.parametrize("words", ["3", "a=1", "1=256", "1=-1", "1=2,1=3", "", "1=2,"])
