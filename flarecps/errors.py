@@ -4,6 +4,8 @@ The command line prints such an error as one line and ends with exit code 2; any
 of the program and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class FlarecpsError(Exception):
     """Base of all errors whose message is written for the user."""
@@ -39,3 +41,12 @@ class TrainingError(FlarecpsError):
 
 class WorkerError(FlarecpsError):
     """A process that prepared data and died, usually for want of memory."""
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Names as a message lists them: the first of them, and a sign that there are more.
+
+    >>> first_few(["liver", "spleen"]), first_few("abc", most=2)
+    ('liver, spleen', 'a, b, …')
+    """
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -18,8 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ
-from flarecps.evaluation.flare22 import check_values, relative_volume_error, score_case, volume_error_ml, volume_ml
-from flarecps.evaluation.overlap import joint_histogram, overlap_per_label
+from flarecps.evaluation.flare22 import OrganScore, count_case, score_case
 from flarecps.typing import SpacingMm
 
 
@@ -38,9 +37,9 @@ class _MeanPerOrgan(Metric):
         """``organs`` may be of any label set (`flarecps.anatomy.organs_of`); ``options`` are torchmetrics' own."""
         super().__init__(**options)
         self.organs = tuple(organs)
-        shape = (len(self.measures), len(self.organs))
-        self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("total", "count"):
+            zeros = torch.zeros(len(self.measures), len(self.organs), dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
         # A MetricCollection lets metrics share one update when their states are equal after the first scan, which
         # chance can make them (a perfect scan). With their settings among the states only true siblings are equal.
         settings = torch.tensor([self._settings(organ) for organ in self.organs], dtype=torch.float64)
@@ -51,16 +50,17 @@ class _MeanPerOrgan(Metric):
 
         Raises ValueError for different shapes or other numbers, ScanError for label values that are no organ's.
         """
-        for column, values in enumerate(self._values(_uint8(prediction), _uint8(reference), spacing_mm)):
-            for row, value in enumerate(values):
+        scores = self._scores(_uint8(prediction), _uint8(reference), spacing_mm)
+        for row, measure in enumerate(self.measures):
+            for column, organ in enumerate(self.organs):
+                value = getattr(scores[organ.name], measure)
                 if value is not None and math.isfinite(value):
                     self.total[row, column] += value
                     self.count[row, column] += 1
 
     def compute(self) -> Tensor:
         """The mean over scans of every organ, in the order of ``organs``; NaN for an organ without a value."""
-        row = self.measures.index(self.measure)
-        return self.total[row] / self.count[row]
+        return self.total[self.measures.index(self.measure)] / self.scans
 
     @property
     def scans(self) -> Tensor:
@@ -72,10 +72,8 @@ class _MeanPerOrgan(Metric):
         """What the sums of an organ depend on; another number of them in each family."""
 
     @abstractmethod
-    def _values(
-        self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
-    ) -> list[tuple[float | None, ...]]:
-        """For every organ its value of each of ``measures``; None: it says nothing here."""
+    def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
+        """The scores of one scan by organ name: those in ``measures``; None or NaN: it says nothing here."""
 
 
 class _Counted(_MeanPerOrgan):
@@ -84,21 +82,8 @@ class _Counted(_MeanPerOrgan):
     def _settings(self, organ: Organ) -> tuple[float, ...]:
         return (organ.id,)
 
-    def _values(
-        self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
-    ) -> list[tuple[float | None, ...]]:
-        histogram = joint_histogram(prediction, reference)
-        for whose, counts in (("prediction", histogram.sum(axis=1)), ("reference", histogram.sum(axis=0))):
-            check_values(whose, np.flatnonzero(counts), self.organs)
-        overlaps = overlap_per_label(histogram, [organ.id for organ in self.organs])
-        found: list[tuple[float | None, ...]] = []
-        for organ in self.organs:
-            overlap = overlaps[organ.id]
-            volumes = volume_ml(overlap.prediction, spacing_mm), volume_ml(overlap.reference, spacing_mm)
-            empty = not any(volumes)
-            error_ml = None if empty else volume_error_ml(*volumes)
-            found.append((overlap.dsc, error_ml, relative_volume_error(*volumes)))
-        return found
+    def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
+        return count_case(prediction, reference, spacing_mm, self.organs)
 
 
 class _Surfaced(_MeanPerOrgan):
@@ -107,11 +92,8 @@ class _Surfaced(_MeanPerOrgan):
     def _settings(self, organ: Organ) -> tuple[float, ...]:
         return organ.id, organ.tolerance_mm
 
-    def _values(
-        self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm
-    ) -> list[tuple[float | None, ...]]:
-        scores = score_case(prediction, reference, spacing_mm, self.organs, "strict")
-        return [tuple(getattr(scores[organ.name], measure) for measure in self.measures) for organ in self.organs]
+    def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
+        return score_case(prediction, reference, spacing_mm, self.organs, "strict")
 
 
 class DiceScore(_Counted):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,20 @@ from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
 from flarecps.errors import ConfigError, DatasetError, ScanError
-from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case, score_missing
+from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.evaluation.tolerances import with_tolerances
-from flarecps.typing import SpacingMm
-from flarecps.volumes.io import Volume, is_scan_file, read_labels, scan_name
+from flarecps.volumes.io import as_stored, is_scan_file, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
 RULES_VERSION = 1  # to be raised whenever the same label maps would get another score
 TWO_FILES = (".nhdr", ".mhd")  # headers whose voxels lie in a second file
-NO_REFERENCE = "a prediction without reference: there is no label file of this name in {folder}"
 
 
 @dataclass(frozen=True)
-class CaseFiles:
+class _CaseFiles:
     """What is needed to score one case; ``prediction`` None: there is none. ``kept``: the file for its scores."""
 
     prediction: Path | None
@@ -81,7 +79,14 @@ def score_folders(
     when ``share`` is not I/N, and for two structures that would share a table's columns.
     """
     organs = with_tolerances(organs_of(dict(labels)), tolerances_mm or {})
-    _check_columns(organs)
+    by_column: dict[str, Organ] = {}
+    for organ in organs:
+        other = by_column.setdefault(organ.column, organ)
+        if other is not organ:
+            raise ConfigError(
+                f"the structures {other.name!r} and {organ.name!r} would share the columns {organ.column}_…; "
+                "rename one of them in dataset.json"
+            )
     found_p, found_r = _label_files(predictions), _label_files(references)
     if predictions.is_file() and references.is_file():
         found_p = {next(iter(found_r)): predictions}
@@ -95,7 +100,7 @@ def score_folders(
     # Quirk: official walks the prediction folder, so a missing prediction costs nothing there.
     names = sorted(found_r) if protocol == "strict" else shared
     cases = {
-        name: CaseFiles(found_p.get(name), found_r[name], organs, protocol, keep / f"{name}.json" if keep else None)
+        name: _CaseFiles(found_p.get(name), found_r[name], organs, protocol, keep / f"{name}.json" if keep else None)
         for name in shard(names, share)
     }
     scored = {name: score for name, case in cases.items() if (score := _kept(case)) is not None}
@@ -103,27 +108,19 @@ def score_folders(
     title = f"Scoring ({len(scored)} of {len(cases)} there already)" if scored else "Scoring"
     if keep is not None and waiting:
         keep.mkdir(parents=True, exist_ok=True)
-    outcomes = process_cases(score_files, waiting, workers, title=title, progress=progress)
+    outcomes = process_cases(_score_files, waiting, workers, title=title, progress=progress)
     failed = {outcome.name: outcome.error for outcome in outcomes if outcome.error is not None}
     scored |= {outcome.name: outcome.value for outcome in outcomes if outcome.value is not None}
     for name in shard([name for name in found_p if name not in found_r], share):
-        failed[name] = NO_REFERENCE.format(folder=references) + _perhaps(name, missing)
+        failed[name] = f"a prediction without reference: there is no label file of this name in {references}"
+        close = [other for other in missing if other in name] or difflib.get_close_matches(name, missing, n=1)
+        if close:
+            failed[name] += f"; if it belongs to {close[0]!r}, which has no prediction, give it that name"
     in_order = {name: scored[name] for name in cases if name in scored}
     return ScoredCases(protocol, organs, in_order, dict(sorted(failed.items())), tuple(missing))
 
 
-def _check_columns(organs: Sequence[Organ]) -> None:
-    by_column: dict[str, Organ] = {}
-    for organ in organs:
-        other = by_column.setdefault(organ.column, organ)
-        if other is not organ:
-            raise ConfigError(
-                f"the structures {other.name!r} and {organ.name!r} would share the columns {organ.column}_…; "
-                "rename one of them in dataset.json"
-            )
-
-
-def score_files(case: CaseFiles) -> CaseScore:
+def _score_files(case: _CaseFiles) -> CaseScore:
     """The scores of one case from its files, kept where ``case`` says. Raises ScanError for unfitting label maps."""
     made = _made_from(case)  # before reading: a file that changes meanwhile makes the kept scores stale
     score = _score(case)
@@ -132,31 +129,42 @@ def score_files(case: CaseFiles) -> CaseScore:
     return score
 
 
-def _score(case: CaseFiles) -> CaseScore:
+def _score(case: _CaseFiles) -> CaseScore:
     reference = read_labels(case.reference)
+    spacing_mm = reference.space.spacing_mm
     if case.prediction is None:
-        scores = score_missing(reference.array[0], reference.space.spacing_mm, case.organs)
+        # As a prediction of background alone: what the reference lacks, too, is left out of the means.
+        nothing = np.zeros_like(reference.array[0])
+        scores = score_case(nothing, reference.array[0], spacing_mm, case.organs, "strict")
         return CaseScore(case.reference.name, scores, missing=True)
     prediction = read_labels(case.prediction)
     warnings = []
     if case.protocol == "strict":
         difference = prediction.space.difference(reference.space)
-        maps, spacing_mm = (prediction.array[0], reference.array[0]), reference.space.spacing_mm
     else:
         # Quirk: arrays are compared as stored, and neither orientation nor position is checked.
-        difference = ""
-        maps, spacing_mm = (_as_stored(prediction), _as_stored(reference)), _header_spacing_mm(reference)
-        if maps[0].shape != maps[1].shape:
-            difference = prediction.source.stored.difference(reference.source.stored)
-        elif apart := prediction.source.stored.difference(reference.source.stored):
+        difference, stored = "", reference.source.stored
+        apart = prediction.source.stored.difference(stored)
+        prediction, reference = as_stored(prediction), as_stored(reference)
+        # Spacing as stored: for NIfTI the header's pixdim, which the organisers' script reads.
+        header = header_spacing_mm(case.reference) if reference.source.kind == "nifti" else None
+        spacing_mm = header or stored.spacing_mm
+        if prediction.array.shape != reference.array.shape:
+            difference = apart
+        elif apart:
             warnings.append(f"not on the reference's grid ({apart}); scored voxel by voxel as stored all the same")
     if difference:
         raise ScanError(
             f"{case.prediction}: not on the grid of its reference ({difference}): segment the scan that the reference "
             f"was drawn on, without resampling or cropping it"
         )
+    maps = prediction.array[0], reference.array[0]
     histogram = joint_histogram(*maps)
-    warnings += _exchanged(histogram, case.organs)
+    names = {organ.id: f"{organ.name} ({organ.id})" for organ in case.organs}
+    warnings += [
+        f"the prediction's {names[ours]} lies on the reference's {names[theirs]} (DSC {dsc:.2f}): are labels exchanged?"
+        for ours, theirs, dsc in exchanged_labels(histogram, names)
+    ]
     warnings += [f"prediction: {remark}" for remark in prediction.warnings]
     warnings += [f"reference: {remark}" for remark in reference.warnings]
     file_name = case.reference.name if case.protocol == "strict" else case.prediction.name
@@ -164,26 +172,21 @@ def _score(case: CaseFiles) -> CaseScore:
     return CaseScore(file_name, scores, warnings=tuple(warnings))
 
 
-def _made_from(case: CaseFiles) -> dict[str, Any]:
+def _made_from(case: _CaseFiles) -> dict[str, Any]:
     """All that a case's scores depend on, as plain types."""
+    files = {"prediction": case.prediction, "reference": case.reference}
     return {
         "rules_version": RULES_VERSION,
         "protocol": case.protocol,
         "organs": [[organ.id, organ.name, organ.tolerance_mm] for organ in case.organs],
-        "prediction": None if case.prediction is None else _contents(case.prediction),
-        "reference": _contents(case.reference),
+        **{
+            role: None if path is None else {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for role, path in files.items()
+        },
     }
 
 
-def _contents(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return {"name": path.name, "sha256": digest.hexdigest()}
-
-
-def _kept(case: CaseFiles) -> CaseScore | None:
+def _kept(case: _CaseFiles) -> CaseScore | None:
     """The scores that are kept of a case; None when there are none, or they were made from something else."""
     files = [file for file in (case.prediction, case.reference) if file is not None]
     if case.kept is None or not case.kept.is_file() or any(file.name.lower().endswith(TWO_FILES) for file in files):
@@ -198,20 +201,6 @@ def _kept(case: CaseFiles) -> CaseScore | None:
     # Damaged: the case is scored again. An unreadable label map is reported when it is to be scored.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _exchanged(histogram: np.ndarray, organs: Sequence[Organ]) -> list[str]:
-    names = {organ.id: f"{organ.name} ({organ.id})" for organ in organs}
-    return [
-        f"the prediction's {names[ours]} lies on the reference's {names[theirs]} (DSC {dsc:.2f}): are labels exchanged?"
-        for ours, theirs, dsc in exchanged_labels(histogram, names)
-    ]
-
-
-def _perhaps(name: str, missing: Sequence[str]) -> str:
-    """Which reference without prediction a prediction without reference may have been meant for."""
-    close = [other for other in missing if other in name] or difflib.get_close_matches(name, missing, n=1)
-    return f"; if it belongs to {close[0]!r}, which has no prediction, give it that name" if close else ""
 
 
 def _label_files(path: Path) -> dict[str, Path]:
@@ -231,13 +220,3 @@ def _label_files(path: Path) -> dict[str, Path]:
     if not found:
         raise DatasetError(f"{path}: no label maps in this folder; expected files such as CASE.nii.gz")
     return found
-
-
-def _as_stored(volume: Volume) -> np.ndarray:
-    return np.ascontiguousarray(volume.source.reorientation.undo(volume.array[0]))
-
-
-def _header_spacing_mm(volume: Volume) -> SpacingMm:
-    """Spacing (slice, row, column) as stored: for NIfTI the header's pixdim, which the organisers' script reads."""
-    source = volume.source
-    return (header_spacing_mm(source.path) if source.kind == "nifti" else None) or source.stored.spacing_mm

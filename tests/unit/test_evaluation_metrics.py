@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from flarecps.anatomy import organs_of
 from flarecps.errors import ScanError
-from flarecps.evaluation.flare22 import relative_volume_error, score_case, volume_error_ml, volume_ml
+from flarecps.evaluation.flare22 import OrganScore, count_case, score_case
 from flarecps.evaluation.metrics import (
     AverageSurfaceDistance,
     DiceScore,
@@ -143,8 +143,9 @@ def test_what_is_not_a_label_map_is_refused() -> None:
 
 
 def test_volumes() -> None:
-    assert volume_ml(7, SPACING_MM) == pytest.approx(0.014)
-    assert volume_error_ml(2.0, 3.0) == -1.0
-    assert relative_volume_error(2.0, 4.0) == -0.5
-    assert math.isnan(relative_volume_error(2.0, 0.0))
-    assert math.isnan(relative_volume_error(0.0, 0.0))
+    labels = np.repeat(np.array([1, 0], np.uint8), (7, 5)).reshape(1, 3, 4)
+    assert count_case(labels, labels * 0, SPACING_MM, ORGANS)["liver"].prediction_ml == pytest.approx(0.014)
+    too_little = OrganScore(None, None, prediction_ml=2.0, reference_ml=4.0)
+    assert (too_little.volume_error_ml, too_little.volume_error_relative) == (-2.0, -0.5)
+    assert OrganScore(None, None, prediction_ml=2.0).volume_error_relative is None
+    assert OrganScore(None, None).volume_error_ml is OrganScore(None, None).volume_error_relative is None

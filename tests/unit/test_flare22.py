@@ -18,7 +18,6 @@ from flarecps.evaluation.flare22 import (
     OrganScore,
     Protocol,
     score_case,
-    score_missing,
 )
 
 SPACING_MM = (2.5, 1.0, 1.0)
@@ -131,7 +130,8 @@ def test_strict_adds_distances_in_mm() -> None:
 
 
 def test_a_missing_prediction_is_zero_where_the_reference_has_the_organ() -> None:
-    scores = score_missing(tube(2, 8, LIVER.id), SPACING_MM, [LIVER, AORTA])
+    reference = tube(2, 8, LIVER.id)
+    scores = score_case(np.zeros_like(reference), reference, SPACING_MM, [LIVER, AORTA], "strict")
     assert (scores["liver"].dsc, scores["liver"].nsd) == (0.0, 0.0)
     assert scores["aorta"].dsc is None
 
