@@ -13,10 +13,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from scipy.ndimage import find_objects
 
 from flarecps.anatomy import Organ
+from flarecps.dice import dice_coefficient
 from flarecps.errors import ScanError, first_few
-from flarecps.evaluation.overlap import Overlap, joint_box, joint_histogram, label_boxes, overlap_per_label
+from flarecps.evaluation.overlap import joint_box, joint_histogram, occupied_box, overlap_per_label
 from flarecps.evaluation.surface import (
     Mask,
     average_symmetric_distance_mm,
@@ -88,16 +90,13 @@ def count_case(
                 f"the {whose} holds the label value{'s' if len(strange) > 1 else ''} {', '.join(strange)}; expected 0 "
                 f"and {named}: name the right dataset.json with --labels"
             )
-    voxel_mm3 = math.prod(spacing_mm)
-    return {
-        organ.name: OrganScore(
-            overlap.dsc,
-            None,
-            reference_ml=overlap.reference * voxel_mm3 / 1000.0,
-            prediction_ml=overlap.prediction * voxel_mm3 / 1000.0,
-        )
-        for organ, overlap in zip(organs, overlap_per_label(histogram, [o.id for o in organs]).values(), strict=True)
-    }
+    overlaps, voxel_mm3 = overlap_per_label(histogram, [organ.id for organ in organs]), math.prod(spacing_mm)
+    scores = {}
+    for organ in organs:
+        found = overlaps[organ.id]
+        reference_ml, prediction_ml = (voxels * voxel_mm3 / 1000.0 for voxels in (found.reference, found.prediction))
+        scores[organ.name] = OrganScore(found.dsc, None, reference_ml=reference_ml, prediction_ml=prediction_ml)
+    return scores
 
 
 def score_case(
@@ -114,12 +113,13 @@ def score_case(
     stored. Further as `count_case`.
     """
     counted = count_case(prediction, reference, spacing_mm, organs, histogram)
-    ids = [organ.id for organ in organs]
-    boxes_p, boxes_r = label_boxes(prediction, ids), label_boxes(reference, ids)
+    whole = joint_box(occupied_box(prediction), occupied_box(reference))
+    prediction, reference = prediction[whole], reference[whole]
+    boxes = [find_objects(labels, max_label=255) for labels in (prediction, reference)]
     judge = _official if protocol == "official" else _strict
     scores = {}
     for organ in organs:
-        found, box = counted[organ.name], joint_box(boxes_p[organ.id], boxes_r[organ.id])
+        found, box = counted[organ.name], joint_box(*(ours[organ.id - 1] for ours in boxes))
         if box is None:
             # Quirk: an organ absent from both counts as perfect and enters the mean. Emptiness is of the whole scan.
             perfect = 1.0 if protocol == "official" else None
@@ -146,7 +146,7 @@ def _official(found: OrganScore, prediction: Mask, reference: Mask, spacing_mm: 
             remark = NOT_CROPPED
         else:
             prediction, reference = (mask[slices[0] : slices[-1]] for mask in (prediction, reference))
-    dsc = Overlap(int(prediction.sum()), int(reference.sum()), int((prediction & reference).sum())).dsc
+    dsc = dice_coefficient(int((prediction & reference).sum()), int(prediction.sum()) + int(reference.sum()))
     # Quirk: a DSC below 0.2 (before rounding) makes the NSD 0, however near the surfaces are.
     nsd = 0.0
     if dsc >= NSD_NEEDS_DSC:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from scipy.ndimage import find_objects
 
 from flarecps.dice import dice_coefficient
 
 Box: TypeAlias = tuple[slice, slice, slice]
 
 _SLAB_VOXELS = 1 << 21  # counted at once: bounds the memory to some 20 MB whatever the scan's size
-_VALUES = 256
 EXCHANGED_OWN_DSC, EXCHANGED_OTHER_DSC = 0.1, 0.5  # far below any usable organ, and above mere neighbourhood
 
 
@@ -48,7 +46,7 @@ def joint_histogram(
         raise ValueError(f"label maps of one shape are needed, not {prediction.shape} and {reference.shape}")
     if prediction.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(f"label maps must be uint8, not {prediction.dtype} and {reference.dtype}")
-    counts = np.zeros(_VALUES * _VALUES, dtype=np.int64)
+    counts = np.zeros(256 * 256, dtype=np.int64)
     if prediction.ndim == 3:  # most of a scan is background in both: that need not be looked at twice
         box = joint_box(occupied_box(prediction), occupied_box(reference))
         counts[0] = prediction.size
@@ -58,7 +56,7 @@ def joint_histogram(
     for start in range(0, flat_p.size, _SLAB_VOXELS):
         part = slice(start, start + _SLAB_VOXELS)
         counts += np.bincount(flat_p[part].astype(np.uint16) << 8 | flat_r[part], minlength=counts.size)
-    return counts.reshape(_VALUES, _VALUES)
+    return counts.reshape(256, 256)
 
 
 def overlap_per_label(histogram: Int64[np.ndarray, "256 256"], labels: Iterable[int]) -> dict[int, Overlap]:
@@ -121,24 +119,6 @@ def joint_box(a: Box | None, b: Box | None) -> Box | None:
         return a or b
     first, second, third = (
         slice(min(one.start, two.start), max(one.stop, two.stop)) for one, two in zip(a, b, strict=True)
-    )
-    return first, second, third
-
-
-def label_boxes(labels: np.ndarray, ids: Sequence[int]) -> dict[int, Box | None]:
-    """The box of each label id in a label map (slice, row, column); None for a label that is not there."""
-    whole = occupied_box(labels)
-    found = find_objects(labels[whole], max_label=max(ids, default=0)) if max(ids, default=0) else []
-    boxes: dict[int, Box | None] = {}
-    for label in ids:
-        box = found[label - 1]
-        boxes[label] = None if box is None else _moved(box, whole)
-    return boxes
-
-
-def _moved(box: Box, within: Box) -> Box:
-    first, second, third = (
-        slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in zip(box, within, strict=True)
     )
     return first, second, third
 
