@@ -63,9 +63,8 @@ def score(
     from rich.console import Console
 
     from flarecps.anatomy import organs_of
-    from flarecps.evaluation.label_sets import label_set
+    from flarecps.evaluation.label_sets import label_set, read_tolerances
     from flarecps.evaluation.scores import score_folders
-    from flarecps.evaluation.tolerances import read_tolerances
 
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flarecps.errors import DatasetError
+from flarecps.errors import DatasetError, first_few
 from flarecps.evaluation.score_table import (
     MEASURES,
     MethodScores,
@@ -24,7 +24,6 @@ from flarecps.evaluation.score_table import (
 from flarecps.evaluation.statistics import Counts, Interval, bootstrap_interval, count_wins, holm, wilcoxon_p
 
 OVERALL = "mean"  # the row below the organs
-SHOWN = 5  # names in one remark
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,16 @@ def compare_methods(
     """
     baseline, *others = methods
     for method in others:
-        _must_meet(baseline, method)
+        if not shared_cases(baseline, method):
+            raise DatasetError(
+                f"{method.name} and {baseline.name} have no case in common (the first are called {method.cases[0]!r} "
+                f"and {baseline.cases[0]!r}); expected scores of the same scans, with the same names"
+            )
+        if not set(method.organs) & set(baseline.organs):
+            raise DatasetError(
+                f"{method.name} and {baseline.name} have no organ in common ({', '.join(method.organs[:3])} … and "
+                f"{', '.join(baseline.organs[:3])} …); expected scores of one label set"
+            )
     organs = tuple(dict.fromkeys(organ for method in methods for organ in method.organs))
     measures = tuple(m for m in MEASURES if any(np.isfinite(t.values[m]).any() for one in methods for t in one.seeds))
     rows = [(organ, organ) for organ in organs] + [(OVERALL, None)]
@@ -117,98 +125,55 @@ def _differences(
     }
 
 
-def _must_meet(baseline: MethodScores, method: MethodScores) -> None:
-    if not shared_cases(baseline, method):
-        raise DatasetError(
-            f"{method.name} and {baseline.name} have no case in common (the first are called {method.cases[0]!r} and "
-            f"{baseline.cases[0]!r}); expected scores of the same scans, with the same names"
-        )
-    if not set(method.organs) & set(baseline.organs):
-        raise DatasetError(
-            f"{method.name} and {baseline.name} have no organ in common ({', '.join(method.organs[:3])} … and "
-            f"{', '.join(baseline.organs[:3])} …); expected scores of one label set"
-        )
-
-
 def remarks(comparison: Comparison) -> list[str]:
     """Sentences, most weighty first; none when all files hold the same cases, organs and rules, with every score."""
-    found = [*_rules(comparison.methods), *_cases(comparison), *_organs(comparison), *_without_number(comparison)]
-    if any(len(method.seeds) > 1 for method in comparison.methods):
-        seeds = ", ".join(f"{method.name} {len(method.seeds)}" for method in comparison.methods)
-        found.append(
-            f"seeds: {seeds}; a case's score is its mean over the seeds, so intervals and p speak of other cases, "
-            "not of other trainings: see the SD over seeds"
-        )
-    return found
-
-
-def _rules(methods: Sequence[MethodScores]) -> list[str]:
-    files = [file for method in methods for file in method.seeds]
+    methods = comparison.methods
+    files = [(method, file) for method in methods for file in method.seeds]
     found = []
-    protocols = {file.protocol for file in files if file.protocol}
-    if len(protocols) > 1:
-        by_file = ", ".join(f"{file.origin}: {file.protocol or 'unknown'}" for file in files)
+    if len({file.protocol for _, file in files if file.protocol}) > 1:
+        by_file = ", ".join(f"{file.origin}: {file.protocol or 'unknown'}" for _, file in files)
         found.append(f"scored by different protocols, so the numbers are not comparable ({by_file})")
-    first = next((file for file in files if file.tolerances_mm), None)
+    first = next((file for _, file in files if file.tolerances_mm), None)
     if first is not None:
-        other = [file.origin for file in files if _tolerances_differ(file, first)]
+        known = first.tolerances_mm
+        other = [
+            file.origin
+            for _, file in files
+            if any(known.get(organ, tolerance) != tolerance for organ, tolerance in file.tolerances_mm.items())
+        ]
         if other:
-            found.append(f"NSD with other tolerances than in {first.origin}: {_some(other)}")
-    return found
+            found.append(f"NSD with other tolerances than in {first.origin}: {first_few(other)}")
 
-
-def _tolerances_differ(file: Scores, other: Scores) -> bool:
-    both = set(file.tolerances_mm) & set(other.tolerances_mm)
-    return any(file.tolerances_mm[organ] != other.tolerances_mm[organ] for organ in both)
-
-
-def _cases(comparison: Comparison) -> list[str]:
-    everyone = tuple(dict.fromkeys(case for method in comparison.methods for case in method.cases))
-    found = []
-    for method in comparison.methods:
-        for file in method.seeds:
-            missing = [case for case in everyone if case not in file.cases]
-            if missing:
-                found.append(f"{_count(missing)} not in {file.origin} ({method.name}): {_some(missing)}")
-    if found:
-        pairs = [f"{one.name} {len(shared_cases(comparison.baseline, one))}" for one in comparison.methods[1:]]
+    everyone = tuple(dict.fromkeys(case for method in methods for case in method.cases))
+    lacking = [(method, file, [case for case in everyone if case not in file.cases]) for method, file in files]
+    for method, file, missing in lacking:
+        if missing:
+            count = f"{len(missing)} case{'' if len(missing) == 1 else 's'}"
+            found.append(f"{count} not in {file.origin} ({method.name}): {first_few(missing)}")
+    if any(missing for _, _, missing in lacking):
+        pairs = [f"{one.name} {len(shared_cases(comparison.baseline, one))}" for one in methods[1:]]
         found.append(
             "means are over each method's own cases, differences over those in common with "
             f"{comparison.baseline.name} ({', '.join(pairs)} of {len(everyone)})"
         )
-    return found
-
-
-def _organs(comparison: Comparison) -> list[str]:
-    found = []
-    for method in comparison.methods:
-        missing = [organ for organ in comparison.organs if organ not in method.organs]
-        if missing:
+    for method in methods:
+        if absent := [organ for organ in comparison.organs if organ not in method.organs]:
             found.append(
-                f"{method.name} lacks {', '.join(missing)}: its mean is over fewer organs, its difference over the "
+                f"{method.name} lacks {', '.join(absent)}: its mean is over fewer organs, its difference over the "
                 "common ones"
             )
-    return found
-
-
-def _without_number(comparison: Comparison) -> list[str]:
-    """Empty cells in rows and columns that exist: strict's organs that are empty in reference and prediction."""
-    found = []
-    for method in comparison.methods:
-        cells = sum(
-            int((~np.isfinite(file.values[measure])).sum()) for file in method.seeds for measure in comparison.measures
-        )
+    # Empty cells in rows and columns that exist: strict's organs that are empty in reference and prediction.
+    for method in methods:
+        cells = sum(int((~np.isfinite(file.values[m])).sum()) for file in method.seeds for m in comparison.measures)
         if cells:
             found.append(
                 f"{method.name}: {cells} cell{'s' if cells > 1 else ''} without a number (an organ in neither "
                 "reference nor prediction, strict), left out"
             )
+    if len(files) > len(methods):
+        seeds = ", ".join(f"{method.name} {len(method.seeds)}" for method in methods)
+        found.append(
+            f"seeds: {seeds}; a case's score is its mean over the seeds, so intervals and p speak of other cases, "
+            "not of other trainings: see the SD over seeds"
+        )
     return found
-
-
-def _count(cases: Sequence[str]) -> str:
-    return f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

@@ -65,7 +65,7 @@ def mean_of(values: Sequence[float | None] | np.ndarray) -> float:
     return math.nan if mean is None else mean
 
 
-def mean_along(values: np.ndarray, axis: int) -> np.ndarray:
+def _mean_along(values: np.ndarray, axis: int) -> np.ndarray:
     """The mean of the finite values along an axis, NaN where there are none (NumPy's nanmean warns of that)."""
     there = np.isfinite(values)
     count = there.sum(axis=axis)
@@ -102,11 +102,7 @@ class Scores:
 
     def case_means(self, measure: str = "dsc") -> np.ndarray:
         """The mean over organs of every case; NaN for a case without a number."""
-        return mean_along(self.values[measure], 1)
-
-    def organ_means(self, measure: str = "dsc") -> np.ndarray:
-        """The mean over cases of every organ; NaN for an organ without a number."""
-        return mean_along(self.values[measure], 0)
+        return _mean_along(self.values[measure], 1)
 
     def of(self, case: str, measure: str = "dsc") -> float:
         """The mean over organs of one case; NaN for a case that is not in the table."""
@@ -120,11 +116,11 @@ class Scores:
         if organ is not None:
             return summarise(self.organ(organ, measure))
         over_cases = summarise(self.case_means(measure))
-        return Summary(summarise(self.organ_means(measure)).mean, over_cases.sd, over_cases.n)
+        return Summary(summarise(_mean_along(self.values[measure], 0)).mean, over_cases.sd, over_cases.n)
 
     def mean(self, measure: str = "dsc", organ: str | None = None) -> float:
         """The mean over cases of one organ, or of all organs' means; NaN without a number."""
-        means = self.organ_means(measure)
+        means = _mean_along(self.values[measure], 0)  # over cases
         if organ is None:
             return mean_of(means)
         return float(means[self.organs.index(organ)]) if organ in self.organs else math.nan
@@ -132,13 +128,9 @@ class Scores:
     def select(self, cases: Sequence[str], organs: Sequence[str]) -> Scores:
         """The same scores with these cases and organs, in this order; NaN for what the table does not hold."""
         row, column = ({name: place for place, name in enumerate(names)} for names in (self.cases, self.organs))
-        rows = [place for place, case in enumerate(cases) if case in row]
-        columns = [place for place, organ in enumerate(organs) if organ in column]
-        source = np.ix_([row[cases[place]] for place in rows], [column[organs[place]] for place in columns])
-        values = {}
-        for measure, own in self.values.items():
-            values[measure] = np.full((len(cases), len(organs)), np.nan)
-            values[measure][np.ix_(rows, columns)] = own[source]
+        places = np.ix_([row.get(case, -1) for case in cases], [column.get(organ, -1) for organ in organs])
+        # A row and a column of NaN at the end, where -1 leads.
+        values = {m: np.pad(own, ((0, 1), (0, 1)), constant_values=np.nan)[places] for m, own in self.values.items()}
         return Scores(tuple(cases), tuple(organs), values, self.origin, self.protocol, self.tolerances_mm)
 
 
@@ -167,7 +159,7 @@ class MethodScores:
     def over_seeds(self, cases: Sequence[str], organs: Sequence[str]) -> Scores:
         """Every score the mean over the seeds that have a number; NaN where none has."""
         tables = [table.select(cases, organs) for table in self.seeds]
-        values = {measure: mean_along(np.stack([table.values[measure] for table in tables]), 0) for measure in MEASURES}
+        values = {m: _mean_along(np.stack([table.values[m] for table in tables]), 0) for m in MEASURES}
         return Scores(tuple(cases), tuple(organs), values)
 
     def seed_means(self, measure: str = "dsc", organ: str | None = None) -> np.ndarray:
@@ -278,24 +270,23 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def write_scores(scored: ScoredCases, out: Path) -> None:
-    """Write ``scores.csv`` (FLARE's columns) and ``scores.json`` (everything known) into the folder ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "scores.csv", scores_csv(scored))
-    write_json(out / "scores.json", scores_json(scored))
+    """Write ``scores.csv`` (FLARE's columns) and ``scores.json`` (everything known) into the folder ``out``.
 
-
-def scores_csv(scored: ScoredCases) -> str:
-    """One row per case: Name, then {Organ}_DSC of every organ, then {Organ}_NSD; an empty cell where not scored."""
+    The CSV has one row per case: Name, then {Organ}_DSC of every organ, then {Organ}_NSD; an empty cell where not
+    scored.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["Name", *(f"{organ.column}_{measure.upper()}" for measure in MEASURES for organ in scored.organs)])
     for case in scored.cases.values():
         values = [getattr(case.organs[organ.name], measure) for measure in MEASURES for organ in scored.organs]
         writer.writerow([case.file_name, *("" if value is None else round(value, CSV_DECIMALS) for value in values)])
-    return text.getvalue()
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "scores.csv", text.getvalue())
+    write_json(out / "scores.json", _scores_json(scored))
 
 
-def scores_json(scored: ScoredCases) -> dict[str, Any]:
+def _scores_json(scored: ScoredCases) -> dict[str, Any]:
     """All of it as plain types: settings, versions, summaries per organ and overall, scores per case, failures."""
     measures = MEASURES if scored.protocol == "official" else (*MEASURES, *DISTANCES)
 

@@ -23,9 +23,9 @@ from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
 from flarecps.errors import ConfigError, DatasetError, ScanError
 from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case
+from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
-from flarecps.evaluation.tolerances import with_tolerances
 from flarecps.volumes.io import as_stored, is_scan_file, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 

@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from flarecps.anatomy import organs_of
 from flarecps.errors import ScanError
 from flarecps.evaluation.flare22 import OrganScore, count_case, score_case
+from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.metrics import (
     AverageSurfaceDistance,
     DiceScore,
@@ -20,7 +21,6 @@ from flarecps.evaluation.metrics import (
     RelativeVolumeError,
     VolumeError,
 )
-from flarecps.evaluation.tolerances import with_tolerances
 
 ORGANS = organs_of({"liver": 1, "aorta": 2, "thing": 7})
 SPACING_MM = (2.5, 1.0, 0.8)

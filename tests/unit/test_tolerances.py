@@ -9,7 +9,7 @@ import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS, organs_of
 from flarecps.errors import ConfigError
-from flarecps.evaluation.tolerances import read_tolerances, with_tolerances
+from flarecps.evaluation.label_sets import read_tolerances, with_tolerances
 
 ORGANS = organs_of({"liver": 1, "right kidney": 2, "thing": 3})
 
