@@ -56,28 +56,32 @@ def flare_figures(trace: Trace) -> dict[str, float]:
 
     Maxima and sums are of the samples; an area is their sum × the nominal period, though the real one is longer.
     """
-    card = np.zeros(1) if trace.card_mb is None else trace.card_mb[trace.ticks]
+    card = _card_samples(trace)
     cpu = flare_cpu_percent(trace)[trace.ticks]
     ram = trace.host_ram_mb[trace.ticks]
     numbers = (
         round(trace.duration_s, 2),
         round(held_memory_mb(card)),
-        round(nominal_area(card, trace.interval_s)),
+        round(float(card.sum() * trace.interval_s)),
         round(float(cpu.max()), 2),
-        round(nominal_area(cpu, trace.interval_s), 2),
+        round(float(cpu.sum() * trace.interval_s), 2),
         round(float(ram.max()), 2),
-        round(nominal_area(ram, trace.interval_s)),
+        round(float(ram.sum() * trace.interval_s)),
     )
     return dict(zip(FLARE_COLUMNS[1:], numbers, strict=True))
 
 
 def tolerated_figures(trace: Trace) -> dict[str, float]:
     """FLARE's two figures of the card after the tolerance of 2048 MB: what exceeds it counts."""
-    card = np.zeros(1) if trace.card_mb is None else trace.card_mb[trace.ticks]
+    card = _card_samples(trace)
     return {
         "GPU_Mem_over_2048MB": round(max(0.0, held_memory_mb(card) - TOLERATED_MB)),
-        "AUC_GPU_Time_over_2048MB": round(nominal_area(np.maximum(card - TOLERATED_MB, 0), trace.interval_s)),
+        "AUC_GPU_Time_over_2048MB": round(float(np.maximum(card - TOLERATED_MB, 0).sum() * trace.interval_s)),
     }
+
+
+def _card_samples(trace: Trace) -> np.ndarray:
+    return np.zeros(1) if trace.card_mb is None else trace.card_mb[trace.ticks]
 
 
 def true_figures(trace: Trace) -> dict[str, float | None]:
@@ -86,38 +90,30 @@ def true_figures(trace: Trace) -> dict[str, float | None]:
     ``host_ram_rise_mb`` is the machine's peak above what was in use before the start: shared memory counts once there,
     and several times in ``tree_ram_mb_max``, the sum of resident sizes. None: no card, or it does not tell.
     """
-    host_cpu, tree_cpu = host_cpu_percent(trace), tree_cpu_percent(trace)
-    figures: dict[str, float | None] = {
+
+    def processor(name: str, percent: np.ndarray) -> dict[str, float | None]:
+        area = area_of_rates(trace.time_s, percent)
+        most = min(100.0, float(percent[trace.ticks].max()))
+        return {f"{name}_max": most, f"{name}_mean": area / trace.duration_s, f"{name}_s": area}
+
+    def memory(name: str, mb: np.ndarray | None) -> dict[str, float | None]:
+        """The peak of the run, and the area by trapezoids: memory is read at a moment."""
+        if mb is None:
+            return {f"{name}_max": None, f"{name}_s": None}
+        return {f"{name}_max": float(mb[1:].max()), f"{name}_s": float(trapezoid(mb, trace.time_s))}
+
+    return {
         "duration_s": trace.duration_s,
         "samples": len(trace.time_s[trace.ticks]),
-        "host_cpu_percent_max": float(host_cpu[trace.ticks].max()),
-        "host_cpu_percent_mean": area_of_rates(trace.time_s, host_cpu) / trace.duration_s,
-        "host_cpu_percent_s": area_of_rates(trace.time_s, host_cpu),
-        "host_ram_mb_max": float(trace.host_ram_mb[1:].max()),
-        "host_ram_mb_s": area_of_states(trace.time_s, trace.host_ram_mb),
+        **processor("host_cpu_percent", host_cpu_percent(trace)),
+        **memory("host_ram_mb", trace.host_ram_mb),
         "host_ram_rise_mb": max(0.0, float(trace.host_ram_mb[1:].max() - trace.host_ram_mb[0])),
-        "card_mb_max": None,
-        "card_mb_s": None,
+        **memory("card_mb", trace.card_mb),
         "tree_cpu_s": float(trace.tree_cpu_s[-1]),
-        "tree_cpu_percent_max": min(100.0, float(tree_cpu[trace.ticks].max())),
-        "tree_cpu_percent_mean": area_of_rates(trace.time_s, tree_cpu) / trace.duration_s,
-        "tree_cpu_percent_s": area_of_rates(trace.time_s, tree_cpu),
-        "tree_ram_mb_max": float(trace.tree_ram_mb.max()),
-        "tree_ram_mb_s": area_of_states(trace.time_s, trace.tree_ram_mb),
-        "tree_card_mb_max": None,
-        "tree_card_mb_s": None,
+        **processor("tree_cpu_percent", tree_cpu_percent(trace)),
+        **memory("tree_ram_mb", trace.tree_ram_mb),
+        **memory("tree_card_mb", trace.tree_card_mb),
     }
-    if trace.card_mb is not None:
-        figures |= {
-            "card_mb_max": float(trace.card_mb[1:].max()),
-            "card_mb_s": area_of_states(trace.time_s, trace.card_mb),
-        }
-    if trace.tree_card_mb is not None:
-        figures |= {
-            "tree_card_mb_max": float(trace.tree_card_mb.max()),
-            "tree_card_mb_s": area_of_states(trace.time_s, trace.tree_card_mb),
-        }
-    return figures
 
 
 def held_memory_mb(samples_mb: np.ndarray) -> float:
@@ -138,38 +134,21 @@ def held_memory_mb(samples_mb: np.ndarray) -> float:
     return float(values[reached > needed].max())
 
 
-def nominal_area(samples: np.ndarray, interval_s: float) -> float:
-    """Sum of the samples × the period they should have."""
-    return float(samples.sum() * interval_s)
-
-
 def area_of_rates(time_s: np.ndarray, percent: np.ndarray) -> float:
     """The integral of means over the intervals that end at ``time_s``: exact. The first row has no interval."""
     return float((percent[1:] * np.diff(time_s)).sum())
 
 
-def area_of_states(time_s: np.ndarray, states: np.ndarray) -> float:
-    """The integral (trapezoids) of momentary values.
-
-    >>> area_of_states(np.array([0.0, 1.0, 3.0]), np.array([0.0, 10.0, 10.0]))
-    25.0
-    """
-    return float(trapezoid(states, time_s))
-
-
 def host_cpu_percent(trace: Trace) -> np.ndarray:
     """How busy all cores were between a row and the one before, in percent; 0 for the first row."""
-    spent = np.diff(trace.host_cpu_s, axis=0)
-    _, _, idle, waiting, everything = spent.T
+    _, _, idle, waiting, everything = np.diff(trace.host_cpu_s, axis=0).T
     share = np.divide(everything - idle - waiting, everything, out=np.zeros_like(idle), where=everything > 0)
     return _with_zero(100 * np.clip(share, 0, 1))  # kernels let the time of waiting fall now and then
 
 
 def tree_cpu_percent(trace: Trace) -> np.ndarray:
     """The share of all cores that the process tree took between a row and the one before, in percent."""
-    elapsed = np.diff(trace.time_s)
-    used = np.diff(trace.tree_cpu_s)
-    available = elapsed * trace.cores
+    used, available = np.diff(trace.tree_cpu_s), np.diff(trace.time_s) * trace.cores
     return _with_zero(100 * np.divide(used, available, out=np.zeros_like(used), where=available > 0))
 
 

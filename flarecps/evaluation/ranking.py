@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -11,8 +12,7 @@ from scipy.stats import rankdata
 from flarecps.evaluation.statistics import DECIMALS
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """One of the five measures, its weight, and whether more of it is better."""
 
     name: str
@@ -40,9 +40,7 @@ class MethodRank:
     ranks: Mapping[str, float]
 
 
-def rank_methods(
-    methods: Sequence[str], values: Mapping[str, np.ndarray], measures: Sequence[Measure] = FLARE_MEASURES
-) -> list[MethodRank]:
+def rank_methods(methods: Sequence[str], values: Mapping[str, np.ndarray]) -> list[MethodRank]:
     """The standings, best first; ``values`` holds methods × cases for every measure, all of them numbers.
 
     Within a case and measure the best method has rank 1, and equal ones share their mean rank.
@@ -50,23 +48,14 @@ def rank_methods(
     >>> [one.score for one in rank_methods(["A", "B"], {m.name: np.array([[2.0], [1.0]]) for m in FLARE_MEASURES})]
     [1.5, 1.5]
     """
-    weights = np.array([measure.weight for measure in measures])
-    ranks = np.stack([_ranks(values[measure.name], measure.more_is_better) for measure in measures])
-    means = ranks.mean(axis=2)  # measures × methods
+    weights = np.array([one.weight for one in FLARE_MEASURES])
+    rounded = [np.round(values[one.name], DECIMALS) * (-1 if one.more_is_better else 1) for one in FLARE_MEASURES]
+    means = rankdata(np.stack(rounded), axis=1).mean(axis=2)  # measures × methods
     scores = np.round(weights @ means / weights.sum(), DECIMALS)
     places = rankdata(scores, method="min")
+    names = [one.name for one in FLARE_MEASURES]
     standings = [
-        MethodRank(
-            name,
-            int(places[index]),
-            float(scores[index]),
-            {measure.name: float(means[row, index]) for row, measure in enumerate(measures)},
-        )
-        for index, name in enumerate(methods)
+        MethodRank(method, int(place), float(score), dict(zip(names, map(float, ranks), strict=True)))
+        for method, place, score, ranks in zip(methods, places, scores, means.T, strict=True)
     ]
     return sorted(standings, key=lambda one: one.place)
-
-
-def _ranks(values: np.ndarray, more_is_better: bool) -> np.ndarray:
-    rounded = np.round(values, DECIMALS)
-    return rankdata(-rounded if more_is_better else rounded, axis=0)

@@ -50,11 +50,17 @@ def wilcoxon_p(differences: Sequence[float] | np.ndarray) -> float | None:
     n = signed.size
     if not n:
         return 1.0
-    ranks = rankdata(np.abs(signed))
-    positive = float(ranks[signed > 0].sum())
-    if n <= MOST_EXACT:
-        return _exact_p(ranks, positive)
-    return float(wilcoxon(signed, method="asymptotic").pvalue)
+    if n > MOST_EXACT:
+        return float(wilcoxon(signed, method="asymptotic").pvalue)
+    doubled = np.rint(2 * rankdata(np.abs(signed))).astype(int)  # mean ranks of ties are halves
+    total, positive = int(doubled.sum()), int(doubled[signed > 0].sum())
+    chance = np.zeros(total + 1)  # of a sum of positive ranks, when every rank is positive or not with chance 1/2
+    chance[0] = 1.0
+    for rank in doubled:
+        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
+        chance[:rank] /= 2
+    tail = chance[: min(positive, total - positive) + 1].sum()  # the distribution is symmetric
+    return float(min(1.0, 2 * tail))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -89,7 +95,9 @@ def bootstrap_interval(
     mean = float(values.mean())
     if np.ptp(values) < 10.0**-DECIMALS:
         return Interval(mean, mean)
-    means = _resampled_means(values, resamples, seed)
+    generator, at_once = np.random.default_rng(seed), max(1, RESAMPLES_AT_ONCE // n)
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     tail = (1 - confidence) / 2
     noise = 1e-12  # the same cases summed in another order
     below = (np.count_nonzero(means < mean - noise) + np.count_nonzero(means <= mean + noise)) / (2 * resamples)
@@ -111,27 +119,3 @@ def count_wins(differences: Sequence[float] | np.ndarray) -> Counts:
     """
     rounded = np.round(np.asarray(differences, float), DECIMALS)
     return Counts(int((rounded > 0).sum()), int((rounded == 0).sum()), int((rounded < 0).sum()))
-
-
-def _exact_p(ranks: np.ndarray, positive: float) -> float:
-    """Both tails of the sum of positive ranks when every rank is positive or negative with chance 1/2."""
-    doubled = np.rint(2 * ranks).astype(int)  # mean ranks of ties are halves
-    total = int(doubled.sum())
-    chance = np.zeros(total + 1)
-    chance[0] = 1.0
-    for rank in doubled:
-        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
-        chance[:rank] /= 2
-    reached = round(2 * positive)
-    tail = chance[: min(reached, total - reached) + 1].sum()  # the distribution is symmetric
-    return float(min(1.0, 2 * tail))
-
-
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    at_once = max(1, RESAMPLES_AT_ONCE // values.size)
-    parts = []
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(values.size, size=(min(at_once, resamples - start), values.size))
-        parts.append(values[drawn].mean(axis=1))
-    return np.concatenate(parts)

@@ -13,7 +13,6 @@ from flarecps.evaluation.efficiency import (
     FLARE_COLUMNS,
     Trace,
     area_of_rates,
-    area_of_states,
     flare_cpu_percent,
     flare_figures,
     held_memory_mb,
@@ -118,10 +117,6 @@ def test_true_areas_by_hand() -> None:
 )
 def test_the_two_percent_rule_by_hand(samples: list[float], held: float) -> None:
     assert held_memory_mb(np.array(samples, float)) == held
-
-
-def test_a_trapezoid_of_nothing() -> None:
-    assert area_of_states(np.array([0.0]), np.array([5.0])) == 0
 
 
 @pytest.mark.parametrize("rows", [5, 4000])
