@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 
 import numpy as np
 import psutil
@@ -51,7 +51,8 @@ def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: G
     Signals to this process go on to the command. Raises ConfigError when it can't be started.
     """
     before = frozenset(child.pid for child in psutil.Process().children(recursive=True))
-    with child_subreaper(), _Signals() as signals:
+    signals = _Signals()
+    with _child_subreaper(), signals.taken():
         readings = _Readings(interval_s, card)
         process = _start(command)
         tree = TreeMeter(process.pid, before)
@@ -61,9 +62,13 @@ def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: G
         tree_cpu_s, left = tree.close(end.cpu_s)
         readings.take(end.time_s, tree_cpu_s, 0.0, frozenset())
         _, left = psutil.wait_procs(left, timeout=LEAVING_S)
-        described = tuple(_described(one) for one in left)
+        described = tuple(map(_described, left))
         if signals.came:
-            _end_all(left)
+            for end_it in (psutil.Process.terminate, psutil.Process.kill):  # asked first
+                for one in left:
+                    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                        end_it(one)
+                _, left = psutil.wait_procs(left, timeout=GRACE_S)
     code = process.returncode
     return MeasuredRun(
         tuple(command), readings.trace(end.time_s), 128 - code if code < 0 else code, described, bool(signals.came)
@@ -71,14 +76,14 @@ def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: G
 
 
 @contextmanager
-def child_subreaper() -> Iterator[None]:
+def _child_subreaper() -> Iterator[None]:
     """While the block runs, descendants whose parents end become children of this process (Linux; else nothing)."""
-    change = _prctl_subreaper if sys.platform == "linux" else lambda adopt: None
-    change(1)
+    change = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *words: None
+    change(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
-        change(0)
+        change(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 class _Readings:
@@ -104,9 +109,8 @@ class _Readings:
 
     def take(self, now: float, tree_cpu_s: float, tree_ram_mb: float, pids: frozenset[int]) -> None:
         """One row: what was read of the tree, and the machine and the card now."""
-        host = read_host()
         card = self._card.read(pids) if self._card is not None else (0.0, 0.0)
-        self._rows.append((now - self.began, tree_cpu_s, tree_ram_mb, *card, host.ram_mb, *host.cpu_s))
+        self._rows.append((now - self.began, tree_cpu_s, tree_ram_mb, *card, *read_host()))
 
     def trace(self, ended: float) -> Trace:
         """All rows as arrays."""
@@ -170,43 +174,43 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 class _Signals:
-    """Signals to this process while the block runs: they go on to the command, if it did not get them already."""
+    """Signals to this process: they go on to the command, if it did not get them already."""
 
     def __init__(self) -> None:
         self.came: list[int] = []
         self._tree: TreeMeter | None = None
-        self._former: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self) -> _Signals:
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Signals come here while the block runs."""
+        former = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere signals are not to be had
             for number in FORWARDED:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it, for the command too
-                    self._former[number] = signal.signal(number, self._forward)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+                    former[number] = signal.signal(number, self._forward)
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def go_to(self, tree: TreeMeter) -> None:
         """Forward to this tree, and what came before it was there."""
         self._tree = tree
         for number in self.came:
-            tree.signal_root(number)
+            tree.signal(number)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.came.append(number)
         if self._tree is None:
             return
         if len(self.came) >= ENOUGH:
-            self._tree.signal_all(signal.SIGKILL)
+            self._tree.signal(signal.SIGKILL, to_all=True)
         elif number not in FROM_THE_KEYBOARD:
-            self._tree.signal_root(number)
+            self._tree.signal(number)
         elif not _in_the_foreground():
             # As a terminal does: to all. A shell that waits for its child would otherwise not even look.
-            self._tree.signal_all(number)
+            self._tree.signal(number, to_all=True)
 
 
 def _in_the_foreground() -> bool:
@@ -218,24 +222,8 @@ def _in_the_foreground() -> bool:
         return False
 
 
-def _end_all(processes: Sequence[psutil.Process]) -> None:
-    """End what is left: asked first, then killed."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            process.kill()
-    psutil.wait_procs(alive, timeout=GRACE_S)
-
-
 def _described(process: psutil.Process) -> str:
     try:
         return f"{process.name()} ({process.pid})"
     except psutil.Error:
         return str(process.pid)
-
-
-def _prctl_subreaper(adopt: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, adopt, 0, 0, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,24 +15,16 @@ MIB = 2**20
 LOOKING_SHARE = 0.2  # of the time may go into looking for new processes, on machines that run thousands
 
 
-@dataclass(frozen=True)
-class HostUsage:
-    """The whole machine: processor seconds since it started, and MB of memory in use.
+def read_host() -> tuple[float, float, float, float, float, float]:
+    """The whole machine now: MB of memory in use, then processor seconds since it started.
 
     The seconds are: user, system, idle, waiting for disks, and all of these and the rest.
     """
-
-    cpu_s: tuple[float, float, float, float, float]
-    ram_mb: float
-
-
-def read_host() -> HostUsage:
-    """The machine now."""
     times = psutil.cpu_times()
     # psutil counts the time of guests in user and nice as well
     everything = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     waiting = getattr(times, "iowait", 0.0)
-    return HostUsage((times.user, times.system, times.idle, waiting, everything), psutil.virtual_memory().used / MIB)
+    return psutil.virtual_memory().used / MIB, times.user, times.system, times.idle, waiting, everything
 
 
 class TreeMeter:
@@ -53,23 +44,18 @@ class TreeMeter:
         with suppress(psutil.NoSuchProcess):
             self._processes[root] = psutil.Process(root)
 
-    def signal_all(self, number: int) -> None:
-        """Send a signal to every process of the tree; an id that another one has got meanwhile is not taken for it.
+    def signal(self, number: int, to_all: bool = False) -> None:
+        """Send a signal to the command, if it is still there, or to every process of the tree.
 
-        May be called from a signal handler, in the midst of a reading.
+        An id that another process has got meanwhile is not taken for it. May be called from a signal handler, in the
+        midst of a reading.
         """
-        self._look_again_at = 0.0
-        self._look()
-        for process in list(self._processes.values()):
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                process.send_signal(number)
-
-    def signal_root(self, number: int) -> None:
-        """Send a signal to the command itself, if it is still there."""
-        root = self._processes.get(self._root)
-        if root is not None:
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                root.send_signal(number)
+        if to_all:
+            self._look(at_once=True)
+        for pid, process in list(self._processes.items()):
+            if to_all or pid == self._root:
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    process.send_signal(number)
 
     @property
     def pids(self) -> frozenset[int]:
@@ -89,36 +75,31 @@ class TreeMeter:
                 continue
             except psutil.AccessDenied:  # another user's (sudo): it is there, and not ours to read
                 continue
-            # Who was waited for is in its parent's children_*, so nobody is lost and nobody counts twice.
-            cpu_s += times.user + times.system + times.children_user + times.children_system
+            cpu_s += _spent_s(times)
             ram += memory.rss
         self._cpu_s = max(self._cpu_s, cpu_s)
         return self._cpu_s, ram / MIB
 
     def close(self, root_cpu_s: float) -> tuple[float, list[psutil.Process]]:
         """(processor seconds in all, who is left) once the root has ended; ``root_cpu_s`` is its own, with children."""
-        self._look_again_at = 0.0
-        self._look()
+        self._look(at_once=True)
         self._processes.pop(self._root, None)
         left = []
         for process in self._processes.values():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                times = process.cpu_times()
-                root_cpu_s += times.user + times.system + times.children_user + times.children_system
+                root_cpu_s += _spent_s(process.cpu_times())
                 if process.status() != psutil.STATUS_ZOMBIE:
                     left.append(process)
         return max(self._cpu_s, root_cpu_s + self._orphans_cpu_s), left
 
-    def _look(self) -> None:
-        """Take in new processes, bury orphans."""
+    def _look(self, at_once: bool = False) -> None:
+        """Take in new processes, bury orphans; not too often, unless it must be ``at_once``."""
         began = time.perf_counter()
-        if began < self._look_again_at:
+        if began < self._look_again_at and not at_once:
             return
         us = os.getpid()
         for process in psutil.Process(us).children(recursive=True):
-            if process.pid in self._before:
-                continue
-            if process.pid != self._root and self._buried(process, us):
+            if process.pid in self._before or (process.pid != self._root and self._buried(process, us)):
                 continue
             self._processes.setdefault(process.pid, process)
         now = time.perf_counter()
@@ -138,13 +119,17 @@ class TreeMeter:
         return bool(pid)
 
 
+def _spent_s(times: Any) -> float:
+    # Who was waited for is in its parent's children_*, so nobody is lost and nobody counts twice.
+    return times.user + times.system + times.children_user + times.children_system
+
+
 class GpuMeter:
     """The memory of one NVIDIA card, through NVML. A reading that fails repeats the last; ``failures`` counts them."""
 
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
         self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        self.index = index
         name = nvml.nvmlDeviceGetName(self._handle)
         self.name = name.decode() if isinstance(name, bytes) else str(name)
         self.failures = 0
@@ -157,7 +142,15 @@ class GpuMeter:
             self._last = self._used_mb()
         except self._nvml.NVMLError:
             self.failures += 1
-        return self._last, self._of_processes_mb(pids)
+        sizes: list[int | None] = []
+        if self.tells_processes:
+            try:
+                running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+                sizes = [one.usedGpuMemory for one in running if one.pid in pids]
+                self.tells_processes = None not in sizes
+            except self._nvml.NVMLError:
+                self.tells_processes = False
+        return self._last, sum(size for size in sizes if size is not None) / MIB
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -167,18 +160,6 @@ class GpuMeter:
     def _used_mb(self) -> float:
         memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
         return (memory.total - memory.free) / MIB
-
-    def _of_processes_mb(self, pids: frozenset[int]) -> float:
-        if not self.tells_processes:
-            return 0.0
-        try:
-            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
-            self.tells_processes = False
-            return 0.0
-        sizes = [one.usedGpuMemory for one in running if one.pid in pids]
-        self.tells_processes = None not in sizes
-        return sum(size for size in sizes if size is not None) / MIB
 
 
 def open_gpu(index: int | None, nvml: Any = None) -> GpuMeter | None:
