@@ -24,7 +24,7 @@ from scipy import ndimage
 from flarecps.datasets.layouts import Case, link_cases
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.experiments.runner import call_flarecps
-from flarecps.experiments.trainings import last_checkpoint, training_is_finished
+from flarecps.experiments.stages import last_checkpoint, training_is_finished
 from flarecps.inference.postprocessing import largest_of_each
 
 FAR_MM = 20.0

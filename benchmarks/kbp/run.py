@@ -28,8 +28,8 @@ from protocol import ALL_LABELS, CPS, Run, ordered_runs
 from flarecps import __version__
 from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.runner import FLARECPS, processor_name, run_experiment
-from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import (
+from flarecps.experiments.stages import (
+    Stage,
     fit_stage,
     judging_stages,
     last_checkpoint,

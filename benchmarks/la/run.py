@@ -20,8 +20,7 @@ import numpy as np
 from flarecps.atomic import write_text
 from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.runner import run_experiment
-from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import store_stages, training_stages
+from flarecps.experiments.stages import Stage, store_stages, training_stages
 from flarecps.reporting.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent

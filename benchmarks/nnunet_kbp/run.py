@@ -36,8 +36,7 @@ from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.layouts import link_cases
 from flarecps.errors import FlarecpsError
 from flarecps.experiments.runner import FLARECPS, run_experiment
-from flarecps.experiments.stages import Stage, command_stage
-from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages
+from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
 from flarecps.named_paths import name_and_rest
 
 HERE = Path(__file__).resolve().parent

@@ -30,8 +30,7 @@ from flarecps.anatomy import organs_of
 from flarecps.checkpoint import read_checkpoint
 from flarecps.datasets.layouts import Case, link_subset
 from flarecps.experiments.runner import processor_name, run_experiment
-from flarecps.experiments.stages import Stage
-from flarecps.experiments.trainings import fit_stage, last_checkpoint, store_stages
+from flarecps.experiments.stages import Stage, fit_stage, last_checkpoint, store_stages
 from flarecps.preprocessing.store import CaseStore
 from flarecps.training.validation import sibling_labels
 

@@ -21,8 +21,7 @@ from omegaconf import OmegaConf
 
 from flarecps.errors import DatasetError
 from flarecps.experiments.runner import run_experiment
-from flarecps.experiments.stages import Stage, command_stage
-from flarecps.experiments.trainings import store_stages, training_stages
+from flarecps.experiments.stages import Stage, command_stage, store_stages, training_stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = {"supervised": "control", "supervised_long": "longer control", "cps": "CPS"}  # the baseline comes first

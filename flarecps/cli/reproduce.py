@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from flarecps.experiments.slurm_jobs import SlurmJobs
-    from flarecps.experiments.stages import Stage, StageRecords
+    from flarecps.experiments.stages import Stage
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 RECORDS = "stages"  # folder of OUT
@@ -71,11 +67,9 @@ def reproduce(
 
     from flarecps.cli.demo import config_path
     from flarecps.datasets.catalogue import read_catalogue
-    from flarecps.experiments.flare22 import RecipeOptions, flare22_stages
+    from flarecps.experiments.flare22 import RecipeOptions, flare22_stages, write_paper_tables
     from flarecps.experiments.flare22_data import assign_roles, check_case_counts, released_cases
-    from flarecps.experiments.flare22_tables import write_paper_tables
-    from flarecps.experiments.runner import NEEDS, STANDS, run_stages
-    from flarecps.experiments.slurm_jobs import SlurmJobs
+    from flarecps.experiments.runner import NEEDS, STANDS, run_stages, slurm_words
     from flarecps.experiments.stages import StageRecords, select_stages
 
     console, problems = Console(), Console(stderr=True)
@@ -96,12 +90,14 @@ def reproduce(
     every = flare22_stages(RecipeOptions(found, out, config_path, fill, words, checkpoint, eight_gpus, workers))
     records = StageRecords(every, out / RECORDS)
     todo = select_stages(every, stages, without)
-    slurm = SlurmJobs(sbatch) if submit else None
     console.print(f"{data}: {found.counts()}", **PLAIN)
     for sentence in said:
         console.print(f"- {sentence}", style="yellow", **PLAIN)
     if dry_run:
-        _show_plan(todo, records, slurm, console)
+        for stage in todo:
+            console.print(f"# {stage.name}: {stage.lacking or records.state(stage)}", style="bold", **PLAIN)
+            submitted = submit and stage.gpus
+            console.print(shlex.join(slurm_words(stage, sbatch)) if submitted else stage.command, **PLAIN)
         return 0
 
     def announce(stage: Stage, text: str, begins: bool) -> None:
@@ -114,18 +110,11 @@ def reproduce(
         else:
             console.print(f"{stage.name}: {text}", **PLAIN)
 
-    left = run_stages(todo, records, announce, slurm)
+    left = run_stages(todo, records, announce, sbatch if submit else None)
     for name, why in left.items():
         problems.print(f"not done: {name}: {why}", style="yellow", **PLAIN)
-    submitted = any(records.read(stage).get("state") == "submitted" for stage in every)
-    return NOT_ALL if not submitted and any(why.startswith(NEEDS) for why in left.values()) else 0
-
-
-def _show_plan(todo: Sequence[Stage], records: StageRecords, slurm: SlurmJobs | None, console: Console) -> None:
-    """Every stage as a command, with its state; makes nothing."""
-    for stage in todo:
-        console.print(f"# {stage.name}: {stage.lacking or records.state(stage)}", style="bold", **PLAIN)
-        console.print(slurm.command(stage) if slurm is not None and stage.gpus else stage.command, **PLAIN)
+    waits = any(records.read(stage).get("state") == "submitted" for stage in every)
+    return NOT_ALL if not waits and any(why.startswith(NEEDS) for why in left.values()) else 0
 
 
 def _read_more(path: Path | None) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The paper's FLARE22 experiment as stages: data, plans, four trainings, inference in each table's settings, scores.
+"""The paper's FLARE22 experiment as stages, from data to scores and tables: inference in each table's own settings.
 
 Source: Huang et al., FLARE 2022: sections 2.1 to 2.3 (inference), 3.1 (data), 4.1 to 4.3 (tables). What it leaves open
 stands in ``configs/flare22_*.yaml`` and docs/reproducing.md.
@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from flarecps.atomic import write_text
+from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.flare22_data import Flare22Data, link_flare22
-from flarecps.experiments.stages import Stage, command_stage
-from flarecps.experiments.trainings import fit_stage, store_stages
+from flarecps.experiments.stages import Stage, StageRecords, command_stage, fit_stage, store_stages
+from flarecps.reporting.paper_tables import (
+    NOT_RUN,
+    OwnScores,
+    filled_csv,
+    filled_markdown,
+    paper_tables,
+    protocol_csv,
+    protocol_markdown,
+    read_paper,
+)
 
 FIGURE_5 = ("0002", "0042", "0021", "0028")  # challenging, challenging, easy, easy
 PAPER_INFERENCE = ("--sibling", "1", "--mode", "normal", "--step", "0.7", "--mirror")  # 2.1: TTA, step 0.7, normal mode
@@ -132,16 +143,12 @@ def _validation_stages(of: RecipeOptions, method: PaperMethod) -> list[Stage]:
     stages.append(command_stage(f"rules_{key}", words, rules, f"held_out_{key}"))
     settings = (*PAPER_INFERENCE, "--postprocess", rules, *added)
     for part, cases, lacking in (
-        ("validation", of.data.with_references, NO_REFERENCES if of.data.validation else NO_VALIDATION),
-        (
-            "without_labels",
-            of.data.without_references,
-            "all validation scans have labels" if of.data.validation else NO_VALIDATION,
-        ),
+        ("validation", of.data.with_references, NO_REFERENCES),
+        ("without_labels", of.data.without_references, "all validation scans have labels"),
     ):
-        labels = of.out / part / key
+        labels, why = of.out / part / key, "" if cases else lacking if of.data.validation else NO_VALIDATION
         words = ("segment", model, of.dataset / part / "images", labels, *settings)
-        stages.append(command_stage(f"{part}_{key}", words, labels, f"rules_{key}", lacking="" if cases else lacking))
+        stages.append(command_stage(f"{part}_{key}", words, labels, f"rules_{key}", lacking=why))
     lacking = "" if of.data.with_references else NO_REFERENCES
     return [*stages, _score(of, key, of.out / "validation" / key, "validation", f"validation_{key}", lacking)]
 
@@ -186,3 +193,37 @@ def _figure(of: RecipeOptions, four: Sequence[PaperMethod]) -> Stage:
                    "--labels", of.dataset, "--out", out, *which, *of.added("figures"))  # fmt: skip
     after = tuple(f"validation_{one.key}" for one in four)
     return command_stage("figure_5", words, out / "cases.png", *after, lacking="" if judged else NO_REFERENCES)
+
+
+def write_paper_tables(
+    out: Path, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str], records: StageRecords
+) -> None:
+    """Write ``OUT/tables.md`` and ``table_N.csv`` from what is there now; ``released``: the cases of Tables 4 and 5."""
+    runs = {method.key: out / "runs" / method.key for method in paper_methods()}
+    starts = {key: records.read(records.stages[f"train_{key}"]).get("starts", []) for key in runs}
+    continued = {key: len(found) > 1 or any(one.startswith("job") for one in found) for key, found in starts.items()}
+    parts = ["# FLARE22: the paper's tables, and the same from this run", f"Paper: {read_paper()['source']}."]
+    parts += ["\n".join(f"- {note}" for note in notes), protocol_markdown(runs, continued)]
+    write_text(out / "table_2.csv", protocol_csv(runs, continued))
+    judged = tuple(case.name for case in data.with_references)
+    for table in paper_tables():
+        counted = released if table.number in (4, 5) else judged
+        own = {method: _own(out, method, counted, records) for method, _ in table.columns}
+        parts.append(filled_markdown(table, own))
+        write_text(out / f"table_{table.number}.csv", filled_csv(table, own))
+    figure = records.stages["figure_5"]
+    drawn = "figure_5/cases.png" if records.state(figure) == "done" else figure.lacking or "not drawn yet"
+    parts.append(f"## Figure 5\n\n{drawn}")
+    parts.append("Efficiency (time, GPU memory, CPU of a case) is in none of the paper's tables and is not measured "
+                 "here: `flarecps efficiency` does it.")  # fmt: skip
+    write_text(out / "tables.md", "\n\n".join(part.rstrip() for part in parts) + "\n")
+
+
+def _own(out: Path, method: str, cases: tuple[str, ...], records: StageRecords) -> OwnScores:
+    """The scores of one column, or why there are none."""
+    stage = records.stages[f"score_{method}"]
+    if records.state(stage) != "done":
+        return OwnScores(lacking=stage.lacking or NOT_RUN)
+    scores = read_scores(out / "scores" / method / "scores.csv")
+    counted = scores.cases if method == "3d_cps_test" else tuple(case for case in scores.cases if case in cases)
+    return OwnScores(scores, counted)

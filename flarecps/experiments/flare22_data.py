@@ -69,7 +69,7 @@ def assign_roles(catalogue: Catalogue) -> Flare22Data:
             f"{catalogue.root}: its labels are {', '.join(catalogue.labels)}; expected FLARE22's 13 organs with its ids"
         )
     unlabelled = sorted(catalogue.unlabelled, key=lambda case: case.name)
-    tests = [case for case in catalogue.test if "test" in _folder(case, catalogue.root)]
+    tests = [case for case in catalogue.test if "test" in case.images[0].relative_to(catalogue.root).parts[0].lower()]
     validation = [case for case in catalogue.test if case not in tests]
     return Flare22Data(
         catalogue.root,
@@ -141,8 +141,3 @@ def link_flare22(data: Flare22Data, out: Path) -> None:
     link_cases(data.without_references, root / "without_labels" / "images")
     link_cases(data.test, root / "test" / "images", root / "test" / "labels")
     link_subset(root, data.labelled, data.unlabelled, described)
-
-
-def _folder(case: Case, root: Path) -> str:
-    """The first folder below ``root`` that holds the case's scan, in small letters."""
-    return case.images[0].relative_to(root).parts[0].lower()

@@ -1,4 +1,4 @@
-"""Running stages: in order, each in a process of its own, what stands left out; one run at a time in a folder.
+"""Running stages: in order, each in a process of its own or a SLURM job, what stands left out; one run in a folder.
 
 A lock that the stage's process inherits keeps a second run, or a stage that outlived its killed run, from working on
 the same folder.
@@ -10,6 +10,7 @@ import fcntl
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -17,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Protocol
 
 from flarecps.errors import ConfigError, FlarecpsError
-from flarecps.experiments.slurm_jobs import SlurmJobs, queue_state
 from flarecps.experiments.stages import Stage, StageRecords, select_stages
 
+FIT_SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "fit.sbatch"
 LOCK = "lock"
 FLARECPS = (sys.executable, "-m", "flarecps")  # the words before a command's
 STANDS = "stands"
@@ -30,22 +30,17 @@ NEEDS = "needs "
 GONE = "its job is no longer in the queue and the training is not finished"
 
 
-class Announce(Protocol):
-    """Tells people of a stage that ``begins`` (``text`` is its command), or what else there is to say of it."""
-
-    def __call__(self, stage: Stage, text: str, begins: bool) -> None: ...
-
-
 def run_stages(
     stages: Sequence[Stage],
     records: StageRecords,
-    announce: Announce,
-    slurm: SlurmJobs | None = None,
+    announce: Callable[[Stage, str, bool], None],
+    sbatch: str | None = None,
 ) -> dict[str, str]:
     """Run these of the records' stages in order, leaving out what stands; stage → why it was not done, for the others.
 
-    Stages that need GPUs are handed to ``slurm`` where it is given; a job that waits or runs is left alone. Raises
-    ConfigError while another run works in the folder, FlarecpsError when a command fails.
+    ``announce`` tells people of a stage: its command and True as it begins, or what else there is to say and False.
+    Stages that need GPUs are handed to SLURM where there are options of ``sbatch`` (perhaps ""); a job that waits or
+    runs is left alone. Raises ConfigError while another run works in the folder, FlarecpsError when a command fails.
     """
     left: dict[str, str] = {}
     with run_lock(records.folder) as descriptor:
@@ -59,13 +54,14 @@ def run_stages(
                 left[stage.name] = stage.lacking or f"{NEEDS}{', '.join(missing)} first"
                 continue
             if records.read(stage).get("state") == "submitted":  # with whatever words: no folder is shared by two jobs
-                if still := queue_state(records.read(stage).get("job", "")):
+                if still := _queue_state(records.read(stage).get("job", "")):
                     left[stage.name] = still
                     continue
                 announce(stage, GONE, False)
-            if slurm is not None and stage.gpus:
-                announce(stage, slurm.command(stage), True)
-                left[stage.name] = slurm.submit(stage, records)
+            if sbatch is not None and stage.gpus:
+                words = slurm_words(stage, sbatch)
+                announce(stage, shlex.join(words), True)
+                left[stage.name] = _submit(stage, words, records)
                 continue
             announce(stage, stage.command, True)
             run_stage(records, stage, lambda words: run_flarecps(words, descriptor))
@@ -77,12 +73,9 @@ def run_experiment(stages: Sequence[Stage], folder: Path, wanted: Sequence[str] 
 
     Raises ConfigError where a stage could not be done, and as ``run_stages``.
     """
-
-    def announce(stage: Stage, text: str, begins: bool) -> None:
-        print(f"{stage.name}: {text}", flush=True)
-
     records = StageRecords(stages, folder)
-    if left := run_stages(select_stages(stages, wanted), records, announce):
+    todo = select_stages(stages, wanted)
+    if left := run_stages(todo, records, lambda stage, text, _: print(f"{stage.name}: {text}", flush=True)):
         raise ConfigError("; ".join(f"stage '{name}' {why}" for name, why in left.items()))
     return records
 
@@ -95,30 +88,27 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
         before = {}
     kept = {"starts": [*before.get("starts", []), _now()], "cpu_s": before.get("cpu_s", 0.0)}
     began, cpu_began = time.monotonic(), _children_cpu_s()
-    records.write(stage, "started", **kept)
+    state, ended = "started", {}
+    records.write(stage, state, **kept)
     try:
         if stage.action is not None:
             stage.action()
         else:
-            resumes = stage.resume is not None and stage.resume[0].exists()
-            code = run([*stage.words, *(stage.resume[1] if resumes and stage.resume is not None else ())])
-            if code:
+            last, more = stage.resume or (None, ())
+            if code := run([*stage.words, *(more if last is not None and last.exists() else ())]):
                 raise FlarecpsError(
                     f"stage '{stage.name}' ended with exit code {code}, its message stands above; the same command "
                     f"again goes on from here, --without {stage.name} leaves it out"
                 )
-    except BaseException:
+        state, ended = "done", {"wall_s": time.monotonic() - began, "finished": _now()}
+    finally:
         kept["cpu_s"] += _children_cpu_s() - cpu_began
-        records.write(stage, "started", **kept)
-        raise
-    kept["cpu_s"] += _children_cpu_s() - cpu_began
-    records.write(stage, "done", **kept, wall_s=time.monotonic() - began, finished=_now())
+        records.write(stage, state, **kept, **ended)
 
 
 def run_flarecps(words: Sequence[str], descriptor: int) -> int:
     """The exit code of ``flarecps WORDS``, run in a process of its own that holds the lock as long as it lives."""
-    done = subprocess.run([*FLARECPS, *words], check=False, pass_fds=(descriptor,))
-    return done.returncode
+    return subprocess.run([*FLARECPS, *words], check=False, pass_fds=(descriptor,)).returncode
 
 
 def call_flarecps(*words: object) -> None:
@@ -161,3 +151,39 @@ def processor_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def slurm_words(stage: Stage, options: str) -> list[str]:
+    """``sbatch [options] slurm/fit.sbatch --config C.yaml [overrides...]``: the user's ``options`` come last and win.
+
+    Raises ConfigError without the script.
+    """
+    if not FIT_SCRIPT.is_file():
+        raise ConfigError(f"{FIT_SCRIPT}: no such file; --submit needs a checkout of flarecps, not only the package")
+    own = [f"--job-name=flarecps-{stage.name}", f"--ntasks-per-node={stage.gpus}", f"--gres=gpu:{stage.gpus}"]
+    return ["sbatch", "--parsable", *own, *shlex.split(options), str(FIT_SCRIPT), *stage.words[1:]]
+
+
+def _submit(stage: Stage, words: Sequence[str], records: StageRecords) -> str:
+    """Submit the stage and keep the job's number; what to say of it. Raises ConfigError when sbatch fails."""
+    records.clear_stale(stage)
+    try:
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ConfigError("sbatch: not found; --submit works where SLURM's commands are at hand") from None
+    if done.returncode:
+        raise ConfigError(f"sbatch ended with exit code {done.returncode}: {done.stderr.strip()}")
+    job = done.stdout.strip().split(";")[0]
+    before = records.read(stage).get("starts", [])
+    records.write(stage, "submitted", job=job, starts=[*before, f"job {job}"])
+    return f"submitted as job {job}; call again when it has ended"
+
+
+def _queue_state(job: str) -> str:
+    """What to say of a job that waits or runs; empty when the queue does not know it any more."""
+    words = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    try:
+        state = subprocess.run(words, check=False, capture_output=True, text=True).stdout.strip().lower()
+    except FileNotFoundError:
+        return f"job {job} was submitted; squeue is not at hand here to ask for it"
+    return f"job {job} is {state}" if state else ""

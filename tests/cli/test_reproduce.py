@@ -16,7 +16,7 @@ from stores import SPACING_MM  # also imports Lightning's part, as Lightning log
 
 from flarecps.cli.main import main
 from flarecps.datasets.phantom import write_phantom
-from flarecps.experiments import runner, slurm_jobs
+from flarecps.experiments import runner
 from flarecps.experiments.flare22 import PAPER_INFERENCE, TEST_INFERENCE
 
 TINY = {
@@ -243,7 +243,7 @@ def test_trainings_are_handed_to_slurm(
     """With stand-ins for sbatch and squeue, and preprocessing taken as done."""
     out, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "fit.sbatch"
     script.touch()
-    monkeypatch.setattr(slurm_jobs, "FIT_SCRIPT", script)
+    monkeypatch.setattr(runner, "FIT_SCRIPT", script)
     for name, text in (
         (
             "sbatch",
