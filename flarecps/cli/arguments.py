@@ -34,17 +34,13 @@ class _PlainHelp(DefaultHelpFormatter):
         text = action.help or ""
         if action.required and action.option_strings:
             return f"{text} (required)"
-        if not action.option_strings or action.default in (None, argparse.SUPPRESS) or isinstance(action, _HELP):
+        help_itself = isinstance(action, argparse._HelpAction)  # which has no public name
+        if not action.option_strings or action.default in (None, argparse.SUPPRESS) or help_itself:
             return text
-        default = {True: "yes", False: "no"}.get(action.default, action.default) if _is_flag(action) else action.default
+        default = action.default
+        if isinstance(action, ActionYesNo):
+            default = "yes" if default else "no"
         return f"{text} (default: {default})"
-
-
-_HELP = argparse._HelpAction  # argparse has no public name for the action behind --help
-
-
-def _is_flag(action: argparse.Action) -> bool:
-    return isinstance(action, ActionYesNo)
 
 
 def call_with_arguments(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int | None:
@@ -52,13 +48,15 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
 
     Raises SystemExit: 0 after ``--help``, 2 with usage and message when the words do not fit.
     """
-    parser, names = build_parser(function, prog)
+    parser, names = _parser(function, prog)
     parameters = inspect.signature(function).parameters.values()
-    rest: list[str] = []
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        words, rest = _at_dashes(list(words))
+    rest: Sequence[str] = []
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters) and "--" in words:
+        place = words.index("--")
+        words, rest = words[:place], words[place + 1 :]
     given = vars(parser.parse_args([_dashes(word) for word in words]))
-    arguments, options = [], {}
+    arguments: list[Any] = []
+    options = {}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             arguments += rest
@@ -71,7 +69,7 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
     return function(*arguments, **options)
 
 
-def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, dict[str, str]]:
+def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, dict[str, str]]:
     """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
     documentation = parse(inspect.getdoc(function) or "")
     explained = {one.arg_name: " ".join((one.description or "").split()) for one in documentation.params}
@@ -85,9 +83,9 @@ def build_parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParse
             continue
         stem, _, unit = parameter.name.rpartition("_")
         has_unit = bool(stem) and unit in _UNITS
-        names[parameter.name] = stem if has_unit else parameter.name.rstrip("_")  # from_ is --from
-        _add(parser, parameter, hints[parameter.name], names[parameter.name], explained.get(parameter.name, ""),
-             unit.upper() if has_unit else None)  # fmt: skip
+        name = names[parameter.name] = stem if has_unit else parameter.name.rstrip("_")  # from_ is --from
+        explanation = explained.get(parameter.name) or name.replace("_", " ")
+        _add(parser, parameter, hints[parameter.name], name, explanation, unit.upper() if has_unit else None)
     return parser, names
 
 
@@ -95,7 +93,7 @@ def _add(
     parser: ArgumentParser, parameter: inspect.Parameter, hint: Any, name: str, explanation: str, unit: str | None
 ) -> None:
     required = parameter.default is parameter.empty
-    details: dict[str, Any] = {"help": explanation or name.replace("_", " ")}
+    details: dict[str, Any] = {"help": explanation}
     if hint is not bool:
         details["type"] = hint
     if not required:
@@ -107,24 +105,14 @@ def _add(
             details["nargs"] = "?"
         parser.add_argument(name, metavar=name.upper(), **details)
         return
-    option = "--" + name.replace("_", "-")
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _PLACEHOLDERS]
     if list[str] in get_args(hint):
         details |= {"type": str, "nargs": "+", "metavar": _PLACEHOLDERS[str]}
-        parser.add_argument(option, required=required, **details)
-        return
-    if hint is bool:
-        parser.add_argument(option, action=ActionYesNo(yes_prefix="", no_prefix="no-"), **details)
-        return
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _PLACEHOLDERS]
-    if unit is not None or kinds:
+    elif hint is bool:
+        details["action"] = ActionYesNo(yes_prefix="", no_prefix="no-")
+    elif unit is not None or kinds:
         details["metavar"] = unit or _PLACEHOLDERS[kinds[0]]
-    parser.add_argument(option, required=required, **details)
-
-
-def _at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words before the first ``--``, and those after it."""
-    place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
+    parser.add_argument("--" + name.replace("_", "-"), required=required, **details)
 
 
 def _dashes(word: str) -> str:

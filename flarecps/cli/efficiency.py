@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from flarecps.evaluation.measured_run import MeasuredRun
     from flarecps.evaluation.resource_usage import GpuMeter
 
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 SHORTEST_INTERVAL_S = 0.01
 OTHERS_PERCENT = 10  # of the processor, taken by others on average: worth a word
 FEW_SAMPLES = 10
@@ -51,13 +51,24 @@ def efficiency(
 
     from flarecps.evaluation.measured_run import run_measured
     from flarecps.evaluation.resource_usage import open_gpu
-    from flarecps.reporting.efficiency_report import CASES, checked_case_name
+    from flarecps.reporting.efficiency_report import (
+        CASES,
+        checked_case_name,
+        efficiency_figure,
+        write_efficiency_figure,
+        write_measured_run,
+    )
 
     if not SHORTEST_INTERVAL_S <= interval_s <= 60:
         raise ConfigError(f"--interval {interval_s:g}: expected {SHORTEST_INTERVAL_S} to 60 seconds (FLARE's is 0.1)")
     called = checked_case_name(name if name is not None else Path(command[0]).name if command else "none")
     if out is not None:
-        _make_folder(out / CASES)  # before the work, not after it, if it can't be made
+        try:
+            (out / CASES).mkdir(parents=True, exist_ok=True)  # before the work, not after it, if it can't be made
+        except OSError as error:
+            raise ConfigError(
+                f"--out: {out / CASES} can't be made ({error.strerror}); name a folder you may write to"
+            ) from None
     card = open_gpu(gpu)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
@@ -71,31 +82,11 @@ def efficiency(
     for remark in said:
         console.print(f"- {remark}", **PLAIN)
     if out is not None:
-        _write(out, called, run, card, started, said, console)
+        cases = write_measured_run(out, called, run, card.name if card else None, started, said)
+        write_efficiency_figure(out / CASES, called, efficiency_figure(run.trace, called))
+        console.print(f"written: {out}/efficiency.csv, efficiency_all.csv ({cases} case{'' if cases == 1 else 's'}), "
+                      f"{CASES}/{called}.json, .samples.csv, .png, .svg", **PLAIN)  # fmt: skip
     return run.exit_code
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} can't be made ({error.strerror}); name a folder you may write to") from None
-
-
-def _write(
-    out: Path, name: str, run: MeasuredRun, card: GpuMeter | None, started: str, said: list[str], console: Console
-) -> None:
-    from flarecps.reporting.efficiency_report import (
-        CASES,
-        efficiency_figure,
-        write_efficiency_figure,
-        write_measured_run,
-    )
-
-    cases = write_measured_run(out, name, run, card.name if card else None, started, said)
-    write_efficiency_figure(out / CASES, name, efficiency_figure(run.trace, name))
-    console.print(f"written: {out}/efficiency.csv, efficiency_all.csv ({cases} case{'' if cases == 1 else 's'}), "
-                  f"{CASES}/{name}.json, .samples.csv, .png, .svg", **PLAIN)  # fmt: skip
 
 
 def _remarks(run: MeasuredRun, card: GpuMeter | None) -> list[str]:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -65,14 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(help_text())
+        print(_help_text())
         return 0 if words else USER_MISTAKE
     if words[0] in ("-V", "--version", "version"):
         print(f"flarecps {__version__}")
         return 0
     name = words[0]
     if name not in COMMANDS:
-        print(f"flarecps: {_unknown(name)}", file=sys.stderr)
+        nearest = get_close_matches(name, COMMANDS, n=1)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else f"commands: {', '.join(COMMANDS)}"
+        print(f"flarecps: no command {name!r}; {advice}", file=sys.stderr)
         return USER_MISTAKE
     try:
         return _run(name, words[1:]) or 0
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def help_text() -> str:
+def _help_text() -> str:
     """What ``flarecps --help`` prints: every command with its one line, in the order of use."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
@@ -106,22 +108,18 @@ def help_text() -> str:
 def _run(name: str, words: list[str]) -> int | None:
     """Import one command and run it on its words."""
     command = COMMANDS[name]
-    if name == "fit":
-        from flarecps.training.stop_signals import listening
+    with ExitStack() as stack:
+        if name == "fit":
+            from flarecps.training.stop_signals import listening
 
-        with listening():  # before the slow imports: a signal that comes meanwhile is not lost
-            return _call(command, name, words)
-    return _call(command, name, words)
+            stack.enter_context(listening())  # before the slow imports: a signal that comes meanwhile is not lost
+        with _interrupted_at_once(name):
+            function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
+        if name in OWN_WORDS:
+            return function([name, *words])
+        from flarecps.cli.arguments import call_with_arguments
 
-
-def _call(command: Command, name: str, words: list[str]) -> int | None:
-    with _interrupted_at_once(name):
-        function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
-    if name in OWN_WORDS:
-        return function([name, *words])
-    from flarecps.cli.arguments import call_with_arguments
-
-    return call_with_arguments(function, words, prog=f"flarecps {name}")
+        return call_with_arguments(function, words, prog=f"flarecps {name}")
 
 
 @contextmanager
@@ -141,11 +139,3 @@ def _interrupted_at_once(name: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _unknown(name: str) -> str:
-    """What to say about a word that is no command."""
-    nearest = get_close_matches(name, COMMANDS, n=1)
-    if nearest:
-        return f"no command {name!r}; did you mean {nearest[0]!r}?"
-    return f"no command {name!r}; commands: {', '.join(COMMANDS)}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
     from flarecps.experiments.stages import Stage
 
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 RECORDS = "stages"  # folder of OUT
 KINDS = ("2d", "3d")
 WITH_KINDS = ("plan", "preprocess", "fit", "segment")

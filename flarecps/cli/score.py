@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from flarecps.cli import PLAIN
+from flarecps.errors import first_few
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,7 +15,6 @@ if TYPE_CHECKING:
     from flarecps.evaluation.score_table import ScoredCases
 
 MOST_WORKERS = 8
-SHOWN_NAMES = 5
 KEPT = "cases"  # folder of OUT for the scores of single cases
 DISTANCE_TITLES = {
     "hd95_mm": "HD95, mm",
@@ -21,7 +23,6 @@ DISTANCE_TITLES = {
     "volume_error_relative": "volume, %",
 }
 DISTANCES = "Distances, and volume of prediction minus reference"
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 FAILED = 1  # exit code: some cases could not be scored
 
 
@@ -69,12 +70,14 @@ def score(
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)
     tolerances_mm = read_tolerances(tolerance_mm, organs_of(structures)) if tolerance_mm is not None else {}
+    # The cores that this process may use: a cluster job's share of them.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     scored = score_folders(
         predictions,
         references,
         structures,
         protocol,
-        workers or _cores(),
+        workers or min(cores, MOST_WORKERS),
         tolerances_mm=tolerances_mm,
         keep=out / KEPT,
         share=shard,
@@ -96,11 +99,13 @@ def score(
 def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: Console) -> None:
     from flarecps.atomic import write_text
     from flarecps.evaluation.score_table import write_scores
-    from flarecps.reporting.tables import markdown_table, scores_markdown
+    from flarecps.reporting.tables import markdown_table, score_rows, scores_markdown
 
     write_scores(scored, out)
     page = scores_markdown(scored.scores, f"Scores ({scored.protocol} protocol)", notes[1:])
-    _show(scored, console)
+    title = f"{_count(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
+    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scored.scores)]
+    _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
     if scored.protocol == "strict":
         heading = ["organ", *DISTANCE_TITLES.values(), "cases"]
         page += (
@@ -124,21 +129,21 @@ def _notes(scored: ScoredCases) -> list[str]:
     if scored.missing:
         fate = "left out, as FLARE22's script does" if scored.protocol == "official" else "scored 0"
         absent = _count(len(scored.missing), "reference")
-        notes.append(f"{absent} without a prediction, {fate}: {_some(scored.missing)}")
+        notes.append(f"{absent} without a prediction, {fate}: {first_few(scored.missing)}")
     warned = [name for name, case in scored.cases.items() if case.warnings]
     if warned:
         first = scored.cases[warned[0]].warnings[0]
-        notes.append(f"{_count(len(warned), 'case')} with a warning: {_some(warned)}; the first: {first}")
+        notes.append(f"{_count(len(warned), 'case')} with a warning: {first_few(warned)}; the first: {first}")
     empty = sum(score.remark == "both empty" for case in scored.cases.values() for score in case.organs.values())
     if empty:
         fate = "counted as 1 (FLARE22's rule)" if scored.protocol == "official" else "left out of the means"
         notes.append(f"{_count(empty, 'organ')} empty in prediction and reference, {fate}")
     single = [name for name, case in scored.cases.items() if any("uncropped" in s.remark for s in case.organs.values())]
     if single:
-        notes.append(f"a one-slice tube (FLARE22's script fails there) was scored uncropped in: {_some(single)}")
+        notes.append(f"a one-slice tube (FLARE22's script fails there) was scored uncropped in: {first_few(single)}")
     if scored.failed:
         failed = _count(len(scored.failed), "case")
-        notes.append(f"{failed} could not be scored, left out: {_some(tuple(scored.failed))}")
+        notes.append(f"{failed} could not be scored, left out: {first_few(tuple(scored.failed))}")
     return notes
 
 
@@ -158,14 +163,6 @@ def _distance_rows(scored: ScoredCases, with_sd: bool = True) -> list[list[str]]
     return rows
 
 
-def _show(scored: ScoredCases, console: Console) -> None:
-    from flarecps.reporting.tables import score_rows
-
-    title = f"{_count(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
-    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scored.scores)]
-    _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
-
-
 def _show_rows(title: str, heading: list[str], rows: list[list[str]], console: Console) -> None:
     from rich.table import Table
 
@@ -183,13 +180,3 @@ def _show_rows(title: str, heading: list[str], rows: list[list[str]], console: C
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
-
-
-def _cores() -> int:
-    """Processor cores this process may use (a cluster job's share), at most ``MOST_WORKERS``."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, MOST_WORKERS)
