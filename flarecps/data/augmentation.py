@@ -20,7 +20,6 @@ from flarecps.data.intensity_transforms import (
 from flarecps.data.spatial_transforms import DrawnTransform, Mirror, PatchPose, RotationAndScaling, swapped_ids
 from flarecps.errors import ConfigError
 from flarecps.planning.plan import Plan, volume_patch
-from flarecps.typing import Triple
 
 ANISOTROPY = 3  # a patch whose longest edge is more than this times its first is augmented in-plane only (nnU-Net)
 LONG_2D_PATCH = 1.5  # a 2D patch longer than this is rotated by 15° only, or much of it would be padding (nnU-Net)
@@ -119,6 +118,7 @@ class OwnTransform(DrawnTransform):
         return subject
 
 
+@dataclass(frozen=True)
 class PatchAugmentation:
     """What happens to a patch between the store and the batch.
 
@@ -126,10 +126,8 @@ class PatchAugmentation:
     on a subject (``image``, optionally ``labels``, ``generator``, ``pose``) carries everything out.
     """
 
-    def __init__(self, patch: Triple, spatial: RotationAndScaling, steps: Sequence[DrawnTransform]) -> None:
-        self.patch = patch
-        self.spatial = spatial
-        self.steps = tuple(steps)
+    spatial: RotationAndScaling
+    steps: tuple[DrawnTransform, ...]  # in this order, after it
 
     def draw_pose(self, generator: np.random.Generator) -> PatchPose | None:
         """The pose of the next patch; None for most: a plain crop."""
@@ -181,28 +179,18 @@ def patch_augmentation(
         swaps=swapped_ids(plan.class_count, plan.left_right_pairs) if swap_left_right else None,
         lateral_axis=plan.lateral_axis,
     )
-    low_resolution = LowResolution(
-        settings.low_resolution_probability,
-        settings.low_resolution_channel_probability,
-        settings.low_resolution_zoom,
-        in_plane,
+    spatial = RotationAndScaling(
+        patch, in_plane, settings.rotation_probability, degrees, settings.scaling_probability, settings.scaling_range
     )
+    blurred, coarse = settings.blur_channel_probability, settings.low_resolution_channel_probability
     return PatchAugmentation(
-        patch,
-        RotationAndScaling(
-            patch,
-            in_plane,
-            settings.rotation_probability,
-            degrees,
-            settings.scaling_probability,
-            settings.scaling_range,
-        ),
+        spatial,
         (
             GaussianNoise(settings.noise_probability, settings.noise_sd),
-            GaussianBlur(settings.blur_probability, settings.blur_channel_probability, settings.blur_sigma_voxels),
+            GaussianBlur(settings.blur_probability, settings.blur_sigma_voxels, blurred),
             Brightness(settings.brightness_probability, settings.brightness_range),
             Contrast(settings.contrast_probability, settings.contrast_range),
-            low_resolution,
+            LowResolution(settings.low_resolution_probability, settings.low_resolution_zoom, coarse, in_plane),
             Gamma(settings.inverted_gamma_probability, settings.gamma_range, inverted=True),
             Gamma(settings.gamma_probability, settings.gamma_range, inverted=False),
             mirror,

@@ -13,7 +13,7 @@ import torch
 import torchio as tio
 from torch.nn import functional
 
-from flarecps.data.spatial_transforms import DrawnTransform
+from flarecps.data.spatial_transforms import DrawnTransform, part_along
 
 Range = tuple[float, float]
 _BLUR_TAIL = 4.0  # σ; SciPy's own cut
@@ -22,12 +22,15 @@ _SMALLEST_RANGE = 1e-7  # of a constant channel, which has no contrast to change
 
 
 class ChannelTransform(DrawnTransform, tio.IntensityTransform):
-    """The base of all: with ``probability`` for a patch, then with ``channel_probability`` for each channel."""
+    """The base of all: with ``probability`` for a patch, then with ``channel_probability`` for each channel.
 
-    def __init__(self, probability: float, channel_probability: float = 1.0) -> None:
+    ``bounds`` are the lowest and the highest of what a subclass draws, in its own units.
+    """
+
+    def __init__(self, probability: float, bounds: Range, channel_probability: float = 1.0) -> None:
         super().__init__(p=probability)
+        self.bounds = bounds
         self.channel_probability = channel_probability
-        self.args_names = ["probability", "channel_probability"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """The subject, its intensity images changed in place or not at all."""
@@ -46,52 +49,36 @@ class ChannelTransform(DrawnTransform, tio.IntensityTransform):
 
 
 class GaussianNoise(ChannelTransform):
-    """White noise added; its SD is drawn uniformly from ``sd_range`` (units of the normalised image)."""
-
-    def __init__(self, probability: float, sd_range: Range) -> None:
-        super().__init__(probability)
-        self.sd_range = sd_range
+    """White noise added; its SD is drawn uniformly within ``bounds`` (units of the normalised image)."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        sd = generator.uniform(*self.sd_range)
+        sd = generator.uniform(*self.bounds)
         noise = generator.standard_normal(channel.shape, dtype=np.float32)
         noise *= np.float32(sd)
         channel += noise
 
 
 class GaussianBlur(ChannelTransform):
-    """A Gaussian of its own σ (voxels) along every axis; the edge is mirrored."""
-
-    def __init__(self, probability: float, channel_probability: float, sigma_voxels: Range) -> None:
-        super().__init__(probability, channel_probability)
-        self.sigma_voxels = sigma_voxels
+    """A Gaussian along every axis, each with its own σ within ``bounds`` (voxels); the edge is mirrored."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        for axis, sigma in enumerate(generator.uniform(*self.sigma_voxels, size=channel.ndim)):
+        for axis, sigma in enumerate(generator.uniform(*self.bounds, size=channel.ndim)):
             if channel.shape[axis] > 1:
-                blur_along(channel, sigma, axis)
+                _blur_along(channel, sigma, axis)
 
 
 class Brightness(ChannelTransform):
-    """Intensities times a factor."""
-
-    def __init__(self, probability: float, factors: Range) -> None:
-        super().__init__(probability)
-        self.factors = factors
+    """Intensities times a factor, drawn ``around_one``."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        channel *= np.float32(around_one(generator, self.factors))
+        channel *= np.float32(around_one(generator, self.bounds))
 
 
 class Contrast(ChannelTransform):
-    """Distances from the mean times a factor, held within the old minimum and maximum."""
-
-    def __init__(self, probability: float, factors: Range) -> None:
-        super().__init__(probability)
-        self.factors = factors
+    """Distances from the mean times a factor, drawn ``around_one``; held within the old minimum and maximum."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        factor = around_one(generator, self.factors)
+        factor = around_one(generator, self.bounds)
         mean, low, high = channel.mean(), channel.min(), channel.max()
         channel -= mean
         channel *= np.float32(factor)
@@ -102,16 +89,15 @@ class Contrast(ChannelTransform):
 class LowResolution(ChannelTransform):
     """As if scanned coarsely: sampled down to the nearest voxels, then interpolated back linearly.
 
-    ``in_plane``: the first axis keeps its resolution.
+    The coarse size is within ``bounds`` as a share of the patch's. ``in_plane``: the first axis keeps its resolution.
     """
 
-    def __init__(self, probability: float, channel_probability: float, zoom: Range, in_plane: bool) -> None:
-        super().__init__(probability, channel_probability)
-        self.zoom = zoom
+    def __init__(self, probability: float, bounds: Range, channel_probability: float, in_plane: bool) -> None:
+        super().__init__(probability, bounds, channel_probability)
         self.in_plane = in_plane
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        zoom = generator.uniform(*self.zoom)
+        zoom = generator.uniform(*self.bounds)
         coarse = [max(1, round(size * zoom)) for size in channel.shape]
         if self.in_plane:
             coarse[0] = channel.shape[0]
@@ -121,15 +107,17 @@ class LowResolution(ChannelTransform):
 
 
 class Gamma(ChannelTransform):
-    """Intensities, scaled to 0–1, to a power; mean and SD are then restored. ``inverted`` does so to the negative."""
+    """Intensities, scaled to 0–1, to a power, drawn ``around_one``; mean and SD are then restored.
 
-    def __init__(self, probability: float, exponents: Range, inverted: bool) -> None:
-        super().__init__(probability)
-        self.exponents = exponents
+    ``inverted`` does so to the negative.
+    """
+
+    def __init__(self, probability: float, bounds: Range, inverted: bool) -> None:
+        super().__init__(probability, bounds)
         self.inverted = inverted
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
-        exponent = around_one(generator, self.exponents)
+        exponent = around_one(generator, self.bounds)
         if self.inverted:
             np.negative(channel, out=channel)
         mean, sd, low = channel.mean(), channel.std(), channel.min()
@@ -144,7 +132,7 @@ class Gamma(ChannelTransform):
             np.negative(channel, out=channel)
 
 
-def blur_along(channel: np.ndarray, sigma_voxels: float, axis: int) -> None:
+def _blur_along(channel: np.ndarray, sigma_voxels: float, axis: int) -> None:
     """Blur ``channel`` (slice, row, column) in place along one axis; the edge is mirrored, the tail cut at 4 σ.
 
     As ``scipy.ndimage.gaussian_filter1d(mode="mirror")``, block by block, so that the few sums a voxel needs are made
@@ -157,17 +145,14 @@ def blur_along(channel: np.ndarray, sigma_voxels: float, axis: int) -> None:
     thickness = max(1, _BLOCK_VOXELS * channel.shape[across] // channel.size)
     margins = [(radius, radius) if here == axis else (0, 0) for here in range(channel.ndim)]
     for first in range(0, channel.shape[across], thickness):
-        block = channel[_part(across, first, thickness)]
+        block = channel[part_along(across, first, thickness)]
         padded = np.pad(block, margins, mode="reflect")
         block *= weights[0]
         for distance in range(1, radius + 1):
-            pair = padded[_part(axis, radius - distance, size)] + padded[_part(axis, radius + distance, size)]
+            before, after = (padded[part_along(axis, radius + way * distance, size)] for way in (-1, 1))
+            pair = before + after
             pair *= weights[distance]
             block += pair
-
-
-def _part(axis: int, first: int, length: int) -> tuple[slice, ...]:
-    return (*(slice(None),) * axis, slice(first, first + length))
 
 
 def around_one(generator: np.random.Generator, bounds: Range) -> float:

@@ -52,11 +52,6 @@ class PatchPose:
         shape = upper - lower + 1
         return (int(lower[0]), int(lower[1]), int(lower[2])), (int(shape[0]), int(shape[1]), int(shape[2]))
 
-    @property
-    def is_turned(self) -> bool:
-        """Whether the axes mix; a patch that is only scaled is interpolated axis by axis."""
-        return bool(np.any(self.matrix - np.diag(np.diag(self.matrix))))
-
     def coordinates(self, patch: Triple) -> list[np.ndarray]:
         """For every voxel of the patch its position in the region of ``reach``: one float32 array per axis.
 
@@ -67,7 +62,7 @@ class PatchPose:
         lower, _ = self.reach(patch)
         centre = (np.array(patch, dtype=np.float64) - 1) / 2
         offsets = [np.arange(size) - middle for size, middle in zip(patch, centre, strict=True)]
-        if not self.is_turned:
+        if not np.any(self.matrix - np.diag(np.diag(self.matrix))):  # only scaled: each axis by itself
             own = [centre[axis] - lower[axis] + self.matrix[axis, axis] * offsets[axis] for axis in range(first, 3)]
             return list(np.ix_(*(place.astype(np.float32) for place in own)))
         found = []
@@ -112,7 +107,6 @@ class RotationAndScaling(DrawnTransform, tio.SpatialTransform):
         self.rotation_degrees = rotation_degrees
         self.scaling_probability = scaling_probability
         self.scaling_range = scaling_range
-        self.args_names = ["patch", "in_plane", "rotation_degrees", "scaling_range"]
 
     def draw_pose(self, generator: np.random.Generator) -> PatchPose | None:
         """The pose of one patch, or None when it is neither rotated nor scaled."""
@@ -138,7 +132,8 @@ class RotationAndScaling(DrawnTransform, tio.SpatialTransform):
         coordinates = pose.coordinates(self.patch)
         for image in self.get_images(subject):
             if isinstance(image, tio.LabelMap):
-                moved = sample_labels(_leading(image.data.numpy()[0], len(coordinates)), coordinates)
+                maps = image.data.numpy()  # (1, S, H, W); in-plane, slices are maps of their own
+                moved = sample_labels(maps if len(coordinates) == 3 else maps[0], coordinates)
                 image.set_data(torch.from_numpy(moved.reshape(1, *self.patch)))
             else:
                 image.set_data(_sample_image(image.data, coordinates, self.patch))
@@ -166,7 +161,6 @@ class Mirror(DrawnTransform, tio.SpatialTransform):
         self.axes = tuple(axes)
         self.swaps = swaps
         self.lateral_axis = lateral_axis
-        self.args_names = ["axes", "swaps", "lateral_axis"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """The subject with its images mirrored."""
@@ -240,7 +234,7 @@ def _agreed(labels: np.ndarray) -> np.ndarray:
     """For every cell between 2^n neighbours the label they agree on, else ``_DISPUTED``; each axis is one shorter."""
     least = most = labels
     for axis in range(1, labels.ndim):
-        ahead, behind = _shifted(axis, labels.ndim)
+        ahead, behind = (part_along(axis, first, least.shape[axis] - 1) for first in (1, 0))
         least, most = np.minimum(least[ahead], least[behind]), np.maximum(most[ahead], most[behind])
     most[least != most] = _DISPUTED
     return most
@@ -287,16 +281,9 @@ def _interpolated(array: np.ndarray, positions: np.ndarray, axis: int) -> np.nda
     return above
 
 
-def _leading(labels: np.ndarray, axes: int) -> np.ndarray:
-    """Labels (S, H, W) as (1, S, H, W) when all three axes are sampled, as they are when only two are."""
-    return labels if axes == 2 else labels[None]
-
-
-def _shifted(axis: int, dimensions: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Two views of neighbours along ``axis``."""
-    ahead, behind = [slice(None)] * dimensions, [slice(None)] * dimensions
-    ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
-    return tuple(ahead), tuple(behind)
+def part_along(axis: int, first: int, length: int) -> tuple[slice, ...]:
+    """The index of ``length`` places along ``axis`` from ``first`` on, whole along the axes before and after."""
+    return (*(slice(None),) * axis, slice(first, first + length))
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

@@ -244,13 +244,13 @@ def test_noise_has_the_drawn_sd():
 def test_blur_is_a_gaussian_along_every_axis():
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     expected = ndimage.gaussian_filter(image[0].astype(np.float64), 0.8, mode="mirror")
-    np.testing.assert_allclose(changed(GaussianBlur(1.0, 1.0, (0.8, 0.8)), image)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(changed(GaussianBlur(1.0, (0.8, 0.8)), image)[0], expected, atol=1e-5)
 
 
 def test_blur_leaves_a_single_slice_single():
     image = np.random.default_rng(0).normal(size=(1, 1, 20, 20)).astype(np.float32)
     expected = ndimage.gaussian_filter(image[0, 0].astype(np.float64), 0.8, mode="mirror")
-    np.testing.assert_allclose(changed(GaussianBlur(1.0, 1.0, (0.8, 0.8)), image)[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(changed(GaussianBlur(1.0, (0.8, 0.8)), image)[0, 0], expected, atol=1e-5)
 
 
 def test_brightness_multiplies():
@@ -270,7 +270,7 @@ def test_contrast_spreads_about_the_mean_within_the_old_range():
 
 def test_low_resolution_loses_detail_and_keeps_the_grid():
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    result = changed(LowResolution(1.0, 1.0, (0.5, 0.5), in_plane=False), image)
+    result = changed(LowResolution(1.0, (0.5, 0.5), 1.0, in_plane=False), image)
     small = torch.nn.functional.interpolate(torch.from_numpy(image)[None], size=(10, 10, 11), mode="nearest-exact")
     expected = torch.nn.functional.interpolate(small, size=SHAPE[1:], mode="trilinear")
     np.testing.assert_allclose(result, expected[0].numpy(), atol=1e-6)
@@ -279,7 +279,7 @@ def test_low_resolution_loses_detail_and_keeps_the_grid():
 def test_low_resolution_in_plane_keeps_slices_apart():
     image = np.zeros(SHAPE, dtype=np.float32)
     image[:, 7] = np.random.default_rng(0).normal(size=SHAPE[2:])
-    result = changed(LowResolution(1.0, 1.0, (0.5, 0.5), in_plane=True), image)
+    result = changed(LowResolution(1.0, (0.5, 0.5), 1.0, in_plane=True), image)
     assert np.flatnonzero(np.abs(result[0]).sum(axis=(1, 2))).tolist() == [7]
 
 
@@ -299,7 +299,7 @@ def test_gamma_keeps_mean_and_sd_and_bends_the_middle(inverted):
 
 def test_constant_images_stay_finite():
     image = np.full(SHAPE, 2.0, dtype=np.float32)
-    for step in (Gamma(1.0, (1.5, 1.5), True), Contrast(1.0, (1.2, 1.2)), LowResolution(1.0, 1.0, (0.5, 0.5), False)):
+    for step in (Gamma(1.0, (1.5, 1.5), True), Contrast(1.0, (1.2, 1.2)), LowResolution(1.0, (0.5, 0.5), 1.0, False)):
         np.testing.assert_allclose(step(a_subject(image.copy())).image.data.numpy(), image, atol=1e-5)
 
 
