@@ -90,7 +90,7 @@ NO_AUGMENTATION = replace(  # patches as they are stored
 )
 
 
-class OwnTransform(DrawnTransform):
+class _OwnTransform(DrawnTransform):
     """A TorchIO transform of the user's: its numbers, which TorchIO draws from torch's global generator, come from the
     patch's own generator like all others.
 
@@ -194,6 +194,6 @@ def patch_augmentation(
             Gamma(settings.inverted_gamma_probability, settings.gamma_range, inverted=True),
             Gamma(settings.gamma_probability, settings.gamma_range, inverted=False),
             mirror,
-            *map(OwnTransform, transforms),
+            *map(_OwnTransform, transforms),
         ),
     )

@@ -88,10 +88,12 @@ class ScanDataModule(LightningDataModule):
         self.plan: Plan = self.store.plan
         self.patch_voxels = _checked_patch(patch_voxels, self.plan)
         self.global_batch = _checked_batch(global_batch or self.plan.global_batch, unlabelled)
-        _check_number("iterations_per_epoch", iterations_per_epoch, at_least=1)
-        _check_number("workers", workers, at_least=0)
-        _check_number("seed", seed or 0, at_least=0)
-        _check_number("validation_patches", validation_patches, at_least=0)
+        numbers = {"iterations_per_epoch": iterations_per_epoch, "workers": workers}
+        numbers |= {"seed": seed or 0, "validation_patches": validation_patches}
+        for name, value in numbers.items():
+            least = int(name == "iterations_per_epoch")
+            if value < least:
+                raise ConfigError(f"{name} is {value}; expected a whole number of at least {least}")
         if not 0 <= foreground_share <= 1:
             raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
         self.iterations_per_epoch = iterations_per_epoch
@@ -108,7 +110,11 @@ class ScanDataModule(LightningDataModule):
         )
         self.clock = EpochClock()
         self._loaders: list[PatchLoader] = []
-        self._choose_cases(_named_split(self.store, split), fold, unlabelled, max_unlabelled)
+        try:
+            chosen = choose_split(read_splits(self.store.path / "splits.json"), split, self.store.path)
+        except DatasetError as error:
+            raise ConfigError(f"{error} (data.split)") from None
+        self._choose_cases(chosen, fold, unlabelled, max_unlabelled)
 
     def _choose_cases(
         self, split: Split, fold: int | Literal["all"], unlabelled: bool, max_unlabelled: int | None
@@ -260,13 +266,6 @@ class ScanDataModule(LightningDataModule):
         self._loaders = []
 
 
-def _named_split(store: CaseStore, name: str | None) -> Split:
-    try:
-        return choose_split(read_splits(store.path / "splits.json"), name, store.path)
-    except DatasetError as error:
-        raise ConfigError(f"{error} (data.split)") from None
-
-
 def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...]:
     """The patch to train on (whether a network's strides divide it is the model's concern)."""
     if patch_voxels is None:
@@ -288,8 +287,3 @@ def _checked_batch(global_batch: dict[str, int], unlabelled: bool) -> dict[str, 
             f"is not needed with unlabelled: false)"
         )
     return {name: int(global_batch[name]) if name in wanted else 0 for name in ("labelled", "unlabelled")}
-
-
-def _check_number(name: str, value: int, at_least: int) -> None:
-    if value < at_least:
-        raise ConfigError(f"{name} is {value}; expected a whole number of at least {at_least}")

@@ -21,7 +21,7 @@ _BLOCK_VOXELS = 2**16  # of a blur, about 0.25 MB at a time
 _SMALLEST_RANGE = 1e-7  # of a constant channel, which has no contrast to change
 
 
-class ChannelTransform(DrawnTransform, tio.IntensityTransform):
+class _ChannelTransform(DrawnTransform, tio.IntensityTransform):
     """The base of all: with ``probability`` for a patch, then with ``channel_probability`` for each channel.
 
     ``bounds`` are the lowest and the highest of what a subclass draws, in its own units.
@@ -48,7 +48,7 @@ class ChannelTransform(DrawnTransform, tio.IntensityTransform):
         """Change ``channel`` (slice, row, column) in place."""
 
 
-class GaussianNoise(ChannelTransform):
+class GaussianNoise(_ChannelTransform):
     """White noise added; its SD is drawn uniformly within ``bounds`` (units of the normalised image)."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
@@ -58,7 +58,7 @@ class GaussianNoise(ChannelTransform):
         channel += noise
 
 
-class GaussianBlur(ChannelTransform):
+class GaussianBlur(_ChannelTransform):
     """A Gaussian along every axis, each with its own σ within ``bounds`` (voxels); the edge is mirrored."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
@@ -67,14 +67,14 @@ class GaussianBlur(ChannelTransform):
                 _blur_along(channel, sigma, axis)
 
 
-class Brightness(ChannelTransform):
+class Brightness(_ChannelTransform):
     """Intensities times a factor, drawn ``around_one``."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
         channel *= np.float32(around_one(generator, self.bounds))
 
 
-class Contrast(ChannelTransform):
+class Contrast(_ChannelTransform):
     """Distances from the mean times a factor, drawn ``around_one``; held within the old minimum and maximum."""
 
     def change(self, channel: np.ndarray, generator: np.random.Generator) -> None:
@@ -86,7 +86,7 @@ class Contrast(ChannelTransform):
         np.clip(channel, low, high, out=channel)
 
 
-class LowResolution(ChannelTransform):
+class LowResolution(_ChannelTransform):
     """As if scanned coarsely: sampled down to the nearest voxels, then interpolated back linearly.
 
     The coarse size is within ``bounds`` as a share of the patch's. ``in_plane``: the first axis keeps its resolution.
@@ -106,7 +106,7 @@ class LowResolution(ChannelTransform):
         fine.copy_(functional.interpolate(small, size=channel.shape, mode="trilinear", align_corners=False))
 
 
-class Gamma(ChannelTransform):
+class Gamma(_ChannelTransform):
     """Intensities, scaled to 0–1, to a power, drawn ``around_one``; mean and SD are then restored.
 
     ``inverted`` does so to the negative.

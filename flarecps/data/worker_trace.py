@@ -37,7 +37,7 @@ class WorkerTrace:
 
     def note(self, worker: int, case: str, draw: Draw) -> None:
         """Write down what ``worker``, the present process, is about to read, and what memory is free."""
-        line = f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{free_memory()}"
+        line = f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{_free_memory()}"
         self._table()[worker] = line.encode()
 
     def lines(self) -> dict[int, tuple[str, str]]:
@@ -55,7 +55,7 @@ class WorkerTrace:
         return np.frombuffer(memoryview(self._lines), dtype=f"S{LINE_BYTES}")
 
 
-def free_memory() -> str:
+def _free_memory() -> str:
     """RAM and shared memory that are free now, in words."""
     memory = psutil.virtual_memory()
     words = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB RAM"
@@ -69,7 +69,7 @@ def no_shared_memory(what: str, error: Exception) -> str:
     """What to tell the user when shared memory does not suffice to do ``what``."""
     reason = " ".join(str(error).split())
     return (
-        f"the training can't {what}: shared memory ({SHARED_MEMORY}) is full, with {free_memory()}; "
+        f"the training can't {what}: shared memory ({SHARED_MEMORY}) is full, with {_free_memory()}; "
         f"{MORE_SHARED_MEMORY} ({reason})"
     )
 
@@ -77,20 +77,22 @@ def no_shared_memory(what: str, error: Exception) -> str:
 def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> WorkerError | None:
     """What to tell the user when ``error`` says that a data worker died or does not answer; None when it does not."""
     message = str(error)
-    if isinstance(error, RuntimeError) and message.startswith(NO_ANSWER):
+    if not isinstance(error, RuntimeError):
+        return None
+    if message.startswith(NO_ANSWER):
         last = [f"{what}, with {memory} before" for table in tables for what, memory in table.lines().values()]
         return WorkerError(
-            f"{message}, last they read {'; '.join(last) or 'nothing'}; now {free_memory()}. If the store's disk does "
+            f"{message}, last they read {'; '.join(last) or 'nothing'}; now {_free_memory()}. If the store's disk does "
             f"not answer, go on when it does with --ckpt_path last; if shared memory is short, {MORE_SHARED_MEMORY}"
         )
     named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
-    if not isinstance(error, RuntimeError) or named is None:
+    if named is None:
         return None
     dead = map(int, named[1].split(","))
     noted = {process: line for table in tables for process, line in table.lines().items()}
     read = [noted[process] for process in dead if process in noted]
     doing = "; ".join(f"while it read {what}, with {memory} before" for what, memory in read) or (
-        f"before it read a patch; now {free_memory()}"
+        f"before it read a patch; now {_free_memory()}"
     )
     signal = re.search(r"killed by signal: ([\w ]+)", message)
     by = f" ({signal[1].strip()})" if signal else ""
