@@ -31,12 +31,11 @@ from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.patch_validation import PatchValidation
-from flarecps.training.callbacks.progress import TrainingProgress
+from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal, requeue_job, under_slurm
 from flarecps.training.callbacks.segmentation import SegmentationWriter
-from flarecps.training.callbacks.throughput import Throughput
 from flarecps.training.callbacks.validation_results import ValidationOverlays, ValidationTable
 from flarecps.training.checkpoint_files import (
     BEST,
@@ -45,20 +44,13 @@ from flarecps.training.checkpoint_files import (
     WholeCheckpoints,
     candidates,
     checkpoint_callbacks,
+    load_start_weights,
     newest_whole,
-    remove_own,
-    remove_partial,
+    remove_leftovers,
 )
-from flarecps.training.dashboards import (
-    DashboardSession,
-    WandbDashboard,
-    finish_dashboards,
-    loggers_of,
-    wandb_dashboard,
-)
+from flarecps.training.dashboards import DashboardSession, WandbDashboard, finish_dashboards, loggers_of
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
-from flarecps.training.start_weights import load_start_weights
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
 
 TRAINER_DEFAULTS = {
@@ -158,11 +150,8 @@ class TrainingCLI(LightningCLI):
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
             rank_zero_info(load_start_weights(start, self.model.plan, self.model.siblings, into))
             self.model.start_method()
-        if self._is_dry_run:
-            return
-        remove_partial(self.run_folder / FOLDER)
-        if self._get(self.config, "overwrite") and not resumed:
-            remove_own(self.run_folder / FOLDER)
+        if not self._is_dry_run:
+            remove_leftovers(self.run_folder / FOLDER, own=self._get(self.config, "overwrite") and not resumed)
 
     def before_validate(self) -> None:
         if not self.datamodule.validation_names:
@@ -178,7 +167,7 @@ class TrainingCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         data: ScanDataModule = self.datamodule
         callbacks: list[Any] = []
-        kwargs["plugins"] = _with_own_requeue(given["plugins"])
+        kwargs["plugins"] = _plugins(given["plugins"])
         if given["strategy"] == "ddp" and self.subcommand == "fit":
             kwargs["strategy"] = DDPStrategy(timeout=LONGEST_WAIT)
         if self._is_dry_run:
@@ -191,9 +180,10 @@ class TrainingCLI(LightningCLI):
                 *checkpoint_callbacks(run, bool(data.validation_names), given["check_val_every_n_epoch"] or 1),
                 RunRecord(run, ["flarecps", *self.words]),
             ]
-            kwargs["plugins"] = _with_whole_checkpoints(kwargs["plugins"])
             kwargs["logger"] = loggers_of(given["logger"], run)
-            callbacks += self._shown(run, wandb_dashboard(kwargs["logger"]))
+            dashboard = next((one for one in kwargs["logger"] if isinstance(one, WandbDashboard)), None)
+            pictures = ValidationOverlays(run, self._get(self.config_init, "pictures"), dashboard)
+            callbacks += [DashboardSession(run, dashboard), pictures, ValidationTable(run, dashboard)]
         elif given["logger"] is None:
             kwargs.setdefault("logger", False)
         if self.subcommand == "predict":
@@ -203,10 +193,6 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(Requeue(run))  # after what counts steps
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
-
-    def _shown(self, run: Path, dashboard: WandbDashboard | None) -> list[Any]:
-        pictures = ValidationOverlays(run, self._get(self.config_init, "pictures"), dashboard)
-        return [DashboardSession(run, dashboard), pictures, ValidationTable(run, dashboard)]
 
     @property
     def _is_dry_run(self) -> bool:
@@ -250,7 +236,6 @@ class TrainingCLI(LightningCLI):
             given = self._resumed(folder, given)
         elif given is not None:
             given = self._named(folder, given)
-            _check_resumable(given)
         elif self.subcommand != "fit":
             raise ConfigError(
                 f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"
@@ -263,13 +248,19 @@ class TrainingCLI(LightningCLI):
         self.config[self.subcommand]["ckpt_path"] = None if given is None else str(given)
 
     def _named(self, folder: Path, given: str) -> Path:
-        """The file that ``given`` means: ``last`` or ``best`` of ``folder``, else a path."""
-        if given not in (LAST, BEST):
-            return Path(given)
-        path = folder / f"{given}.ckpt"
-        if not path.is_file():
+        """The file that ``given`` means: ``last`` or ``best`` of ``folder``, else a path.
+
+        Raises ``CheckpointError`` for one that is not there, is damaged, or that no training wrote.
+        """
+        path = folder / f"{given}.ckpt" if given in (LAST, BEST) else Path(given)
+        if given in (LAST, BEST) and not path.is_file():
             cure = "leave ckpt_path out to start anew" if self.subcommand == "fit" else "name another --ckpt_path"
             raise CheckpointError(f"{path}: this run has no such checkpoint; {cure}")
+        if "optimizer_states" not in load_plain(path):
+            raise CheckpointError(
+                f"{path}: holds weights of another program (flarecps import) and no training to go on with; start "
+                f"from it with --init {path}, or use it with 'flarecps segment'"
+            )
         return path
 
     def _resumed(self, folder: Path, given: str) -> Path | None:
@@ -285,34 +276,16 @@ class TrainingCLI(LightningCLI):
         return found
 
 
-def _check_resumable(path: Path) -> None:
-    """Nothing, or ``CheckpointError`` for a file that is damaged or that no training wrote."""
-    if "optimizer_states" not in load_plain(path):
-        raise CheckpointError(
-            f"{path}: holds weights of another program (flarecps import) and no training to go on with; start "
-            f"from it with --init {path}, or use it with 'flarecps segment'"
-        )
+def _plugins(given: Any) -> list[Any]:
+    """The config's plugins, and ``WholeCheckpoints`` unless one of them writes checkpoints.
 
-
-def _with_whole_checkpoints(given: Any) -> list[Any]:
-    """The config's plugins, and ``WholeCheckpoints`` unless one of them writes checkpoints."""
-    plugins = _as_list(given)
-    return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
-
-
-def _with_own_requeue(given: Any) -> list[Any]:
-    """The config's plugins, and under SLURM an environment whose requeueing is left to ``Requeue``.
-
-    Lightning's own saves wherever the signal interrupts, between two optimisers' steps as well.
+    Under SLURM also an environment whose requeueing is left to ``Requeue``: Lightning's own saves wherever the signal
+    interrupts, between two optimisers' steps as well.
     """
-    plugins = _as_list(given)
-    if not under_slurm() or any(isinstance(one, ClusterEnvironment) for one in plugins):
-        return plugins
-    return [*plugins, SLURMEnvironment(auto_requeue=False)]
-
-
-def _as_list(given: Any) -> list[Any]:
-    return given if isinstance(given, list) else [] if given is None else [given]
+    plugins = given if isinstance(given, list) else [] if given is None else [given]
+    if under_slurm() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+    return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
 
 
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
@@ -322,9 +295,7 @@ def _plan_of(data: ScanDataModule) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
-    _quiet()
-    # configs refer to their own values (${...}) across files and the command line
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    _set_up_libraries()
     stopped: StoppedBySignal | None = None
     try:
         cli = TrainingCLI(arguments, save_config_callback=RunConfig)
@@ -335,7 +306,7 @@ def main(arguments: list[str]) -> int:
             raise KeyboardInterrupt from None
         raise
     except RuntimeError as error:
-        if not _is_of_a_lost_peer(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no error of its own
             raise
         raise WorkerError(
             "another process of this training has ended, and this one with it; its own message, above or in its own "
@@ -354,11 +325,6 @@ def main(arguments: list[str]) -> int:
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
 
 
-def _is_of_a_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective operation failed since another rank no longer answers (gloo has no error of its own)."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
 def _finish_dashboards(within_s: float | None) -> None:
     """Close the dashboards; with a limit, for a job that ends soon must be requeued before, whatever the network."""
     if within_s is None:
@@ -374,10 +340,9 @@ def _leave(stopped: StoppedBySignal) -> int:
 
     0 after a requeue (the job has done its part), else 128 + the signal's number (the training is not done).
     """
-    first = not rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it
     requeued = stopped.request == StopRequest.REQUEUE and under_slurm()
     code = 0 if requeued else ENDED_BY_SIGNAL + stopped.request.signal
-    if not first:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
         return code
     complaint = requeue_job() if requeued else None
     then = "go on with --ckpt_path auto"
@@ -406,8 +371,7 @@ def instantiated_module(config: str) -> tuple[SegmentationModule, str | None]:
     in CT. Spacing and intensities of its plan then mean nothing, and neither does a batch that the config leaves to the
     plan (0 patches). Raises ``ConfigError`` where the config leaves patch or topology to a store that is not there.
     """
-    _quiet()
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    _set_up_libraries()
     content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
     data, model = (content.get(part) or {} for part in ("data", "model"))
     store = data.get("store")
@@ -450,14 +414,16 @@ def _plan_without_store(data: dict[str, Any], topology: Topology) -> Plan:
     )
 
 
-def _quiet() -> None:
-    """Leave out what libraries say on every start that is no news here; each line says why."""
+def _set_up_libraries() -> None:
+    """Let configs refer to their own values (``${...}``) across files and the command line; and leave out what
+    libraries say on every start that is no news here: each line says why.
+    """
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in str(record.msg)
     )
     ignored = (
-        ".*does not have many workers.*",  # TorchIO's queue has them; the loader around it must have none
         ".*across ranks is zero.*",  # fold: all has no validation scans
         ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
         ".*args parameter is intended to run.*",  # the words of sys.argv are handed on, they do not contradict it

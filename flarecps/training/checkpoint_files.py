@@ -1,4 +1,4 @@
-"""Checkpoints: which a run keeps, how they appear whole or not at all, and which one it resumes from."""
+"""Checkpoints: which a run keeps, how they appear whole or not at all, and which one it resumes or starts from."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from flarecps import atomic, metric_names
-from flarecps.checkpoint import ENTRY, load_plain
-from flarecps.errors import CheckpointError
+from flarecps.checkpoint import ENTRY, load_plain, sibling_states
+from flarecps.errors import CheckpointError, ConfigError
+from flarecps.networks import class_tensors, network_name
+from flarecps.planning.plan import Plan
 
 FOLDER = "checkpoints"  # of a run
 LAST = "last"  # after every epoch
@@ -25,7 +28,7 @@ BEST = "best"
 REQUEUE = "requeue"  # within an epoch, when a signal asked to stop
 OWN = (LAST, REQUEUE, PREVIOUS, BEST)  # the names this program writes; equally far: the first
 PERIODIC = "epoch*.ckpt"  # how a ModelCheckpoint of a config names its files by default
-NEEDED_TO_RESUME = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+_NEEDED_TO_RESUME = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
 def checkpoint_callbacks(run: Path, with_best: bool, validated_every: int = 1) -> list[ModelCheckpoint]:
@@ -76,16 +79,13 @@ def _keep(path: Path, name: Path) -> None:
     os.replace(link, name)
 
 
-def remove_partial(folder: Path) -> None:
-    """Delete what killed processes left half written in ``folder``, which need not exist."""
-    for path in folder.glob(f"{atomic.PARTIAL_PREFIX}*"):
+def remove_leftovers(folder: Path, own: bool) -> None:
+    """Delete what killed processes left half written in ``folder``, which need not exist.
+
+    ``own``: and the checkpoints that this program wrote there.
+    """
+    for path in [*folder.glob(f"{atomic.PARTIAL_PREFIX}*"), *(folder / f"{name}.ckpt" for name in OWN if own)]:
         path.unlink(missing_ok=True)
-
-
-def remove_own(folder: Path) -> None:
-    """Delete the checkpoints that this program wrote in ``folder``, which need not exist."""
-    for name in OWN:
-        (folder / f"{name}.ckpt").unlink(missing_ok=True)
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -114,7 +114,7 @@ def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
         skipped(f"{complaint}; it is passed over")
     for _, path in sorted(sound, key=lambda pair: pair[0], reverse=True):  # stable: ties stay in order
         try:
-            check_bytes(path)
+            _check_bytes(path)
             load_plain(path)
         except CheckpointError as error:
             skipped(f"{error}; it is passed over")
@@ -127,7 +127,7 @@ def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
     )
 
 
-def check_bytes(path: Path) -> None:
+def _check_bytes(path: Path) -> None:
     """Nothing, or ``CheckpointError`` when a part of it lacks its checksum (torch does not look)."""
     try:
         with zipfile.ZipFile(path) as parts:
@@ -145,10 +145,64 @@ def progress_of(path: Path) -> tuple[int, int]:
     """
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        missing = [name for name in NEEDED_TO_RESUME if name not in content]
+        missing = [name for name in _NEEDED_TO_RESUME if name not in content]
         progress = (int(content[ENTRY]["completed_epochs"]), int(content["global_step"]))
     except Exception as error:  # torch raises many kinds for a file that is not one
         raise CheckpointError(f"{path}: damaged, or no checkpoint of 'flarecps fit'") from error
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(missing)}, so no training can be resumed from it")
     return progress
+
+
+# -- the weights a new training starts from: those of an earlier one
+
+
+def load_start_weights(path: Path | str, plan: Plan, siblings: nn.ModuleList, into: Sequence[int] | None = None) -> str:
+    """Put a checkpoint's weights into ``siblings``, in place; what was done, in one line.
+
+    Sibling 1 starts from sibling 1, sibling 2 from sibling 2. A checkpoint with one network (of the supervised control,
+    or imported) gives it to sibling 1, and sibling 2 keeps its own random weights, for two equal siblings have nothing
+    to teach each other. ``into`` names the siblings that are given weights instead, such as [2]; a checkpoint's one
+    network goes to each of them. Where the label sets differ the heads keep their random weights. Optimisers,
+    schedulers and epochs start anew.
+
+    Raises ``CheckpointError`` when the networks or their input channels are others, ``ConfigError`` for a sibling that
+    this training has not.
+    """
+    content = load_plain(path)
+    theirs = content[ENTRY]
+    network: Any = siblings[0]
+    given, own = theirs["network"]["arguments"], network.arguments
+    for what, found, ours in (
+        ("network", theirs["network"]["name"], network_name(network)),
+        ("channels", list(theirs["plan"]["channels"]), list(plan.channels)),
+        *((name, given.get(name), own.get(name)) for name in sorted({*given, *own} - {"classes"})),
+    ):
+        if found != ours:
+            raise CheckpointError(
+                f"{path}: its {what} is {found}, this config's is {ours}; to start from its weights give "
+                "model.network, model.topology and the plan's channels as in its RUN/config.yaml (labels may differ)"
+            )
+    same_labels = dict(theirs["plan"]["labels"]) == plan.labels
+    heads = set() if same_labels else class_tensors(network)
+    states = sibling_states(content)
+    chosen = _chosen(into, len(siblings), len(states))
+    for number in chosen:
+        sibling, state = siblings[number - 1], states[min(number, len(states)) - 1]
+        kept = sibling.state_dict()
+        sibling.load_state_dict({name: kept[name] if name in heads else value for name, value in state.items()})
+    words = f"start from {path}: " + " and ".join(f"sibling {number}" for number in chosen)
+    for number in sorted(set(range(1, 1 + len(siblings))) - set(chosen)):
+        reason = ", since the checkpoint holds one network" if into is None else ""
+        words += f"; sibling {number} starts from random weights{reason}"
+    if len(chosen) > len(states):
+        words += "; both from the same network, so they differ by their draws alone at first"
+    return words if same_labels else words + "; heads start from random weights, since the labels differ"
+
+
+def _chosen(into: Sequence[int] | None, siblings: int, states: int) -> list[int]:
+    if into is None:
+        return list(range(1, 1 + min(siblings, states)))
+    if not into or not set(into) <= set(range(1, 1 + siblings)):
+        raise ConfigError(f"init_siblings is {list(into)}; expected some of {list(range(1, 1 + siblings))}")
+    return sorted(set(into))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -20,26 +20,6 @@ from flarecps.training.ranks import warn
 
 OnCollapse = Literal["warn", "hold"]
 ENTROPY_EVERY = 2  # voxels along each axis: an eighth of a volume tells a mean entropy as well as all of it
-
-
-def agreement(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, " klass"]:
-    """Dice between the siblings per class; nan where neither predicts it. Rows are sibling 1's labels.
-
-    >>> agreement(torch.tensor([[6, 1], [1, 2]])).tolist()[1]
-    0.6666666666666666
-    """
-    counts = confusion.double()
-    return dice_coefficient(counts.diagonal(), counts.sum(0) + counts.sum(1))
-
-
-def volume_shares(confusion: Integer[Tensor, "klass klass"]) -> Float[Tensor, "siblings klass"]:
-    """Each sibling's share of the voxels per class.
-
-    >>> volume_shares(torch.tensor([[6, 1], [1, 2]])).tolist()
-    [[0.7, 0.3], [0.7, 0.3]]
-    """
-    counts = confusion.double()
-    return torch.stack([counts.sum(1), counts.sum(0)]) / counts.sum()
 
 
 def vanished(shares: Float[Tensor, "siblings klass"], prior: Float[Tensor, " klass"], below: float) -> list[int]:
@@ -109,10 +89,15 @@ class PseudoLabelHealth(Metric):
             self.entropy_voxels += called.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """``agreement`` (C,), ``shares`` (siblings, C) and mean ``entropy`` (C,); nan where there are no voxels."""
+        """By class: Dice between the siblings, ``agreement`` (C,), each one's share of the voxels, ``shares``
+        (siblings, C), and mean ``entropy`` (C,); nan where there are no voxels.
+        """
+        counts = self.confusion.double()
+        volumes = torch.stack([counts.sum(1), counts.sum(0)])
+        dice = dice_coefficient(counts.diagonal(), volumes.sum(0))
         return {
-            "agreement": agreement(self.confusion) if self.seen > 1 else torch.full_like(self.entropy, math.nan),
-            "shares": volume_shares(self.confusion)[: self.seen],
+            "agreement": dice if self.seen > 1 else torch.full_like(self.entropy, math.nan),
+            "shares": (volumes / counts.sum())[: self.seen],
             "entropy": self.entropy / self.entropy_voxels,
         }
 

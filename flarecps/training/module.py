@@ -20,14 +20,7 @@ from flarecps.networks import PlainUNet, check_contract, compile_in_place, he_no
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
-from flarecps.training.health import (
-    CollapseWatch,
-    OnCollapse,
-    PseudoLabelHealth,
-    class_priors,
-    named_health,
-    vanished,
-)
+from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss, step_schedulers
 from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
 
@@ -105,7 +98,8 @@ class SegmentationModule(LightningModule):
         names = [metric_names.LOSS_TOTAL]
         for number in range(1, 1 + len(self.siblings)):
             names += [metric_names.supervised_loss(number), metric_names.cross_pseudo_loss(number)]
-        self.epoch_means = nn.ModuleDict({_attribute(name): MeanMetric() for name in names})
+        # ModuleDict refuses dots only, but a state_dict key reads better without slashes
+        self.epoch_means = nn.ModuleDict({name.replace("/", "|"): MeanMetric() for name in names})
         self.organ_scores = OrganScores(self.plan.labels, len(self.inference_networks))
 
     def start_method(self) -> None:
@@ -119,7 +113,7 @@ class SegmentationModule(LightningModule):
     def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
         self._check_streams(batch)
         step = self.finite_steps.take(lambda: self.differentiated(batch), batch, self.current_epoch)
-        for optimizer in self._optimizers():
+        for optimizer in _listed(self.optimizers()):
             optimizer.step()
             optimizer.zero_grad()
         self.method.after_step(self.siblings)
@@ -148,19 +142,19 @@ class SegmentationModule(LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        means = {name: metric.compute() for name, metric in self._named_means()}
-        for _, metric in self._named_means():
+        means = {name: metric.compute() for name, metric in self._named_means().items()}
+        for metric in self._named_means().values():
             metric.reset()
         watched = self.smoothed_loss.update(
             float(means[metric_names.supervised_loss(number)]) for number in range(1, 1 + len(self.siblings))
         )
         rates = {
             metric_names.learning_rate(number): optimizer.param_groups[0]["lr"]
-            for number, optimizer in enumerate(self._optimizers(), start=1)
+            for number, optimizer in enumerate(_listed(self.optimizers()), start=1)
         }
         weight = {metric_names.LAMBDA: self.method.weight(self.method_epoch)}
         self.log_dict({**means, **rates, **weight})  # equal on all ranks
-        step_schedulers(self._schedulers(), watched)
+        step_schedulers(_listed(self.lr_schedulers()), watched)
         self._watch_pseudo_labels()
 
     def _watch_pseudo_labels(self) -> None:
@@ -190,25 +184,22 @@ class SegmentationModule(LightningModule):
         optimizers = [self.optimizer(sibling.parameters()) for sibling in self.siblings]
         return optimizers, [self.scheduler(optimizer) for optimizer in optimizers]
 
-    def _optimizers(self) -> list[Any]:
-        wrapped = self.optimizers()
-        return wrapped if isinstance(wrapped, list) else [wrapped]
-
-    def _schedulers(self) -> list[Any]:
-        schedulers = self.lr_schedulers()
-        return schedulers if isinstance(schedulers, list) else [schedulers]
-
     # -- whole scans
 
     def validation_step(self, case: dict[str, Any], batch_index: int) -> dict[str, Any] | None:
         """The case's ``predicted`` labels and ``dsc`` by source, for callbacks that show them; None without a case."""
-        return self._score_case(case)
+        if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
+            return None
+        predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
+        dsc = organ_dsc(predicted, case["labels"], self.organ_scores.organs, case.get("annotated"))
+        self.organ_scores.update(dsc)
+        return {"predicted": predicted, "dsc": dsc}
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("validation")
 
     def test_step(self, case: dict[str, Any], batch_index: int) -> None:
-        self._score_case(case)
+        self.validation_step(case, batch_index)
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -238,14 +229,6 @@ class SegmentationModule(LightningModule):
         """The networks for inference as functions from patches to full-resolution logits, in evaluation mode."""
         return [checkpoint.FinestScale(network).eval() for network in self.inference_networks]
 
-    def _score_case(self, case: dict[str, Any]) -> dict[str, Any] | None:
-        if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
-            return None
-        predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
-        dsc = organ_dsc(predicted, case["labels"], self.organ_scores.organs, case.get("annotated"))
-        self.organ_scores.update(dsc)
-        return {"predicted": predicted, "dsc": dsc}
-
     def _log_scores(self, stage: str) -> None:
         scores = named_scores(self.organ_scores.compute(), stage)
         self.organ_scores.reset()
@@ -256,9 +239,9 @@ class SegmentationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
         progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning annotates its base class
-        completed = progress.processed
-        entry = checkpoint.model_entry(self.plan, self.siblings, completed, self.inference_prefixes)
-        checkpoint_content[checkpoint.ENTRY] = entry
+        checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(
+            self.plan, self.siblings, progress.processed, self.inference_prefixes
+        )
 
     def on_load_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
         checkpoint.check_fits(checkpoint_content, self.plan, self.siblings)
@@ -276,7 +259,7 @@ class SegmentationModule(LightningModule):
     # -- running means
 
     def _remember(self, losses: Losses) -> None:
-        means = dict(self._named_means())
+        means = self._named_means()
         means[metric_names.LOSS_TOTAL].update(losses.total.detach())
         for number, (lsup, lcps) in enumerate(zip(losses.supervised, losses.unsupervised, strict=True), start=1):
             means[metric_names.supervised_loss(number)].update(lsup.detach())
@@ -286,10 +269,15 @@ class SegmentationModule(LightningModule):
 
     def running_metrics(self) -> dict[str, Metric]:
         """What counts through an epoch, by name: a checkpoint within an epoch must hold it."""
-        return {**dict(self._named_means()), "health": self.health}
+        return {**self._named_means(), "health": self.health}
 
-    def _named_means(self) -> list[tuple[str, Any]]:
-        return [(name.replace("|", "/"), metric) for name, metric in self.epoch_means.items()]
+    def _named_means(self) -> dict[str, Any]:
+        return {name.replace("|", "/"): metric for name, metric in self.epoch_means.items()}
+
+
+def _listed(found: Any) -> list[Any]:
+    """Lightning's optimisers or schedulers, of which it gives one alone without a list."""
+    return found if isinstance(found, list) else [found]
 
 
 def segmentation_module(module: LightningModule) -> SegmentationModule:
@@ -297,10 +285,6 @@ def segmentation_module(module: LightningModule) -> SegmentationModule:
     if not isinstance(module, SegmentationModule):
         raise TypeError(f"{type(module).__name__}: expected a SegmentationModule")
     return module
-
-
-def _attribute(name: str) -> str:
-    return name.replace("/", "|")  # ModuleDict refuses dots only, but a state_dict key reads better without slashes
 
 
 def _planned(content: dict[str, Any], topology: Topology | None, method: Method) -> Plan:

@@ -21,7 +21,7 @@ from flarecps.cli.main import main
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.inference.segmenter import Segmenter
 from flarecps.networks import PlainUNet, check_contract, network_name, rebuilt
-from flarecps.training.start_weights import load_start_weights
+from flarecps.training.checkpoint_files import load_start_weights
 from flarecps.volumes.io import read_volume
 
 MODULE = "lab_of_somebody"

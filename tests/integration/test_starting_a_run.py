@@ -16,8 +16,8 @@ from flarecps.errors import CheckpointError
 from flarecps.methods import Supervised
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks.dry_run import TimedStep, seconds_to_the_end
+from flarecps.training.checkpoint_files import load_start_weights
 from flarecps.training.module import SegmentationModule
-from flarecps.training.start_weights import load_start_weights
 
 SMALL = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
 STANDING = [*SMALL, "--model.optimizer.init_args.lr", 0]  # weights stay what they were at the start

@@ -1,17 +1,75 @@
-"""How far the training is: a bar per epoch on a terminal, a plain line per epoch elsewhere."""
+"""How far the training is, and how fast: a bar per epoch on a terminal, a plain line elsewhere; speed as metrics."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flarecps import metric_names
 from flarecps.durations import clock
+
+GB = 1e9
+
+
+class Throughput(Callback):
+    """Logs patches per second (of all processes), the share of an epoch's steps spent waiting, and peak GPU memory.
+
+    A step's wait runs from the end of the step before until its batch is there. The first batch of an epoch is left
+    out: while it is made, its predecessor's validation and checkpoint are, too. A step ends when its loss has been
+    checked, which on a GPU waits for the device; so what is computed is not mistaken for waiting.
+    """
+
+    def __init__(self) -> None:
+        self.wait_s = self.busy_s = 0.0
+        self.patches = 0
+        self._ended: float | None = None  # of the step before
+        self._began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint within an epoch keeps: rank 0's times, and the patches of any rank."""
+        return {"wait_s": self.wait_s, "busy_s": self.busy_s, "patches": self.patches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; an epoch that begins anew clears it."""
+        self.wait_s, self.busy_s = state_dict["wait_s"], state_dict["busy_s"]
+        self.patches = state_dict["patches"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.wait_s = self.busy_s = 0.0
+        self.patches = 0
+        self._ended = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._began = time.monotonic()
+        if self._ended is not None:
+            self.wait_s += self._began - self._ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.monotonic()
+        self.busy_s += self._ended - self._began
+        self.patches += sum(len(part["image"]) for part in batch.values())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = self.wait_s + self.busy_s
+        if not seconds:  # a session that was resumed after the epoch's last step
+            return
+        speed = {
+            metric_names.PATCHES_PER_SECOND: self.patches * trainer.world_size / seconds,
+            metric_names.DATA_WAIT: self.wait_s / seconds,
+        }
+        if pl_module.device.type == "cuda":
+            own = torch.tensor(torch.cuda.max_memory_allocated(pl_module.device) / GB, device=pl_module.device)
+            speed[metric_names.GPU_MEMORY] = float(trainer.strategy.reduce(own, reduce_op="max"))
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        pl_module.log_dict(speed)
 
 
 class TrainingProgress(ProgressBar):
@@ -28,7 +86,6 @@ class TrainingProgress(ProgressBar):
         self.console = Console()
         self._enabled = True
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._began = 0.0
         self._taken = 0  # steps since then
         self._teaching = False  # whether λ was above zero in the last epoch
@@ -53,7 +110,7 @@ class TrainingProgress(ProgressBar):
                 TextColumn("{task.fields[state]}"),
                 console=self.console,
             )
-            self._task = self._bar.add_task("", total=int(trainer.num_training_batches), state="")
+            self._bar.add_task("", total=int(trainer.num_training_batches), state="")
             self._bar.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -72,10 +129,9 @@ class TrainingProgress(ProgressBar):
         self._taken += 1
         self._epoch_s = time.monotonic() - self._epoch_began
         self._epoch_patches += sum(len(part["image"]) for part in batch.values()) * trainer.world_size
-        if self._bar is not None and self._task is not None:
-            left = self._words(trainer, trainer.current_epoch, batch_idx + 1)
-            name = _epoch_of(trainer, trainer.current_epoch)
-            self._bar.update(self._task, description=name, completed=batch_idx + 1, state=left)
+        if self._bar is not None:
+            name, state = self._words(trainer, trainer.current_epoch, batch_idx + 1)
+            self._bar.update(self._bar.task_ids[0], description=name, completed=batch_idx + 1, state=state)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._say_epoch(trainer)
@@ -88,8 +144,7 @@ class TrainingProgress(ProgressBar):
         """Print the line of the epoch whose steps were counted; its figures are known once the next one begins."""
         if self._epoch is None or not self._enabled:
             return
-        words = self._words(trainer, self._epoch, int(trainer.num_training_batches))
-        line = f"{_epoch_of(trainer, self._epoch)} · {words}"
+        line = " · ".join(self._words(trainer, self._epoch, int(trainer.num_training_batches)))
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
@@ -97,8 +152,8 @@ class TrainingProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _words(self, trainer: Trainer, epoch: int, steps: int) -> str:
-        """The state after ``steps`` of ``epoch`` (counted from 0)."""
+    def _words(self, trainer: Trainer, epoch: int, steps: int) -> tuple[str, str]:
+        """Which epoch this is, and the state after ``steps`` of ``epoch`` (counted from 0)."""
         metrics = trainer.callback_metrics
         words = []
         if metric_names.LOSS_TOTAL in metrics:
@@ -114,8 +169,4 @@ class TrainingProgress(ProgressBar):
         of_epoch = int(trainer.num_training_batches)
         to_do = (trainer.max_epochs or 0) * of_epoch - epoch * of_epoch - steps
         seconds = (time.monotonic() - self._began) / max(self._taken, 1)
-        return " · ".join([*words, f"{clock(seconds * to_do)} left"])
-
-
-def _epoch_of(trainer: Trainer, epoch: int) -> str:
-    return f"epoch {epoch + 1}/{trainer.max_epochs}"
+        return f"epoch {epoch + 1}/{trainer.max_epochs}", " · ".join([*words, f"{clock(seconds * to_do)} left"])

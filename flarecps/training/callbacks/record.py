@@ -49,27 +49,26 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A finished run that is resumed has nothing to do, does not come here, and keeps its record."""
-        if trainer.is_global_zero:
-            self._write(seen=now(), finished=None, first_epoch=trainer.current_epoch + 1)
+        self._write(trainer, finished=None, first_epoch=trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._write(seen=now(), completed_epochs=trainer.current_epoch + 1)
+        self._write(trainer, completed_epochs=trainer.current_epoch + 1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and "seen" in self.session:
-            self._write(seen=now(), ended_by=type(exception).__name__)
+        if "seen" in self.session:
+            self._write(trainer, ended_by=type(exception).__name__)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and is_complete(trainer):
-            self._write(seen=now(), finished=now(), completed_epochs=trainer.current_epoch)
-        elif trainer.is_global_zero:
-            self._write(seen=now(), ended_by="a stop before the last epoch")
+        if is_complete(trainer):
+            self._write(trainer, finished=now(), completed_epochs=trainer.current_epoch)
+        else:
+            self._write(trainer, ended_by="a stop before the last epoch")
 
-    def _write(self, **more: Any) -> None:
-        self.session |= more
-        sessions = [*self.earlier, self.session]
-        atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
+    def _write(self, trainer: Trainer, **more: Any) -> None:
+        if trainer.is_global_zero:
+            self.session |= {"seen": now(), **more}
+            sessions = [*self.earlier, self.session]
+            atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
 
 
 def is_complete(trainer: Trainer) -> bool:
@@ -91,28 +90,21 @@ def earlier_sessions(path: Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and, in a SLURM job, its number: what a session runs on."""
-    job = {name: os.environ[variable] for variable, name in JOB.items() if variable in os.environ}
     return {
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": machine(),
-        "git": git_state(Path(__file__)),
-        **job,
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "git": _git_state(Path(__file__)),
+        **{name: os.environ[variable] for variable, name in JOB.items() if variable in os.environ},
     }
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, threads and graphics cards of this computer."""
-    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpus": cards,
-    }
-
-
-def git_state(source: Path) -> dict[str, str] | None:
+def _git_state(source: Path) -> dict[str, str] | None:
     """Commit of the repository that ``source`` is tracked in, and whether files differ from it; None outside one."""
     try:
         _git(source.parent, "ls-files", "--error-unmatch", source.name)

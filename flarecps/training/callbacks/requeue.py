@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import Metric
 
+from flarecps.losses.ranks import rank_count
 from flarecps.training import stop_signals
 from flarecps.training.checkpoint_files import FOLDER, REQUEUE
 from flarecps.training.module import segmentation_module
@@ -79,18 +80,17 @@ class Requeue(Callback):
             self._stop(request, f"in epoch {trainer.current_epoch} after step {batch_idx + 1}", trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_validation(trainer, pl_module)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if request := self._agreed(pl_module):
+            # Lightning resumes an evaluation that was begun and not ended: let it be one with no scan done yet
+            progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.total.ready = progress.total.started = 1
+            self._stop(request, f"in the validation of epoch {trainer.current_epoch}", trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._stop_validation(trainer, pl_module)
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        self.on_validation_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
@@ -101,17 +101,6 @@ class Requeue(Callback):
 
     # -- the stop
 
-    def _stop_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-            return
-        request = self._agreed(pl_module)
-        if request:
-            # Lightning resumes an evaluation that was begun and not ended: let it be one with no scan done yet
-            progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            progress.reset()
-            progress.total.ready = progress.total.started = 1
-            self._stop(request, f"in the validation of epoch {trainer.current_epoch}", trainer)
-
     def _stop(self, request: StopRequest, where: str, trainer: Trainer) -> None:
         self._saving = True
         trainer.save_checkpoint(self.path)  # ends with a barrier: the file is there for all
@@ -120,7 +109,7 @@ class Requeue(Callback):
     def _agreed(self, pl_module: LightningModule) -> StopRequest:
         """The most that any rank was asked to do; all ranks must ask, and all get the same answer."""
         request = stop_signals.received()
-        if not (dist.is_available() and dist.is_initialized()):
+        if rank_count() == 1:
             return request
         greatest = torch.tensor(int(request), dtype=torch.int32, device=pl_module.device)
         dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
@@ -133,41 +122,27 @@ class Requeue(Callback):
     # -- what the epoch has counted so far
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._saving:
-            module = segmentation_module(pl_module)
-            checkpoint[RUNNING] = states_of_all_ranks(module.running_metrics())
+        if self._saving:  # what each process has counted, by metric, in the order of the ranks; as plain values
+            checkpoint[RUNNING] = gather_from_ranks(
+                {
+                    name: {UPDATES: metric.update_count}
+                    | {
+                        key: value.detach().cpu().clone()
+                        for key, value in metric.metric_state.items()
+                        if isinstance(value, Tensor)
+                    }
+                    for name, metric in segmentation_module(pl_module).running_metrics().items()
+                }
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if RUNNING in checkpoint:
-            module = segmentation_module(pl_module)
-            load_metric_states(module.running_metrics(), checkpoint[RUNNING], trainer.global_rank, trainer.world_size)
+            metrics = segmentation_module(pl_module).running_metrics()
+            _load_metric_states(metrics, checkpoint[RUNNING], trainer.global_rank, trainer.world_size)
 
 
-# -- metrics in the middle of an epoch: what each process has counted so far, as plain values
-
-State = dict[str, Any]
-
-
-def states_of_all_ranks(metrics: Mapping[str, Metric]) -> list[dict[str, State]]:
-    """What the metrics of every process hold by name, in the order of the ranks; all ranks must ask.
-
-    That is their states (on the CPU) and how often they were updated.
-    """
-    return gather_from_ranks(
-        {
-            name: {UPDATES: metric.update_count}
-            | {
-                key: value.detach().cpu().clone()
-                for key, value in metric.metric_state.items()
-                if isinstance(value, Tensor)
-            }
-            for name, metric in metrics.items()
-        }
-    )
-
-
-def load_metric_states(metrics: Mapping[str, Metric], by_rank: list[dict[str, State]], rank: int, ranks: int) -> None:
-    """Let this process's metrics go on from what ``states_of_all_ranks`` gave.
+def _load_metric_states(metrics: Mapping[str, Metric], by_rank: list[dict[str, Any]], rank: int, ranks: int) -> None:
+    """Let this process's metrics go on from what the metrics of every process had counted, ``by_rank``.
 
     As many processes as then: each goes on from its own counts, so that sums are rounded as if nothing had happened.
     Another number of processes: rank 0 takes all counts, the others none, which is the same up to rounding. Only for
@@ -195,14 +170,14 @@ def under_slurm() -> bool:
     return "SLURM_NTASKS" in os.environ and SLURMEnvironment.job_id() is not None
 
 
-def job_name(environment: Mapping[str, str]) -> str:
+def _job_name(environment: Mapping[str, str]) -> str:
     """How ``scontrol`` calls the present job: its number, and in an array the task's as well.
 
     The last task of an array has the array's own number, by which all of its tasks would be requeued.
 
-    >>> job_name({"SLURM_JOB_ID": "12"})
+    >>> _job_name({"SLURM_JOB_ID": "12"})
     '12'
-    >>> job_name({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"})
+    >>> _job_name({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"})
     '12_3'
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
@@ -215,7 +190,7 @@ def requeue_job() -> str | None:
     Where ``scontrol`` is missing or fails, as in most containers, and the job script has named a file in
     ``FLARECPS_REQUEUE_FILE``, that file is made, and the job script asks.
     """
-    complaint = _ask_scontrol(job_name(os.environ))
+    complaint = _ask_scontrol(_job_name(os.environ))
     file = os.environ.get(REQUEUE_FILE)
     if complaint is None or not file:
         return complaint

@@ -53,15 +53,7 @@ class SegmentationWriter(Callback):
         own = requests[trainer.global_rank :: trainer.world_size]
         self._running = segment_requests(segmenter, own, OutputOptions())
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """One more scan is done; the loader's share is as long as this process's, or longer with several channels."""
         self.outcomes += [outcome for outcome in [next(self._running, None)] if outcome is not None]
 

@@ -40,7 +40,7 @@ def is_milestone(epoch: int, epochs: int, every: int = 1) -> bool:
     return epoch // stride > (epoch - every) // stride or epoch + every > epochs
 
 
-def at_milestone(trainer: Trainer) -> bool:
+def _at_milestone(trainer: Trainer) -> bool:
     """Whether the present validation of a training is a milestone."""
     every = trainer.check_val_every_n_epoch or 1
     return is_milestone(trainer.current_epoch + 1, trainer.max_epochs or 1, every)
@@ -62,13 +62,7 @@ class ValidationTable(Callback):
         self._own = {}
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         if outputs is not None:
             self._own[str(batch["case"])] = outputs["dsc"]
@@ -92,7 +86,7 @@ class ValidationTable(Callback):
         ]
         with atomic.atomic_path(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *rows])
-        if self.dashboard is not None and at_milestone(trainer):
+        if self.dashboard is not None and _at_milestone(trainer):
             self.dashboard.add_table(epoch, metric_names.CASES, header, rows)
 
 
@@ -115,16 +109,10 @@ class ValidationOverlays(Callback):
                 old.unlink()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         wanted = trainer.is_global_zero and batch_idx < self.cases and not trainer.sanity_checking
-        if not wanted or outputs is None or not at_milestone(trainer):
+        if not wanted or outputs is None or not _at_milestone(trainer):
             return
         from flarecps.reporting.plotting import jpeg_bytes  # draws: only where pictures are wanted
 
@@ -133,12 +121,12 @@ class ValidationOverlays(Callback):
         path = self.folder / case / f"epoch_{epoch:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(path) as partial:
-            partial.write_bytes(jpeg_bytes(case_figure(batch, outputs, module.plan), DOTS_PER_INCH))
+            partial.write_bytes(jpeg_bytes(_case_figure(batch, outputs, module.plan), DOTS_PER_INCH))
         if self.dashboard is not None:
             self.dashboard.add_picture(epoch, metric_names.overlay(case), path, f"{case}, after epoch {epoch}")
 
 
-def case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> Any:
+def _case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> Any:
     """The overlay figure of a case on the network's grid: scan, reference and each sibling, with their mean DSC.
 
     ``case``: from ``ScanDataModule.read_whole_case``; ``outputs``: from the module's ``validation_step``.

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from flarecps.training.dashboards.metrics_table import CSV_FOLDER, MetricsTable
 from flarecps.training.dashboards.wandb_run import DashboardSession, WandbDashboard
 
-__all__ = ["DashboardSession", "MetricsTable", "WandbDashboard", "finish_dashboards", "loggers_of", "wandb_dashboard"]
+__all__ = ["DashboardSession", "MetricsTable", "WandbDashboard", "finish_dashboards", "loggers_of"]
 
 
 def loggers_of(given: Any, run: Path) -> list[Logger]:
@@ -34,11 +34,6 @@ def loggers_of(given: Any, run: Path) -> list[Logger]:
         return given
     others = [one for one in given if type(one) is not CSVLogger]  # a second table would hold the same
     return [MetricsTable(save_dir=run, name=None, version=CSV_FOLDER), *others]
-
-
-def wandb_dashboard(loggers: list[Logger]) -> WandbDashboard | None:
-    """The ``WandbDashboard`` among ``loggers``; None without one."""
-    return next((one for one in loggers if isinstance(one, WandbDashboard)), None)
 
 
 def _guarded(logger: Logger) -> Logger:

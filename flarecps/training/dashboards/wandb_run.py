@@ -32,11 +32,6 @@ ONLINE = ("online", "run", "shared")
 _Result = TypeVar("_Result")
 
 
-def new_run_id() -> str:
-    """A name for a wandb run that no other run has."""
-    return secrets.token_hex(4)
-
-
 class WandbDashboard(Logger):
     """A training's wandb run: a row per epoch, on rank 0.
 
@@ -76,6 +71,7 @@ class WandbDashboard(Logger):
         self.exit_code = 0
         self.complete = False  # the training has done all its epochs
         self.folder = Path()
+        self._wandb: Any = None  # the package
         self._run: Any = None
         self._logged: LoggedEpochs | None = None
         self._epoch = 0
@@ -158,24 +154,13 @@ class WandbDashboard(Logger):
     @rank_zero_only
     def add_picture(self, epoch: int, name: str, path: Path, caption: str) -> None:
         """Add a picture to the row of ``epoch`` (completed epochs)."""
-
-        def picture() -> Any:
-            import wandb
-
-            return wandb.Image(str(path), caption=caption)
-
-        self._add(epoch, name, picture)
+        self._add(epoch, name, lambda: self._wandb.Image(str(path), caption=caption))
 
     @rank_zero_only
     def add_table(self, epoch: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Add a table to the row of ``epoch`` (completed epochs)."""
-
-        def table() -> Any:
-            import wandb
-
-            return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-
-        self._add(epoch, name, table)
+        data = [list(row) for row in rows]
+        self._add(epoch, name, lambda: self._wandb.Table(columns=list(columns), data=data))
 
     # -- wandb
 
@@ -185,7 +170,7 @@ class WandbDashboard(Logger):
             run = _attempt("", lambda: self._init(run_id, config, self.mode), self._say_offline)
             if run is not None:
                 return run
-            _ = _attempt("", _stop_service, lambda *_: None)  # it still holds the id
+            self._stop_service()  # it still holds the id
         mode = "offline" if self.mode in ONLINE else self.mode
         return _attempt("beginning a run", lambda: self._init(run_id, config, mode), self._say)
 
@@ -197,6 +182,7 @@ class WandbDashboard(Logger):
                 self._places.append(name)
         import wandb
 
+        self._wandb = wandb
         self.folder.mkdir(parents=True, exist_ok=True)
         patience_s = FINISH_WITH_CHECKPOINTS_S if self.checkpoints else FINISH_S
         limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": patience_s}
@@ -236,21 +222,22 @@ class WandbDashboard(Logger):
 
         if _attempt(f"logging epoch {epoch}", send, self._say) is None:
             self._run = None
-            _ = _attempt("", _stop_service, lambda *_: None)
+            self._stop_service()
             self._leave()
 
     def _send_checkpoints(self) -> None:
         run = self._run
 
         def send() -> None:
-            import wandb
-
             for kind, path in self._saved.items():
-                artifact = wandb.Artifact(f"{kind}-{run.id}", type="model", metadata={"epochs": self._epoch})
+                artifact = self._wandb.Artifact(f"{kind}-{run.id}", type="model", metadata={"epochs": self._epoch})
                 artifact.add_file(str(path), policy="immutable")
                 run.log_artifact(artifact, aliases=[kind])
 
         _ = _attempt("sending checkpoints", send, self._say)
+
+    def _stop_service(self) -> None:
+        _ = _attempt("", lambda: self._wandb.teardown(exit_code=1), lambda *_: None)
 
     def _leave(self) -> None:
         """Another training of this process has its own places."""
@@ -294,15 +281,15 @@ class DashboardSession(Callback):
         module = segmentation_module(pl_module)
         origin = trainer.ckpt_path
         own = origin is not None and Path(origin).resolve().is_relative_to(self.run.resolve())
-        older = self.run_id if not own else None
-        if own:
-            self.run_id = self.run_id or logged_run_id(self.run)  # the session that saved it may have had no dashboard
-        else:
-            self.run_id = None
+        older = None if own else self.run_id
+        # the session that saved its own checkpoint may have had no dashboard
+        self.run_id = (self.run_id or logged_run_id(self.run)) if own else None
         if self.dashboard is None:
             return
-        self.run_id = self.run_id or new_run_id()
-        config = {**run_config(self.run), "plan": _plan(plan_to_json(module.plan)), **environment()}
+        self.run_id = self.run_id or secrets.token_hex(4)  # a name that no other run of wandb's has
+        plan = plan_to_json(module.plan)
+        del plan["fingerprint"]  # the statistics it was made of
+        config = {**_run_config(self.run), "plan": plan, **environment()}
         if older is not None:
             config["continued_from"] = {"run_id": older, "checkpoint": str(origin)}
         self.dashboard.begin(self.run, self.run_id, config, first_epoch=trainer.current_epoch + 1)
@@ -318,16 +305,11 @@ class DashboardSession(Callback):
             self.dashboard.exit_code = 1 if failed or getattr(exception, "code", None) else 0
 
 
-def run_config(run: Path) -> dict[str, Any]:
+def _run_config(run: Path) -> dict[str, Any]:
     """The settings in ``RUN/config.yaml``, written when the training was set up; {} without it."""
     path = run / "config.yaml"
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else None
     return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
-
-
-def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan without the statistics it was made of."""
-    return {name: value for name, value in plan.items() if name != "fingerprint"}
 
 
 def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseException], None]) -> _Result | None:
@@ -356,12 +338,6 @@ def _finish(run: Any, exit_code: int, within_s: float | None) -> None:
         raise TimeoutError(f"not done after {within_s:.0f} s")
     if raised:
         raise raised[0]
-
-
-def _stop_service() -> None:
-    import wandb
-
-    wandb.teardown(exit_code=1)
 
 
 def _in_a_line(error: BaseException) -> str:
