@@ -71,7 +71,7 @@ AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
 LONGEST_WAIT = timedelta(minutes=10)
 
 
-class RunConfig(SaveConfigCallback):
+class _RunConfig(SaveConfigCallback):
     """Writes the whole resolved configuration to ``RUN/config.yaml`` when training starts."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,7 +81,7 @@ class RunConfig(SaveConfigCallback):
             self.parser.save(self.config, run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
-class TrainingCLI(LightningCLI):
+class _TrainingCLI(LightningCLI):
     """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
 
     def __init__(self, words: list[str], **settings: Any) -> None:
@@ -103,32 +103,19 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
         parser.link_arguments("data", "model.plan", compute_fn=_plan_of, apply_on="instantiate")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="start anew in a run folder that holds checkpoints"
-        )
-        parser.add_argument(
-            "--init",
-            type=str | None,
-            default=None,
-            help="fit: start from the weights of this checkpoint; one network's become sibling 1's",
-        )
-        parser.add_argument(
-            "--pictures",
-            type=int,
-            default=2,
-            help="fit: of how many validation cases the labels are drawn while they are learned; 0 for none",
-        )
-        parser.add_argument(
-            "--init_siblings",
-            type=list[int] | None,
-            default=None,
-            help="fit --init: the siblings that start from it, such as [2]; by default as many as it holds",
-        )
-        parser.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="fit: take a few steps, print memory, step time and the time to the end, and write nothing",
-        )
+        options: list[tuple[str, Any, Any, str]] = [
+            ("overwrite", bool, False, "start anew in a run folder that holds checkpoints"),
+            ("init", str | None, None,
+             "fit: start from the weights of this checkpoint; one network's become sibling 1's"),
+            ("pictures", int, 2,
+             "fit: of how many validation cases the labels are drawn while they are learned; 0 for none"),
+            ("init_siblings", list[int] | None, None,
+             "fit --init: the siblings that start from it, such as [2]; by default as many as it holds"),
+        ]  # fmt: skip
+        for name, kind, default, words in options:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=words)
+        words = "fit: take a few steps, print memory, step time and the time to the end, and write nothing"
+        parser.add_argument("--dry-run", action="store_true", help=words)
 
     @property
     def run_folder(self) -> Path:
@@ -298,7 +285,7 @@ def main(arguments: list[str]) -> int:
     _set_up_libraries()
     stopped: StoppedBySignal | None = None
     try:
-        cli = TrainingCLI(arguments, save_config_callback=RunConfig)
+        cli = _TrainingCLI(arguments, save_config_callback=_RunConfig)
     except StoppedBySignal as stop:
         stopped = stop
     except SystemExit as end:
@@ -376,7 +363,7 @@ def instantiated_module(config: str) -> tuple[SegmentationModule, str | None]:
     data, model = (content.get(part) or {} for part in ("data", "model"))
     store = data.get("store")
     if store is None or Path(store).exists():
-        cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
+        cli = _TrainingCLI(["--config", config], save_config_callback=None, run=False)
         return cli.model, None
     if not data.get("patch_voxels") or not model.get("topology"):
         raise ConfigError(

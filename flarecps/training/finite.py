@@ -87,11 +87,11 @@ _CURE = (
 )
 
 
-def addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
+def _addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
     """Where each patch of a batch comes from, one phrase a patch.
 
     >>> part = {"case": ["a"], "index": torch.tensor([4]), "location": torch.tensor([[1, 2, 3]])}
-    >>> addresses({"labelled": part}, epoch=7)
+    >>> _addresses({"labelled": part}, epoch=7)
     ['labelled a at voxel (1, 2, 3) (epoch 7, index 4)']
     """
     return [
@@ -108,7 +108,7 @@ def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
     Sums over ranks and batches carry one patch's nan everywhere, so the logits tell whose it is: patches with finite
     ones are named only where all are.
     """
-    losses, names = step.losses, addresses(batch, epoch)
+    losses, names = step.losses, _addresses(batch, epoch)
     sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in losses.finest]).all(0).tolist()
     guilty = [name for name, fine in zip(names, sound, strict=False) if not fine]
     told = gather_from_ranks((guilty, names))

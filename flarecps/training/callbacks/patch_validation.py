@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from flarecps import metric_names
@@ -79,22 +79,13 @@ class PatchScores(Metric):
         return named
 
 
-@torch.no_grad()
-def score_patches(networks: Iterable[nn.Module], patches: Iterable[dict[str, Any]], scores: PatchScores) -> None:
-    """Count ``patches``, batches on the scores' device, as ``networks`` (in evaluation mode) label them."""
-    networks = list(networks)
-    for patch in patches:
-        image = patch["image"].to(scores.device)
-        labels, annotated = patch["labels"][:, 0].to(scores.device), patch["annotated"].to(scores.device)
-        scores.update([network(image) for network in networks], labels, annotated)
-
-
 class PatchValidation(Callback):
     """Logs each sibling's loss and DSC on the data's validation patches, which every epoch sees alike."""
 
     def __init__(self) -> None:
         self._scores: PatchScores | None = None
 
+    @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = segmentation_module(pl_module)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when there is one
@@ -104,8 +95,11 @@ class PatchValidation(Callback):
             self._scores = PatchScores(module.plan.labels, module.plan.class_count, len(module.inference_networks))
         scores = self._scores.to(module.device)
         training = module.training
+        networks = module.finest_networks()  # in evaluation mode
         with trainer.precision_plugin.forward_context():
-            score_patches(module.finest_networks(), data.read_validation_patches(), scores)
+            for patch in data.read_validation_patches():
+                image, labels, annotated = (patch[name].to(module.device) for name in ("image", "labels", "annotated"))
+                scores.update([network(image) for network in networks], labels[:, 0], annotated)
         module.train(training)
         module.log_dict(scores.compute())  # equal on all ranks
         scores.reset()
