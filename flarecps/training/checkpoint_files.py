@@ -104,14 +104,12 @@ def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
     paths = candidates(folder)
     if not paths:
         raise CheckpointError(f"{folder}: no such checkpoint to resume from; leave ckpt_path out to start anew")
-    damaged, sound = [], []
+    sound = []
     for path in paths:
         try:
             sound.append((progress_of(path), path))
         except CheckpointError as error:
-            damaged.append(error)
-    for complaint in damaged:
-        skipped(f"{complaint}; it is passed over")
+            skipped(f"{error}; it is passed over")
     for _, path in sorted(sound, key=lambda pair: pair[0], reverse=True):  # stable: ties stay in order
         try:
             _check_bytes(path)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 
 from flarecps import checkpoint, metric_names
@@ -21,7 +22,7 @@ from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
 from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
-from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss, step_schedulers
+from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss
 from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
 
 # in_channels, classes, features, strides, kernels -> network
@@ -154,7 +155,11 @@ class SegmentationModule(LightningModule):
         }
         weight = {metric_names.LAMBDA: self.method.weight(self.method_epoch)}
         self.log_dict({**means, **rates, **weight})  # equal on all ranks
-        step_schedulers(_listed(self.lr_schedulers()), watched)
+        for scheduler, value in zip(_listed(self.lr_schedulers()), watched, strict=True):
+            if isinstance(scheduler, ReduceLROnPlateau):  # looks at its own sibling's smoothed Lsup
+                scheduler.step(value)
+            else:
+                scheduler.step()
         self._watch_pseudo_labels()
 
     def _watch_pseudo_labels(self) -> None:

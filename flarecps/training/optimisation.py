@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 SMOOTHING = 0.93  # weight of the past in nnU-Net v1's moving average of the epoch's loss
 
@@ -67,12 +67,3 @@ class SmoothedLoss(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on from a checkpoint's averages."""
         self.values = state.to("cpu", torch.float64)
-
-
-def step_schedulers(schedulers: Iterable[LRScheduler | ReduceLROnPlateau], watched: Iterable[float]) -> None:
-    """Step each scheduler once, at an epoch's end; a plateau looks at its own sibling's smoothed Lsup."""
-    for scheduler, value in zip(schedulers, watched, strict=True):
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(value)
-        else:
-            scheduler.step()

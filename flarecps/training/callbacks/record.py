@@ -38,10 +38,9 @@ class RunRecord(Callback):
         self.earlier: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = segmentation_module(pl_module)
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(self.run / "plan.json", plan_to_json(module.plan))
+            atomic.write_json(self.run / "plan.json", plan_to_json(segmentation_module(pl_module).plan))
             self.earlier = earlier_sessions(self.run / FILE) if trainer.ckpt_path is not None else []
             self.session["world_size"] = trainer.world_size
             self.session["precision"] = str(trainer.precision)

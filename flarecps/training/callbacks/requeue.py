@@ -42,8 +42,6 @@ class StoppedBySignal(BaseException):
     def __init__(self, request: StopRequest, where: str, saved: Path | None) -> None:
         super().__init__(f"stopped {where}" + (f"; saved {saved}" if saved else ""))
         self.request = request
-        self.where = where
-        self.saved = saved
 
 
 class Requeue(Callback):

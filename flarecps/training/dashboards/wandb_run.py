@@ -278,7 +278,6 @@ class DashboardSession(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        module = segmentation_module(pl_module)
         origin = trainer.ckpt_path
         own = origin is not None and Path(origin).resolve().is_relative_to(self.run.resolve())
         older = None if own else self.run_id
@@ -287,7 +286,7 @@ class DashboardSession(Callback):
         if self.dashboard is None:
             return
         self.run_id = self.run_id or secrets.token_hex(4)  # a name that no other run of wandb's has
-        plan = plan_to_json(module.plan)
+        plan = plan_to_json(segmentation_module(pl_module).plan)
         del plan["fingerprint"]  # the statistics it was made of
         config = {**_run_config(self.run), "plan": plan, **environment()}
         if older is not None:
