@@ -120,7 +120,7 @@ class _TrainingCLI(LightningCLI):
     @property
     def run_folder(self) -> Path:
         """Where everything of this run goes: ``trainer.default_root_dir``."""
-        return Path(self._get(self.config_init, "trainer.default_root_dir"))
+        return Path(self._get(self.config, "trainer.default_root_dir"))
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
@@ -150,35 +150,34 @@ class _TrainingCLI(LightningCLI):
             raise ConfigError(f"{data.store.path}: no test case with labels in this split")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        run = self.run_folder
         given = self._get(self.config_init, "trainer")
-        data: ScanDataModule = self.datamodule
-        callbacks: list[Any] = []
-        kwargs["plugins"] = _plugins(given["plugins"])
-        if given["strategy"] == "ddp" and self.subcommand == "fit":
-            kwargs["strategy"] = DDPStrategy(timeout=LONGEST_WAIT)
         if self._is_dry_run:
             return self._dry_trainer(given)
+        run = self.run_folder
+        kwargs["plugins"] = _plugins(given["plugins"])
+        callbacks: list[Any] = [] if given["enable_progress_bar"] is False else [TrainingProgress()]
         if self.subcommand == "fit":
-            callbacks += [
+            if given["strategy"] == "ddp":
+                kwargs["strategy"] = DDPStrategy(timeout=LONGEST_WAIT)
+            kwargs["logger"] = loggers_of(given["logger"], run)
+            dashboard = next((one for one in kwargs["logger"] if isinstance(one, WandbDashboard)), None)
+            with_best = bool(self.datamodule.validation_names)
+            callbacks = [
                 PatchValidation(),
                 RanksInSync(),
                 Throughput(),
-                *checkpoint_callbacks(run, bool(data.validation_names), given["check_val_every_n_epoch"] or 1),
+                *checkpoint_callbacks(run, with_best, given["check_val_every_n_epoch"] or 1),
                 RunRecord(run, ["flarecps", *self.words]),
+                DashboardSession(run, dashboard),
+                ValidationOverlays(run, self._get(self.config_init, "pictures"), dashboard),
+                ValidationTable(run, dashboard),
+                *callbacks,
+                Requeue(run),  # after what counts steps
             ]
-            kwargs["logger"] = loggers_of(given["logger"], run)
-            dashboard = next((one for one in kwargs["logger"] if isinstance(one, WandbDashboard)), None)
-            pictures = ValidationOverlays(run, self._get(self.config_init, "pictures"), dashboard)
-            callbacks += [DashboardSession(run, dashboard), pictures, ValidationTable(run, dashboard)]
         elif given["logger"] is None:
             kwargs.setdefault("logger", False)
         if self.subcommand == "predict":
-            callbacks.append(SegmentationWriter(run))
-        if given["enable_progress_bar"] is not False:
-            callbacks.append(TrainingProgress())
-        if self.subcommand == "fit":
-            callbacks.append(Requeue(run))  # after what counts steps
+            callbacks.insert(0, SegmentationWriter(run))
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
 
     @property
@@ -218,7 +217,7 @@ class _TrainingCLI(LightningCLI):
         if self._is_dry_run:
             self.config[self.subcommand]["ckpt_path"] = None
             return
-        folder = Path(self._get(self.config, "trainer.default_root_dir")) / FOLDER
+        folder = self.run_folder / FOLDER
         if self.subcommand == "fit" and given in (LAST, AUTO):
             given = self._resumed(folder, given)
         elif given is not None:
