@@ -30,13 +30,12 @@ from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
-from flarecps.training.callbacks.patch_validation import PatchValidation
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal, requeue_job, under_slurm
 from flarecps.training.callbacks.segmentation import SegmentationWriter
-from flarecps.training.callbacks.validation_results import ValidationOverlays, ValidationTable
+from flarecps.training.callbacks.validation_results import PatchValidation, ValidationOverlays, ValidationTable
 from flarecps.training.checkpoint_files import (
     BEST,
     FOLDER,

@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from stores import TinyStores, fit_words
 from tiny_training import batches, module_of, trained
 
-from flarecps.training.callbacks.patch_validation import PatchScores
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
+from flarecps.training.callbacks.validation_results import PatchScores
 from flarecps.training.ranks import digest, leave_group
 from flarecps.training.validation import OrganScores, organ_dsc
 
