@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -302,22 +301,12 @@ def main(arguments: list[str]) -> int:
             return USER_MISTAKE
         raise
     finally:
-        _finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
+        finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
     leave_group()
     if stopped is not None:
         return _leave(stopped)
     trainer: Any = cli.trainer
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
-
-
-def _finish_dashboards(within_s: float | None) -> None:
-    """Close the dashboards; with a limit, for a job that ends soon must be requeued before, whatever the network."""
-    if within_s is None:
-        finish_dashboards()
-    else:
-        closing = threading.Thread(target=finish_dashboards, daemon=True)
-        closing.start()
-        closing.join(within_s)
 
 
 def _leave(stopped: StoppedBySignal) -> int:

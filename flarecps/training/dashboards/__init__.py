@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from flarecps.training.dashboards.metrics_table import CSV_FOLDER, MetricsTable
-from flarecps.training.dashboards.wandb_run import DashboardSession, WandbDashboard
+from flarecps.training.dashboards.wandb_run import DashboardSession, WandbDashboard, finish_within
 
 __all__ = ["DashboardSession", "MetricsTable", "WandbDashboard", "finish_dashboards", "loggers_of"]
 
@@ -45,11 +45,14 @@ def _guarded(logger: Logger) -> Logger:
     return WandbDashboard(mode=mode, checkpoints=bool(logger._log_model), **settings)
 
 
-def finish_dashboards() -> None:
-    """Close this process's wandb run, if it has one, so that the next training in the process begins its own."""
+def finish_dashboards(within_s: float | None) -> None:
+    """Close this process's wandb run, if it has one, so that the next training in the process begins its own.
+
+    With a limit, for a job that ends soon must be requeued before, whatever the network.
+    """
     if "wandb" in sys.modules:
         import wandb
 
         if wandb.run is not None:
             with contextlib.suppress(Exception):  # its service may be gone; what it held is on disk
-                wandb.finish()
+                finish_within(within_s, wandb.finish)

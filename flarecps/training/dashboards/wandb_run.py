@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,7 +123,9 @@ class WandbDashboard(Logger):
             self._send_checkpoints()
         run, self._run = self._run, None
         code = 0 if status == "success" else self.exit_code
-        _ = _attempt("closing the run", lambda: _finish(run, code, None if self.complete else STOP_S), self._say)
+        within_s = None if self.complete else STOP_S
+        close = partial(finish_within, within_s, lambda: run.finish(exit_code=code))
+        _ = _attempt("closing the run", close, self._say)
         self._leave()
 
     # -- what callbacks ask
@@ -320,13 +323,13 @@ def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseEx
         return None
 
 
-def _finish(run: Any, exit_code: int, within_s: float | None) -> None:
+def finish_within(within_s: float | None, close: Callable[[], object]) -> None:
     """Close a wandb run; raises what wandb raises, and TimeoutError where that takes longer than ``within_s``."""
     raised: list[Exception] = []
 
     def finish() -> None:
         try:
-            run.finish(exit_code=exit_code)
+            close()
         except Exception as error:  # handed on to the thread that waits
             raised.append(error)
 
