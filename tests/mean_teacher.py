@@ -1,15 +1,16 @@
-"""A method as a user would write it, in a module of their own: what the tests of methods share."""
+"""Methods and their parts as a user would write them, in a module of their own: what the tests of methods share."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flarecps.losses import LinearRamp
-from flarecps.methods import Batch, Losses, Method
+from flarecps.losses import LinearRamp, PseudoLabelFilter
+from flarecps.methods import Batch, Losses, Method, Supervised
 
 
 class MeanTeacher(Method):
@@ -69,6 +70,24 @@ class MeanTeacher(Method):
 
     def set_extra_state(self, state: int) -> None:
         self.steps = state
+
+
+class WithAnotherNetwork(Supervised):
+    """Says that a step holds one network's worth of memory more."""
+
+    extra_networks = 1.0
+
+
+class TrustedClasses(PseudoLabelFilter):
+    """A filter of a user's own: trusts the voxels that the teacher gives one of these labels."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+
+    def trusted(
+        self, teacher: Sequence[Tensor], teacher_labels: Sequence[Tensor], student_labels: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return [torch.isin(scale, torch.tensor(self.labels, device=scale.device)) for scale in teacher_labels]
 
 
 class Squared(nn.Module):

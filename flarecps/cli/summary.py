@@ -56,13 +56,11 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
 
     from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
-    from flarecps.planning.memory import MemoryModel
+    from flarecps.planning.memory import network_step_gb
 
     network: Any = networks[0]
     cost = network_cost(rebuilt(network), len(plan.channels), plan.patch_voxels)
-    # the plan's estimate is for a plain U-Net; this network's feature maps may be more
-    planned = MemoryModel(0.0, plan.dimensions, plan.class_count).elements_per_patch(plan.patch_voxels, plan.topology)
-    memory_gb = plan.memory_gb * cost.convolved_elements / planned
+    memory_gb = network_step_gb(plan, cost.convolved_elements)
     unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
     batch = plan.global_batch
     table = Table("quantity", "value", title=title, title_justify="left")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flarecps.planning.plan import Topology
+from flarecps.planning.plan import Plan, Topology
 
 REFERENCE_GB = 8.0
 REFERENCE_ELEMENTS = {2: 85e6, 3: 560e6}  # per patch, at the reference batch
@@ -70,3 +70,9 @@ class MemoryModel:
         elements = self.elements_per_patch(patch, topology) * batch * self.networks * self.streams
         reference = REFERENCE_ELEMENTS[self.dimensions] * REFERENCE_BATCH[self.dimensions]
         return REFERENCE_GB * elements / reference
+
+
+def network_step_gb(plan: Plan, elements: int) -> float:
+    """The plan's estimate for a step, which is a plain U-Net's, for a network of so many elements per patch instead."""
+    memory = MemoryModel(0.0, plan.dimensions, plan.class_count)
+    return plan.memory_gb * elements / memory.elements_per_patch(plan.patch_voxels, plan.topology)

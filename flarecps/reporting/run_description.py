@@ -173,7 +173,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             f"{', '.join(map(str, topology.features))} features; the deepest sees the patch reduced by "
             f"{_times(topology.total_stride)}.",
         ),
-        ("Memory", f"Estimated {plan.memory_gb:.1f} GB for one training step with both siblings."),
+        ("Memory", f"Estimated {plan.memory_gb:.1f} GB for one training step."),
     ]
 
 

@@ -133,6 +133,41 @@ def test_losses_and_ramps_of_a_users_own(tiny_stores: TinyStores, tmp_path: Path
     assert [row.split(",")[column] for row in rows[1:] if row.split(",")[column]] == ["0.0", "0.25"]
 
 
+def estimate(shown: str) -> float:
+    """GB of a step, of what ``fit --dry-run`` or ``summary`` printed."""
+    (row,) = (line for line in shown.splitlines() if "memory of a step, estimated" in line)
+    return float(row.replace("│", " ").replace("GB", "").split()[-1])
+
+
+def test_a_network_more_is_twice_the_memory_of_the_control(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``extra_networks`` declares it: in the dry run, and in the summary of the config and of its checkpoint."""
+    monkeypatch.setenv("COLUMNS", "200")
+    found: dict[str, list[float]] = {}
+    for name in ("flarecps.methods.Supervised", "mean_teacher.WithAnotherNetwork"):
+        path = config(tmp_path, "phantom_3d_supervised.yaml", {"class_path": name})
+        settings = yaml.safe_load(path.read_text())
+        settings["data"] |= {"store": str(tiny_stores.three), "patch_voxels": [16, 32, 32]}
+        settings["data"] |= {"global_batch": {"labelled": 8}}
+        path.write_text(yaml.safe_dump(settings))
+        words = fit_words(path, tiny_stores, tmp_path / name, "--data.patch_voxels", "[16,32,32]")
+        run = fit(path, tiny_stores, tmp_path / name, "--data.patch_voxels", "[16,32,32]", epochs=1)
+        capsys.readouterr()
+        found[name] = []
+        for each in (
+            [*words, "--dry-run"],
+            ["summary", "--config", str(path)],
+            ["summary", str(run / "checkpoints" / "last.ckpt")],
+        ):
+            assert main(each) == 0
+            found[name].append(estimate(capsys.readouterr().out))
+        assert found[name] == [found[name][0]] * 3
+    control, more = found.values()
+    assert control[0] > 0.04
+    assert more[0] == pytest.approx(2 * control[0], abs=0.011)  # both are shown to 0.01
+
+
 @pytest.mark.parametrize("name", ["phantom_3d.yaml", "phantom_3d_supervised.yaml"])
 def test_a_config_with_former_keys_is_the_same_training(
     name: str, tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -121,6 +121,7 @@ def test_a_dry_run_tells_and_writes_nothing(
     assert ("a step with pseudo-labels" in shown) == (config == "phantom_3d.yaml")
     for row in (
         "of which waiting for data",
+        "memory of a step, estimated",
         "peak memory of the process",
         "40 epochs of 2 steps",
         "nothing was written",

@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flarecps.durations import clock
-from flarecps.training.module import segmentation_module
+from flarecps.networks import rebuilt
+from flarecps.networks.cost import network_cost
+from flarecps.planning.memory import network_step_gb
+from flarecps.training.module import SegmentationModule, segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
 STEPS_WITH_PSEUDO_LABELS = (True, False, False, True, True, True)
@@ -100,13 +103,24 @@ class DryRun(Callback):
             table.add_row(name, f"{_mean([step for step in self.steps if step.with_pseudo_labels == crossed]):.3g} s")
         waited, whole = sum(step.wait_s for step in self.steps), sum(step.wait_s + step.busy_s for step in self.steps)
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
-        for name, amount in memory_gb(trainer.strategy.root_device).items():
+        memory = estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
+        for name, amount in memory.items():
             table.add_row(name, f"{amount:.2f} GB")
         left_s = seconds_to_the_end(self.steps, module.method.weight, self.epochs, self.iterations)
         table.add_row(
             f"{self.epochs} epochs of {self.iterations} steps", f"{clock(left_s)} (h:mm:ss), validation not included"
         )
         Console().print(table)
+
+
+def estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
+    """What the plan's rule says of a step by this method and network; nothing for a network that needs real tensors."""
+    network: Any = module.siblings[0]
+    try:
+        cost = network_cost(rebuilt(network), len(module.plan.channels), module.plan.patch_voxels)
+    except RuntimeError:
+        return {}
+    return {"memory of a step, estimated": network_step_gb(module.plan, cost.convolved_elements)}
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
