@@ -45,7 +45,8 @@ class MeanTeacher(Method):
         (pupil,) = siblings
         labelled, weight = batch["labelled"]["image"], self.weight(epoch)
         clean = torch.cat([labelled, batch["unlabelled"]["image"]]) if weight else labelled
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(self.steps)).to(clean)
+        generator = torch.Generator().manual_seed(self.steps)
+        noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32).to(clean)
         outputs = pupil(clean + self.noise * noise)
         (supervised,) = self.supervised_losses([outputs], batch["labelled"])
         distance = torch.zeros_like(supervised)

@@ -13,7 +13,7 @@ import yaml
 from mean_teacher import MeanTeacher
 from runs import assert_identical, assert_same_training
 from stores import CONFIGS, TinyStores, fit, fit_words
-from tiny_training import batches, module_of, tiny_plan, trained
+from tiny_training import CLIP, DECAY, LAMBDA, LR, MOMENTUM, batches, module_of, tiny_plan, trained
 
 from flarecps.checkpoint import load_plain, read_checkpoint
 from flarecps.cli.main import main
@@ -54,6 +54,86 @@ def test_the_teacher_is_the_average_of_what_its_pupil_was(tmp_path: Path) -> Non
             expected = 0.7 * expected + 0.3 * weights
         torch.testing.assert_close(teacher, expected, rtol=1e-10, atol=1e-12)
         assert not teacher.requires_grad
+
+
+DECAY_OF_TEACHER, NOISE = 0.7, 0.2
+
+
+def losses_by_formula(
+    pupil: torch.nn.Module, teacher: torch.nn.Module, batch: dict[str, Any], number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lsup and the distance to the teacher in the ``number``-th step, of three scales of 8, 4 and 2 voxels.
+
+    Lsup = ⅔ L(8) + ⅓ L(4), L = cross-entropy − mean soft Dice of the two structures over the batch; the distance is
+    the mean over voxels and classes of the squared difference of the probabilities.
+    """
+    labelled, unlabelled = batch["labelled"]["image"], batch["unlabelled"]["image"]
+    clean = torch.cat([labelled, unlabelled])
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float32)
+    logits = pupil(clean + NOISE * noise.double())
+    labels = batch["labelled"]["labels"][:, 0].long()
+    supervised = torch.zeros((), dtype=torch.float64)
+    for weight, scale, target in ((2 / 3, logits[0], labels), (1 / 3, logits[1], labels[:, 1::2, 1::2, 1::2])):
+        exponentials = scale[:2].exp()
+        p = exponentials / exponentials.sum(1, keepdim=True)
+        entropy, dice = torch.zeros_like(target, dtype=torch.float64), []
+        for label in range(3):
+            y = (target == label).double()
+            entropy = entropy - y * p[:, label].log()
+            dice.append((2 * (p[:, label] * y).sum() + 1e-5) / (p[:, label].sum() + y.sum() + 1e-5))
+        supervised = supervised + weight * (entropy.mean() - (dice[1] + dice[2]) / 2)
+    ours, theirs = logits[0][2:].exp(), teacher(unlabelled)[0].detach().exp()
+    difference = ours / ours.sum(1, keepdim=True) - theirs / theirs.sum(1, keepdim=True)
+    return supervised, (difference**2).sum() / difference.numel()
+
+
+def test_a_step_is_the_formula() -> None:
+    """In float64, with a teacher that is not the pupil."""
+    (batch,) = batches(3, count=1)
+    method = MeanTeacher(decay=DECAY_OF_TEACHER, noise=NOISE, ramp=LinearRamp(final=LAMBDA, length=0))
+    module = module_of(3, method=method).double()
+    with torch.no_grad():
+        for weights in method.teacher.parameters():
+            weights.add_(0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(3)))
+    found = method.step(module.siblings, batch, epoch=0)
+    supervised, distance = losses_by_formula(module.siblings[0], method.teacher, batch, 0)
+    assert distance > 1e-4
+    assert found.supervised[0].item() == pytest.approx(supervised.item(), rel=1e-10)
+    assert found.unsupervised[0].item() == pytest.approx(distance.item(), rel=1e-10)
+    assert found.total.item() == pytest.approx((supervised + LAMBDA * distance).item(), rel=1e-10)
+
+
+def test_pupil_and_teacher_after_two_steps_are_the_formula(tmp_path: Path) -> None:
+    """Clipping, decay, Nesterov's momentum and the EMA by hand: the teacher is d² w₀ + d(1 − d) w₁ + (1 − d) w₂."""
+    data = batches(3, count=2)
+    method = MeanTeacher(decay=DECAY_OF_TEACHER, noise=NOISE, ramp=LinearRamp(final=LAMBDA, length=0))
+    module = module_of(3, method=method).double()
+    pupil, teacher = (copy.deepcopy(module.siblings[0]) for _ in range(2))
+    parameters = list(pupil.parameters())
+    weights = [[one.detach().clone() for one in parameters]]
+    velocity = [torch.zeros_like(one) for one in parameters]
+    for number, batch in enumerate(data):
+        supervised, distance = losses_by_formula(pupil, teacher, batch, number)
+        gradients = torch.autograd.grad(supervised + LAMBDA * distance, parameters, allow_unused=True)
+        given = [torch.zeros_like(w) if g is None else g for w, g in zip(parameters, gradients, strict=True)]
+        norm = torch.cat([one.flatten() for one in given]).norm()
+        assert norm > CLIP, "the gradient is clipped"
+        for place, (one, gradient) in enumerate(zip(parameters, given, strict=True)):
+            slope = gradient * CLIP / (norm + 1e-6) + DECAY * one.detach()
+            velocity[place] = MOMENTUM * velocity[place] + slope
+            one.data -= LR * (slope + MOMENTUM * velocity[place])
+        weights.append([one.detach().clone() for one in parameters])
+        for mine, theirs in zip(teacher.parameters(), parameters, strict=True):
+            mine.data = DECAY_OF_TEACHER * mine.data + (1 - DECAY_OF_TEACHER) * theirs.data
+    trained(module, data, tmp_path)
+    d = DECAY_OF_TEACHER
+    for place, (mine, theirs) in enumerate(
+        zip(module.siblings[0].parameters(), method.teacher.parameters(), strict=True)
+    ):
+        first, second, third = (one[place] for one in weights)
+        torch.testing.assert_close(mine.detach(), third, rtol=1e-9, atol=1e-12)
+        expected = d**2 * first + d * (1 - d) * second + (1 - d) * third
+        torch.testing.assert_close(theirs, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_two_ranks_have_the_teacher_of_one(tmp_path: Path) -> None:
