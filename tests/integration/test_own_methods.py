@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from mean_teacher import MeanTeacher
-from runs import assert_identical, assert_same_training
+from mean_teacher import MeanTeacher, TrustedClasses
+from runs import assert_identical, assert_same_training, table
 from stores import CONFIGS, TinyStores, fit, fit_words
 from tiny_training import CLIP, DECAY, LAMBDA, LR, MOMENTUM, batches, module_of, tiny_plan, trained
 
@@ -180,6 +181,70 @@ def test_another_methods_state_is_refused(
     words = fit_words("phantom_3d_supervised.yaml", tiny_stores, run, *SMALL, "--ckpt_path", "last", epochs=2)
     assert main(words) == 2
     assert "state of another method than Supervised" in capsys.readouterr().err.splitlines()[-1]
+
+
+FILTER = "mean_teacher.TrustedClasses"
+FROM_THE_FIRST_STEP = ["--model.method.init_args.ramp", "{final: 0.5, length: 0, start: 0}"]
+
+
+def test_a_filter_of_a_users_own_decides_what_pseudo_labels_teach(
+    tiny_stores: TinyStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All classes trusted are as none filtered; half of them teach something else, and none of them nothing."""
+    asked: list[list[tuple[int, ...]]] = []
+    trusted = TrustedClasses.trusted
+
+    def noted(self: TrustedClasses, teacher: Any, teacher_labels: Any, student_labels: Any) -> list[torch.Tensor]:
+        assert [one.shape for one in teacher_labels] == [one.shape for one in student_labels]
+        assert [one.shape for one in teacher_labels] == [(len(one), *one.shape[2:]) for one in teacher]
+        asked.append([tuple(one.shape) for one in teacher_labels])
+        return trusted(self, teacher, teacher_labels, student_labels)
+
+    monkeypatch.setattr(TrustedClasses, "trusted", noted)
+    small = [*SMALL, *FROM_THE_FIRST_STEP, "--model.topology.features", "[4, 8, 8, 8]"]
+    runs = {"null": fit("phantom_3d.yaml", tiny_stores, tmp_path / "null", *small)}
+    assert not asked
+    for name, labels in {"all": list(range(14)), "half": list(range(7)), "none": []}.items():
+        runs[name] = fit("phantom_3d.yaml", tiny_stores, tmp_path / name, *small, *trusting(labels))
+        assert len(asked) == 2 * 2 * 2, "epochs × steps × siblings"
+        assert asked.pop()[:2] == [(4, 16, 16, 16), (4, 8, 8, 8)]
+        asked.clear()
+    content = {name: load_plain(run / "checkpoints" / "last.ckpt") for name, run in runs.items()}
+    weights = {name: torch.cat([one.flatten() for one in siblings(held)]) for name, held in content.items()}
+    torch.testing.assert_close(weights["all"], weights["null"], rtol=1e-4, atol=1e-5)
+    assert (weights["half"] - weights["null"]).abs().max() > 1e-3
+    crossed = {name: [float(row["train/loss_cps/sibling_1"]) for row in table(run)] for name, run in runs.items()}
+    assert crossed["none"] == [0.0, 0.0]
+    assert crossed["all"] == pytest.approx(crossed["null"], rel=1e-5)
+    assert crossed["half"][0] != pytest.approx(crossed["null"][0], rel=2e-3)
+
+    # a checkpoint holds nothing of the filter and needs none to segment; its training is resumed by its config
+    last = runs["half"] / "checkpoints" / "last.ckpt"
+    assert content["half"]["state_dict"].keys() == content["null"]["state_dict"].keys()
+    assert b"mean_teacher" not in last.read_bytes()
+    words = ["segment", last, tiny_stores.dataset / "imagesTs", tmp_path / "out", "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    saved = yaml.safe_load((runs["half"] / "config.yaml").read_text())["model"]["method"]["init_args"]
+    assert saved["pseudo_labels"] == {"class_path": FILTER, "init_args": {"labels": list(range(7))}}
+    words = ["fit", "--config", runs["half"] / "config.yaml", "--trainer.max_epochs", 3, "--ckpt_path", "last"]
+    assert main([str(word) for word in words]) == 0
+    half = trusting(list(range(7)))
+    assert_same_training(
+        runs["half"], fit("phantom_3d.yaml", tiny_stores, tmp_path / "through", *small, *half, epochs=3)
+    )
+
+
+def trusting(labels: list[int]) -> list[str]:
+    """Options of ``fit`` for the filter of these labels."""
+    return [
+        "--model.method.init_args.pseudo_labels",
+        json.dumps({"class_path": FILTER, "init_args": {"labels": labels}}),
+    ]
+
+
+def siblings(content: dict[str, Any]) -> list[torch.Tensor]:
+    """The weights of a checkpoint's siblings."""
+    return [value for name, value in content["state_dict"].items() if name.startswith("siblings.")]
 
 
 def test_losses_and_ramps_of_a_users_own(tiny_stores: TinyStores, tmp_path: Path) -> None:
