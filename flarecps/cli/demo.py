@@ -102,6 +102,7 @@ def _show_scores(out: Path, console: Console) -> None:
 
     from flarecps.anatomy import FLARE22_ORGANS
     from flarecps.evaluation.score_table import read_scores
+    from flarecps.reporting.tables import score_text
 
     columns = {}
     for method, name in METHODS.items():
@@ -113,11 +114,11 @@ def _show_scores(out: Path, console: Console) -> None:
         table.add_column(name, justify="right")
     organs = list(columns["CPS"])
     for organ in organs:
-        table.add_row(organ, *(f"{dsc[organ]:.3f}" for dsc in columns.values()))
+        table.add_row(organ, *(score_text(dsc[organ]) for dsc in columns.values()))
     table.add_section()
     for title, members in (("mean", organs), ("mean of liver, spleen, kidneys, stomach", LARGE_ORGANS)):
         means = (sum(dsc[organ] for organ in members) / len(members) for dsc in columns.values())
-        table.add_row(f"[bold]{title}[/]", *(f"{mean:.3f}" for mean in means))
+        table.add_row(f"[bold]{title}[/]", *map(score_text, means))
     console.print(table)
     console.print(
         "best HU interval: per organ, the one interval that fits each test case best, chosen on that case itself; "

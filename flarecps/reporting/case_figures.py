@@ -49,6 +49,7 @@ from flarecps.reporting.plotting import (
     text_at,
 )
 from flarecps.reporting.results import Results
+from flarecps.reporting.tables import score_text
 from flarecps.typing import SpacingMm
 
 PANEL_INCHES, ERROR_PANEL_INCHES = 2.6, 2.25
@@ -264,7 +265,7 @@ def _error_panel_inches(methods: Sequence[str]) -> float:
 def _draw_errors(figure: Figure, one: ErrorSlice, methods: Sequence[str], left: float, lower: float) -> None:
     """The panels of one low score beside one another; the corner is given in inches."""
     panel = _error_panel_inches(methods)
-    room = letters_within(panel) - 10  # the score takes the rest
+    room = letters_within(panel) - 12  # the score takes the rest
     for index, method in enumerate(methods):
         axes = axes_at(figure, left + index * (panel + GAP_INCHES), lower, panel, panel)
         prediction = one.predictions.get(method)
@@ -276,7 +277,7 @@ def _draw_errors(figure: Figure, one: ErrorSlice, methods: Sequence[str], left: 
         axes.set(xticks=[], yticks=[])
         words = [literal_text(shortened(method, room))] if len(methods) > 1 else []
         if method in one.dsc:
-            words.append(f"DSC {one.dsc[method]:.2f}")
+            words.append(f"DSC {score_text(one.dsc[method])}")
         axes.text(
             0.03,
             0.03,

@@ -221,7 +221,7 @@ def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
     medians = [
         f"{organ.name}: "
         + ", ".join(
-            f"{run.name} {np.median(run.scores.organ(organ.column)):.2f}"
+            f"{run.name} {score_text(np.median(run.scores.organ(organ.column)))}"
             for run in runs
             if run.scores and run.scores.organ(organ.column).size
         )

@@ -32,6 +32,7 @@ from flarecps.reporting.plotting import (
     new_figure,
     write_png,
 )
+from flarecps.reporting.tables import score_text
 from flarecps.typing import LabelArray, SpacingMm, Triple
 from flarecps.volumes.io import read_labels
 from flarecps.volumes.space import Space
@@ -272,7 +273,7 @@ def draw_score(axes: Axes, dsc: float) -> None:
         axes.text(
             0.97,
             0.96,
-            f"DSC {dsc:.3f}",
+            f"DSC {score_text(dsc)}",
             transform=axes.transAxes,
             ha="right",
             va="top",

@@ -179,7 +179,7 @@ def _case_overlay(
     )
     columns = ["the scan"] + (["the reference"] if volumes.reference is not None else [])
     columns += [f"the prediction of {name}" for name in volumes.predictions]
-    scores = [f"{name} {value:.3f}" for name, value in dsc.items() if math.isfinite(value)]
+    scores = [f"{name} {score_text(value)}" for name, value in dsc.items() if math.isfinite(value)]
     alt = (
         f"Case {case}{f', {organ.name} close by' if organ else ''}: axial, coronal and sagittal slices; columns show "
         f"{', '.join(columns)}." + (f" {'' if organ else 'Mean '}DSC: {', '.join(scores)}." if scores else "")

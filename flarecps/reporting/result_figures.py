@@ -268,7 +268,7 @@ def figures_page(
     """The page as text; parts without pictures are left out."""
     scores = {method: table.scores for method, table in results.tables.items()}
     medians = [
-        f"{organ.name} " + ", ".join(f"{name} {np.median(found):.2f}" for name, one in scores.items()
+        f"{organ.name} " + ", ".join(f"{name} {score_text(np.median(found))}" for name, one in scores.items()
                                      if (found := one.organ(organ.column)).size)
         for organ in results.organs
     ]  # fmt: skip
@@ -310,8 +310,8 @@ def _without_legend(figure: Figure) -> Figure:
 
 def _error_entry(one: ErrorSlice, methods: Sequence[str]) -> dict[str, Any]:
     figure = error_panels(one, methods)
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in one.dsc.items()) if len(methods) > 1 else (
-        f"DSC {one.low.dsc:.3f}"
+    scores = ", ".join(f"{name} {score_text(value)}" for name, value in one.dsc.items()) if len(methods) > 1 else (
+        f"DSC {score_text(one.low.dsc)}"
     )  # fmt: skip
     return {
         "case": one.low.case,
@@ -334,7 +334,7 @@ def _rule(count: int, methods: int) -> str:
 def _alt(shown: Sequence[CaseRow]) -> str:
     rows = [
         f"{row.name}, axial slice {row.slice_number}: "
-        + ", ".join(f"{name} DSC {dsc:.3f}" for name, dsc in row.mean_dsc.items())
+        + ", ".join(f"{name} DSC {score_text(dsc)}" for name, dsc in row.mean_dsc.items())
         for row in shown
     ]
     columns = ", ".join(shown[0].predictions) if shown else ""

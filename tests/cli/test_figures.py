@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -124,7 +125,10 @@ def test_every_file_is_written_and_the_page_asks_for_nothing(data: Path, capsys:
     assert "https://" not in page.source
     assert "<script" not in page.source
     assert len(page.alts) == 1 + 4
-    assert "good DSC 1.000" in page.alts[0]
+    assert "good DSC 1.0000" in page.alts[0]
+    (medians,) = re.findall(r"Median DSC: [^\"]*", page.source)
+    scores = re.findall(r"\b[01]\.\d+", " ".join([*page.alts, medians]))
+    assert {len(score) for score in scores} == {len("0.8794")}, "with as many decimals as in the tables"
     assert "spleen of c, axial slice 7" in page.alts[1]
     assert "good: mean DSC 0." in capsys.readouterr().out
     assert (out / "scores" / "bad" / "scores.csv").is_file()
