@@ -13,20 +13,33 @@ if TYPE_CHECKING:
     from flarecps.planning.plan import Plan
 
 
-def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, trust: list[str] | None = None) -> None:
+def summary(
+    checkpoint: Path | None = None,
+    /,
+    *,
+    config: Path | None = None,
+    classes: int | None = None,
+    trust: list[str] | None = None,
+) -> None:
     """Print parameters, multiply-accumulates and the plan of a checkpoint or of a training config.
 
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'.
         config: a YAML file for 'flarecps fit'. Without its case store, in which the plan lies, what the config says
-            itself is printed, for FLARE22's organs; patch and topology must stand in it then.
+            itself is printed; patch and topology must stand in it then.
+        classes: number of classes, background included, for a --config whose case store is not there; by default
+            FLARE22's 14.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
     """
     if (checkpoint is None) == (config is None):
         raise ConfigError(
             "give either a CHECKPOINT or --config FILE, e.g. flarecps summary runs/a/checkpoints/last.ckpt"
         )
+    if classes is not None and classes < 2:
+        raise ConfigError(f"--classes {classes}: expected 2 or more, background included")
     if checkpoint is not None:
+        if classes is not None:
+            raise ConfigError(f"{checkpoint}: the checkpoint knows its classes; leave out --classes")
         from flarecps.checkpoint import read_checkpoint
 
         model = read_checkpoint(checkpoint, trust or ())
@@ -35,14 +48,17 @@ def summary(checkpoint: Path | None = None, /, *, config: Path | None = None, tr
     else:
         from flarecps.cli.training import instantiated_module
 
-        module, missing = instantiated_module(str(config))
+        module, missing = instantiated_module(str(config), classes)
         method = module.method
+        if missing is None and classes is not None:
+            raise ConfigError(f"{config}: its case store knows the classes; leave out --classes")
         said = {"method": f"{type(method).__name__}, learns from {' and '.join(method.streams)} patches"}
         if missing is not None:
             needs = f"needs the case store ({missing} is not there)"
+            assumed = "FLARE22's 14 classes are assumed (see --classes)" if classes is None else f"{classes} classes"
             said |= {
                 "target spacing (slice, row, column)": needs,
-                "labels": f"FLARE22's {module.plan.class_count} classes are assumed; the data set's own: {needs}",
+                "labels": f"{assumed}; the data set's own: {needs}",
             }
             if not any(module.plan.global_batch.values()):
                 said |= dict.fromkeys(("global batch", "memory of a step, estimated"), needs)

@@ -338,12 +338,13 @@ def _said(predicted: SegmentationWriter) -> int:
     return FAILED if predicted.failed else 0
 
 
-def instantiated_module(config: str) -> tuple[SegmentationModule, str | None]:
+def instantiated_module(config: str, classes: int | None = None) -> tuple[SegmentationModule, str | None]:
     """The module that ``flarecps fit --config CONFIG`` would train, and the case store that it misses, if it does.
 
-    Without its store, the module is what the config alone says: its patch, topology and batch, and FLARE22's 13 organs
-    in CT. Spacing and intensities of its plan then mean nothing, and neither does a batch that the config leaves to the
-    plan (0 patches). Raises ``ConfigError`` where the config leaves patch or topology to a store that is not there.
+    Without its store, the module is what the config alone says: its patch, topology and batch, and CT with ``classes``
+    classes, background included, by default FLARE22's. Spacing and intensities of its plan then mean nothing, and
+    neither does a batch that the config leaves to the plan (0 patches). Raises ``ConfigError`` where the config leaves
+    patch or topology to a store that is not there.
     """
     _set_up_libraries()
     content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
@@ -361,10 +362,12 @@ def instantiated_module(config: str) -> tuple[SegmentationModule, str | None]:
     parser.add_class_arguments(SegmentationModule, "model", skip={"plan"}, instantiate=False)
     parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
     arguments = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    return SegmentationModule(plan_to_json(_plan_without_store(data, arguments["topology"])), **arguments), str(store)
+    return SegmentationModule(
+        plan_to_json(_plan_without_store(data, arguments["topology"], classes)), **arguments
+    ), str(store)
 
 
-def _plan_without_store(data: dict[str, Any], topology: Topology) -> Plan:
+def _plan_without_store(data: dict[str, Any], topology: Topology, classes: int | None) -> Plan:
     patch = tuple(data["patch_voxels"])
     batch = dict.fromkeys(("labelled", "unlabelled"), 0) | (data.get("global_batch") or {})
     if data.get("unlabelled") is False:
@@ -372,8 +375,8 @@ def _plan_without_store(data: dict[str, Any], topology: Topology) -> Plan:
     return Plan(
         dataset="FLARE22",
         dimensions=2 if len(patch) == 2 else 3,
-        labels=FLARE22_LABELS,
-        left_right_pairs=FLARE22_PAIRS,
+        labels=FLARE22_LABELS if classes is None else {"background": 0, **{f"class {n}": n for n in range(1, classes)}},
+        left_right_pairs=FLARE22_PAIRS if classes is None else (),
         channels=("CT",),
         spacing_mm=(1.0, 1.0, 1.0),
         axis_order=(0, 1, 2),

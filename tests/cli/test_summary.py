@@ -114,6 +114,35 @@ def test_the_papers_table_2_needs_no_store(
     assert "FLARE22's 14 classes are assumed" in labels
 
 
+def test_the_number_of_classes_may_be_given_where_no_store_says_it(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heads, one a scale, are all that follows it: 1×1×1 convolutions without bias, from 32 features up."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / "flare22_3d.yaml"
+    parameters = []
+    for words in ([], ["--classes", "14"], ["--classes", "2"]):
+        assert main(["summary", "--config", str(config), *words]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        (row,) = (row for row in rows if "parameters, each" in row)
+        parameters.append(int(row.split("│")[2].split()[0].replace(",", "")))
+        (row,) = (row for row in rows if row.startswith("│ labels"))
+        assert (f"{words[-1]} classes;" if words else "FLARE22's 14 classes") in row
+    features = yaml.safe_load(config.read_text())["model"]["topology"]["features"]
+    assert parameters[0] == parameters[1] == parameters[2] + 12 * sum(features[:-1])
+
+    assert main(["summary", "--config", str(config), "--classes", "1"]) == 2
+    assert "2 or more" in capsys.readouterr().err.splitlines()[-1]
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] |= {"store": str(tiny_stores.three), "fold": "all"}
+    (tmp_path / "with_store.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["summary", "--config", str(tmp_path / "with_store.yaml"), "--classes", "14"]) == 2
+    assert "leave out --classes" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["summary", "last.ckpt", "--classes", "14"]) == 2
+    assert "leave out --classes" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_without_store_a_config_must_say_patch_and_topology(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
