@@ -32,22 +32,22 @@ def compare(
     """Compare methods by the scores of their cases: the first one named is the baseline.
 
     Shows organs as rows and methods as columns, mean ± SD, and each method's difference from the baseline, paired by
-    case: bootstrap interval, Wilcoxon's signed ranks with Holm's correction over organs, in how many cases it is better
-    or worse. OUT gets comparison.md, comparison.tex (booktabs), comparison.csv, differences.csv, comparison.json and,
-    with --efficiency, ranking.csv.
+    case: bootstrap confidence interval, Wilcoxon signed-rank test with Holm's correction over organs, in how many cases
+    it is better or worse. OUT gets comparison.md, comparison.tex (booktabs), comparison.csv, differences.csv,
+    comparison.json and, with --efficiency, ranking.csv.
 
     Cases and organs that a method lacks are named; differences are over what both have.
 
     Args:
-        scores: one word per method; FILE, NAME=FILE, or NAME=FILE,FILE for several seeds of one method (NAME=runs/cps_*
-            works too). A FILE is a scores.csv of 'flarecps score', its folder, or FLARE's own table.
+        scores: one argument per method; FILE, NAME=FILE, or NAME=FILE,FILE for several seeds of one method
+            (NAME=runs/cps_* works too). A FILE is a scores.csv of 'flarecps score', its folder, or FLARE's own table.
         out: folder for the tables; without it they are only shown.
         names: names of the methods, separated by commas, in order.
-        efficiency: tables of 'flarecps efficiency' or FLARE's own, as many words as methods, in order or as NAME=FILE;
+        efficiency: tables of 'flarecps efficiency' or FLARE's own, one argument per method, in order or as NAME=FILE;
             several FILEs are averaged. They add FLARE's ranking.
-        resamples: draws of the bootstrap.
-        confidence: share of the interval, 0.95 for 95 %.
-        seed: of the bootstrap; the same seed gives the same interval.
+        resamples: bootstrap resamples.
+        confidence: confidence level of the interval, 0.95 for 95 %.
+        seed: random seed of the bootstrap; the same seed gives the same interval.
     """
     from rich.console import Console
 
@@ -93,7 +93,7 @@ def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Meth
     """The efficiency files of each method: by name where names are given, else in order."""
     if len(words) != len(methods):
         raise ConfigError(
-            f"--efficiency names {len(words)} tables for {len(methods)} methods; expected one word per method "
+            f"--efficiency names {len(words)} tables for {len(methods)} methods; expected one argument per method "
             "(NAME=FILE,FILE for several tables of one)"
         )
     called = [method.name for method in methods]

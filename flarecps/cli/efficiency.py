@@ -30,8 +30,8 @@ def efficiency(
     """Run COMMAND and measure what it costs, as FLARE does: time, CPU, RAM and GPU memory, sampled every 0.1 s.
 
     COMMAND runs without a shell, with its own input and output; the summary goes to standard error, and its exit code
-    is passed on. FLARE meters the whole machine, so measure on an idle one. The process tree (COMMAND and all its
-    descendants) is metered beside it and does not see others.
+    is passed on. FLARE's figures are of the whole machine, so measure on an idle one. The process tree (COMMAND and all
+    its descendants) is measured as well, without what other programs use.
 
     OUT collects one row per case: efficiency.csv (FLARE's columns by FLARE's rules), efficiency_all.csv (also the true
     areas, the process tree, and GPU memory above the tolerance of 2048 MB), and in OUT/cases each case's record,
@@ -43,7 +43,7 @@ def efficiency(
         name: name of the case in the tables; without it that of the program.
         out: folder for the tables; without it the summary is only shown.
         interval_s: period of the samples in seconds.
-        gpu: index of the NVIDIA card to meter, as nvidia-smi counts; without it the first, if there is one.
+        gpu: index of the NVIDIA GPU to measure, as nvidia-smi counts; without it the first, if there is one.
     """
     from datetime import datetime, timezone
 

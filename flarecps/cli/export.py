@@ -18,7 +18,7 @@ def export(
     """Write a trained model so that another program can run it.
 
     nnunet: a model folder of nnU-Net v2, for nnUNetv2_predict_from_modelfolder -m OUT and whatever else reads such a
-    folder; its data are plans.json, dataset.json and fold_0/checkpoint_final.pth. What differs between the two programs
+    folder; it holds plans.json, dataset.json and fold_0/checkpoint_final.pth. What differs between the two programs
     is in docs/nnunet.md. onnx: the network alone, from patches to logits; spacing, intensities and labels are in the
     file's metadata. Needs the packages of flarecps[onnx].
 

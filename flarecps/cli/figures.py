@@ -40,7 +40,7 @@ def figures(
     A case that can't be read is reported and the others are shown; the exit code is 1 then.
 
     Args:
-        predictions: one word per method; FOLDER or NAME=FOLDER of label maps.
+        predictions: one argument per method; FOLDER or NAME=FOLDER of label maps.
         references: folder of reference label maps of the same names.
         out: folder for the figures; made if needed.
         images: folder of the segmented scans (NAME_0000.nii.gz or NAME.nii.gz); without it there are charts only.

@@ -17,8 +17,8 @@ def import_model(
 ) -> int:
     """Make a checkpoint of this program from a model that nnU-Net v2 trained.
 
-    The checkpoint is for 'flarecps segment' and for 'flarecps fit --init'. It keeps nnU-Net's ways: CT is clipped
-    before it is resampled, and voxels are taken in the order of the file unless the model's reader reorients.
+    The checkpoint is for 'flarecps segment' and for 'flarecps fit --init'. It keeps nnU-Net's conventions: CT is
+    clipped before it is resampled, and voxels are taken in the order of the file unless the model's reader reorients.
     Nothing in the folder is trusted: files that hold more than tensors, plain types and NumPy scalars are refused.
 
     Args:

@@ -36,7 +36,7 @@ def inspect(
         split: name of a split in its splits.json; without it the folders say who is labelled
         json: also write all findings, proposals and a record of every case to this file
         html: also write a page with pictures to this file, one file without any other
-        annotated: also write a splits.json for review, with the drawn ids of every case that lacks a structure
+        annotated: also write a splits.json for review: in cases that lack a structure, the ids of the annotated ones
         workers: processes at work, one scan each
         progress: show progress and the time left
     """

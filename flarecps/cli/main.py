@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "demo": Command("flarecps.cli.demo", "demo", "see the whole road on a synthetic abdomen: phantom to report"),
+    "demo": Command("flarecps.cli.demo", "demo", "see the whole pipeline on a synthetic abdomen: phantom to report"),
     "phantom": Command("flarecps.cli.phantom", "phantom", "write a synthetic abdominal CT data set with 13 organs"),
     "inspect": Command("flarecps.cli.inspect", "inspect", "check a data set; exit 1 when it would break training"),
     "relabel": Command("flarecps.cli.relabel", "relabel", "give label maps other ids, as inspect proposes"),
@@ -42,17 +42,17 @@ COMMANDS: dict[str, Command] = {
     "test": Command("flarecps.cli.training", "main", "score a checkpoint on the test cases"),
     "predict": Command("flarecps.cli.training", "main", "predict with a checkpoint and a config"),
     "segment": Command("flarecps.cli.segment", "segment", "segment a scan, a folder or a DICOM series"),
-    "postprocess": Command("flarecps.cli.postprocess", "main", "drop stray components, fill holes, where it helps"),
+    "postprocess": Command("flarecps.cli.postprocess", "main", "keep largest components, fill holes, where it helps"),
     "score": Command("flarecps.cli.score", "score", "compare predictions with references: DSC and NSD per organ"),
     "compare": Command("flarecps.cli.compare", "compare", "methods side by side: tables, paired statistics, ranking"),
     "figures": Command("flarecps.cli.figures", "figures", "cases side by side, box plots, volumes, worst cases"),
-    "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU and RAM of any command, as FLARE"),
+    "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU, RAM of a command by FLARE's rules"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
-    "export": Command("flarecps.cli.export", "export", "a model for nnU-Net v2, or as ONNX"),
-    "import": Command("flarecps.cli.import_", "import_model", "a model from nnU-Net v2"),
-    "convert": Command("flarecps.cli.convert", "convert", "an nnU-Net raw data set from FLARE22, MSD or plain folders"),
-    "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables, for whoever has the data"),
+    "export": Command("flarecps.cli.export", "export", "write a model for nnU-Net v2, or as ONNX"),
+    "import": Command("flarecps.cli.import_", "import_model", "read a model that nnU-Net v2 trained"),
+    "convert": Command("flarecps.cli.convert", "convert", "make an nnU-Net data set of FLARE22, MSD or folders"),
+    "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables; needs the FLARE22 data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments

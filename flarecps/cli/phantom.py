@@ -28,7 +28,7 @@ def phantom(
         test: number of test scans, with labels
         size: small: about 45×62×62 voxels of 6.4 mm, for two CPU cores; full: 512×512 voxels of about 0.8 mm in
             slices of 1 to 3 mm (unlabelled: 1 to 5 mm)
-        seed: number from which everything is drawn
+        seed: random seed of everything
         anatomy: folder of label maps (NIfTI, NRRD or MHA with FLARE22's ids 1-13) to build the scans from,
             deformed; by default the anatomy is synthetic as well
         workers: processes at work, one scan each (full size: about a minute and 1 GB of memory each)

@@ -118,7 +118,7 @@ def _help_text() -> str:
             f"usage: {PROG} determine PREDICTIONS REFERENCES --out FILE",
             f"       {PROG} apply PREDICTIONS OUTPUT --rules FILE",
             "",
-            "Stray components and holes, where validation says that it helps.",
+            "Keep the largest components and fill holes, where validation shows that it helps.",
             "",
             "actions:",
             *(f"  {name:<{width}}  {line}" for name, line in first.items()),

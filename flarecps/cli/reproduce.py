@@ -52,9 +52,9 @@ def reproduce(
         without: leave out these stages.
         dry_run: print the commands, and what is done already, and make nothing.
         submit: hand trainings to SLURM (sbatch slurm/fit.sbatch) instead of running them; call again when they end.
-        sbatch: more options for sbatch, in one word, as --sbatch="--time=5-0 --partition=gpu".
-        more: YAML file of words that are added to commands, by group (plan, preprocess, fit, segment, with or without
-            _2d or _3d; inspect, postprocess, score, compare, figures), as {fit_3d [--trainer.devices, "2"]}; the tables
+        sbatch: more options for sbatch, as one argument: --sbatch="--time=5-0 --partition=gpu".
+        more: YAML file of arguments to add to commands, by group (plan, preprocess, fit, segment, with or without _2d
+            or _3d; inspect, postprocess, score, compare, figures), such as fit_3d: [--trainer.devices, "2"]; the tables
             list them.
         checkpoint: which of a training's checkpoints segments: best by the held-out fold, as the authors' code does,
             or last.

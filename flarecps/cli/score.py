@@ -51,9 +51,10 @@ def score(
         predictions: folder of predicted label maps (NIfTI, NRRD, MHA), or one file.
         references: folder of reference label maps with the same names, or one file.
         out: folder for the scores; made if needed.
-        protocol: official is FLARE22's evaluation with all its rules (empty in both = 1, three tubes cropped along the
-            slices, NSD 0 below DSC 0.2, 4 decimals, missing predictions left out); strict counts missing predictions as
-            0, crops nothing, requires equal grids, leaves empty-in-both out of means, and adds HD95 and ASSD in mm.
+        protocol: official is FLARE22's evaluation with all its rules (empty in both = 1, aorta, IVC and esophagus
+            cropped along the slices, NSD 0 below DSC 0.2, 4 decimals, missing predictions left out); strict counts
+            missing predictions as 0, crops nothing, requires equal grids, leaves empty-in-both out of means, and adds
+            HD95 and ASSD in mm.
         labels: dataset.json (or its folder) that names the structures.
         tolerance_mm: tolerance of NSD; a number for all (3), by organ (liver=5,RK=3), both (2,liver=5), or a JSON file
             with an object of organs. Organs left out keep FLARE22's (2 to 7 mm by organ), 2 mm for other structures.

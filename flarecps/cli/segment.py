@@ -52,8 +52,10 @@ def segment(
         mode: normal interpolates probabilities on the scan's grid; fast interpolates labels, each linearly, fastest
             takes the nearest voxel's label. These two save little time here and look rougher.
         accumulate: average probabilities (softmax), as in nnU-Net v1 and the paper, or logits, as in nnU-Net v2.
-        step: distance of the windows as a fraction of the patch, above 0 and at most 1; less is slower and smoother.
-        mirror: average over the scan mirrored along all axes: 8 times the time in 3D, 4 times in 2D.
+        step: step of the sliding window as a fraction of the patch (nnU-Net's tile_step_size), above 0 and at most 1;
+            less is slower and smoother.
+        mirror: test-time augmentation: average over the scan mirrored along all axes, 8 times the time in 3D, 4 times
+            in 2D.
         mirror_axes: mirror only these axes of the patch, such as [2]: 0 slice, 1 row, 2 column; in 2D 0 row, 1
             column. Choose axes along which the training mirrored, too.
         swap_left_right: exchange paired labels (right and left kidney) in scans mirrored from left to right, for
@@ -64,12 +66,13 @@ def segment(
         enforce_spacing: treat every scan as having the paper's fixed voxel sizes (0.75 mm in-plane; slices by their
             number), whatever the header says. Quick for long scans, but the paper reports 10 to 20 % less DSC and NSD.
         budget: flare22 stands for 28 GB of RAM, 2048 MB of GPU memory and 216 s a scan. With a budget, peaks and time
-            are estimated before the start; batch, precision, mirroring, overlap and mode give way to fit, as is said.
+            are estimated before the start; batch, precision, mirroring, overlap and mode are reduced to fit, and it is
+            printed what was.
         max_ram: RAM of the whole process, such as 8G; with several workers, of each.
         max_vram: GPU memory as the driver counts it, such as 2048M.
-        max_seconds: time for a scan, from reading to the result; it is kept by trading, not promised.
-        batch: windows that go through the network at a time, a matter of memory and speed only; by default as many
-            as suit the patch.
+        max_seconds: time for a scan, from reading to the result; mirroring, overlap and mode are reduced for it, but it
+            is not guaranteed.
+        batch: windows per forward pass; changes memory and speed only, by default chosen by the size of the patch.
         workers: scans at a time, each in a process with its own copy of the model; 1 stays in this process, where the
             next scan is read and the last one written while one is segmented (up to three in memory).
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.

@@ -106,7 +106,7 @@ class _TrainingCLI(LightningCLI):
             ("init", str | None, None,
              "fit: start from the weights of this checkpoint; one network's become sibling 1's"),
             ("pictures", int, 2,
-             "fit: of how many validation cases the labels are drawn while they are learned; 0 for none"),
+             "fit: number of validation cases whose segmentations are drawn during training; 0 for none"),
             ("init_siblings", list[int] | None, None,
              "fit --init: the siblings that start from it, such as [2]; by default as many as it holds"),
         ]  # fmt: skip
