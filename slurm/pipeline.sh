@@ -1,7 +1,7 @@
 #!/bin/bash
-# The whole road as jobs that wait for each other: plan → preprocess (array) → fit → segment (array) → score.
+# The whole pipeline as jobs that wait for each other: plan → preprocess (array) → fit → segment (array) → score.
 #
-#   slurm/pipeline.sh [--dry-run] [--preprocess-shards N] [--segment-shards N] DATASET WORK CONFIG.yaml [words of 'fit']
+#   slurm/pipeline.sh [--dry-run] [--preprocess-shards N] [--segment-shards N] DATASET WORK CONFIG.yaml [arguments of 'fit']
 #
 # WORK gets plan.json, store/, run/, segmentations/ and scores/. The score is left out where DATASET has no labelsTs/.
 # A WORK/plan.json that is there already, made by hand or changed, is used as it is; PLAN_WORDS are for 'flarecps plan'.
