@@ -26,7 +26,7 @@ from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case
 from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
-from flarecps.volumes.io import as_stored, is_scan_file, read_labels, scan_name
+from flarecps.volumes.io import in_file_order, is_scan_file, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
@@ -145,7 +145,7 @@ def _score(case: _CaseFiles) -> CaseScore:
         # Quirk: arrays are compared as stored, and neither orientation nor position is checked.
         difference, stored = "", reference.source.stored
         apart = prediction.source.stored.difference(stored)
-        prediction, reference = as_stored(prediction), as_stored(reference)
+        prediction, reference = in_file_order(prediction), in_file_order(reference)
         # Spacing as stored: for NIfTI the header's pixdim, which the organisers' script reads.
         header = header_spacing_mm(case.reference) if reference.source.kind == "nifti" else None
         spacing_mm = header or stored.spacing_mm
