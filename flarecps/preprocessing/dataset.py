@@ -14,9 +14,9 @@ from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, ScanError
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import network_shape, prepare_case
-from flarecps.preprocessing.checksums import find_damage, write_manifest
 from flarecps.preprocessing.store_writing import (
     check_store,
+    find_damage,
     full_disk_as_store_error,
     is_current,
     prepare_store,
@@ -24,6 +24,7 @@ from flarecps.preprocessing.store_writing import (
     remove_partial_cases,
     size_bytes,
     write_case,
+    write_manifest,
 )
 from flarecps.volumes.io import read_channels, read_labels, read_space
 

@@ -1,4 +1,8 @@
-"""Writing the case store: whole cases or none, the same bytes whenever and by whomever they are written."""
+"""Writing the case store: whole cases or none, the same bytes whenever and by whomever they are written.
+
+Checksums are in the format of ``sha256sum``, so that ``sha256sum -c manifest.sha256`` in a store checks it without this
+program. Every case is written by one process, with its own list; the store's is only ever derived from those.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,11 @@ from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, spl
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
-from flarecps.preprocessing.checksums import write_checksums
 from flarecps.preprocessing.intensity import quantise
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
 from flarecps.typing import LabelArray
 
+CHECKSUMS = "checksums.sha256"
 MOST_SAMPLES = 10_000  # nnU-Net's number per structure ...
 SMALLEST_SHARE = 0.01  # ... but never less than this share of the structure's voxels
 
@@ -162,7 +166,8 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     atomic.write_json(folder / "case.json", content)
-    write_checksums(folder)
+    checksums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    (folder / CHECKSUMS).write_text(checksums, encoding="utf-8")
 
 
 def _case_signature(case: Case, plan: Plan) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def _case_signature(case: Case, plan: Plan) -> dict[str, Any]:
 def is_current(store: Path, case: Case, plan: Plan) -> bool:
     """Whether the case is there, whole by the sizes of its files, and made from the same files and grid.
 
-    What sizes can't show, `checksums.find_damage` does.
+    What sizes can't show, `find_damage` does.
     """
     folder = store / "cases" / case.name
     try:
@@ -253,3 +258,57 @@ def sample_voxels(labels: LabelArray, case_name: str) -> dict[int, np.ndarray]:
         chosen = np.sort(generator.choice(voxels, _sample_count(voxels.size), replace=False, shuffle=False))
         samples[int(label)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
     return samples
+
+
+def find_damage(folder: Path) -> str:
+    """What is wrong with a case folder by its own list, in words; "" when every file is as it was written."""
+    try:
+        listed = _listed(folder)
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} is missing or unreadable"
+    for name, expected in listed.items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
+        if found != expected:
+            return f"{name} is not what was written"
+    return ""
+
+
+def write_manifest(store: Path) -> None:
+    """Write STORE/manifest.sha256 from the lists of all finished cases.
+
+    Jobs may end at once, each having missed what the others finished last. So a job looks again after it has written:
+    whoever writes last has then seen everything.
+    """
+    written = None
+    while (content := _manifest(store)) != written:
+        atomic.write_text(store / "manifest.sha256", content)
+        written = content
+
+
+def _manifest(store: Path) -> str:
+    lines = []
+    for folder in sorted((store / "cases").iterdir()):
+        if not folder.name.startswith(atomic.PARTIAL_PREFIX):
+            with suppress(OSError, ValueError):  # being replaced at this moment, or damaged: not vouched for
+                lines += [f"{digest}  cases/{folder.name}/{name}\n" for name, digest in _listed(folder).items()]
+    return "".join(lines)
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Digest by file name; ``ValueError`` when the list does not name the case's record."""
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if "case.json" not in listed:
+        raise ValueError(f"{folder / CHECKSUMS}: not a list of a case's files")
+    return listed
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

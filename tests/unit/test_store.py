@@ -26,11 +26,10 @@ from flarecps.preprocessing import dataset as preprocessing_dataset
 from flarecps.preprocessing import store as store_module
 from flarecps.preprocessing import store_writing
 from flarecps.preprocessing.case import GridMapping, Prepared
-from flarecps.preprocessing.checksums import find_damage
 from flarecps.preprocessing.dataset import case_bytes, preprocess_dataset, verify_dataset, workers_that_fit
 from flarecps.preprocessing.intensity import channel_statistics, dequantise, normalise, quantise
 from flarecps.preprocessing.store import CaseStore
-from flarecps.preprocessing.store_writing import prepare_store, sample_voxels, write_case
+from flarecps.preprocessing.store_writing import find_damage, prepare_store, sample_voxels, write_case
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
