@@ -34,10 +34,7 @@ class Reader:
 
     def strings(self, key: str) -> tuple[str, ...]:
         """A list of at least one string."""
-
-        def valid(value: Any) -> bool:
-            return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
-
+        valid = _list_of(lambda entry: isinstance(entry, str))
         return tuple(self._checked(key, valid, "a list of texts", 'write it as ["…"]'))
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
@@ -62,25 +59,19 @@ class Reader:
 
     def integers(self, key: str, length: int | None, at_least: int = 1) -> tuple[int, ...]:
         """A list of ``length`` whole numbers (``None``: one or more)."""
-        expected = f"{_row_text(length)}, each at least {at_least}"
-        return tuple(self._checked(key, lambda value: _is_row(value, length, at_least), expected))
+        valid = _list_of(lambda entry: _is_whole(entry, at_least), length)
+        return tuple(self._checked(key, valid, f"{_row_text(length)}, each at least {at_least}"))
 
     def numbers(self, key: str, length: int, above: float) -> tuple[float, ...]:
         """A list of ``length`` numbers."""
-
-        def valid(value: Any) -> bool:
-            return isinstance(value, list) and len(value) == length and all(_is_number(v, above) for v in value)
-
+        valid = _list_of(lambda entry: _is_number(entry, above), length)
         return tuple(map(float, self._checked(key, valid, f"a list of {length} numbers, each above {above:g}")))
 
     def rows(self, key: str, length: int) -> tuple[tuple[int, ...], ...]:
         """A list of lists of ``length`` positive whole numbers; may be empty."""
-
-        def valid(value: Any) -> bool:
-            return isinstance(value, list) and all(_is_row(row, length, 1) for row in value)
-
+        rows = _list_of(_list_of(lambda entry: _is_whole(entry, 1), length))
         expected = f"a list whose entries are each {_row_text(length)}, at least 1"
-        return tuple(map(tuple, self._checked(key, valid, expected, "edit it")))
+        return tuple(map(tuple, self._checked(key, lambda value: value == [] or rows(value), expected, "edit it")))
 
     def mapping(self, key: str) -> dict[str, Any]:
         """An object, as it stands."""
@@ -130,10 +121,14 @@ def _is_whole(value: Any, at_least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
-def _is_row(value: Any, length: int | None, at_least: int) -> bool:
-    if not isinstance(value, list) or not value or (length is not None and len(value) != length):
-        return False
-    return all(_is_whole(entry, at_least) for entry in value)
+def _list_of(valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    """Whether a value is a list of ``length`` (None: one or more) entries that are all ``valid``."""
+
+    def is_such_a_list(value: Any) -> bool:
+        fits = isinstance(value, list) and (bool(value) if length is None else len(value) == length)
+        return fits and all(map(valid, value))
+
+    return is_such_a_list
 
 
 def _is_number(value: Any, above: float | None, at_least: float | None = None) -> bool:

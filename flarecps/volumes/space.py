@@ -72,13 +72,10 @@ class Space:
 
     def same_grid(self, other: Space, tolerance_mm: float = 1e-3, direction_tolerance: float = 1e-4) -> bool:
         """Whether both grids have the same voxels: equal shape, spacing and origin within ``tolerance_mm``."""
-        return not self._differences(other, tolerance_mm, direction_tolerance)
+        return not self.difference(other, tolerance_mm, direction_tolerance)
 
     def difference(self, other: Space, tolerance_mm: float = 1e-3, direction_tolerance: float = 1e-4) -> str:
         """What differs between two grids, for messages; empty when `same_grid` holds."""
-        return "; ".join(self._differences(other, tolerance_mm, direction_tolerance))
-
-    def _differences(self, other: Space, tolerance_mm: float, direction_tolerance: float) -> list[str]:
         found = []
         if tuple(self.shape) != tuple(other.shape):
             shapes = ("×".join(map(str, space.shape)) for space in (self, other))
@@ -92,7 +89,7 @@ class Space:
                 found.append(f"{name} {' against '.join(both)} mm")
         if (turn := np.abs(np.subtract(self.direction, other.direction)).max()) > direction_tolerance:
             found.append(f"direction cosines up to {turn:.2g} apart")
-        return found
+        return "; ".join(found)
 
 
 @dataclass(frozen=True)
