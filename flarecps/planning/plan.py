@@ -219,9 +219,7 @@ def write_plan(path: Path | str, plan: Plan) -> None:
 def _labels(reader: Reader) -> dict[str, int]:
     labels = reader.mapping("labels")
     ids = list(labels.values())
-    if any(isinstance(label, bool) or not isinstance(label, int) for label in ids) or sorted(ids) != list(
-        range(len(ids))
-    ):
+    if any(type(label) is not int for label in ids) or sorted(ids) != list(range(len(ids))):
         raise reader.error(
             "labels",
             "whole-number ids 0, 1, 2, … without gaps or repeats (0 is background)",

@@ -60,11 +60,8 @@ def read_series(folder: Path) -> StoredScan:
     array = scan.array.reshape(space.shape)
     if array.dtype == np.int32 and np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo(np.int16).max:
         array = array.astype(np.int16)  # GDCM's type after rescaling to HU is wider than the HU
-    stated = [
-        reader.GetMetaData(index, POSITION_TAG)
-        for index in range(len(files))
-        if reader.HasMetaDataKey(index, POSITION_TAG)
-    ]
+    located = (index for index in range(len(files)) if reader.HasMetaDataKey(index, POSITION_TAG))
+    stated = [reader.GetMetaData(index, POSITION_TAG) for index in located]
     return StoredScan(array, space, scan.warnings + _slice_warnings(stated, len(files), space))
 
 

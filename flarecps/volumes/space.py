@@ -80,10 +80,8 @@ class Space:
         if tuple(self.shape) != tuple(other.shape):
             shapes = ("×".join(map(str, space.shape)) for space in (self, other))
             found.append(f"{' against '.join(shapes)} voxels")
-        for name, ours, theirs in (
-            ("spacing", self.spacing_mm, other.spacing_mm),
-            ("origin", self.origin_mm, other.origin_mm),
-        ):
+        for name in ("spacing", "origin"):
+            ours, theirs = getattr(self, f"{name}_mm"), getattr(other, f"{name}_mm")
             if np.abs(np.subtract(ours, theirs)).max() > tolerance_mm:
                 both = ("(" + ", ".join(f"{value:.6g}" for value in one) + ")" for one in (ours, theirs))
                 found.append(f"{name} {' against '.join(both)} mm")
