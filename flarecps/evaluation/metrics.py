@@ -28,6 +28,7 @@ class _MeanPerOrgan(Metric):
     full_state_update = False
     is_differentiable = False
     measures: ClassVar[tuple[str, ...]]
+    deciding: ClassVar[tuple[str, ...]]  # what of an organ its sums depend on; another number of fields in each family
     measure: ClassVar[str]
     total: Tensor
     count: Tensor
@@ -42,8 +43,8 @@ class _MeanPerOrgan(Metric):
             self.add_state(name, zeros, dist_reduce_fx="sum")
         # A MetricCollection lets metrics share one update when their states are equal after the first scan, which
         # chance can make them (a perfect scan). With their settings among the states only true siblings are equal.
-        settings = torch.tensor([self._settings(organ) for organ in self.organs], dtype=torch.float64)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        settings = [[float(getattr(organ, field)) for field in self.deciding] for organ in self.organs]
+        self.add_state("settings", torch.tensor(settings, dtype=torch.float64), dist_reduce_fx="max")
 
     def update(self, prediction: Tensor, reference: Tensor, spacing_mm: SpacingMm) -> None:
         """Count one scan: two label maps (slice, row, column) of whole numbers 0 to 255, and the spacing in that order.
@@ -68,19 +69,13 @@ class _MeanPerOrgan(Metric):
         return self.count[self.measures.index(self.measure)]
 
     @abstractmethod
-    def _settings(self, organ: Organ) -> tuple[float, ...]:
-        """What the sums of an organ depend on; another number of them in each family."""
-
-    @abstractmethod
     def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
         """The scores of one scan by organ name: those in ``measures``; None or NaN: it says nothing here."""
 
 
 class _Counted(_MeanPerOrgan):
     measures = ("dsc", "volume_error_ml", "volume_error_relative")
-
-    def _settings(self, organ: Organ) -> tuple[float, ...]:
-        return (organ.id,)
+    deciding = ("id",)
 
     def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
         return count_case(prediction, reference, spacing_mm, self.organs)
@@ -88,9 +83,7 @@ class _Counted(_MeanPerOrgan):
 
 class _Surfaced(_MeanPerOrgan):
     measures = ("nsd", "hd95_mm", "assd_mm")
-
-    def _settings(self, organ: Organ) -> tuple[float, ...]:
-        return organ.id, organ.tolerance_mm
+    deciding = ("id", "tolerance_mm")
 
     def _scores(self, prediction: np.ndarray, reference: np.ndarray, spacing_mm: SpacingMm) -> dict[str, OrganScore]:
         return score_case(prediction, reference, spacing_mm, self.organs, "strict")

@@ -37,7 +37,7 @@ TABLES = "the paper's Tables 2 to 6 beside these numbers: tables.md, table_2.csv
 
 
 @dataclass(frozen=True)
-class PaperMethod:
+class _PaperMethod:
     """One column of the tables: its key, the paper's name, its config and its kind (2d or 3d)."""
 
     key: str
@@ -46,14 +46,14 @@ class PaperMethod:
     kind: str
 
 
-def paper_methods(eight_gpus: bool = False) -> tuple[PaperMethod, ...]:
+def _paper_methods(eight_gpus: bool = False) -> tuple[_PaperMethod, ...]:
     """The four trainings, in the paper's order; ``eight_gpus`` takes 2 + 2 patches in 3D as each GPU's."""
     three = "flare22_3d_8gpu" if eight_gpus else "flare22_3d"
     return (
-        PaperMethod("2d_supervised", "2D Baseline", "flare22_2d_supervised.yaml", "2d"),
-        PaperMethod("2d_cps", "2D Baseline+CPS", "flare22_2d.yaml", "2d"),
-        PaperMethod("3d_supervised", "3D Baseline", f"{three}_supervised.yaml", "3d"),
-        PaperMethod("3d_cps", "3D Baseline+CPS", f"{three}.yaml", "3d"),
+        _PaperMethod("2d_supervised", "2D Baseline", "flare22_2d_supervised.yaml", "2d"),
+        _PaperMethod("2d_cps", "2D Baseline+CPS", "flare22_2d.yaml", "2d"),
+        _PaperMethod("3d_supervised", "3D Baseline", f"{three}_supervised.yaml", "3d"),
+        _PaperMethod("3d_cps", "3D Baseline+CPS", f"{three}.yaml", "3d"),
     )
 
 
@@ -90,7 +90,7 @@ class RecipeOptions:
 
 def flare22_stages(options: RecipeOptions) -> list[Stage]:
     """All stages, in order."""
-    four = paper_methods(options.eight_gpus)
+    four = _paper_methods(options.eight_gpus)
     stages = _data_stages(options)
     stages += [_training(options, method) for method in four]
     for method in four:
@@ -124,7 +124,7 @@ def _data_stages(of: RecipeOptions) -> list[Stage]:
     return stages
 
 
-def _training(of: RecipeOptions, method: PaperMethod) -> Stage:
+def _training(of: RecipeOptions, method: _PaperMethod) -> Stage:
     run, config = of.out / "runs" / method.key, of.configs(method.config)
     words = ("fit", "--config", config, "--data.store", of.out / "stores" / method.kind,
              "--trainer.default_root_dir", run, *of.added("fit", method.kind))  # fmt: skip
@@ -132,7 +132,7 @@ def _training(of: RecipeOptions, method: PaperMethod) -> Stage:
     return fit_stage(f"train_{method.key}", words, config, run, f"preprocess_{method.kind}", gpus)
 
 
-def _validation_stages(of: RecipeOptions, method: PaperMethod) -> list[Stage]:
+def _validation_stages(of: RecipeOptions, method: _PaperMethod) -> list[Stage]:
     """Tables 3 to 5: post-processing determined on the held-out fold, validation scans segmented with it and scored."""
     key, model, added = method.key, of.model(method.key), of.added("segment", method.kind)
     held_out, rules = of.out / "held_out_labels" / key, of.out / "rules" / f"{key}.json"
@@ -160,7 +160,7 @@ def _score(of: RecipeOptions, key: str, labels: Path, part: str, after: str, lac
     return command_stage(f"score_{key}", words, scores / "scores.csv", after, lacking=lacking)
 
 
-def _comparison(of: RecipeOptions, four: Sequence[PaperMethod], kind: str) -> Stage:
+def _comparison(of: RecipeOptions, four: Sequence[_PaperMethod], kind: str) -> Stage:
     pair, out = [method for method in four if method.kind == kind], of.out / f"compare_{kind}"
     named = [f"{one.title}={of.out / 'scores' / one.key}" for one in pair]
     words = ("compare", *named, "--out", out, *of.added("compare"))
@@ -182,7 +182,7 @@ def _test_stages(of: RecipeOptions) -> list[Stage]:
     ]
 
 
-def _figure(of: RecipeOptions, four: Sequence[PaperMethod]) -> Stage:
+def _figure(of: RecipeOptions, four: Sequence[_PaperMethod]) -> Stage:
     """Figure 5: the paper's four cases where they are there, else four from the easiest to the hardest."""
     judged = [case.name for case in of.data.with_references]
     shown = [name for number in FIGURE_5 for name in judged if name.endswith(f"_{number}")]
@@ -199,7 +199,7 @@ def write_paper_tables(
     out: Path, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str], records: StageRecords
 ) -> None:
     """Write ``OUT/tables.md`` and ``table_N.csv`` from what is there now; ``released``: the cases of Tables 4 and 5."""
-    runs = {method.key: out / "runs" / method.key for method in paper_methods()}
+    runs = {method.key: out / "runs" / method.key for method in _paper_methods()}
     starts = {key: records.read(records.stages[f"train_{key}"]).get("starts", []) for key in runs}
     continued = {key: len(found) > 1 or any(one.startswith("job") for one in found) for key, found in starts.items()}
     parts = ["# FLARE22: the paper's tables, and the same from this run", f"Paper: {read_paper()['source']}."]
