@@ -174,16 +174,21 @@ def _score(case: _CaseFiles) -> CaseScore:
 
 def _made_from(case: _CaseFiles) -> dict[str, Any]:
     """All that a case's scores depend on, as plain types."""
-    files = {"prediction": case.prediction, "reference": case.reference}
     return {
         "rules_version": RULES_VERSION,
         "protocol": case.protocol,
         "organs": [[organ.id, organ.name, organ.tolerance_mm] for organ in case.organs],
-        **{
-            role: None if path is None else {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for role, path in files.items()
-        },
+        "prediction": None if case.prediction is None else _contents(case.prediction),
+        "reference": _contents(case.reference),
     }
+
+
+def _contents(path: Path) -> dict[str, str]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return {"name": path.name, "sha256": digest.hexdigest()}
 
 
 def _kept(case: _CaseFiles) -> CaseScore | None:
