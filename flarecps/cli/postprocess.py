@@ -33,8 +33,8 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
     Args:
         predictions: folder of label maps (NIfTI, NRRD, MHA) that 'flarecps segment' made of validation scans.
         references: folder of the true label maps, of the same names.
-        out: file for the rules; or a folder, or a checkpoint: postprocessing.json there, where 'flarecps segment
-            --postprocess auto' finds it.
+        out: file for the rules; or an existing folder, or a checkpoint: then postprocessing.json in the folder, or
+            beside the checkpoint, where 'flarecps segment --postprocess auto' finds it.
         labels: dataset.json (or its folder) that names the structures; by default that of the two folders.
         workers: scans at a time, each in a process.
     """
