@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,7 @@ def compare(
         standings = rank_methods([method.name for method in methods], values)
         said += more
     console = Console()
-    _show_means(found, console)
-    _show_differences(found, console)
-    _show_ranking(standings, console)
+    _show(found, standings, console)
     for remark in said:
         console.print(f"- {remark}", **PLAIN)
     if out is not None:
@@ -107,66 +106,53 @@ def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Meth
 
 def _write(out: Path, found: Comparison, said: list[str], standings: list[MethodRank], ranked: tuple[str, ...]) -> None:
     from flarecps.atomic import write_json, write_text
-    from flarecps.reporting.comparison import (
-        comparison_json,
-        comparison_markdown,
-        differences_csv,
-        means_csv,
-        ranking_csv,
-        ranking_markdown,
-    )
-    from flarecps.reporting.comparison_latex import comparison_latex
+    from flarecps.reporting import comparison
 
     out.mkdir(parents=True, exist_ok=True)
-    ranking = ranking_markdown(standings, len(ranked)) if standings else ""
-    write_text(out / "comparison.md", comparison_markdown(found, said, ranking))
-    write_text(out / "comparison.tex", comparison_latex(found, standings))
-    write_text(out / "comparison.csv", means_csv(found))
-    write_text(out / "differences.csv", differences_csv(found))
-    write_json(out / "comparison.json", comparison_json(found, said, standings, ranked))
+    write_text(out / "comparison.md", comparison.comparison_markdown(found, said, standings, len(ranked)))
+    write_text(out / "comparison.tex", comparison.comparison_latex(found, standings))
+    write_text(out / "comparison.csv", comparison.means_csv(found))
+    write_text(out / "differences.csv", comparison.differences_csv(found))
+    write_json(out / "comparison.json", comparison.comparison_json(found, said, standings, ranked))
     if standings:
-        write_text(out / "ranking.csv", ranking_csv(standings))
+        write_text(out / "ranking.csv", comparison.ranking_csv(standings))
 
 
-def _show_means(found: Comparison, console: Console) -> None:
+def _show(found: Comparison, standings: list[MethodRank], console: Console) -> None:
+    """Print the means of each measure, the differences from the baseline, and the ranking if there is one."""
+    from rich.table import Table
     from rich.text import Text
 
-    from flarecps.reporting.comparison import caption, means_of
+    from flarecps.reporting import comparison
     from flarecps.reporting.tables import TITLES
 
     for measure in found.measures:
-        table = means_of(found, measure)
+        table = comparison.means_of(found, measure)
         rows = [
             [Text(title), *(Text.assemble((one.number, "bold" if one.best else ""), " ", one.rest) for one in cells)]
             for title, cells in table.rows
         ]
-        _show_rows(f"{TITLES[measure]}: {caption(found)}", ["organ", *table.methods], rows, console)
-
-
-def _show_differences(found: Comparison, console: Console) -> None:
-    from rich.text import Text
-
-    from flarecps.reporting.comparison import (
-        NARROW_HEADING,
-        NARROW_SENTENCE,
-        differences,
-        interval_title,
-        method_sentence,
-    )
-    from flarecps.reporting.tables import TITLES
-
-    heading = ["organ", *NARROW_HEADING]
-    heading[2] = interval_title(found)
+        title = f"{TITLES[measure]}: {comparison.caption(found)}"
+        _show_organs(title, ["organ", *table.methods], rows, console)
     for method in found.methods[1:]:
         for measure in found.measures:
             title = f"{TITLES[measure]}: {method.name} minus {found.baseline.name}"
-            rows = [list(map(Text, row)) for row in differences(found, measure, method.name)]
-            _show_rows(title, heading, rows, console)
+            heading, *body = comparison.differences(found, measure, method.name)
+            _show_organs(title, heading, [list(map(Text, row)) for row in body], console)
     if len(found.methods) > 1:
-        console.print(f"{method_sentence(found)} {NARROW_SENTENCE}", **PLAIN)
+        console.print(f"{comparison.method_sentence(found)} {comparison.NARROW_SENTENCE}", **PLAIN)
+    if standings:
+        first, *others = comparison.RANKING_HEADING
+        shown = Table(first, title="FLARE's ranking", title_justify="left")
+        for column in others:
+            shown.add_column(column, justify="right")
+        for row in comparison.ranking_rows(standings):
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        console.print(comparison.RANKING_SENTENCE, **PLAIN)
 
 
-def _show_rows(title: str, heading: list[str], rows: list[list[Text]], console: Console) -> None:
+def _show_organs(title: str, heading: Sequence[str], rows: list[list[Text]], console: Console) -> None:
     """A table of organs whose last row, the mean, stands apart."""
     from rich import box
     from rich.table import Table
@@ -180,20 +166,3 @@ def _show_rows(title: str, heading: list[str], rows: list[list[Text]], console: 
     shown.add_section()
     shown.add_row(*rows[-1])
     console.print(shown)
-
-
-def _show_ranking(standings: list[MethodRank], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from flarecps.reporting.comparison import RANKING_HEADING, RANKING_SENTENCE, ranking_rows
-
-    if not standings:
-        return
-    shown = Table(RANKING_HEADING[0], title="FLARE's ranking", title_justify="left")
-    for column in RANKING_HEADING[1:]:
-        shown.add_column(column, justify="right")
-    for row in ranking_rows(standings):
-        shown.add_row(*map(Text, row))
-    console.print(shown)
-    console.print(RANKING_SENTENCE, **PLAIN)

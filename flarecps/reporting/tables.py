@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flarecps.anatomy import FLARE22_ORGANS
@@ -75,6 +77,18 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([text(lines[0]), rule, *map(text, lines[1:])]) + "\n"
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def score_text(score: float | None, signed: bool = False) -> str:

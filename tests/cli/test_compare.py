@@ -15,7 +15,7 @@ from latex_tables import tables
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
-from flarecps.reporting.comparison_latex import escaped
+from flarecps.reporting.comparison import escaped
 from flarecps.reporting.tables import score_rows
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
