@@ -6,20 +6,19 @@ The tables are made from the records, so a case measured again replaces its row,
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import psutil
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flarecps import __version__
-from flarecps.atomic import PARTIAL_PREFIX, write_json, write_text
+from flarecps.atomic import PARTIAL_PREFIX, atomic_path, write_json, write_text
 from flarecps.errors import ConfigError
 from flarecps.evaluation.efficiency import (
     FLARE_COLUMNS,
@@ -38,8 +37,8 @@ from flarecps.reporting.plotting import (
     run_colour,
     style_axes,
     write_png,
-    write_svg,
 )
+from flarecps.reporting.tables import csv_text
 
 FORMAT, FORMAT_VERSION = "flarecps-efficiency", 1
 CASES = "cases"
@@ -65,20 +64,8 @@ def write_measured_run(
     """
     folder = out / CASES
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.samples.csv", samples_csv(run.trace))
-    write_json(folder / f"{name}.json", measured_run_record(name, run, card, started, remarks))
-    rows = _good_rows(folder)
-    further = list(dict.fromkeys(key for row in rows for key in row if key not in FLARE_COLUMNS))
-    write_text(out / "efficiency.csv", _csv(FLARE_COLUMNS, rows))
-    write_text(out / "efficiency_all.csv", _csv((*FLARE_COLUMNS, *further), rows))
-    return len(rows)
-
-
-def measured_run_record(
-    name: str, run: MeasuredRun, card: str | None, started: str, remarks: Sequence[str]
-) -> dict[str, Any]:
-    """Everything about a run but its samples, as plain types."""
-    return {
+    write_text(folder / f"{name}.samples.csv", _samples_csv(run.trace))
+    record = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "flarecps": __version__,
@@ -97,9 +84,16 @@ def measured_run_record(
         "figures": dict(figures_row(name, run.trace, run.exit_code)),
         "remarks": list(remarks),
     }
+    write_json(folder / f"{name}.json", record)
+    rows = _good_rows(folder)
+    further = dict.fromkeys(key for row in rows for key in row if key not in FLARE_COLUMNS)
+    for table, columns in (("efficiency.csv", FLARE_COLUMNS), ("efficiency_all.csv", (*FLARE_COLUMNS, *further))):
+        cells = [[_rounded(row.get(column)) for column in columns] for row in rows]
+        write_text(out / table, csv_text([columns, *cells]))
+    return len(rows)
 
 
-def samples_csv(trace: Trace) -> str:
+def _samples_csv(trace: Trace) -> str:
     """All readings: time, and processor and memory of machine, process tree and card."""
     columns = {
         "time_s": trace.time_s,
@@ -112,9 +106,8 @@ def samples_csv(trace: Trace) -> str:
         "tree_card_mb": trace.tree_card_mb,
     }
     there = {name: values for name, values in columns.items() if values is not None}
-    lines = [",".join(there)]
-    lines += [",".join(f"{number:.{DECIMALS}f}" for number in row) for row in zip(*there.values(), strict=True)]
-    return "\n".join(lines) + "\n"
+    rows = ([f"{number:.{DECIMALS}f}" for number in row] for row in zip(*there.values(), strict=True))
+    return csv_text([list(there), *rows])
 
 
 def _good_rows(folder: Path) -> list[Mapping[str, Any]]:
@@ -134,14 +127,8 @@ def _good_rows(folder: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        cells = [row.get(column) for column in columns]
-        writer.writerow([round(cell, DECIMALS) if isinstance(cell, float) else cell for cell in cells])
-    return text.getvalue()
+def _rounded(cell: Any) -> Any:
+    return round(cell, DECIMALS) if isinstance(cell, float) else cell
 
 
 def efficiency_figure(trace: Trace, title: str) -> Figure:
@@ -150,7 +137,11 @@ def efficiency_figure(trace: Trace, title: str) -> Figure:
     height = PANEL_INCHES * panels + 1.0
     figure = new_figure(9.0, height, "white")
     figure.text(0.075, 1 - 0.3 / height, literal_text(title), fontsize=11.5, color=TEXT, fontweight="bold", va="center")
-    figure.text(0.075, 1 - 0.55 / height, _subtitle(trace), fontsize=9, color=MUTED, va="center")
+    words = [f"{trace.duration_s:.2f} s", f"{trace.tree_cpu_s[-1]:.1f} s of processor time on {trace.cores} cores"]
+    words.append(f"tree at most {trace.tree_ram_mb.max() / 1024:.2f} GiB")
+    if trace.card_mb is not None:
+        words.append(f"GPU_Mem {flare_figures(trace)['GPU_Mem']:.0f} MB")
+    figure.text(0.075, 1 - 0.55 / height, ", ".join(words), fontsize=9, color=MUTED, va="center")
     axes: list[Axes] = []
     for panel in range(panels):
         bottom = 0.5 + (panels - 1 - panel) * PANEL_INCHES
@@ -180,18 +171,11 @@ def efficiency_figure(trace: Trace, title: str) -> Figure:
 
 
 def write_efficiency_figure(folder: Path, name: str, figure: Figure) -> None:
-    """Write ``NAME.png`` and ``NAME.svg`` (its words as text)."""
+    """Write ``NAME.png``, and ``NAME.svg`` with its words as text: the same bytes for the same figure."""
     write_png(folder / f"{name}.png", figure)
-    write_svg(folder / f"{name}.svg", figure)
-
-
-def _subtitle(trace: Trace) -> str:
-    flare = flare_figures(trace)
-    words = [f"{trace.duration_s:.2f} s", f"{trace.tree_cpu_s[-1]:.1f} s of processor time on {trace.cores} cores"]
-    words.append(f"tree at most {trace.tree_ram_mb.max() / 1024:.2f} GiB")
-    if trace.card_mb is not None:
-        words.append(f"GPU_Mem {flare['GPU_Mem']:.0f} MB")
-    return ", ".join(words)
+    path = folder / f"{name}.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), atomic_path(path) as partial:
+        figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
 def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:

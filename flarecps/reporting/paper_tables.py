@@ -6,8 +6,6 @@ that say why there is none.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ from flarecps.errors import FlarecpsError
 from flarecps.evaluation.score_table import Scores, mean_of
 from flarecps.method_config import method_of
 from flarecps.reporting.run_folder import Run, read_run
-from flarecps.reporting.tables import markdown_table, organ_title
+from flarecps.reporting.tables import csv_text, markdown_table, organ_title
 
 PAPER = Path(__file__).with_name("flare22_paper.json")
 MEAN = "mean"  # the last row of each table of scores
@@ -118,17 +116,15 @@ def filled_markdown(table: PaperTable, own: Mapping[str, OwnScores]) -> str:
 
 def filled_csv(table: PaperTable, own: Mapping[str, OwnScores]) -> str:
     """The table as CSV: organ, method, measure, paper, here, difference, cases, and why a number is missing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["organ", "method", "measure", "paper", "here", "difference", "cases", "lacking"])
+    rows: list[list[Any]] = [["organ", "method", "measure", "paper", "here", "difference", "cases", "lacking"]]
     for (row, printed), cells in zip(table.rows.items(), filled_rows(table, own), strict=True):
         for (method, measure), number, cell in zip(table.columns, printed, cells, strict=True):
             found = isinstance(cell, float) and math.isfinite(cell)
             line = [f"{cell:.4f}", f"{cell - number:+.4f}"] if found else ["", ""]  # type: ignore[operator]  # a float
             count = len(own[method].cases) if own[method].scores is not None else 0
-            writer.writerow([row, METHOD_TITLES[method], measure.upper(), f"{number:.4f}", *line, count,
-                             "" if found else _words(cell)])  # fmt: skip
-    return text.getvalue()
+            rows.append([row, METHOD_TITLES[method], measure.upper(), f"{number:.4f}", *line, count,
+                         "" if found else _words(cell)])  # fmt: skip
+    return csv_text(rows)
 
 
 def _counts(table: PaperTable, own: Mapping[str, OwnScores]) -> list[str]:
@@ -160,10 +156,8 @@ def protocol_markdown(runs: Mapping[str, Path], continued: Mapping[str, bool]) -
 
 def protocol_csv(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> str:
     """Table 2 as CSV."""
-    text = io.StringIO()
     heading, body = _protocol_table(runs, continued)
-    csv.writer(text, lineterminator="\n").writerows([heading, *body])
-    return text.getvalue()
+    return csv_text([heading, *body])
 
 
 def _protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> tuple[list[str], list[list[str]]]:

@@ -158,12 +158,6 @@ def write_png(path: Path | str, figure: Figure, dots_per_inch: float = 150) -> N
         partial.write_bytes(png_bytes(on_white(figure), dots_per_inch))
 
 
-def write_svg(path: Path, figure: Figure) -> None:
-    """Write ``figure`` to ``path`` atomically, its words as text; the same bytes for the same figure."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}), atomic_path(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None})
-
-
 def on_white(figure: Figure) -> Figure:
     """``figure``, on white if it has no background of its own."""
     if to_rgba(figure.get_facecolor())[3] == 0:
