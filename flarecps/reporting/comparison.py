@@ -135,12 +135,12 @@ def comparison_markdown(
         parts += ["## Differences\n", method_sentence(comparison) + "\n"]
     for method in comparison.methods[1:]:
         for measure in comparison.measures:
-            heading, *body = differences(comparison, measure, method.name, wide=True)
+            words, *body = differences(comparison, measure, method.name, wide=True)
             parts.append(f"### {method.name} minus {comparison.baseline.name}: {TITLES[measure]}\n")
-            parts.append(markdown_table(heading, body))
+            parts.append(markdown_table(words, body))
     if standings:
-        table = markdown_table(RANKING_HEADING, ranking_rows(standings))
-        parts += ["## FLARE's ranking\n", f"{RANKING_SENTENCE} {counted(ranked_cases, 'case')}.\n\n{table}"]
+        ranking = markdown_table(RANKING_HEADING, ranking_rows(standings))
+        parts += ["## FLARE's ranking\n", f"{RANKING_SENTENCE} {counted(ranked_cases, 'case')}.\n\n{ranking}"]
     if remarks:
         parts += ["## To be known\n", "".join(f"- {remark}\n" for remark in remarks)]
     return "\n".join(parts)

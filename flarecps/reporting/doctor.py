@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -137,7 +136,7 @@ def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
             "organs": _legend(inspection, shown),
             "gallery": shown,
             "cases_left_out": len(inspection.catalogue.cases) - len(shown),
-            "charts": {name: Markup(inline_svg(chart, CHART_ALT[name], name)) for name, chart in charts.items()},
+            "charts": {name: inline_svg(chart, CHART_ALT[name], name) for name, chart in charts.items()},
             "roles": [(role, index) for index, role in enumerate(ROLES) if role in roles],
         },
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +15,18 @@ from flarecps import metric_names
 from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.durations import duration_in_words
-from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, Summary, mean_of, paired_change, summarise
+from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, mean_of, paired_change, summarise
 from flarecps.evaluation.statistics import count_wins
 from flarecps.method_config import method_name
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
-from flarecps.reporting.groups import Group, as_one, groups_of
 from flarecps.reporting.overlays import LABEL_OPACITY
 from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import inline_svg
-from flarecps.reporting.report_cases import CaseOverlay, case_overlays, overlay_histories, validation_scores
+from flarecps.reporting.report_cases import case_overlays, overlay_histories, validation_scores
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
-from flarecps.reporting.run_folder import Run
+from flarecps.reporting.run_folder import Group, Run, as_one, groups_of
 from flarecps.reporting.score_charts import box_figure
 from flarecps.reporting.tables import best_as_shown, score_text
-
-TEMPLATE = "report.html"
-
-
-@dataclass(frozen=True)
-class ScoreLine:
-    """One organ, or the mean (None): per measure each run's summary and whether it is marked as best of the row.
-
-    ``change`` is the first run minus the second over the cases of both, where there are just two; ``counts`` how many
-    cases each run's DSC is of.
-    """
-
-    organ: Organ | None
-    dsc: tuple[tuple[Summary, bool], ...]
-    nsd: tuple[tuple[Summary, bool], ...]
-    change: float | None
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RunsTable:
-    """Organs as rows, scored runs as columns (their index among all runs, and name), the mean apart."""
-
-    runs: tuple[tuple[int, str], ...]
-    rows: tuple[ScoreLine, ...]
-    mean: ScoreLine
-    partial: bool  # some organ has no score in some case
-
-
-@dataclass(frozen=True)
-class PairChange:
-    """First run minus second, in mean DSC per case, over the cases that both scored."""
-
-    names: tuple[str, str]
-    mean: float | None
-    sd: float | None
-    higher: int
-    cases: int
 
 
 def write_report(
@@ -88,21 +48,22 @@ def write_report(
 
 
 def report_page(
-    runs: Sequence[Run], shown: Sequence[CaseOverlay], notes: Sequence[str], asked_for_pictures: bool = True
+    runs: Sequence[Run], shown: Sequence[Mapping[str, Any]], notes: Sequence[str], asked_for_pictures: bool = True
 ) -> str:
     """The page as text. It holds whatever the runs have; a part without any content is left out."""
     organs = next((run.organs for run in runs if run.organs), ())
     groups = groups_of(runs)
     group_of = {place: index for index, group in enumerate(groups) for place in group.places}
     belongs = [group_of[place] for place in range(len(runs))]
+    charts, organ_charts = _charts(runs, organs, belongs)
     methods = [as_one(runs, group) for group in groups]
     pictures = overlay_histories(runs, [group.places[0] for group in groups])
     return render_page(
-        TEMPLATE,
+        "report.html",
         {
             "title": " · ".join(run.name for run in methods),
             "heads": [_head(belongs[place], run) for place, run in enumerate(runs)],
-            "groups": [(index, group) for index, group in enumerate(groups)],
+            "groups": list(enumerate(groups)),
             "grouped": len(groups) < len(runs),
             "seeds": _seeds(runs, groups),
             "difference": pair_change(methods),
@@ -115,8 +76,8 @@ def report_page(
             "validation": validation_scores(runs, organs),
             "histories": pictures,
             "colours": belongs,
-            "charts": _charts(runs, belongs),
-            "organ_charts": _organ_charts(runs, organs, belongs),
+            "charts": charts,
+            "organ_charts": organ_charts,
             "has_siblings": any(name.endswith("sibling_2") for run in runs for name in run.metrics),
             "plans": _plans(runs),
             "environments": _environments(runs),
@@ -128,32 +89,53 @@ def report_page(
     )
 
 
-def runs_table(runs: Sequence[Run], organs: Sequence[Organ]) -> RunsTable | None:
-    """The scores of all scored runs per organ, marked as `flarecps compare` marks them; None when no run has scores."""
+def runs_table(runs: Sequence[Run], organs: Sequence[Organ]) -> dict[str, Any] | None:
+    """The scores of all scored runs per organ, marked as `flarecps compare` marks them; None when no run has scores.
+
+    ``runs`` are their indices among all and their names, ``rows`` a line per organ, ``mean`` the last line, and
+    ``partial`` says whether some organ has no score in some case.
+    """
     scored = [(index, run.name, run.scores) for index, run in enumerate(runs) if run.scores is not None]
     if not scored:
         return None
     tables = [scores for _, _, scores in scored]
     change = _change(*tables) if len(tables) == 2 else None
-    rows = tuple(
-        _score_line(organ, tables, change)
-        for organ in organs
-        if any(organ.column in scores.organs for scores in tables)
-    )
     mean = _score_line(None, tables, change)
-    partial = any(row.counts != mean.counts for row in rows)
-    return RunsTable(tuple((index, name) for index, name, _ in scored), rows, mean, partial)
+    rows = [_score_line(one, tables, change) for one in organs if any(one.column in table.organs for table in tables)]
+    partial = any(row["counts"] != mean["counts"] for row in rows)
+    return {"runs": [(index, name) for index, name, _ in scored], "rows": rows, "mean": mean, "partial": partial}
 
 
-def pair_change(runs: Sequence[Run]) -> PairChange | None:
-    """First minus second run; None unless there are exactly two, both scored, with a scored case in common."""
+def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | None) -> dict[str, Any]:
+    """One organ, or the mean (None): per measure each run's summary and whether it is marked as best of the row.
+
+    ``change`` is the first run minus the second over the cases of both, where there are just two; ``counts`` how many
+    cases each run's DSC is of.
+    """
+    column = None if organ is None else organ.column
+    line: dict[str, Any] = {"organ": organ, "change": None}
+    for measure in MEASURES:
+        found = [scores.summary(measure, column) for scores in tables]
+        line[measure] = list(zip(found, best_as_shown([one.mean for one in found]), strict=True))
+    if change is not None:
+        line["change"] = (summarise(change.case_means()) if organ is None else change.summary("dsc", column)).mean
+    line["counts"] = [len(one.cases) for one in tables] if organ is None else [one.n for one, _ in line["dsc"]]
+    return line
+
+
+def pair_change(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """First run minus second in mean DSC per case, over the cases that both scored.
+
+    None unless there are exactly two, both scored, with a scored case in common.
+    """
     if len(runs) != 2 or runs[0].scores is None or runs[1].scores is None:
         return None
     changes = _change(runs[0].scores, runs[1].scores).case_means()
     found = summarise(changes)
     if not found.n:
         return None
-    return PairChange((runs[0].name, runs[1].name), found.mean, found.sd, count_wins(changes).wins, found.n)
+    higher, names = count_wins(changes).wins, [run.name for run in runs]
+    return {"names": names, "mean": found.mean, "sd": found.sd, "higher": higher, "cases": found.n}
 
 
 def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]]]:
@@ -162,19 +144,6 @@ def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]
     names = {case for scores in tables for case in scores.cases}
     rows = {name: [{measure: scores.of(name, measure) for measure in MEASURES} for scores in tables] for name in names}
     return sorted(rows.items(), key=lambda row: (mean_of([cell["dsc"] for cell in row[1]]), row[0]))
-
-
-def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | None) -> ScoreLine:
-    column = None if organ is None else organ.column
-    cells = {}
-    for measure in MEASURES:
-        found = [scores.summary(measure, column) for scores in tables]
-        cells[measure] = tuple(zip(found, best_as_shown([one.mean for one in found]), strict=True))
-    if organ is None:
-        difference = None if change is None else summarise(change.case_means()).mean
-        return ScoreLine(None, cells["dsc"], cells["nsd"], difference, tuple(len(scores.cases) for scores in tables))
-    difference = None if change is None else change.summary("dsc", column).mean
-    return ScoreLine(organ, cells["dsc"], cells["nsd"], difference, tuple(one.n for one, _ in cells["dsc"]))
 
 
 def _change(first: Scores, second: Scores) -> Scores:
@@ -195,22 +164,17 @@ def _seeds(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]
 def _head(index: int, run: Run) -> dict[str, Any]:
     scores = run.scores
     validation = run.metrics.get(metric_names.DSC_MEAN)
+    kind = (f"{run.plan.dimensions}D" if run.plan else "", method_name(run.config))
     return {
         "index": index,
         "name": run.name,
-        "kind": _kind(run),
+        "kind": " ".join(word for word in kind if word),  # "3D cross-pseudo supervision", as far as it is known
         "scored": scores is not None,
         "cases": len(scores.cases) if scores else 0,
         **{measure: scores.summary(measure) if scores else None for measure in MEASURES},
         "status": run_status(run.environment, run.config, last_epoch(run.metrics)),
         "validation": None if validation is None else (float(validation.values[-1]), int(validation.epochs[-1])),
     }
-
-
-def _kind(run: Run) -> str:
-    """What was trained, as far as the settings say it: "3D cross-pseudo supervision"."""
-    words = [f"{run.plan.dimensions}D" if run.plan else "", method_name(run.config)]
-    return " ".join(word for word in words if word)
 
 
 def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
@@ -228,12 +192,15 @@ def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
         for organ in present
     ]
     alt = f"Box plots of DSC per organ. Medians: {'; '.join(medians)}."
-    return Markup(inline_svg(box_figure(tables, present), alt, "boxes"))
+    return inline_svg(box_figure(tables, present), alt, "boxes")
 
 
-def _charts(runs: Sequence[Run], groups: Sequence[int]) -> list[dict[str, Any]]:
+def _charts(
+    runs: Sequence[Run], organs: Sequence[Organ], groups: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The learning curves, and the charts that have a small one for every organ."""
     metrics = [run.metrics for run in runs]
-    charts = []
+    charts, organ_charts = [], []
     for panel in PANELS:
         if drawable(panel, metrics):
             ends = [
@@ -243,36 +210,23 @@ def _charts(runs: Sequence[Run], groups: Sequence[int]) -> list[dict[str, Any]]:
                 if name in run.metrics
             ]
             alt = f"{panel.title} over epochs. {'; '.join(ends)}."
-            svg = Markup(inline_svg(panel_figure(panel, metrics, groups), alt, f"curve-{panel.key}"))
+            svg = inline_svg(panel_figure(panel, metrics, groups), alt, f"curve-{panel.key}")
             charts.append({"title": panel.title, "caption": panel.caption, "svg": svg})
-    return charts
-
-
-def _organ_charts(runs: Sequence[Run], organs: Sequence[Organ], groups: Sequence[int]) -> list[dict[str, Any]]:
-    metrics, names = [run.metrics for run in runs], [organ.name for organ in organs]
-    charts = []
     for chart in ORGAN_CHARTS:
-        figure = organ_figure(metrics, names, chart, groups)
+        figure = organ_figure(metrics, [organ.name for organ in organs], chart, groups)
         if figure is not None:
-            alt = f"{chart.title}: over epochs, one small chart per organ."
-            svg = Markup(inline_svg(figure, alt, chart.key))
-            charts.append({"title": chart.title, "caption": chart.caption, "svg": svg})
-    return charts
+            svg = inline_svg(figure, f"{chart.title}: over epochs, one small chart per organ.", chart.key)
+            organ_charts.append({"title": chart.title, "caption": chart.caption, "svg": svg})
+    return charts, organ_charts
 
 
 def _plans(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Plans in words; runs with the same plan share one."""
-    found: list[dict[str, Any]] = []
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in runs:
-        if run.plan is None:
-            continue
-        words = describe_plan(run.plan)
-        same = next((plan for plan in found if plan["words"] == words), None)
-        if same is not None:
-            same["names"].append(run.name)
-        else:
-            found.append({"names": [run.name], "words": words})
-    return found
+        if run.plan is not None:
+            found.setdefault(tuple(describe_plan(run.plan)), []).append(run.name)
+    return [{"names": names, "words": words} for words, names in found.items()]
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -112,7 +113,7 @@ def name_rows(axes: Axes, names: Sequence[str], height: float = 1.0) -> None:
     axes.set_yticklabels(list(names), fontsize=9.5, color=TEXT, parse_math=False)
 
 
-def inline_svg(figure: Figure, alt: str, name: str) -> str:
+def inline_svg(figure: Figure, alt: str, name: str) -> Markup:
     """``figure`` as an ``<svg>`` element for HTML: real text, theme colours as CSS variables, no outside address.
 
     Args:
@@ -134,7 +135,7 @@ def inline_svg(figure: Figure, alt: str, name: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     width = figure.get_figwidth() * 96
     head = f'<svg role="img" aria-label="{html.escape(alt, quote=True)}" style="width:{width:.0f}px"'
-    return head + svg[len("<svg") :].rstrip()
+    return Markup(head + svg[len("<svg") :].rstrip())
 
 
 def png_bytes(figure: Figure, dots_per_inch: float) -> bytes:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,18 +31,7 @@ EARLIER = 4  # pictures before the latest one
 SOURCES = {"sibling_1": "sibling 1", "sibling_2": "sibling 2", "average": "both averaged"}
 
 
-@dataclass(frozen=True)
-class CaseOverlay:
-    """One overlay of the report: a case (and perhaps one organ), why it was chosen, the picture and its alt text."""
-
-    case: str
-    organ: str | None
-    reason: str
-    picture: str  # data URI
-    alt: str
-
-
-def representative_cases(runs: Sequence[Run], available: Sequence[str]) -> list[tuple[str, str]]:
+def _representative_cases(runs: Sequence[Run], available: Sequence[str]) -> list[tuple[str, str]]:
     """(case, reason) for the best, the median and the worst of ``available`` by mean DSC over organs and runs.
 
     The median of an even number is the better of the two in the middle. Without any scores: the first three cases.
@@ -76,10 +66,10 @@ def lowest_organ(runs: Sequence[Run], case: str, organs: Sequence[Organ]) -> tup
 
 def case_overlays(
     runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path]
-) -> tuple[list[CaseOverlay], list[str]]:
+) -> tuple[list[dict[str, str | None]], list[str]]:
     """The overlays of a report, and notes on cases that could not be shown.
 
-    Shown are the cases of ``representative_cases`` with all organs, then the lowest organ of the worst case close
+    Shown are the cases of ``_representative_cases`` with all organs, then the lowest organ of the worst case close
     by. A case needs its scan and at least one prediction; its reference is used where it exists.
 
     Args:
@@ -89,7 +79,7 @@ def case_overlays(
     """
     available = [name for name in images if any(name in run.predictions for run in runs)]
     organs = next((run.organs for run in runs if run.organs), ())
-    shown: list[CaseOverlay] = []
+    shown: list[dict[str, str | None]] = []
     notes: list[str] = []
     if images and not available:
         return shown, [
@@ -97,7 +87,7 @@ def case_overlays(
         ]
     if available and not organs:
         return shown, ["Pictures: neither a plan nor scores name the labels"]
-    picked = representative_cases(runs, available)
+    picked = _representative_cases(runs, available)
     for place, (case, reason) in enumerate(picked):
         try:
             volumes = _case_volumes(runs, case, images[case], references.get(case))
@@ -122,11 +112,11 @@ def comparison_rows(
 ) -> list[CaseRow]:
     """Rows for ``comparison_figure`` with the runs as methods: one case, or an easy and a hard one, or the median too.
 
-    Only cases with scan, reference and a prediction of every run are taken (``representative_cases``); [] without.
+    Only cases with scan, reference and a prediction of every run are taken (``_representative_cases``); [] without.
     ``count`` is 1 (the median), 2 (the best and the worst) or 3 (all of them, best first).
     """
     available = [name for name in images if name in references and all(name in run.predictions for run in runs)]
-    names = [name for name, _ in representative_cases(runs, available)]
+    names = [name for name, _ in _representative_cases(runs, available)]
     if len(names) == 3:
         names = {1: names[1:2], 2: [names[0], names[2]]}.get(count, names)
     rows = []
@@ -162,21 +152,14 @@ def _case_volumes(runs: Sequence[Run], case: str, image: Path, reference: Path |
 
 def _case_overlay(
     runs: Sequence[Run], case: str, reason: str, volumes: _CaseVolumes, organs: Sequence[Organ], organ: Organ | None
-) -> CaseOverlay:
+) -> dict[str, str | None]:
+    """A case (and perhaps one organ), why it was chosen, the picture as a data URI, and its alternative text."""
     image = volumes.image.array[0]
     plan = next((run.plan for run in runs if run.plan is not None), None)
     window = display_window(image, is_hu=plan is None or plan.intensity.scheme != "zscore")
     dsc = {run.name: _dsc(run, case, organ) for run in runs}
-    figure = overlay_figure(
-        image,
-        volumes.reference,
-        volumes.predictions,
-        volumes.image.space.spacing_mm,
-        organs,
-        organ,
-        window_hu=window,
-        mean_dsc=dsc,
-    )
+    maps, spacing_mm = (volumes.reference, volumes.predictions), volumes.image.space.spacing_mm
+    figure = overlay_figure(image, *maps, spacing_mm, organs, organ, window_hu=window, mean_dsc=dsc)
     columns = ["the scan"] + (["the reference"] if volumes.reference is not None else [])
     columns += [f"the prediction of {name}" for name in volumes.predictions]
     scores = [f"{name} {score_text(value)}" for name, value in dsc.items() if math.isfinite(value)]
@@ -185,7 +168,8 @@ def _case_overlay(
         f"{', '.join(columns)}." + (f" {'' if organ else 'Mean '}DSC: {', '.join(scores)}." if scores else "")
     )
     picture = data_uri(png_bytes(figure, DOTS_PER_INCH))
-    return CaseOverlay(case, organ.name if organ else None, reason, picture, alt)
+    name = organ.name if organ else None
+    return {"case": case, "organ": name, "reason": reason, "picture": picture, "alt": alt}
 
 
 def _dsc(run: Run, case: str, organ: Organ | None) -> float:
@@ -194,48 +178,29 @@ def _dsc(run: Run, case: str, organ: Organ | None) -> float:
     return run.scores.of(case) if organ is None else run.scores.at(case, organ.column)
 
 
-@dataclass(frozen=True)
-class EpochOverlay:
-    """A picture of a case after some epoch, as a data URI."""
+def overlay_histories(runs: Sequence[Run], places: Sequence[int], cases: int = 2) -> list[dict[str, Any]]:
+    """The pictures of up to ``cases`` validation cases (one, of more than two runs) of the runs at ``places``.
 
-    epoch: int
-    picture: str
-
-
-@dataclass(frozen=True)
-class OverlayHistory:
-    """One case in one run: the latest picture, and a few from earlier, the first one first."""
-
-    run: str
-    place: int  # of the run among all
-    case: str
-    latest: EpochOverlay
-    earlier: tuple[EpochOverlay, ...]
-
-
-@dataclass(frozen=True)
-class ValidationScores:
-    """DSC per organ after each run's last validation: a column for every run and source."""
-
-    columns: tuple[tuple[int, str, str], ...]  # the run's place and name, the source in words
-    rows: tuple[tuple[Organ, tuple[float | None, ...]], ...]
-    mean: tuple[float, ...]
-    epochs: tuple[tuple[str, int], ...]  # run, epochs completed at its last validation
-
-
-def overlay_histories(runs: Sequence[Run], places: Sequence[int], cases: int = 2) -> list[OverlayHistory]:
-    """The pictures of up to ``cases`` validation cases (one, of more than two runs) of the runs at ``places``."""
+    Of each its run and the run's place among all, its name, the latest picture and a few from earlier, the first one
+    first; a picture is its epoch and a data URI.
+    """
     cases = cases if len(places) <= 2 else 1
     found = []
     for place in places:
         run = runs[place]
         folders = sorted(folder for folder in (run.folder / OVERLAYS).glob("*") if folder.is_dir())
         for folder in folders[:cases]:
-            drawn = {epoch: path for path in folder.glob("epoch_*.jpg") if (epoch := _epoch(path)) is not None}
+            drawn = {int(epoch[1]): path for path in folder.glob("epoch_*.jpg")
+                     if (epoch := re.fullmatch(r"epoch_(\d+)", path.stem))}  # fmt: skip
             if drawn:
-                *earlier, latest = [EpochOverlay(epoch, _uri(drawn[epoch])) for epoch in evenly_spaced(sorted(drawn))]
-                found.append(OverlayHistory(run.name, place, folder.name, latest, tuple(earlier)))
-    return sorted(found, key=lambda history: (history.case, history.place))
+                *earlier, latest = [
+                    {"epoch": epoch, "picture": data_uri(drawn[epoch].read_bytes(), "image/jpeg")}
+                    for epoch in evenly_spaced(sorted(drawn))
+                ]
+                found.append(
+                    {"run": run.name, "place": place, "case": folder.name, "latest": latest, "earlier": earlier}
+                )
+    return sorted(found, key=lambda history: (history["case"], history["place"]))
 
 
 def evenly_spaced(epochs: Sequence[int], earlier: int = EARLIER) -> list[int]:
@@ -249,8 +214,12 @@ def evenly_spaced(epochs: Sequence[int], earlier: int = EARLIER) -> list[int]:
     return [epochs[round(number * (len(epochs) - 1) / earlier)] for number in range(earlier + 1)]
 
 
-def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> ValidationScores | None:
-    """The last validation of every run, by sibling; None where no run was validated."""
+def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> dict[str, Any] | None:
+    """DSC per organ after each run's last validation, by sibling; None where no run was validated.
+
+    ``columns`` are a run's place and name and the source in words, ``rows`` and ``mean`` have a number of each, and
+    ``epochs`` says of every run how many it had completed.
+    """
     columns, values, epochs = [], [], []
     for place, run in enumerate(runs):
         known = [
@@ -268,19 +237,6 @@ def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> Validatio
             epochs.append((run.name, int(mean.epochs[-1]) if mean is not None else 0))
     if not columns:
         return None
-    rows = [(organ, tuple(column[row] for column in values)) for row, organ in enumerate(organs)]
-    return ValidationScores(
-        tuple(columns),
-        tuple(row for row in rows if any(value is not None for value in row[1])),
-        tuple(map(mean_of, values)),
-        tuple(epochs),
-    )
-
-
-def _epoch(path: Path) -> int | None:
-    found = re.fullmatch(r"epoch_(\d+)", path.stem)
-    return int(found[1]) if found else None
-
-
-def _uri(path: Path) -> str:
-    return data_uri(path.read_bytes(), "image/jpeg")
+    rows = [(organ, [column[row] for column in values]) for row, organ in enumerate(organs)]
+    rows = [row for row in rows if any(value is not None for value in row[1])]
+    return {"columns": columns, "rows": rows, "mean": list(map(mean_of, values)), "epochs": epochs}

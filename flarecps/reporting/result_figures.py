@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from flarecps.atomic import write_text
@@ -293,8 +292,8 @@ def figures_page(
             "comparison": comparison,
             "comparison_alt": _alt(shown),
             "opacity_percent": round(100 * LABEL_OPACITY),
-            "boxes": Markup(inline_svg(boxes, f"Box plots of DSC and NSD. Median DSC: {'; '.join(medians)}.", "boxes")),
-            "volumes": Markup(inline_svg(volumes, "Predicted against reference volume of every organ.", "volumes")),
+            "boxes": inline_svg(boxes, f"Box plots of DSC and NSD. Median DSC: {'; '.join(medians)}.", "boxes"),
+            "volumes": inline_svg(volumes, "Predicted against reference volume of every organ.", "volumes"),
             "worst": [_error_entry(one, results.methods) for one in slices],
             "worst_width_rem": min(70, 13 * len(results.methods) + 1),
             "most_of_one_organ": MOST_OF_ONE_ORGAN,

@@ -10,6 +10,7 @@ from typing import Any
 from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
 from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
+from flarecps.reporting.tables import counted
 
 AXES = ("slice", "row", "column")
 _ENDINGS = {
@@ -30,16 +31,6 @@ class Session:
     completed_epochs: int | None
     how: str  # it ended; empty where nothing was said
     record: Mapping[str, Any]
-
-    @property
-    def processes(self) -> str:
-        """How many processes trained; a dash where that isn't known."""
-        return str(self.record.get("world_size") or "–")
-
-    @property
-    def slurm_job(self) -> str:
-        """The number of its SLURM job; a dash outside one."""
-        return str(self.record.get("slurm_job") or "–")
 
     @property
     def commit(self) -> str:
@@ -101,9 +92,9 @@ def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged
     if last is not None and last.finished:
         known = [seconds for session in sessions if (seconds := session.seconds) is not None]
         took = f", {duration_in_words(sum(known))}" if known else ""
-        return f"finished after {_count(epochs, 'epoch')}{took}{several}"
+        return f"finished after {counted(epochs, 'epoch')}{took}{several}"
     if not isinstance(planned, int):
-        return f"{_count(epochs, 'epoch')} so far{several}"
+        return f"{counted(epochs, 'epoch')} so far{several}"
     left = _seconds_left(last, epochs, planned)
     to_go = f", about {duration_in_words(left)} to go" if left else ""
     failed = last is not None and str(last.record.get("ended_by", "")).endswith("Error")
@@ -133,10 +124,6 @@ def parse_time(text: Any) -> datetime.datetime | None:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
         return None
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """What a run left behind: plan, curves, environment, predictions and scores, read from its folder as far as they exist.
 
+Runs that differ by nothing but chance, by seeds (or folds), are one method: `groups_of` finds them.
+
 RUN/config.yaml  RUN/plan.json  RUN/environment.json  RUN/csv/metrics.csv
 RUN/segmentations/NAME.nii.gz   RUN/scores/scores.csv
 """
@@ -7,6 +9,7 @@ RUN/segmentations/NAME.nii.gz   RUN/scores/scores.csv
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,11 +21,16 @@ from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError, PlanError
-from flarecps.evaluation.score_table import Scores, read_scores
+from flarecps.evaluation.score_table import MethodScores, Scores, read_scores
+from flarecps.method_config import method_of, with_method
 from flarecps.named_paths import shortest_ends
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.reporting.curves import Curve, read_metrics
 from flarecps.volumes.io import scan_name
+
+CHANCE = (("seed_everything",), ("data", "seed"), ("model", "initial_seed"))
+FOLD = ("data", "fold")
+PLACES = (("trainer", "default_root_dir"), ("ckpt_path",), ("overwrite",), ("data", "workers"), ("pictures",))
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,72 @@ def scans_by_name(folder: Path | None) -> dict[str, Path]:
         elif name == f"{stem}_0000":
             found[stem] = path
     return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method, by their place among all; one alone is a group, too."""
+
+    name: str
+    places: tuple[int, ...]
+    kind: str  # what they differ by: "seed", "fold" or "run"
+
+
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """The runs by method, in the order in which each method is first met.
+
+    Two runs belong together when their configs say the same but for seeds, fold and folders. A run without a config is
+    alone.
+    """
+    together: dict[str, list[int]] = {}
+    chances: list[dict[Sequence[str], Any]] = []
+    for place, run in enumerate(runs):
+        kept = json.loads(json.dumps(run.config, default=str))
+        chances.append({path: _taken_out(kept, path) for path in (*CHANCE, FOLD, *PLACES)})
+        if isinstance(kept.get("model"), dict):  # runs from before and after methods were classes belong together
+            kept["model"] = {**with_method(kept["model"]), "method": method_of(kept)}
+        together.setdefault(json.dumps(kept, sort_keys=True) if run.config else f"run {place}", []).append(place)
+    groups = []
+    for places in together.values():
+        kind = "run"
+        for word, paths in (("fold", (FOLD,)), ("seed", CHANCE)):
+            if any(len({str(chances[place][path]) for place in places}) > 1 for path in paths):
+                kind = word
+        groups.append(Group(common_name([runs[place].name for place in places]), tuple(places), kind))
+    return groups
+
+
+def _taken_out(config: Any, path: Sequence[str]) -> Any:
+    """What a config says at a path, and no longer says then; None where it says nothing."""
+    *way, last = path
+    for key in way:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config.pop(last, None) if isinstance(config, dict) else None
+
+
+def as_one(runs: Sequence[Run], group: Group) -> Run:
+    """A group as if it were one run: every case's scores are the means over the group's scored runs."""
+    first = runs[group.places[0]]
+    scored = MethodScores(group.name, tuple(s for place in group.places if (s := runs[place].scores) is not None))
+    scores = scored.seeds[0] if len(scored.seeds) == 1 else None
+    if len(scored.seeds) > 1:  # of the cases that all have, so that every row says the same thing
+        scores = scored.over_seeds(scored.complete_cases, scored.organs)
+    return Run(group.name, first.folder, first.plan, scores=scores, config=first.config)
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the names of a group have in common; the first and a count where that is nothing.
+
+    >>> common_name(["cps_seed_0", "cps_seed_1"]), common_name(["one"]), common_name(["a", "b"])
+    ('cps', 'one', 'a and 1 more')
+    """
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda signs: len(set(signs)) == 1, zip(*names, strict=False))
+    start = "".join(signs[0] for signs in alike).rstrip("0123456789 _-./")
+    for word in ("seed", "fold", "run"):
+        start = start.removesuffix(word).rstrip(" _-./")
+    return start or f"{names[0]} and {len(names) - 1} more"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.evaluation.score_table import Scores
 from flarecps.reporting.curves import PANELS, Curve, mean_curve, panel_figure
-from flarecps.reporting.groups import as_one, common_name, groups_of
 from flarecps.reporting.report_cases import evenly_spaced, overlay_histories, validation_scores
 from flarecps.reporting.run_description import run_status, sessions_of
-from flarecps.reporting.run_folder import Run
+from flarecps.reporting.run_folder import Run, as_one, common_name, groups_of
 from flarecps.training.callbacks.validation_results import is_milestone
 
 MODEL = {"cross_pseudo_supervision": True, "initial_seed": 0}
@@ -159,9 +158,9 @@ def test_pictures_of_the_first_last_and_between(tmp_path: Path) -> None:
     (folder / "notes.jpg").write_bytes(b"x")
     (folder / ".partial-1-epoch_0011.jpg").write_bytes(b"x")
     (course,) = overlay_histories([Run("r", tmp_path)], [0])
-    assert (course.case, course.latest.epoch) == ("case_1", 10)
-    assert [moment.epoch for moment in course.earlier] == [1, 5]
-    assert course.latest.picture == "data:image/jpeg;base64,Cg=="
+    assert (course["case"], course["latest"]["epoch"]) == ("case_1", 10)
+    assert [moment["epoch"] for moment in course["earlier"]] == [1, 5]
+    assert course["latest"]["picture"] == "data:image/jpeg;base64,Cg=="
     assert overlay_histories([Run("r", tmp_path / "nothing")], [0]) == []
 
 
@@ -177,12 +176,12 @@ def test_the_last_validation_by_sibling() -> None:
     control = {metric_names.dsc(source, "liver"): curve(0.4) for source in ("sibling_1", "average")}
     found = validation_scores([run("cps", metrics=cps), run("none"), run("control", metrics=control)], organs)
     assert found is not None
-    assert [column[1:] for column in found.columns] == [
+    assert [column[1:] for column in found["columns"]] == [
         ("cps", "sibling 1"), ("cps", "sibling 2"), ("cps", "both averaged"), ("control", "one network"),
     ]  # fmt: skip
-    assert [(organ.name, values) for organ, values in found.rows] == [("liver", (0.5, 0.6, 0.7, 0.4))]
-    assert found.mean == pytest.approx((0.5, 0.6, 0.7, 0.4))
-    assert found.epochs[0] == ("cps", 2)
+    assert [(organ.name, values) for organ, values in found["rows"]] == [("liver", [0.5, 0.6, 0.7, 0.4])]
+    assert found["mean"] == pytest.approx([0.5, 0.6, 0.7, 0.4])
+    assert found["epochs"][0] == ("cps", 2)
     assert validation_scores([run("none")], organs) is None
 
 

@@ -62,25 +62,24 @@ def test_runs_side_by_side_by_hand() -> None:
     second = Run("control", Path("y"), scores=scores_of({"a": [0.8, 0.5], "b": [0.9, 0.4]}))
     found = runs_table([first, Run("not scored", Path("z")), second], first.organs)
     assert found is not None
-    assert found.runs == ((0, "CPS"), (2, "control"))
-    liver, kidney = found.rows
-    assert liver.organ is not None
-    assert liver.organ.name == "liver"
-    assert [cell.mean for cell, _ in liver.dsc] == pytest.approx([0.6, 0.85])
-    assert [cell.sd for cell, _ in liver.dsc] == pytest.approx(
+    assert found["runs"] == [(0, "CPS"), (2, "control")]
+    liver, kidney = found["rows"]
+    assert liver["organ"].name == "liver"
+    assert [cell.mean for cell, _ in liver["dsc"]] == pytest.approx([0.6, 0.85])
+    assert [cell.sd for cell, _ in liver["dsc"]] == pytest.approx(
         [np.std([0.9, 0.8, 0.1], ddof=1), np.std([0.8, 0.9], ddof=1)]
     )
-    assert [best for _, best in liver.dsc] == [False, True]
-    assert [cell.mean for cell, _ in kidney.nsd] == pytest.approx([1.3 / 6, 0.225])
-    assert liver.change == pytest.approx(0.0)  # over the common cases a and b alone
-    assert kidney.change == pytest.approx(0.15)
-    assert found.mean.dsc[0][0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
-    assert found.mean.change == pytest.approx(0.075)
-    assert not found.partial
+    assert [best for _, best in liver["dsc"]] == [False, True]
+    assert [cell.mean for cell, _ in kidney["nsd"]] == pytest.approx([1.3 / 6, 0.225])
+    assert liver["change"] == pytest.approx(0.0)  # over the common cases a and b alone
+    assert kidney["change"] == pytest.approx(0.15)
+    assert found["mean"]["dsc"][0][0].mean == pytest.approx((0.6 + 1.3 / 3) / 2)
+    assert found["mean"]["change"] == pytest.approx(0.075)
+    assert not found["partial"]
     between = pair_change([first, second])
     assert between is not None
-    assert (between.higher, between.cases) == (2, 2)
-    assert between.mean == pytest.approx((0.05 + 0.10) / 2)
+    assert (between["higher"], between["cases"]) == (2, 2)
+    assert between["mean"] == pytest.approx((0.05 + 0.10) / 2)
     assert [name for name, _ in hardest_first([first, second])] == ["c", "a", "b"]
     assert pair_change([first]) is None
     assert pair_change([first, Run("z", Path("z"))]) is None
@@ -91,5 +90,5 @@ def test_organs_without_a_score_in_some_case_are_counted() -> None:
     run = Run("r", Path("x"), scores=scores_of({"a": [0.9, math.nan], "b": [0.8, 0.7]}))
     found = runs_table([run], run.organs)
     assert found is not None
-    assert found.partial
-    assert [row.counts for row in found.rows] == [(2,), (1,)]
+    assert found["partial"]
+    assert [row["counts"] for row in found["rows"]] == [[2], [1]]
