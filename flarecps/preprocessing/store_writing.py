@@ -60,7 +60,8 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     folder that held another one when there was none is something else. Raises ``StoreError`` then.
     """
     # Looked at before store.json is; what another process is still writing does not count.
-    there = store.iterdir() if store.is_dir() else [store] if store.exists() else []
+    is_file = store.exists() and not store.is_dir()  # in this order: another process may make the folder in between
+    there = [store] if is_file else store.iterdir() if store.is_dir() else []
     whole = [path for path in there if not path.name.startswith(atomic.PARTIAL_PREFIX)]
     if (store / "store.json").exists():
         check_store(store, plan)
