@@ -7,6 +7,7 @@ set, with more spread, so that knowing the mean anatomy is not enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -66,7 +67,7 @@ class Torso:
 
     cavity: Shape
     domes: Shape  # below the diaphragm
-    room: CavitySize
+    tops_mm: tuple[float, float]
     wall: tuple[Structure, ...]
 
 
@@ -82,22 +83,17 @@ def draw_torso(generator: Draw, variation: float = 1.0, room: CavitySize | None 
     girth, depth, middle = room.girth_mm, (room.front_mm - room.back_mm) / 2, (room.front_mm + room.back_mm) / 2
     cavity = column((middle, draw(-3, 3)), (depth, girth), 2.3)
     back = middle - 8.0  # the wall is thicker behind
-    muscle = displaced(
-        column((back, 0.0), (depth + draw(15, 22), girth + draw(9, 16)), 2.3), draw_waves(generator, 180), 1.5
-    )
+    muscle = column((back, 0.0), (depth + draw(15, 22), girth + draw(9, 16)), 2.3)
+    muscle = displaced(muscle, draw_waves(generator, 180), 1.5)
     fat_mm = float(np.clip(generator.lognormal(np.log(15), 0.5 * variation), 4, 45))
-    fat = displaced(
-        column((back - 0.1 * fat_mm, 0.0), (depth + 20 + fat_mm, girth + 14 + 1.1 * fat_mm), 2.2),
-        draw_waves(generator, 220),
-        0.12 * fat_mm,
-    )
+    fat = column((back - 0.1 * fat_mm, 0.0), (depth + 20 + fat_mm, girth + 14 + 1.1 * fat_mm), 2.2)
+    fat = displaced(fat, draw_waves(generator, 220), 0.12 * fat_mm)
     right_top, left_top = room.tops_mm
     right_dome, left_dome = (right_top - 98, 15, 58), (left_top - 96, 12, -68)
     domes = union((ellipsoid(right_dome, (98, 100, 92)), ellipsoid(left_dome, (96, 95, 86))), 30)
     mediastinum = ellipsoid((185, 12, -10), (95, 48, 34))
-    lungs = clipped(
-        column((middle, 0), (depth - 4, girth - 6), 2.3, floor_mm=draw(20, 60)), without=(domes, mediastinum), gap_mm=2
-    )
+    chest = column((middle, 0), (depth - 4, girth - 6), 2.3, floor_mm=draw(20, 60))
+    lungs = clipped(chest, without=(domes, mediastinum), gap_mm=2)
     wall = [
         Structure(grown(fat, 1.8), ((0, "skin"),)),
         Structure(fat, ((0, "fat"),)),
@@ -110,7 +106,7 @@ def draw_torso(generator: Draw, variation: float = 1.0, room: CavitySize | None 
         ),
         *_bones(generator, cavity),
     ]
-    return Torso(cavity, domes, room, tuple(wall))
+    return Torso(cavity, domes, room.tops_mm, tuple(wall))
 
 
 def _back(generator: Draw) -> list[Structure]:
@@ -197,13 +193,17 @@ def _colon(generator: Draw, cavity: Shape) -> Structure:
 class _OrganPose:
     """Where an organ came to lie: scaled by ``scale`` around ``anchor``, then shifted by ``shift`` (mm)."""
 
-    anchor: Place
+    anchor: np.ndarray
     shift: np.ndarray
     scale: np.ndarray
 
-    def __call__(self, superior: float, anterior: float, right: float) -> np.ndarray:
-        """The nominal place (mm) in this pose."""
-        return self.anchor + self.scale * np.subtract((superior, anterior, right), self.anchor) + self.shift
+    def __call__(self, *nominal: Sequence[float]) -> np.ndarray:
+        """The nominal places in this pose, (n, 3) in mm."""
+        return self.anchor + self.scale * np.subtract(nominal, self.anchor) + self.shift
+
+    def ellipsoid(self, centre: Sequence[float], radii_mm: Place, turned_degrees: Place = (0.0, 0.0, 0.0)) -> Shape:
+        """An ellipsoid of nominal centre and radii (mm) in this pose."""
+        return ellipsoid(self(centre)[0], self.scale * radii_mm, turned_degrees)
 
 
 def _draw_pose(generator: Draw, anchor: Place, shift_mm: float, scale: float, lifted_mm: float = 0.0) -> _OrganPose:
@@ -211,7 +211,7 @@ def _draw_pose(generator: Draw, anchor: Place, shift_mm: float, scale: float, li
     shift = generator.normal(0, shift_mm, 3).clip(-2.2 * shift_mm, 2.2 * shift_mm)
     common = generator.normal(0, scale)
     scales = np.exp((common + generator.normal(0, scale * 0.6, 3)).clip(-2.2 * scale, 2.2 * scale))
-    return _OrganPose(anchor, np.add(shift, (lifted_mm, 0, 0)), scales)
+    return _OrganPose(np.asarray(anchor), np.add(shift, (lifted_mm, 0, 0)), scales)
 
 
 def draw_organs(generator: Draw, torso: Torso) -> list[Structure]:
@@ -241,51 +241,45 @@ def draw_organs(generator: Draw, torso: Torso) -> list[Structure]:
 def _liver(generator: Draw, torso: Torso, kidney: Shape) -> list[Structure]:
     pose = _draw_pose(generator, (80, 20, 75), 9, 0.09)
     reach = generator.uniform(0.55, 1.35)  # of the left lobe across the midline
-    top, tip = torso.room.tops_mm[0] + 4, generator.uniform(-38, 18)  # of the right lobe, which fills the dome
+    top, tip = torso.tops_mm[0] + 4, generator.uniform(-38, 18)  # of the right lobe, which fills the dome
     lobes = union(
         (
             ellipsoid(
-                ((top + tip) / 2, *pose(0, 2, 84)[1:]), ((top - tip) / 2, *(pose.scale * (0, 72, 56))[1:]),
+                ((top + tip) / 2, *pose((0, 2, 84))[0, 1:]),
+                ((top - tip) / 2, *(pose.scale * (0, 72, 56))[1:]),
                 (0, 0, generator.normal(0, 6)),
             ),
-            ellipsoid(pose(82, 34, 54), pose.scale * (52, 58, 52)),
-            ellipsoid(
-                pose(86, 62, 48 - 42 * reach), pose.scale * (30, 34, 62 * reach), (0, generator.normal(-6, 8), 0)
-            ),
+            pose.ellipsoid((82, 34, 54), (52, 58, 52)),
+            pose.ellipsoid((86, 62, 48 - 42 * reach), (30, 34, 62 * reach), (0, generator.normal(-6, 8), 0)),
         ),
         24,
-    )  # fmt: skip
-    low, high = kidney.box_mm
-    behind = ellipsoid(
-        (low + high) / 2 - (12, 22, 8), (66, 42, 38)
-    )  # the kidney's bed, which the liver only borders on
+    )
+    bed = ellipsoid(np.add(*kidney.box_mm) / 2 - (12, 22, 8), (66, 42, 38))  # the kidney's, which the liver borders on
     spine = column((-30, -6), (50, 38))
     shape = clipped(
         clipped(displaced(lobes, draw_waves(generator, 75), 2.0), torso.cavity, inset_mm=3),
         within=torso.domes,
         inset_mm=4,
-        without=(kidney, behind, spine),
+        without=(kidney, bed, spine),
         gap_mm=3,
     )
     solids = [Structure(shape, ((0, "liver"),), 1, halo=(2.0, "fat"))]
-    root = pose(50, 32, 40)
+    root = pose((50, 32, 40))[0]
     for _ in range(int(generator.integers(4, 7))):  # portal branches and hepatic veins
         middle = root + generator.normal((22, -3, 24), (16, 18, 16))
         end = middle + generator.normal((18, 0, 18), (18, 20, 14))
         branch = tube((root, middle, end), (5.5, 4.0, 2.0))
         solids.append(Structure(clipped(branch, shape), ((0, "portal vein"),)))
     for _ in range(int(generator.poisson(0.6))):
-        cyst = ellipsoid(generator.normal(pose(70, 15, 80), (25, 25, 20)), (generator.uniform(5, 16),) * 3)
+        cyst = ellipsoid(generator.normal(pose((70, 15, 80))[0], (25, 25, 20)), (generator.uniform(5, 16),) * 3)
         solids.append(Structure(clipped(cyst, shape), ((0, str(generator.choice(["water", "lump"]))),)))
     return solids
 
 
 def _spleen(generator: Draw, torso: Torso) -> Structure:
-    pose = _draw_pose(generator, (62, -25, -108), 9, 0.13, lifted_mm=0.8 * (torso.room.tops_mm[1] - 122))
-    body = ellipsoid(
-        pose(62, -22, -100), pose.scale * (47, 45, 34), (0, generator.normal(12, 8), generator.normal(0, 12))
-    )
-    hollow = ellipsoid(pose(48, 6, -54), pose.scale * (56, 46, 34))
+    pose = _draw_pose(generator, (62, -25, -108), 9, 0.13, lifted_mm=0.8 * (torso.tops_mm[1] - 122))
+    body = pose.ellipsoid((62, -22, -100), (47, 45, 34), (0, generator.normal(12, 8), generator.normal(0, 12)))
+    hollow = pose.ellipsoid((48, 6, -54), (56, 46, 34))
     shape = clipped(
         clipped(displaced(body, draw_waves(generator, 60), 1.5), torso.cavity, (hollow,), inset_mm=3),
         within=torso.domes,
@@ -298,49 +292,46 @@ def _kidney(generator: Draw, label: int, side: int) -> Structure:
     low = -4 if side == RIGHT else 4
     pose = _draw_pose(generator, (low, -18, 70 * side), 9, 0.1)
     turned = (side * generator.normal(25, 10), side * generator.normal(8, 6), generator.normal(8, 6))
-    bean = ellipsoid(pose(low, -18, 70 * side), pose.scale * (52, 31, 27), turned)
-    sinus = ellipsoid(pose(low, -10, 52 * side), pose.scale * (19, 15, 20))
+    bean = pose.ellipsoid((low, -18, 70 * side), (52, 31, 27), turned)
+    sinus = pose.ellipsoid((low, -10, 52 * side), (19, 15, 20))
     shape = clipped(displaced(bean, draw_waves(generator, 45), 1.0), without=(sinus,))
     return Structure(shape, ((0, "renal cortex"), (8, "renal medulla")), label, halo=(5.0, "fat"))
 
 
 def _stomach(generator: Draw, torso: Torso) -> tuple[Structure, Place]:
     """The stomach, and where the esophagus enters it."""
-    pose = _draw_pose(generator, (65, 50, -55), 10, 0.1, lifted_mm=0.8 * (torso.room.tops_mm[1] - 127))
+    pose = _draw_pose(generator, (65, 50, -55), 10, 0.1, lifted_mm=0.8 * (torso.tops_mm[1] - 127))
     filling = generator.uniform(0.65, 1.25)
     hang = generator.uniform(-30, 15)  # how low the greater curvature reaches
-    fundus = pose(102, 8, -62)
-    places = (
-        fundus, pose(78, 34, -74), pose(50 + 0.5 * hang, 60, -64), pose(24 + hang, 70, -34),
-        pose(20 + 0.6 * hang, 68, -4), pose(26, 60, 26),
+    places = pose(
+        (102, 8, -62), (78, 34, -74), (50 + 0.5 * hang, 60, -64), (24 + hang, 70, -34), (20 + 0.6 * hang, 68, -4),
+        (26, 60, 26),
     )  # fmt: skip
     radii = (*(r * filling for r in (34, 36, 33, 27, 20)), 11.0)
     inside = clipped(displaced(tube(places, radii), draw_waves(generator, 50), 2.0), torso.cavity, inset_mm=4)
     shape = clipped(inside, torso.domes, inset_mm=5)
-    contents = ("water", "chyme", "food", "bright chyme")
-    content = str(generator.choice(contents, p=(0.35, 0.25, 0.35, 0.05)))
+    content = str(generator.choice(("water", "chyme", "food", "bright chyme"), p=(0.35, 0.25, 0.35, 0.05)))
     gas = float(places[2][1] + generator.uniform(0.0, 1.2) * radii[2])
     solid = Structure(shape, ((0, "stomach wall"), (4.5, content)), 11, gas_above_mm=gas, halo=(2.0, "fat"))
-    return solid, np.add(fundus, (-12, 10, 24 * filling))
+    return solid, np.add(places[0], (-12, 10, 24 * filling))
 
 
 def _duodenum(generator: Draw, pose: _OrganPose) -> Structure:
-    places = (
-        pose(26, 58, 30), pose(18, 54, 46), pose(-8, 40, 54), pose(-34, 30, 46), pose(-44, 24, 20),
-        pose(-40, 24, -10), pose(-22, 30, -28),
-    )  # fmt: skip
+    places = pose(
+        (26, 58, 30), (18, 54, 46), (-8, 40, 54), (-34, 30, 46), (-44, 24, 20), (-40, 24, -10), (-22, 30, -28)
+    )
     radii = generator.uniform(9, 14) * generator.uniform(0.85, 1.15, len(places))
     shape = displaced(tube(places, radii), draw_waves(generator, 40), 1.0)
     content = str(generator.choice(["water", "chyme", "bowel tissue", "bright chyme", "oral contrast"]))
-    gas = float(pose(0, 48, 0)[1]) if generator.random() < 0.3 else None
+    gas = float(pose((0, 48, 0))[0, 1]) if generator.random() < 0.3 else None
     return Structure(shape, ((0, "gut wall"), (4, content)), 12, gas_above_mm=gas, halo=(1.5, "fat"))
 
 
 def _pancreas(generator: Draw, pose: _OrganPose) -> Structure:
     rise = generator.uniform(-8, 22)  # of the tail
-    places = (
-        pose(-22, 38, 30), pose(4, 44, 30), pose(20, 52, 8), pose(26 + 0.3 * rise, 50, -20),
-        pose(32 + 0.7 * rise, 34, -50), pose(36 + rise, 12, -78),
+    places = pose(
+        (-22, 38, 30), (4, 44, 30), (20, 52, 8), (26 + 0.3 * rise, 50, -20), (32 + 0.7 * rise, 34, -50),
+        (36 + rise, 12, -78),
     )  # fmt: skip
     radii = generator.uniform(0.8, 1.2) * np.array((10.0, 16.0, 10.0, 12.0, 11.5, 9.5))
     lobulated = displaced(tube(places, radii), draw_waves(generator, 28), 1.8)
@@ -351,7 +342,7 @@ def _gallbladder(generator: Draw, torso: Torso) -> list[Structure]:
     pose = _draw_pose(generator, (20, 62, 68), 9, 0.15)
     width = generator.uniform(9, 18)
     absent = generator.random() < NO_GALLBLADDER
-    bag = tube((pose(38, 48, 55), pose(24, 60, 66), pose(8, 70, 76)), (4.0, width * 0.85, width))
+    bag = tube(pose((38, 48, 55), (24, 60, 66), (8, 70, 76)), (4.0, width * 0.85, width))
     content = "bile" if generator.random() < 0.75 else "dense bile"
     return [] if absent else [Structure(clipped(bag, torso.cavity, inset_mm=3), ((0, "gut wall"), (2, content)), 9)]
 
@@ -362,15 +353,10 @@ def _adrenals(generator: Draw) -> list[Structure]:
         pose = _draw_pose(generator, anchor, 6, 0.12)
         z, y, x = anchor
         medial, lateral = generator.uniform(0.7, 1.3, size=2)
-        gland = union(
-            (
-                tube((pose(z + 14, y + 4, x), pose(z, y + 3, x), pose(z - 12, y + 2, x + 2 * side)), (3.6, 5.2, 4.4)),
-                tube((pose(z, y + 3, x), pose(z - 8, y - 14 * medial, x + 2 * side)), (4.8, 3.8)),
-                tube((pose(z, y + 3, x), pose(z - 12, y - 12 * lateral, x + 13 * side)), (4.8, 3.8)),
-            ),
-            3,
-        )
-        solids.append(Structure(gland, ((0, "adrenal"),), label, halo=(4.0, "fat")))
+        ridge = (z + 14, y + 4, x), (z, y + 3, x), (z - 12, y + 2, x + 2 * side)
+        limbs = (z - 8, y - 14 * medial, x + 2 * side), (z - 12, y - 12 * lateral, x + 13 * side)
+        gland = [tube(pose(*ridge), (3.6, 5.2, 4.4)), *(tube(pose(ridge[1], end), (4.8, 3.8)) for end in limbs)]
+        solids.append(Structure(union(gland, 3), ((0, "adrenal"),), label, halo=(4.0, "fat")))
     return solids
 
 
@@ -378,16 +364,15 @@ def _vessels(generator: Draw) -> list[Structure]:
     """Unlabelled branches first, then the inferior vena cava (6) and the aorta (5)."""
     aorta, cava = generator.normal(0, 3, (2, 3))
 
-    def shifted(places: list[tuple[float, float, float]], by: np.ndarray) -> np.ndarray:
+    def shifted(places: Sequence[tuple[float, float, float]], by: np.ndarray) -> np.ndarray:
         return np.add(places, by * (0, 1, 1)) + generator.normal(0, 1.8, (len(places), 3))
 
     end = generator.uniform(-85, -55)  # where both fork
     width = generator.uniform(9.5, 14.5)
-    aorta_places = shifted(
-        [(320, -14, -22), (160, -12, -26), (100, -4, -20), (40, 0, -15), (-20, 4, -14), (end, 2, -8)], aorta
-    )
-    aorta_radii = tuple(width * k for k in (1.15, 1.12, 1.0, 0.95, 0.85, 0.8))
-    cava_width = generator.uniform(9, 14)
+    places = [(320, -14, -22), (160, -12, -26), (100, -4, -20), (40, 0, -15), (-20, 4, -14), (end, 2, -8)]
+    aorta_places = shifted(places, aorta)
+    aorta_radii = width * np.array((1.15, 1.12, 1.0, 0.95, 0.85, 0.8))
+    cava_radii = generator.uniform(9, 14) * np.array((1.15, 1.15, 1.0, 0.95, 0.95))
     cava_places = shifted([(128, 32, 20), (95, 24, 24), (50, 14, 20), (0, 7, 17), (end, 2, 15)], cava)
     branches = [
         tube(((-42, 40, 8), (12, 40, 10), (36, 36, 28), (52, 34, 42)), (5.5, 7.5, 7.5, 6.5)),  # portal vein
@@ -404,10 +389,9 @@ def _vessels(generator: Draw) -> list[Structure]:
     tissues = ["portal vein", "portal vein", "aorta", "cava", "cava", "aorta", "aorta", "cava", "cava"]
     return [
         *(Structure(branch, ((0, tissue),)) for branch, tissue in zip(branches, tissues, strict=True)),
-        Structure(tube(cava_places, (cava_width * 1.15, *(cava_width * k for k in (1.15, 1.0, 0.95, 0.95)))),
-              ((0, "cava"),), 6, halo=(1.0, "fat")),
+        Structure(tube(cava_places, cava_radii), ((0, "cava"),), 6, halo=(1.0, "fat")),
         Structure(tube(aorta_places, aorta_radii), ((0, "aorta"),), 5, halo=(1.5, "fat")),
-    ]  # fmt: skip
+    ]
 
 
 def _esophagus(generator: Draw, cardia: Place) -> Structure:

@@ -106,17 +106,14 @@ def _room(labels: LabelArray, first_mm: np.ndarray, spacing_mm: np.ndarray) -> C
     """How much room the organs need, in mm."""
     coarse = labels[::2, ::4, ::4]
     places = np.argwhere(coarse > 0) * spacing_mm * (2, 4, 4) + first_mm
-    above = {True: 130.0, False: 120.0}
-    for right in (True, False):
-        beneath = np.isin(coarse, (LIVER,) if right else (SPLEEN, STOMACH))
-        if beneath.any():
-            above[right] = float(np.argwhere(beneath)[:, 0].max() * 2 * spacing_mm[0] + first_mm[0]) + 6
-    anterior = np.percentile(places[:, 1], (0.2, 99.8))
-    return CavitySize(
-        girth_mm=float(np.percentile(np.abs(places[:, 2]), 99.5)) + 10,
-        front_mm=float(anterior[1]) + 8, back_mm=float(anterior[0]) - 8,
-        tops_mm=(above[True], above[False]),
-    )  # fmt: skip
+
+    def top(organs: tuple[int, ...], otherwise: float) -> float:
+        beneath = np.argwhere(np.isin(coarse, organs))[:, 0]
+        return float(beneath.max() * 2 * spacing_mm[0] + first_mm[0]) + 6 if len(beneath) else otherwise
+
+    girth = float(np.percentile(np.abs(places[:, 2]), 99.5)) + 10
+    back, front = np.percentile(places[:, 1], (0.2, 99.8)).tolist()
+    return CavitySize(girth, front + 8, back - 8, (top((LIVER,), 130.0), top((SPLEEN, STOMACH), 120.0)))
 
 
 def _solid(generator: np.random.Generator, label: int, shape: Shape) -> Structure:
