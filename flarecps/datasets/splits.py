@@ -55,7 +55,7 @@ def split_to_json(split: Split) -> dict[str, Any]:
     return content
 
 
-def split_from_json(content: Any, where: str) -> Split:
+def _split_from_json(content: Any, where: str) -> Split:
     """The split written as ``content``; ``where`` (file and split name) begins every error message.
 
     Raises DatasetError for unknown keys, lists that do not hold names, or a case with two roles.
@@ -102,8 +102,8 @@ def read_splits(path: Path | str) -> dict[str, Split]:
     if not isinstance(content, dict) or not content:
         raise DatasetError(f"{path}: expected one split, or several by name")
     if "labelled" in content:
-        return {DEFAULT_SPLIT: split_from_json(content, str(path))}
-    return {name: split_from_json(one, f"{path}: split {name!r}") for name, one in content.items()}
+        return {DEFAULT_SPLIT: _split_from_json(content, str(path))}
+    return {name: _split_from_json(one, f"{path}: split {name!r}") for name, one in content.items()}
 
 
 def data_set_splits(root: Path, unlabelled: Sequence[str] = (), test: Sequence[str] = ()) -> dict[str, Split]:
@@ -126,7 +126,7 @@ def data_set_splits(root: Path, unlabelled: Sequence[str] = (), test: Sequence[s
         if not isinstance(one, dict) or set(one) != {"train", "val"}:
             raise DatasetError(f'{where}: expected {{"train": [case names], "val": [case names]}}')
         entries = {"labelled": one["train"], "validation": one["val"], "unlabelled": [*unlabelled], "test": [*test]}
-        splits[f"fold_{number}"] = split_from_json(entries, where)
+        splits[f"fold_{number}"] = _split_from_json(entries, where)
     return splits
 
 
