@@ -72,30 +72,28 @@ class CaseRow:
     predictions: Mapping[str, np.ndarray]
     spacing_mm: SpacingMm
     mean_dsc: Mapping[str, float] = field(default_factory=dict)
-    index: int | None = None  # slice to show; None: the one that shows most of the reference
     window_hu: tuple[float, float] | None = None  # None: the figure's
-    slice_number: int | None = None  # of the whole scan, where the arrays hold one slice only; see ``cropped``
+    slice_number: int | None = None  # of the whole scan, where the arrays hold one slice only; see ``_cropped``
 
 
-def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: ViewPlane, index: int | None) -> tuple[slice, ...]:
-    """The part of a scan that a row shows: one slice (that with most labels unless given), 4 cm around the organs."""
+def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: ViewPlane) -> tuple[slice, ...]:
+    """The part of a scan that a row shows: the slice with most labels, 4 cm around the organs."""
     box = list(foreground_box([reference > 0], reference.shape, spacing_mm, margin_mm=MARGIN_ALL_MM))
-    shown = slice_with_most_labels(reference, plane) if index is None else index
+    shown = slice_with_most_labels(reference, plane)
     box[plane.cut] = slice(shown, shown + 1)
     return tuple(box)
 
 
-def cropped(row: CaseRow, plane: ViewPlane = AXIAL) -> CaseRow:
+def _cropped(row: CaseRow, plane: ViewPlane = AXIAL) -> CaseRow:
     """The row with only the voxels that it shows; one that is cropped already comes back as it is."""
     if row.slice_number is not None:
         return row
-    box = row_box(row.reference, row.spacing_mm, plane, row.index)
+    box = row_box(row.reference, row.spacing_mm, plane)
     return replace(
         row,
         image=row.image[box].copy(),
         reference=row.reference[box].copy(),
         predictions={name: labels[box].copy() for name, labels in row.predictions.items()},
-        index=0,
         slice_number=box[plane.cut].start,
     )
 
@@ -115,7 +113,7 @@ def comparison_figure(
     if not rows or any(list(row.predictions) != methods for row in rows):
         raise ValueError("a comparison needs at least one case, and the same methods in every case")
     columns = ["image", "reference", *methods]
-    rows = [cropped(row, plane) for row in rows]
+    rows = [_cropped(row, plane) for row in rows]
     maps = [labels for row in rows for labels in (row.reference, *row.predictions.values())]
     present = [organ for organ in organs if any((labels == organ.id).any() for labels in maps)]
 

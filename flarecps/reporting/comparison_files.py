@@ -13,6 +13,7 @@ import numpy as np
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, read_scores
 from flarecps.named_paths import method_names, name_and_rest
+from flarecps.reporting.tables import finite_number
 from flarecps.volumes.io import scan_name
 
 SCORES = ("scores.csv", "scores/scores.csv")  # what a folder stands for: the first that is there
@@ -181,7 +182,7 @@ def _read_efficiency_rows(path: Path) -> list[dict[str, Any]]:
     for row in rows:
         numbers: dict[str, Any] = {}
         for column, text in row.items():
-            number = _number(text)
+            number = finite_number(text)
             if number is not None:
                 numbers[column] = number
             elif column in needed[1:]:
@@ -193,11 +194,3 @@ def _read_efficiency_rows(path: Path) -> list[dict[str, Any]]:
     if twice is not None:
         raise DatasetError(f"{path}: the case {twice!r} has two rows; keep one")
     return read
-
-
-def _number(text: Any) -> float | None:
-    try:
-        number = float(text)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None

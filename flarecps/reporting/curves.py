@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flarecps import metric_names
 from flarecps.reporting.plotting import MUTED, TEXT, logarithmic, new_figure, run_colour, style_axes
+from flarecps.reporting.tables import finite_number
 
 SIBLING_STYLES = {1: "-", 2: (0, (4, 2))}
 
@@ -146,27 +146,15 @@ class OrganChart:
     metrics_of: Callable[[str], tuple[tuple[int, str], ...]]
     ratio: bool = False  # values are ratios around 1, on a logarithmic scale; otherwise they lie between 0 and 1
 
-    def names(self, organ_names: Sequence[str], runs: Sequence[Metrics]) -> list[str]:
-        """The organs of which any run has a curve."""
-        return [
-            organ for organ in organ_names
-            if any(name in metrics for metrics in runs for _, name in self.metrics_of(organ))
-        ]  # fmt: skip
 
-
-def validation_chart(source: str = "average") -> OrganChart:
-    """Validation DSC; ``source`` is ``sibling_1``, ``sibling_2`` or ``average``, as in ``metric_names.dsc``."""
-    return OrganChart(
+ORGAN_CHARTS: tuple[OrganChart, ...] = (
+    OrganChart(
         "organ-curves",
         "Validation DSC per organ",
         "Both siblings averaged, mean over validation scans, all charts with the same axes. A curve that stays at 0 is "
         "an organ the network has not found; small organs rise last.",
-        lambda organ: ((0, metric_names.dsc(source, organ)),),
-    )
-
-
-ORGAN_CHARTS: tuple[OrganChart, ...] = (
-    validation_chart(),
+        lambda organ: ((0, metric_names.dsc("average", organ)),),
+    ),
     OrganChart(
         "organ-patches",
         "DSC of validation patches per organ",
@@ -212,11 +200,11 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            epoch = _number(row.pop("epoch", None))
+            epoch = finite_number(row.pop("epoch", None))
             if None in row or None in row.values() or epoch is None:  # too many cells, too few, or no epoch
                 continue
             for name, cell in row.items():
-                value = _number(cell)
+                value = finite_number(cell)
                 name = name.replace("train/learning_rate/", "learning_rate/")  # an older name
                 if value is not None and name != "step":
                     points.setdefault(name, {})[int(epoch) + 1] = value
@@ -224,14 +212,6 @@ def read_metrics(path: Path) -> dict[str, Curve]:
         name: Curve(np.array(sorted(series)), np.array([series[epoch] for epoch in sorted(series)]))
         for name, series in points.items()
     }
-
-
-def _number(cell: str | None) -> float | None:
-    try:
-        value = float(cell or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def last_epoch(metrics: Metrics) -> int:
@@ -285,7 +265,7 @@ def organ_figure(
 
     ``groups`` as in ``panel_figure``.
     """
-    names = chart.names(organ_names, runs)
+    names = [one for one in organ_names if any(name in run for run in runs for _, name in chart.metrics_of(one))]
     if not names:
         return None
     columns = min(5, len(names))

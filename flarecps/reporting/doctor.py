@@ -101,8 +101,8 @@ def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = Tru
     tasks = []
     for name in names:
         in_hu = is_ct and not {one.code for one in by_case[name]} & NOT_IN_HU
-        tasks.append((name, ThumbnailTask(cases[name], organs, in_hu)))
-    drawn = {one.name: one for one in process_cases(case_thumbnail, tasks, workers, "Drawing", progress)}
+        tasks.append((name, (cases[name], organs, in_hu)))
+    drawn = {one.name: one for one in process_cases(_case_thumbnail, tasks, workers, "Drawing", progress)}
     shown = []
     for name in names:
         picture, has_labels = drawn[name].value or (None, False)
@@ -121,6 +121,8 @@ def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
     """The page as text."""
     roles = {inspection.role_of(name) for name in inspection.examined}
     charts = overview_figures(inspection)
+    examined = [inspection.examined[one.name] for one in shown if one.name in inspection.examined]
+    seen = {label for one in examined for label in one.label_voxels}  # colours that can be seen in the gallery
     return render_page(
         TEMPLATE,
         {
@@ -133,7 +135,7 @@ def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
             "titles": {code: kind.title for code, kind in KINDS.items()},
             "renumbering": inspection.renumbering,
             "annotated": _annotated_words(inspection),
-            "organs": _legend(inspection, shown),
+            "organs": [organ for organ in organs_of(inspection.catalogue.labels) if organ.id in seen],
             "gallery": shown,
             "cases_left_out": len(inspection.catalogue.cases) - len(shown),
             "charts": {name: inline_svg(chart, CHART_ALT[name], name) for name, chart in charts.items()},
@@ -177,13 +179,6 @@ def _facts(inspection: Inspection, name: str) -> str:
     return f"{shape} voxels of {spacing} mm · {one.intensities[0]:g} to {one.intensities[1]:g}"
 
 
-def _legend(inspection: Inspection, shown: Sequence[GalleryCase]) -> tuple[Organ, ...]:
-    """The organs whose colours can be seen in the gallery."""
-    seen = {label for one in shown if one.name in inspection.examined
-            for label in inspection.examined[one.name].label_voxels}  # fmt: skip
-    return tuple(organ for organ in organs_of(inspection.catalogue.labels) if organ.id in seen)
-
-
 CHART_ALT = {
     "histogram": "Share of voxels over HU, without air, by role.",
     "spacing": "Spacing of every scan.",
@@ -204,13 +199,13 @@ def overview_figures(inspection: Inspection) -> dict[str, Figure]:
     figures = {}
     histograms = coarse_histograms(inspection)
     if histograms:
-        figures["histogram"] = histogram_figure(COARSE_HU, histograms)
+        figures["histogram"] = _histogram_figure(COARSE_HU, histograms)
     if spacing:
-        figures["spacing"] = scatter_figure(spacing, "in a slice, mm", "between slices, mm")
-        figures["extent"] = scatter_figure(extent, "width, mm", "height, mm")
+        figures["spacing"] = _scatter_figure(spacing, "in a slice, mm", "between slices, mm")
+        figures["extent"] = _scatter_figure(extent, "width, mm", "height, mm")
     volumes = _volumes(inspection)
     if volumes:
-        figures["volumes"] = volumes_figure(volumes)
+        figures["volumes"] = _volumes_figure(volumes)
     return figures
 
 
@@ -224,24 +219,20 @@ def _volumes(inspection: Inspection) -> Mapping[str, Mapping[str, list[float]]]:
     return {name: by_role for name, by_role in list(found.items())[:MOST_STRUCTURES] if by_role}
 
 
-@dataclass(frozen=True)
-class ThumbnailTask:
-    """One case to be drawn: plain data, so that it travels to worker processes."""
-
-    case: Case
-    organs: tuple[Organ, ...]
-    in_hu: bool  # drawn in the abdominal window; otherwise from its 1st to its 99th percentile
-
-
-def case_thumbnail(task: ThumbnailTask) -> tuple[str, bool]:
+def _case_thumbnail(task: tuple[Case, tuple[Organ, ...], bool]) -> tuple[str, bool]:
     """Axial, coronal and sagittal slice of a case side by side as a data URI (JPEG), and whether labels are on it.
 
     With labels the slices are those that show most of them, otherwise the middle ones. Raises ScanError.
+
+    Args:
+        task: the case, the organs, and whether it is drawn in the abdominal window; otherwise from its 1st to its 99th
+            percentile.
     """
-    volume = read_channels(task.case.images)
+    case, organs, in_hu = task
+    volume = read_channels(case.images)
     image = volume.array[0]
-    labels = _labels_of(task.case, volume)
-    window = display_window(image[:: max(1, len(image) // 32)], task.in_hu)
+    labels = _labels_of(case, volume)
+    window = display_window(image[:: max(1, len(image) // 32)], in_hu)
     size = len(PLANES) * PANEL_INCHES + (len(PLANES) - 1) * GAP_INCHES
     figure = new_figure(size, PANEL_INCHES, facecolor=DARK_BACKGROUND)
     spacing_mm = volume.space.spacing_mm
@@ -254,7 +245,7 @@ def case_thumbnail(task: ThumbnailTask) -> tuple[str, bool]:
         left = number * (PANEL_INCHES + GAP_INCHES) + (PANEL_INCHES - width * scale) / 2
         bottom = (PANEL_INCHES - height * scale) / 2
         axes = axes_at(figure, left, bottom, width * scale, height * scale)
-        draw_panel(axes, cut, plane, 0, spacing_mm, window, task.organs, drawn)
+        draw_panel(axes, cut, plane, 0, spacing_mm, window, organs, drawn)
         if number == 0:
             draw_orientation(axes, plane)
     return data_uri(jpeg_bytes(figure, DOTS_PER_INCH, JPEG_QUALITY), "image/jpeg"), labels is not None
@@ -287,7 +278,7 @@ def _labels_of(case: Case, volume: Volume) -> LabelArray | None:
     return drawn if drawn.any() else None
 
 
-def histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figure:
+def _histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figure:
     """The share of voxels over HU, one line per role, without air's peak (it would flatten everything else)."""
     figure, axes = _chart()
     middles = (edges[:-1] + edges[1:]) / 2
@@ -305,7 +296,7 @@ def histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figur
     return figure
 
 
-def scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
+def _scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
     """One dot per case, coloured by role; axes from 0."""
     figure, axes = _chart(grid="both")
     for role, pairs in points.items():
@@ -325,7 +316,7 @@ def scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across: 
     return figure
 
 
-def volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def _volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Structure volumes in ml on a logarithmic axis: a row per structure, a dot per case, coloured by role.
 
     ``volumes``: structure -> role -> ml. A short line marks the median.

@@ -38,7 +38,7 @@ from flarecps.reporting.planes import AXIAL
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
-from flarecps.reporting.tables import score_text
+from flarecps.reporting.tables import counted, score_text
 from flarecps.volumes.io import read_labels, read_volume
 from flarecps.volumes.space import Space
 
@@ -63,14 +63,6 @@ class SliceTask:
     low_dsc: tuple[Mapping[str, float], ...] = ()  # by method, for each of ``low``
 
 
-@dataclass(frozen=True)
-class CaseSlices:
-    """What is shown of one case."""
-
-    row: CaseRow | None
-    low: tuple[ErrorSlice, ...]
-
-
 def cases_by_difficulty(results: Results, count: int) -> list[str]:
     """``count`` cases from the easiest to the hardest, at even ranks of the mean DSC over methods.
 
@@ -85,7 +77,7 @@ def cases_by_difficulty(results: Results, count: int) -> list[str]:
     return [ranked[round(place * (len(ranked) - 1) / (count - 1))] for place in range(count)]
 
 
-def check_cases(results: Results, names: Sequence[str]) -> None:
+def _check_cases(results: Results, names: Sequence[str]) -> None:
     """Nothing, or ConfigError naming a case that lacks its scan, its scores or a method's prediction."""
     for name in names:
         lacking = [] if name in results.images else ["its scan"]
@@ -116,19 +108,19 @@ def read_slices(
                 tuple(_dsc_by_method(results, one) for one in own),
             )
         )  # fmt: skip
-    outcomes = process_cases(slices_of_case, [(one.name, one) for one in tasks], workers, "Cutting slices", progress)
+    outcomes = process_cases(_slices_of_case, [(one.name, one) for one in tasks], workers, "Cutting slices", progress)
     found = {one.name: one.value for one in outcomes if one.value is not None}
     failed = {one.name: one.error for one in outcomes if one.error is not None}
-    shown = [row for name in rows if name in found and (row := found[name].row) is not None]
-    slices = [each for name in found for each in found[name].low]
+    shown = [row for name in rows if name in found and (row := found[name][0]) is not None]
+    slices = [each for _, low_ones in found.values() for each in low_ones]
     return shown, sorted(slices, key=lambda one: list(low).index(one.low)), failed
 
 
-def slices_of_case(task: SliceTask) -> CaseSlices:
+def _slices_of_case(task: SliceTask) -> tuple[CaseRow | None, list[ErrorSlice]]:
     """Read one case, volume after volume, and keep what is shown. Raises ScanError where the grids differ."""
     labels = read_labels(task.reference)
     space, reference = labels.space, labels.array[0]
-    place = row_box(reference, space.spacing_mm, AXIAL, None) if task.row else ()
+    place = row_box(reference, space.spacing_mm, AXIAL) if task.row else ()
     numbers = _slices_of_largest_error(task, reference, space)
     row_maps: dict[str, np.ndarray] = {}
     masks: list[dict[str, np.ndarray]] = [{} for _ in task.low]
@@ -147,7 +139,7 @@ def slices_of_case(task: SliceTask) -> CaseSlices:
     row = None
     if task.row:
         row = CaseRow(
-            task.name, image[place].copy(), reference[place].copy(), row_maps, space.spacing_mm, task.mean_dsc, 0,
+            task.name, image[place].copy(), reference[place].copy(), row_maps, space.spacing_mm, task.mean_dsc,
             window_hu, place[AXIAL.cut].start,
         )  # fmt: skip
     shown = []
@@ -161,7 +153,7 @@ def slices_of_case(task: SliceTask) -> CaseSlices:
                 window_hu,
             )
         )  # fmt: skip
-    return CaseSlices(row, tuple(shown))
+    return row, shown
 
 
 def _slices_of_largest_error(task: SliceTask, reference: np.ndarray, space: Space) -> list[int]:
@@ -224,8 +216,8 @@ def write_result_figures(
     """
     notes = list(results.notes)
     if cases is not None:
-        check_cases(results, cases)
-        rule = f"{_cases(len(cases))}, as asked for"
+        _check_cases(results, cases)
+        rule = f"{counted(len(cases), 'case')}, as asked for"
     else:
         cases = cases_by_difficulty(results, rows)
         rule = _rule(len(cases), len(results.methods))
@@ -342,7 +334,3 @@ def _alt(shown: Sequence[CaseRow]) -> str:
 
 def _dots_per_inch(figure: Figure) -> float:
     return min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))
-
-
-def _cases(count: int) -> str:
-    return f"{count} case{'' if count == 1 else 's'}"

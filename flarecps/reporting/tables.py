@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.errors import ConfigError
@@ -77,6 +78,15 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([text(lines[0]), rule, *map(text, lines[1:])]) + "\n"
+
+
+def finite_number(cell: Any) -> float | None:
+    """The number in a cell of a CSV; None for one that is absent, empty, not a number or not finite."""
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
