@@ -80,7 +80,7 @@ def draw_scan(
     axes.set_axis_off()
 
 
-def draw_labels(
+def _draw_labels(
     axes: Axes, labels: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
 ) -> None:
     """The labels of one slice as translucent colours over what is drawn already."""
@@ -123,7 +123,7 @@ def draw_panel(
     """One slice of a scan with ``labels`` in colour and the outlines of ``reference``, each organ on its own."""
     draw_scan(axes, image, plane, index, spacing_mm, window)
     if labels is not None:
-        draw_labels(axes, labels, plane, index, spacing_mm, organs)
+        _draw_labels(axes, labels, plane, index, spacing_mm, organs)
     if reference is not None:
         for organ in organs:
             draw_outline(axes, reference == organ.id, plane, index, spacing_mm)

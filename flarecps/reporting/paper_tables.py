@@ -92,7 +92,7 @@ def own_cell(own: OwnScores, row: str, measure: str) -> float | str:
     return counted.mean(measure)
 
 
-def filled_rows(table: PaperTable, own: Mapping[str, OwnScores]) -> list[list[float | str]]:
+def _filled_rows(table: PaperTable, own: Mapping[str, OwnScores]) -> list[list[float | str]]:
     """Rows of one's own cells, in the table's order of rows and columns."""
     return [[own_cell(own[method], row, measure) for method, measure in table.columns] for row in table.rows]
 
@@ -103,7 +103,7 @@ def filled_markdown(table: PaperTable, own: Mapping[str, OwnScores]) -> str:
     for method, measure in table.columns:
         heading += [f"{METHOD_TITLES[method]} {measure.upper()}, paper", "here"]
     body = []
-    for (row, printed), cells in zip(table.rows.items(), filled_rows(table, own), strict=True):
+    for (row, printed), cells in zip(table.rows.items(), _filled_rows(table, own), strict=True):
         line = ["**mean**" if row == MEAN else organ_title(row)]
         for number, cell in zip(printed, cells, strict=True):
             line += [f"{number:.4f}", _words(cell)]
@@ -117,7 +117,7 @@ def filled_markdown(table: PaperTable, own: Mapping[str, OwnScores]) -> str:
 def filled_csv(table: PaperTable, own: Mapping[str, OwnScores]) -> str:
     """The table as CSV: organ, method, measure, paper, here, difference, cases, and why a number is missing."""
     rows: list[list[Any]] = [["organ", "method", "measure", "paper", "here", "difference", "cases", "lacking"]]
-    for (row, printed), cells in zip(table.rows.items(), filled_rows(table, own), strict=True):
+    for (row, printed), cells in zip(table.rows.items(), _filled_rows(table, own), strict=True):
         for (method, measure), number, cell in zip(table.columns, printed, cells, strict=True):
             found = isinstance(cell, float) and math.isfinite(cell)
             line = [f"{cell:.4f}", f"{cell - number:+.4f}"] if found else ["", ""]  # type: ignore[operator]  # a float
@@ -163,7 +163,7 @@ def protocol_csv(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> str
 def _protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> tuple[list[str], list[list[str]]]:
     printed = read_paper()["protocols"]
     methods = printed["columns"]
-    own = {method: run_protocol(runs[method], continued.get(method, False)) for method in methods}
+    own = {method: _run_protocol(runs[method], continued.get(method, False)) for method in methods}
     heading = ["Mode"]
     for method in methods:
         heading += [f"{METHOD_TITLES[method].replace('Baseline+', '+ ')}, paper", "here"]
@@ -176,7 +176,7 @@ def _protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> 
     return heading, body
 
 
-def run_protocol(run: Path, continued: bool = False) -> dict[str, str]:
+def _run_protocol(run: Path, continued: bool = False) -> dict[str, str]:
     """The rows of Table 2 as one run has them; {} for a run without checkpoint or configuration."""
     last = run / "checkpoints" / "last.ckpt"
     if not last.is_file():

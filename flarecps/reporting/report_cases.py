@@ -51,7 +51,7 @@ def _representative_cases(runs: Sequence[Run], available: Sequence[str]) -> list
     return [(name, f"{word} {among}") for name, word in picked.items()]
 
 
-def lowest_organ(runs: Sequence[Run], case: str, organs: Sequence[Organ]) -> tuple[Organ, float] | None:
+def _lowest_organ(runs: Sequence[Run], case: str, organs: Sequence[Organ]) -> tuple[Organ, float] | None:
     """The organ with the lowest DSC on a case, mean over runs, and that DSC; None when nothing was scored."""
     found = []
     for organ in organs:
@@ -98,7 +98,7 @@ def case_overlays(
             notes.append(f"{case} is shown without reference: there is no label map of this name")
         shown.append(_case_overlay(runs, case, reason, volumes, organs, None))
         if place == len(picked) - 1:
-            hardest = lowest_organ(runs, case, organs)
+            hardest = _lowest_organ(runs, case, organs)
             if hardest is not None and len(organs) > 1:
                 organ, dsc = hardest
                 reason = f"The organ with the lowest DSC of this case: {score_text(dsc)}"

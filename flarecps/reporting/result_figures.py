@@ -242,7 +242,7 @@ def write_result_figures(
         else:
             (out / name).unlink(missing_ok=True)  # of an earlier call
     said = [*notes, *(f"{case} is not shown: {error}" for case, error in failed.items())]
-    write_text(out / PAGE, figures_page(results, shown, slices, rule, said))
+    write_text(out / PAGE, _figures_page(results, shown, slices, rule, said))
     return WrittenFigures((*written, out / PAGE), tuple(notes), failed)
 
 
@@ -253,7 +253,7 @@ def score_boxes(results: Results) -> Figure:
     return box_figure(scores, present or results.organs, ("dsc", "nsd"), results.methods)
 
 
-def figures_page(
+def _figures_page(
     results: Results, shown: Sequence[CaseRow], slices: Sequence[ErrorSlice], rule: str, notes: Sequence[str]
 ) -> str:
     """The page as text; parts without pictures are left out."""

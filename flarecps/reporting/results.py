@@ -100,7 +100,7 @@ def gather_results(
     structures, origin = label_set(labels, next(iter(predictions.values())), references)
     tables = {}
     for method, folder in predictions.items():
-        own = None if keep is None else keep / folder_name(method)
+        own = None if keep is None else keep / _folder_name(method)
         kept = None if own is None else own / KEPT
         table = score_folders(folder, references, structures, protocol, workers, progress, keep=kept)
         if not table.cases:
@@ -126,7 +126,7 @@ def named_folders(words: Sequence[str], names: Sequence[str] | None = None) -> d
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; expected a method's label maps, as FOLDER or NAME=FOLDER")
     called = method_names([name for name, _ in parsed], [_telling_parts(folder) for folder in given], names)
-    folders = [folder_name(name) for name in called]
+    folders = [_folder_name(name) for name in called]
     twice = next((name for name, own in zip(called, folders, strict=True) if folders.count(own) > 1), None)
     if twice is not None:
         raise ConfigError(f"the method name {twice!r} is used twice; give every folder its own: NAME=FOLDER")
@@ -139,10 +139,10 @@ def _telling_parts(folder: Path) -> tuple[str, ...]:
     return parts[:-1] if len(parts) > 2 and parts[-1] in ("segmentations", "predictions") else parts
 
 
-def folder_name(method: str) -> str:
+def _folder_name(method: str) -> str:
     """A method's name as the name of a folder: letters, digits, dots and dashes; the rest becomes ``_``.
 
-    >>> folder_name("CPS, 2 networks")
+    >>> _folder_name("CPS, 2 networks")
     'CPS__2_networks'
     """
     return "".join(sign if sign.isalnum() or sign in "-." else "_" for sign in method).lstrip(".") or "_"
