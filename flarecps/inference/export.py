@@ -1,14 +1,20 @@
-"""From the network's grid to labels on the scan's, as the slabs of scores come in: never a scan of scores in memory."""
+"""From the network's grid to labels on the scan's, as the slabs of scores come in: never a scan of scores in memory.
+
+Interpolation is a weighted mean of the 8 voxels around a position. Where all 8 give one class the highest score, so
+does every mean of them; only between voxels that disagree, along the borders of structures, is anything
+interpolated. The labels are those of interpolating every class everywhere, but for ties within rounding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from flarecps.inference.upsampling import Plane, PlaneUpsampling, Taps, axis_taps, plane_of
 from flarecps.preprocessing.case import GridMapping, labels_to_scan
 from flarecps.typing import LabelArray, Triple
 from flarecps.volumes.cropping import uncrop
@@ -16,6 +22,7 @@ from flarecps.volumes.resampling import coarse_axis, nearest_indices
 
 Mode: TypeAlias = Literal["normal", "fast", "fastest"]
 MODES: tuple[Mode, ...] = ("normal", "fast", "fastest")
+AT_ONCE = 1 << 16  # border voxels interpolated at a time: 14 classes of them fill a few MB
 
 
 def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode = "normal") -> LabelArray:
@@ -26,73 +33,47 @@ def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode =
     highest, ``fast`` takes the highest on the network's grid and interpolates the labels, each linearly, and
     ``fastest`` takes the nearest voxel's label. Among equal scores the lowest label wins.
     """
+    planes = (plane_of(scores) for slab in slabs for scores in slab.unbind(1))
     if mode == "normal":
-        return _interpolated_labels(slabs, grid_mapping)
+        return _interpolated_labels(planes, grid_mapping)
     labels = np.empty(grid_mapping.network_shape, np.uint8)
-    done = 0
-    for slab in slabs:
-        for scores in slab.unbind(1):
-            labels[done] = plane_of(scores).labels
-            done += 1
-    _check_count(done, grid_mapping)
-    return labels_to_scan(labels, grid_mapping) if mode == "fast" else _nearest_labels(labels, grid_mapping)
+    for drawn, plane in zip(labels, planes, strict=True):
+        drawn[:] = plane.labels
+    if mode == "fast":
+        return labels_to_scan(labels, grid_mapping)
+    canonical = labels.transpose([grid_mapping.axis_order.index(axis) for axis in range(3)])
+    nearest = map(nearest_indices, canonical.shape, grid_mapping.box.shape)
+    return uncrop(canonical[np.ix_(*nearest)], grid_mapping.box, grid_mapping.scan_shape, 0)
 
 
-def scan_scores(slabs: Iterable[Tensor], grid_mapping: GridMapping) -> Iterator[np.ndarray]:
-    """Scores (K, H, W), float32, on the grid of the scan's field of view: one slice after another, in network order.
-
-    They are what ``scan_labels`` takes the highest of. Slice ``i`` belongs at ``[:, i]`` of
-    ``field_view(array, grid_mapping)``.
-    """
-    first, rows, columns = _taps(grid_mapping)
-    for below, above, share in _slices(_planes(slabs), first):
-        planes = [_upsampled(plane, rows, columns) for plane in ((below,) if above is below else (below, above))]
-        yield planes[0] if len(planes) == 1 else planes[0] + np.float32(share) * (planes[1] - planes[0])
-
-
-def field_view(array: np.ndarray, grid_mapping: GridMapping) -> np.ndarray:
-    """The field of view of ``array`` (..., slice, row, column), canonical, with its axes in network order: a view."""
-    box = array[(..., *grid_mapping.box.slices)]
-    lead = array.ndim - 3
-    return box.transpose(*range(lead), *(lead + axis for axis in grid_mapping.axis_order))
-
-
-def _interpolated_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping) -> LabelArray:
+def _interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> LabelArray:
     labels = np.zeros(grid_mapping.scan_shape, np.uint8)
-    view = field_view(labels, grid_mapping)
+    view = labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order)
     first, rows, columns = _taps(grid_mapping)
     upsampling = PlaneUpsampling(rows, columns)
     done, last = 0, None
-    for below, above, share in _slices(_planes(slabs), first):
+    for below, above, share in _slices(planes, first):
         here = (id(below), id(above), share)
         view[done] = view[done - 1] if here == last else upsampling.labels(below, above, share)
         done, last = done + 1, here
     return labels
 
 
-def _nearest_labels(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:
-    order = grid_mapping.axis_order
-    canonical = labels.transpose([order.index(axis) for axis in range(3)])
-    nearest = [
-        nearest_indices(n_in, n_out) for n_in, n_out in zip(canonical.shape, grid_mapping.box.shape, strict=True)
-    ]
-    return uncrop(canonical[np.ix_(*nearest)], grid_mapping.box, grid_mapping.scan_shape, 0)
-
-
-def _taps(grid_mapping: GridMapping) -> tuple[Taps, Taps, Taps]:
-    """In network order; nearest along the axis that preprocessing resampled apart."""
-    order = grid_mapping.axis_order
+def _taps(grid_mapping: GridMapping) -> list[Taps]:
+    """In network order: linear taps; nearest neighbour's along the axis that preprocessing resampled apart."""
+    first, second, third = grid_mapping.axis_order
     box, scan_mm = grid_mapping.box.shape, grid_mapping.scan_spacing_mm
-    shape: Triple = (box[order[0]], box[order[1]], box[order[2]])
-    coarse = coarse_axis(grid_mapping.network_spacing_mm, (scan_mm[order[0]], scan_mm[order[1]], scan_mm[order[2]]))
-    return axis_taps(grid_mapping.network_shape, shape, coarse)
-
-
-def _planes(slabs: Iterable[Tensor]) -> Iterator[Plane]:
-    """The slices of the slabs, one by one."""
-    for slab in slabs:
-        for scores in slab.unbind(1):
-            yield plane_of(scores)
+    coarse = coarse_axis(grid_mapping.network_spacing_mm, (scan_mm[first], scan_mm[second], scan_mm[third]))
+    taps = []
+    for axis, (n_in, n_out) in enumerate(
+        zip(grid_mapping.network_shape, (box[first], box[second], box[third]), strict=True)
+    ):
+        if axis == coarse:
+            nearest = np.asarray(nearest_indices(n_in, n_out), np.intp)
+            taps.append(Taps(nearest, nearest, np.zeros(n_out, np.float32)))
+        else:
+            taps.append(linear_taps(n_in, n_out))
+    return taps
 
 
 def _slices(planes: Iterator[Plane], taps: Taps) -> Iterator[tuple[Plane, Plane, float]]:
@@ -108,16 +89,113 @@ def _slices(planes: Iterator[Plane], taps: Taps) -> Iterator[tuple[Plane, Plane,
         pass
 
 
-def _upsampled(plane: Plane, rows: Taps, columns: Taps) -> np.ndarray:
-    """A plane's scores (K, H, W) on the finer grid."""
-    scores = plane.scores.numpy().reshape(len(plane.scores), *plane.labels.shape)
-    down = scores[:, rows.lower]
-    down += rows.share[None, :, None] * (scores[:, rows.upper] - down)
-    across = down[:, :, columns.lower]
-    across += columns.share * (down[:, :, columns.upper] - across)
-    return across
+@dataclass(frozen=True)
+class Taps:
+    """Of every output voxel of one axis, the two input voxels it lies between and the share of the upper one."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    share: np.ndarray  # float32, of ``upper``
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """The input voxel that has most weight; in the middle, the upper one."""
+        return np.where(self.share >= 0.5, self.upper, self.lower)
 
 
-def _check_count(slices: int, grid_mapping: GridMapping) -> None:
-    if slices != grid_mapping.network_shape[0]:
-        raise ValueError(f"{slices} slices of scores for a network grid of {grid_mapping.network_shape}")
+def linear_taps(n_in: int, n_out: int) -> Taps:
+    """The taps of linear interpolation over the same block; beyond the outer voxels' centres they are repeated.
+
+    >>> taps = linear_taps(2, 4)
+    >>> taps.lower.tolist(), taps.upper.tolist(), taps.share.tolist()
+    ([0, 0, 0, 0], [1, 1, 1, 1], [0.0, 0.25, 0.75, 1.0])
+    """
+    position = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+    lower = np.minimum(np.floor(position).astype(np.intp), max(n_in - 2, 0))
+    upper = np.minimum(lower + 1, n_in - 1)
+    return Taps(lower, upper, (position - lower).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice of the coarse grid: scores (K, rows × columns), and the label that scores most (rows, columns)."""
+
+    scores: Tensor
+    labels: LabelArray
+
+
+def plane_of(scores: Tensor) -> Plane:
+    """The plane of ``scores`` (K, rows, columns), float32 or float16 on any device: a copy.
+
+    Among equal scores the lowest label wins.
+    """
+    scores = scores.detach()
+    labels = _highest(scores)  # where the scores are: a GPU is quicker, and sends half of float32's bytes
+    copied = scores.to("cpu", copy=True, memory_format=torch.contiguous_format).float()
+    return Plane(copied.reshape(len(copied), -1), labels)
+
+
+class PlaneUpsampling:
+    """Labels of one output slice at a time, from the two planes it lies between."""
+
+    def __init__(self, rows: Taps, columns: Taps) -> None:
+        self.rows, self.columns = rows, columns
+        self._nearest = rows.nearest[:, None], columns.nearest[None, :]
+        self._lower = rows.lower[:, None], columns.lower[None, :]
+
+    def labels(self, below: Plane, above: Plane, share: float) -> LabelArray:
+        """Labels (rows, columns) between two planes; ``share`` is the upper one's weight."""
+        nearest = above if share >= 0.5 else below
+        labels = nearest.labels[self._nearest]
+        if share in (0.0, 1.0):
+            below = above = nearest
+        border = np.flatnonzero(_mixed(below.labels, above.labels)[self._lower])
+        flat = labels.reshape(-1)
+        for start in range(0, len(border), AT_ONCE):
+            voxels = border[start : start + AT_ONCE]
+            flat[voxels] = _highest(self._interpolated(below, above, share, voxels))
+        return labels
+
+    def _interpolated(self, below: Plane, above: Plane, share: float, voxels: np.ndarray) -> Tensor:
+        """Scores (K, n) at output voxels, given by their flat index."""
+        row, column = np.divmod(voxels, len(self.columns.lower))
+        width = below.labels.shape[1]
+        left, right = self.columns.lower[column], self.columns.upper[column]
+        upper_rows, lower_rows = self.rows.upper[row] * width, self.rows.lower[row] * width
+        across = torch.from_numpy(self.columns.share[column])
+        down = torch.from_numpy(self.rows.share[row])
+
+        def within(plane: Plane) -> Tensor:
+            first, second = (
+                torch.lerp(_taken(plane, base + left), _taken(plane, base + right), across)
+                for base in (lower_rows, upper_rows)
+            )
+            return torch.lerp(first, second, down)
+
+        scores = within(below)
+        return scores if above is below else torch.lerp(scores, within(above), share)
+
+
+def _taken(plane: Plane, voxels: np.ndarray) -> Tensor:
+    return plane.scores.index_select(1, torch.from_numpy(voxels))
+
+
+def _highest(scores: Tensor) -> np.ndarray:
+    """The lowest label of the highest score (K, ...), uint8 (...)."""
+    best, labels = scores[0].clone(), torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
+    for label in range(1, len(scores)):
+        labels.masked_fill_(scores[label] > best, label)
+        torch.maximum(best, scores[label], out=best)
+    return labels.cpu().numpy()
+
+
+def _mixed(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Whether the 8 labels from (row, column) to (row + 1, column + 1) of two planes differ."""
+    mixed = below != above if above is not below else np.zeros(below.shape, bool)
+    differs_down, differs_across = below[1:] != below[:-1], below[:, 1:] != below[:, :-1]
+    mixed[:-1] |= mixed[1:]
+    mixed[:-1] |= differs_down
+    mixed[:, :-1] |= mixed[:, 1:]
+    mixed[:, :-1] |= differs_across
+    mixed[:-1, :-1] |= differs_across[1:]
+    return mixed

@@ -12,10 +12,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from flarecps.inference.export import plane_of
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain
 from flarecps.inference.sliding_window import Network, Place, scores_by_slab, windows
-from flarecps.inference.upsampling import plane_of
 from flarecps.planning.plan import IntensityScheme, Plan, volume_patch
 from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import ScanArray, Triple

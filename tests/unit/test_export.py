@@ -10,8 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.transform import resize
 
-from flarecps.inference.export import field_view, scan_labels, scan_scores
-from flarecps.inference.upsampling import AT_ONCE, linear_taps
+from flarecps.inference.export import AT_ONCE, linear_taps, scan_labels
 from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import SpacingMm, Triple
 from flarecps.volumes.resampling import axis_operator
@@ -117,16 +116,6 @@ def test_along_a_coarse_axis_the_nearest_slice_is_taken() -> None:
     labels = scan_labels(slabs_of(scores, 2, 4), way)[way.box.slices]
     chosen = np.take_along_axis(reference, labels[None].astype(int), 0)[0]
     assert (reference.max(0) - chosen).max() <= TIE
-
-
-def test_scores_on_the_scans_grid_are_skimages() -> None:
-    way = grid_mapping((7, 11, 9), (15, 25, 22), (2, 0, 1))
-    scores = scores_like_a_network((7, 11, 9), seed=4)
-    ours = np.zeros((CLASSES, *way.scan_shape), np.float32)
-    view = field_view(ours, way)
-    for place, plane in enumerate(scan_scores(slabs_of(scores, 3, 4), way)):
-        view[:, place] = plane
-    np.testing.assert_allclose(ours[(slice(None), *way.box.slices)], at_once(scores, way), atol=1e-6)
 
 
 def test_half_precision_slabs_differ_at_ties_only() -> None:
