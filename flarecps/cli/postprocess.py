@@ -43,8 +43,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
 
     from flarecps.evaluation.label_sets import label_set
     from flarecps.inference.outputs import disk_errors_as_config_error
-    from flarecps.inference.postprocessing import FILE_NAME, write_rules
-    from flarecps.inference.postprocessing_rules import determine_rules, pairs_of
+    from flarecps.inference.postprocessing import FILE_NAME, determine_rules, pairs_of, write_rules
 
     structures, origin = label_set(labels, predictions, references)
     pairs = pairs_of(predictions, references)
@@ -82,8 +81,7 @@ def apply(predictions: Path, output: Path, *, rules: Path, workers: int = 1, ove
     from rich.console import Console
 
     from flarecps.atomic import atomic_path
-    from flarecps.inference.postprocessing import read_rules
-    from flarecps.inference.postprocessing_rules import apply_rules
+    from flarecps.inference.postprocessing import apply_rules, read_rules
 
     outcomes = apply_rules(predictions, output, read_rules(rules), workers, overwrite)
     described = predictions / "dataset.json"

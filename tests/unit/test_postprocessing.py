@@ -14,15 +14,16 @@ from flarecps.cli.main import main
 from flarecps.errors import ConfigError
 from flarecps.inference.postprocessing import (
     Rules,
+    determine_rules,
     filled,
     largest_component,
     largest_foreground,
     largest_of_each,
+    pairs_of,
     read_rules,
     rules_beside,
     write_rules,
 )
-from flarecps.inference.postprocessing_rules import determine_rules, pairs_of
 
 LABELS = {"liver": 1, "spleen": 2}
 
