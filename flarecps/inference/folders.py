@@ -7,7 +7,8 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flarecps import atomic
@@ -101,28 +102,27 @@ def segment_folder(
     settings, outputs = settings or SegmentationSettings(), outputs or OutputOptions()
     if outputs.agreement and settings.budget.seconds is not None:
         raise ConfigError("agreement runs the networks twice, beyond a limit of time: leave out one of the two")
-    task = _Task(checkpoints, settings, outputs, overwrite, say)
-    case = task.load()
+    load = partial(_loaded, checkpoints, settings, overwrite, say)
+    case = load(outputs)
     plan = case.segmenter.plan
     requests = shard(requests_for(scans, output, len(plan.channels)), share)
     if postprocess is not None:
         rules = rules_beside(checkpoints) if str(postprocess) == BESIDE else Path(postprocess)
-        case.outputs = replace(outputs, rules=read_rules(rules, plan.labels))
-        task = replace(task, outputs=case.outputs)
+        case.outputs = outputs = replace(outputs, rules=read_rules(rules, plan.labels))
     if requests and requests[0].result != output:
         describe_results(output, plan, overwrite)
-    waiting = [(request.name, request) for request in requests if case.outputs.missing(request, overwrite)]
+    waiting = [(request.name, request) for request in requests if outputs.missing(request, overwrite)]
     try:
         if workers > 1 and len(waiting) > 1:
             del case
-            outcomes = process_cases(PerProcess(task.load), waiting, workers, "Segmenting", progress)
+            outcomes = process_cases(PerProcess(partial(load, outputs)), waiting, workers, "Segmenting", progress)
         else:
             outcomes = _overlapping(case, waiting, progress)
     except BaseException:  # an interrupt: what is done is in the tables all the same
-        _tables(task.outputs, requests)
+        _tables(outputs, requests)
         raise
     done = {request.result: outcome for (_, request), outcome in zip(waiting, outcomes, strict=True)}
-    return [*(done.get(one.result) or _there(one) for one in requests), *_tables(task.outputs, requests)]
+    return [*(done.get(one.result) or _there(one) for one in requests), *_tables(outputs, requests)]
 
 
 def _there(request: SegmentationRequest) -> Outcome[SegmentationResult]:
@@ -169,31 +169,25 @@ def segment_requests(
     yield from pipelined(waiting, case.read, case.compute, case.write, case.may_read_ahead)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What every process needs to segment scans on its own: ``load`` is called once in each."""
-
-    checkpoints: tuple[Path, ...]
-    settings: SegmentationSettings
-    outputs: OutputOptions
-    overwrite: bool
-    say: Callable[[str], None] | None
-
-    def load(self) -> CaseSegmentation:
-        """The segmenter, and for agreement also that of sibling 1 and that of sibling 2."""
-        segmenter = Segmenter.load(self.checkpoints, settings=self.settings, say=self.say)
-        siblings: list[Segmenter] = []
-        if self.outputs.agreement:
-            try:  # what a scan costs is said once
-                siblings = [
-                    segmenter
-                    if which == self.settings.sibling
-                    else Segmenter.load(self.checkpoints, which, self.settings)
-                    for which in SIBLINGS
-                ]
-            except ConfigError as error:
-                raise ConfigError(f"agreement needs two siblings: {error}") from error
-        return CaseSegmentation(segmenter, self.outputs, siblings, self.overwrite)
+def _loaded(
+    checkpoints: tuple[Path, ...],
+    settings: SegmentationSettings,
+    overwrite: bool,
+    say: Callable[[str], None] | None,
+    outputs: OutputOptions,
+) -> CaseSegmentation:
+    """What every process makes for itself: the segmenter, and for agreement also those of siblings 1 and 2."""
+    segmenter = Segmenter.load(checkpoints, settings=settings, say=say)
+    siblings: list[Segmenter] = []
+    if outputs.agreement:
+        try:  # what a scan costs is said once
+            siblings = [
+                segmenter if which == settings.sibling else Segmenter.load(checkpoints, which, settings)
+                for which in SIBLINGS
+            ]
+        except ConfigError as error:
+            raise ConfigError(f"agreement needs two siblings: {error}") from error
+    return CaseSegmentation(segmenter, outputs, siblings, overwrite)
 
 
 def _by_patient(scans: Sequence[Path], channels: int, given: Path) -> list[tuple[str, tuple[Path, ...]]]:
