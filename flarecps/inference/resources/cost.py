@@ -142,9 +142,13 @@ def estimate_ram(
     network's grid, the sums' slabs, the labels, and what the batch takes. Nothing of it grows with classes × scan.
     """
     image = job.channels * job.network_voxels * job.network_bytes
-    preparing = now_bytes + _preparing_bytes(job)
+    # Where voxels are filled, as truth values twice; then the image on the network's grid, beside what lies between the
+    # grids: the two axes that shrink most are resampled first.
+    preparing = now_bytes + max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
-    running = now_bytes + image + labels + _plane_bytes(job)
+    _, rows, columns = _padded(job.network_shape, job.patch_voxels)
+    planes = 3 * job.classes * rows * columns * FLOAT  # two of scores, and the border voxels interpolated at a time
+    running = now_bytes + image + labels + planes
     if placement.sums_on.type == "cpu":
         running += sums_bytes(job, placement, steps)
     if placement.device.type == "cpu":
@@ -199,16 +203,3 @@ def _padded(shape: Triple, patch_voxels: tuple[int, ...]) -> Triple:
     """A grid with every edge at least the patch's."""
     first, second, third = (max(edge, size) for edge, size in zip(shape, volume_patch(patch_voxels), strict=True))
     return first, second, third
-
-
-def _preparing_bytes(job: Job) -> int:
-    """Where voxels are filled, as truth values twice; then the image on the network's grid, beside what lies between
-    the grids: the two axes that shrink most are resampled first."""
-    image = job.channels * job.network_voxels * job.network_bytes
-    return max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
-
-
-def _plane_bytes(job: Job) -> int:
-    """Two planes of scores on the network's grid, and the border voxels that are interpolated at a time."""
-    _, rows, columns = _padded(job.network_shape, job.patch_voxels)
-    return 3 * job.classes * rows * columns * FLOAT

@@ -136,10 +136,13 @@ def plan_work(
     """
     for plan in _for_memory(wanted):
         estimate = _estimate(job, plan, budget, window, now_bytes, share_with_body)
-        if not _too_much(estimate, budget):
+        if not (too_much := _too_much(estimate, budget)):
             break
     else:
-        raise ConfigError(_refusal(estimate, budget))
+        raise ConfigError(
+            f"this scan does not fit its budget even with one window at a time: {'; '.join(too_much)}. Allow more, or "
+            "give a scan with fewer slices"
+        )
     for quicker in _for_time(plan):
         plan, estimate = quicker, _estimate(job, quicker, budget, window, now_bytes, share_with_body)
         if budget.seconds is None or estimate.seconds <= budget.seconds:
@@ -195,10 +198,8 @@ def _for_time(plan: WorkPlan) -> Iterator[WorkPlan]:
 def _estimate(
     job: Job, plan: WorkPlan, budget: Budget, window: WindowCost, now_bytes: int, share_with_body: float
 ) -> Estimate:
-    larger = (
-        [] if budget.seconds is None else [step for step in LARGER_STEPS if step > plan.step]
-    )  # see DeadlineSchedule
-    steps = (plan.step, *larger)
+    larger = () if budget.seconds is None else LARGER_STEPS  # see DeadlineSchedule
+    steps = (plan.step, *(step for step in larger if step > plan.step))
     share = share_with_body if plan.skip_air else 1.0
     return Estimate(
         estimate_ram(job, plan.placement, window, now_bytes, plan.mode, steps),
@@ -207,25 +208,17 @@ def _estimate(
     )
 
 
-def _too_much(estimate: Estimate, budget: Budget) -> bool:
-    pairs = ((estimate.ram.peak, budget.ram_bytes), (estimate.vram_bytes, budget.vram_bytes))
-    return any(limit is not None and cost * MARGIN > limit for cost, limit in pairs)
-
-
-def _refusal(least: Estimate, budget: Budget) -> str:
-    found = []
-    for name, cost, limit in (
-        ("RAM", least.ram.peak, budget.ram_bytes),
-        ("GPU memory", least.vram_bytes, budget.vram_bytes),
-    ):
-        if limit is not None and cost * MARGIN > limit:
-            found.append(
-                f"{format_bytes(cost)} of {name}, with a reserve of {MARGIN - 1:.0%}, against {format_bytes(limit)}"
-            )
-    return (
-        f"this scan does not fit its budget even with one window at a time: {'; '.join(found)}. Allow more, or give a "
-        "scan with fewer slices"
+def _too_much(estimate: Estimate, budget: Budget) -> list[str]:
+    """What exceeds the budget's memory, in words; empty when it fits."""
+    kinds = (
+        ("RAM", estimate.ram.peak, budget.ram_bytes),
+        ("GPU memory", estimate.vram_bytes, budget.vram_bytes),
     )
+    return [
+        f"{format_bytes(cost)} of {name}, with a reserve of {MARGIN - 1:.0%}, against {format_bytes(limit)}"
+        for name, cost, limit in kinds
+        if limit is not None and cost * MARGIN > limit
+    ]
 
 
 def _against(cost: float, limit: float | None, words: Callable[[float], str]) -> str:

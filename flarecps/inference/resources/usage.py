@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 import psutil
 import torch
@@ -32,9 +31,7 @@ class RamMeter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
         self.peak = max(self.peak, ram_bytes())
@@ -67,19 +64,14 @@ def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterato
         return
     total = torch.cuda.get_device_properties(device).total_memory
     share = max(limit_bytes - CUDA_CONTEXT_BYTES, 0) / total
-    before = _share_of_gpu(device)
+    known = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # older versions of PyTorch can't tell
+    before = 1.0 if known is None else float(known(device))
     torch.cuda.empty_cache()  # what earlier scans left there counts, too
     torch.cuda.set_per_process_memory_fraction(min(share, before), device)
     try:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(before, device)
-
-
-def _share_of_gpu(device: torch.device) -> float:
-    """The share of a GPU's memory that this process may take; older versions of PyTorch can't tell."""
-    known = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    return 1.0 if known is None else float(known(device))
 
 
 def refused_allocations(device: torch.device) -> int:
