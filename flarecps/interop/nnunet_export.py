@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -44,7 +44,8 @@ def export_to_nnunet(
     networks: list[Any] = [model.siblings[number].network for number in numbers]
     plans, dataset = plan_to_nnunet(model.plan, networks[0]), nnunet_dataset_json(model.plan)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=folder.parent))
+    partial = folder.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}"
+    partial.mkdir()
     try:
         write_json(partial / "plans.json", plans)
         write_json(partial / "dataset.json", dataset)
@@ -54,7 +55,6 @@ def export_to_nnunet(
             (partial / place).parent.mkdir()
             torch.save(_checkpoint(network, fold, plans, dataset, model, axes), partial / place)
             written.append(folder / place)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -89,10 +89,3 @@ def _checked_axes(axes: Sequence[int], plan: Plan) -> tuple[int, ...]:
         names = "0 slice, 1 row, 2 column" if plan.dimensions == 3 else "0 row, 1 column"
         raise CheckpointError(f"mirror axes {list(axes)}: expected each of the patch's axes at most once ({names})")
     return tuple(sorted(axes))
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
