@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_model import small_plan
 
-from flarecps.inference.spacing_rules import enforced_spacing_mm, with_spacing
+from flarecps.inference.segmenter import Segmenter, enforced_spacing_mm
 from flarecps.volumes.io import read_volume, write_volume
 from flarecps.volumes.space import Space
 
@@ -33,8 +34,8 @@ def test_direction_origin_and_source_are_untouched(tmp_path: Path) -> None:
     space = Space((4, 5, 6), (5.0, 0.9, 0.8), (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0), (11.0, -7.0, 300.0))
     write_volume(tmp_path / "scan.nii.gz", np.arange(120, dtype=np.int16).reshape(4, 5, 6), space)
     volume = read_volume(tmp_path / "scan.nii.gz")
-    seen = with_spacing(volume, (0.5, 0.75, 0.75))
-    assert seen.space.spacing_mm == (0.5, 0.75, 0.75)
+    seen = Segmenter(small_plan(), [], device="cpu", enforce_spacing=True)._seen(volume)
+    assert seen.space.spacing_mm == pytest.approx((5.0, 0.75, 0.75))
     assert seen.array is volume.array
     assert seen.source == volume.source
     assert (seen.space.direction, seen.space.origin_mm) == (volume.space.direction, volume.space.origin_mm)
