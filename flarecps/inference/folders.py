@@ -15,9 +15,8 @@ from flarecps import atomic
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.outputs import OutputOptions, SegmentationRequest
-from flarecps.inference.pipeline import pipelined
 from flarecps.inference.postprocessing import read_rules, rules_beside
-from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult
+from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult, pipelined
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings, Sibling
 from flarecps.planning.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,25 +24,11 @@ from flarecps.volumes.space import Space
 LEVEL = 1  # most voxels are exactly 0 or 1: higher levels gain little
 
 
-class ProbabilityFile:
-    """Takes slabs of scores as they come and writes them away; see ``writing_probabilities``."""
-
-    def __init__(self, stream: Any, accumulate: Accumulate) -> None:
-        self._stream = stream
-        self._accumulate = accumulate
-
-    def add(self, slab: Tensor) -> None:
-        """Write scores (K, n, H, W), the next n slices."""
-        scores = torch.softmax(slab.float(), dim=0) if self._accumulate == "logits" else slab
-        slices = scores.movedim(1, 0).to("cpu", torch.float16).contiguous().numpy()
-        self._stream.write(slices.tobytes())
-
-
 @contextmanager
 def writing_probabilities(
     path: Path, plan: Plan, space: Space, grid_mapping: GridMapping, accumulate: Accumulate
-) -> Iterator[ProbabilityFile]:
-    """A file to which slabs are added; it appears under its name when the block succeeds.
+) -> Iterator[Callable[[Tensor], None]]:
+    """A function that writes scores (K, n, H, W), the next n slices; the file appears when the block succeeds.
 
     A NumPy archive (.npz, deflated) with two arrays: ``probabilities``, float16 (slice, class, row, column) on the
     network's grid, and ``grid``, a JSON text: the classes in order, and the affine matrix from array index (slice, row,
@@ -64,7 +50,12 @@ def writing_probabilities(
             npy.write_array(stream, np.array(json.dumps(about)), allow_pickle=False)
         with archive.open("probabilities.npy", "w", force_zip64=True) as stream:
             npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            yield ProbabilityFile(stream, accumulate)
+
+            def add(slab: Tensor) -> None:
+                scores = torch.softmax(slab.float(), dim=0) if accumulate == "logits" else slab
+                stream.write(scores.movedim(1, 0).to("cpu", torch.float16).contiguous().numpy().tobytes())
+
+            yield add
 
 
 def read_probabilities(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from flarecps.batch_processing import Outcome, attempt
 from flarecps.errors import ScanError
 from flarecps.inference.case_records import (
     AGREEMENT,
@@ -30,13 +34,20 @@ from flarecps.inference.outputs import (
     disk_errors_as_config_error,
     remove_partial_file,
 )
-from flarecps.inference.probability_file import ProbabilityFile, writing_probabilities
+from flarecps.inference.probability_file import writing_probabilities
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.segmenter import Segmenter
 from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
 from flarecps.volumes.space import Space
+
+A = TypeVar("A")  # what names a case
+M = TypeVar("M")  # what is read
+C = TypeVar("C")  # what is computed
+T = TypeVar("T")  # what is left when it is written
+
+Attempted: TypeAlias = tuple[T | None, str | None]
 
 READING_BYTES = 8  # a voxel, at most, while a file is read: float32, and once more in a reader of another format
 
@@ -187,16 +198,16 @@ class CaseSegmentation:
         remove_partial_file(path)
         plan, settings = self.segmenter.plan, self.segmenter.settings
         with disk_errors_as_config_error(path), ExitStack() as stack:
-            file: ProbabilityFile | None = None
+            add: Callable[[Tensor], None] | None = None
 
             def keep(slab: Tensor, grid_mapping: GridMapping) -> None:
-                nonlocal file
-                if file is None:
+                nonlocal add
+                if add is None:
                     writing = writing_probabilities(
                         path, plan, transposed_to_plan(loaded.volume, plan).space, grid_mapping, settings.accumulate
                     )
-                    file = stack.enter_context(writing)
-                file.add(slab)
+                    add = stack.enter_context(writing)
+                add(slab)
 
             return self.segmenter(loaded.volume, self.show_progress, began_s, loaded.prepared, keep)
 
@@ -215,3 +226,50 @@ def _labels_on(path: Path, volume: Volume) -> LabelArray:
             f"{path}: not on the grid of {volume.source.path} ({difference}); remove it, or use --overwrite"
         )
     return drawn.array[0]
+
+
+def pipelined(
+    cases: Sequence[tuple[str, A]],
+    read: Callable[[A], M],
+    compute: Callable[[A, M], C],
+    write: Callable[[A, C], T],
+    may_read_ahead: Callable[[M, A], bool] = lambda loaded, following: True,
+) -> Iterator[Outcome[T]]:
+    """One outcome per (name, argument) of ``cases``, in their order, as each is written.
+
+    While ``compute`` works on a case in this thread, another thread reads the next one and a third writes the one
+    before; no more than these three are in memory. ``may_read_ahead(loaded, next argument)``, asked before a case is
+    computed, says whether the next may be read meanwhile; where it may not, the case is also written before the next
+    is read. A stage that fails ends its case with its error, and the others go on.
+    """
+    with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
+        reading: Future[Attempted[M]] | None = None
+        writing: tuple[str, Future[Attempted[T]]] | None = None
+        for index, (name, argument) in enumerate(cases):
+            loaded, error = reading.result() if reading is not None else attempt(read, argument)
+            reading = None
+            following = [one for _, one in cases[index + 1 : index + 2]]
+            if following and (loaded is None or may_read_ahead(loaded, following[0])):
+                reading = reader.submit(attempt, read, following[0])
+            computed: C | None = None
+            if loaded is not None:
+                computed, error = attempt(partial(compute, argument), loaded)
+            loaded = None
+            if writing is not None:
+                yield _written(*writing)
+                writing = None
+            if computed is None:
+                yield Outcome(name, None, error)
+                continue
+            writing = (name, writer.submit(attempt, partial(write, argument), computed))
+            computed = None
+            if reading is None:
+                yield _written(*writing)
+                writing = None
+        if writing is not None:
+            yield _written(*writing)
+
+
+def _written(name: str, ending: Future[Attempted[T]]) -> Outcome[T]:
+    value, error = ending.result()
+    return Outcome(name, value, error)

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from flarecps.errors import ScanError
-from flarecps.inference.pipeline import pipelined
+from flarecps.inference.segment_case import pipelined
 
 PATIENCE_S = 20.0  # what must happen at the same time happens long before
 
