@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flarecps.preprocessing.case import GridMapping, labels_to_scan
-from flarecps.typing import LabelArray, Triple
+from flarecps.typing import LabelArray
 from flarecps.volumes.cropping import uncrop
 from flarecps.volumes.resampling import coarse_axis, nearest_indices
 
