@@ -31,8 +31,8 @@ from flarecps.experiments.runner import FLARECPS, processor_name, run_experiment
 from flarecps.experiments.stages import (
     Stage,
     fit_stage,
-    judging_stages,
     last_checkpoint,
+    scoring_stages,
     store_stages,
     training_is_finished,
 )
@@ -58,7 +58,7 @@ def stages_of(run: Run, dataset: Path, out: Path) -> list[Stage]:
     found.append(fit_stage(f"train_{name}", (*meter, *fit_words(run, store, folder)),
                            ROOT / "configs" / run.arm.config, folder, f"preprocess_{intensity}"))  # fmt: skip
     for sibling in run.arm.siblings:
-        found += judging_stages(f"{name}.{sibling}", [last_checkpoint(folder)], dataset,
+        found += scoring_stages(f"{name}.{sibling}", [last_checkpoint(folder)], dataset,
                                 folder / f"segmentations_{sibling}", folder / f"scores_{sibling}", f"train_{name}",
                                 ("--sibling", sibling), ("--workers", "1"))  # fmt: skip
     return found
@@ -100,7 +100,7 @@ def averaged_controls(run: Run, dataset: Path, out: Path, results: Path) -> None
         if (results / two / "scores_1.csv").is_file():
             continue
         checkpoints = [last_checkpoint(folder) for folder in (first, second)]
-        stages = judging_stages(".".join(two.parts[1:]), checkpoints, dataset, out / two / "segmentations_1",
+        stages = scoring_stages(".".join(two.parts[1:]), checkpoints, dataset, out / two / "segmentations_1",
                                 out / two / "scores_1", score_words=("--workers", "1"))  # fmt: skip
         run_experiment(stages, out / RECORDS)
         keep_scores(out / two, results / two)

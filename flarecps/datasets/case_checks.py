@@ -128,7 +128,7 @@ def label_counts(array: np.ndarray) -> dict[int, int] | None:
     return dict(sorted(counts.items()))
 
 
-def number_findings(path: Path, array: np.ndarray, counts: Mapping[int, int] | None) -> Iterator[Found]:
+def value_findings(path: Path, array: np.ndarray, counts: Mapping[int, int] | None) -> Iterator[Found]:
     """Fractions, negative numbers, and whole numbers stored as floats (NIfTI's scaling included)."""
     if counts is None:
         fractions = sum(int((np.abs(plane - np.rint(plane)) > WHOLE_TOLERANCE).sum()) for plane in array)
@@ -139,7 +139,7 @@ def number_findings(path: Path, array: np.ndarray, counts: Mapping[int, int] | N
         yield "float-labels", f"{path} stores whole labels as {array.dtype}", "integers"
 
 
-def drawn_findings(
+def content_findings(
     path: Path, counts: Mapping[int, int], names: Mapping[int, str], annotated: Collection[int] | None
 ) -> Iterator[Found]:
     """Ids that nobody named, nothing at all, and structures that splits.json says are not drawn here.
@@ -159,7 +159,7 @@ def drawn_findings(
         yield "not-annotated", f"{strange} drawn", f"only what splits.json lists as annotated here: {expected}"
 
 
-def place_findings(labels: LabelArray, hu: np.ndarray, names: Mapping[int, str]) -> Iterator[Found]:
+def position_findings(labels: LabelArray, hu: np.ndarray, names: Mapping[int, str]) -> Iterator[Found]:
     """Solid structures that lie on air; arrays (slice, row, column) on one grid."""
     voxels, airy = np.zeros(LARGEST_ID + 1, np.int64), np.zeros(LARGEST_ID + 1, np.int64)
     for drawn, plane in zip(labels, hu, strict=True):

@@ -12,15 +12,15 @@ import numpy as np
 from flarecps.datasets.case_checks import (
     LOWEST_HU,
     Found,
-    drawn_findings,
+    content_findings,
     hounsfield_findings,
     hu_histogram,
     label_centres,
     label_counts,
     label_orientation_findings,
-    number_findings,
-    place_findings,
+    position_findings,
     torso_findings,
+    value_findings,
 )
 from flarecps.datasets.duplicates import ScanHashes, scan_hashes
 from flarecps.datasets.findings import KINDS, Finding
@@ -176,14 +176,14 @@ def _inspect_labels(
         return {}, "", False
     array = map_.array[0]
     counts = label_counts(array)
-    findings += number_findings(path, array, counts)
+    findings += value_findings(path, array, counts)
     if not map_.space.same_grid(volume.space):
         words = f"{path} is not on the grid of its image ({map_.space.difference(volume.space)})"
         findings.append(("grid-mismatch", words, "the grid of the image"))
         return counts or {}, "", False
     if counts is None:
         return {}, "", False
-    findings += drawn_findings(path, counts, label_set.names, case.annotated)
+    findings += content_findings(path, counts, label_set.names, case.annotated)
     if min(counts) < 0 or max(counts) > LARGEST_ID or set(counts) <= {0}:
         return counts, "", False
     labels = np.rint(array).astype(np.uint8) if array.dtype != np.uint8 else array
@@ -192,7 +192,7 @@ def _inspect_labels(
     found, decided = label_orientation_findings(centres, pairs)
     findings += found
     if has_hu:
-        findings += place_findings(labels, volume.array[0], label_set.names)
+        findings += position_findings(labels, volume.array[0], label_set.names)
     digest = hashlib.sha256(repr(labels.shape).encode())
     digest.update(np.ascontiguousarray(labels).data)
     return counts, digest.hexdigest(), decided

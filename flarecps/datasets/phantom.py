@@ -132,7 +132,9 @@ def _make_case(order: _PhantomCase) -> None:
     """Write the scan of one case, and its labels unless it is unlabelled."""
     images, labels_folder = FOLDERS[order.role]
     generator = np.random.default_rng([order.seed, ROLES.index(order.role), order.index])
-    image, labels, space = draw_case(generator, order.size, is_wide(order.role, order.index), order.anatomy)
+    image, labels, space = draw_case(
+        generator, order.size, is_out_of_distribution(order.role, order.index), order.anatomy
+    )
     to_stored = reordering(str(generator.choice(STORED_ORDERS, p=STORED_SHARES)))
     stored = to_stored.apply_to_space(space)
     write_volume(order.out / images / f"{order.name}_0000.nii.gz", np.ascontiguousarray(to_stored.apply(image)), stored)
@@ -154,7 +156,7 @@ def draw_case(
     return image, labels, Space.canonical(scene.view.shape, scene.view.spacing_mm, (x, y, z))
 
 
-def is_wide(role: Role, index: int) -> bool:
+def is_out_of_distribution(role: Role, index: int) -> bool:
     """Whether a case comes from the wider distribution: every unlabelled one, and a part of the test cases."""
     return role == "unlabelled" or (role == "test" and index % WIDE_TEST_EVERY == WIDE_TEST_EVERY - 1)
 

@@ -209,12 +209,12 @@ def training_stages(
     """
     return [
         fit_stage(f"train_{name}", words, config, run, after),
-        *judging_stages(name, [last_checkpoint(run)], dataset, run / "labels", run / "scores", f"train_{name}",
+        *scoring_stages(name, [last_checkpoint(run)], dataset, run / "labels", run / "scores", f"train_{name}",
                         segment_words),
     ]  # fmt: skip
 
 
-def judging_stages(
+def scoring_stages(
     name: str,
     checkpoints: Sequence[Path],
     dataset: Path,

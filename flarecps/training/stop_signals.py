@@ -64,7 +64,7 @@ def _end_at_second(heard: socket.socket) -> None:
                 end_at_once(ENDED_BY_SIGNAL + number)
 
 
-def hear_interrupts() -> None:
+def handle_interrupts() -> None:
     """Hear Ctrl-C again, which Lightning ignores while it shuts down after the first; nothing but to end at once."""
     if _listening:
         signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -75,7 +75,7 @@ def received() -> StopRequest:
     return _received
 
 
-def listen_again() -> None:
+def reinstall_handlers() -> None:
     """Take the signals back from a library that has set handlers of its own; nothing when nobody is listening."""
     if _listening:
         for number in SIGNALS:
@@ -107,7 +107,7 @@ def listening() -> Iterator[None]:
     former = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     watch = threading.Thread(target=_end_at_second, args=(heard,), daemon=True)
     watch.start()
-    listen_again()
+    reinstall_handlers()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flarecps.datasets.phantom import ROLES, draw_case, is_wide
+from flarecps.datasets.phantom import ROLES, draw_case, is_out_of_distribution
 from flarecps.evaluation.oracles import atlas_oracle, interval_oracle
 
 ORGANS = tuple(range(1, 14))
@@ -17,7 +17,7 @@ LABELLED, TEST = 12, 8
 def test_oracles_fail(seed: int) -> None:
     def case(role: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.default_rng([seed, ROLES.index(role), index])
-        image, labels, _ = draw_case(generator, "small", is_wide(role, index))
+        image, labels, _ = draw_case(generator, "small", is_out_of_distribution(role, index))
         return image, labels
 
     atlas = [case("labelled", index)[1] for index in range(LABELLED)]

@@ -13,7 +13,7 @@ from flarecps.anatomy import FLARE22_LABELS
 from flarecps.cli.main import main
 from flarecps.datasets import phantom_scan
 from flarecps.datasets.catalogue import read_catalogue
-from flarecps.datasets.phantom import STORED_ORDERS, draw_case, is_wide, reordering, write_phantom
+from flarecps.datasets.phantom import STORED_ORDERS, draw_case, is_out_of_distribution, reordering, write_phantom
 from flarecps.datasets.phantom_scan import (
     PHASES,
     Acquisition,
@@ -151,9 +151,9 @@ def test_contrast_changes_organs_and_only_wide_cases_are_native() -> None:
 
 
 def test_roles_and_their_distributions() -> None:
-    assert not is_wide("labelled", 3)
-    assert is_wide("unlabelled", 0)
-    assert [is_wide("test", i) for i in range(4)] == [False, False, False, True]
+    assert not is_out_of_distribution("labelled", 3)
+    assert is_out_of_distribution("unlabelled", 0)
+    assert [is_out_of_distribution("test", i) for i in range(4)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("codes", STORED_ORDERS)

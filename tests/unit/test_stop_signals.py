@@ -40,11 +40,11 @@ def test_signals_set_a_flag_and_nothing_else(numbers: list[int], asked: StopRequ
 def test_the_signals_are_taken_back_from_a_library() -> None:
     with listening():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop_signals.listen_again()
+        stop_signals.reinstall_handlers()
         os.kill(os.getpid(), signal.SIGTERM)
         assert received() == StopRequest.END
     before = signal.getsignal(signal.SIGTERM)
-    stop_signals.listen_again()  # nobody listens
+    stop_signals.reinstall_handlers()  # nobody listens
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -62,7 +62,8 @@ class Requeue(Callback):
     # -- where a training may stop
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stop_signals.listen_again()  # Lightning's SIGTERM handler talks to the other ranks from wherever it interrupts
+        # Lightning's SIGTERM handler talks to the other ranks from wherever it interrupts
+        stop_signals.reinstall_handlers()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         request = self._agreed(pl_module)
@@ -92,7 +93,7 @@ class Requeue(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            stop_signals.hear_interrupts()
+            stop_signals.handle_interrupts()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove(trainer)
