@@ -14,17 +14,16 @@ from pathlib import Path
 from flarecps.atomic import write_text
 from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.flare22_data import Flare22Data, link_flare22
-from flarecps.experiments.stages import Stage, StageRecords, command_stage, fit_stage, store_stages
-from flarecps.reporting.paper_tables import (
+from flarecps.experiments.paper_tables import (
     NOT_RUN,
     OwnScores,
     filled_csv,
     filled_markdown,
     paper_tables,
-    protocol_csv,
-    protocol_markdown,
+    protocol_table,
     read_paper,
 )
+from flarecps.experiments.stages import Stage, StageRecords, command_stage, fit_stage, store_stages
 
 FIGURE_5 = ("0002", "0042", "0021", "0028")  # challenging, challenging, easy, easy
 PAPER_INFERENCE = ("--sibling", "1", "--mode", "normal", "--step", "0.7", "--mirror")  # 2.1: TTA, step 0.7, normal mode
@@ -203,8 +202,9 @@ def write_paper_tables(
     starts = {key: records.read(records.stages[f"train_{key}"]).get("starts", []) for key in runs}
     continued = {key: len(found) > 1 or any(one.startswith("job") for one in found) for key, found in starts.items()}
     parts = ["# FLARE22: the paper's tables, and the same from this run", f"Paper: {read_paper()['source']}."]
-    parts += ["\n".join(f"- {note}" for note in notes), protocol_markdown(runs, continued)]
-    write_text(out / "table_2.csv", protocol_csv(runs, continued))
+    protocol, protocol_csv = protocol_table(runs, continued)
+    parts += ["\n".join(f"- {note}" for note in notes), protocol]
+    write_text(out / "table_2.csv", protocol_csv)
     judged = tuple(case.name for case in data.with_references)
     for table in paper_tables():
         counted = released if table.number in (4, 5) else judged

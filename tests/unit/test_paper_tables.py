@@ -10,7 +10,7 @@ import pytest
 
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.evaluation.score_table import Scores
-from flarecps.reporting.paper_tables import (
+from flarecps.experiments.paper_tables import (
     MEAN,
     METHOD_TITLES,
     OwnScores,

@@ -143,24 +143,13 @@ def _words(cell: float | str) -> str:
     return f"{cell:.4f}" if math.isfinite(cell) else "no number"
 
 
-def protocol_markdown(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> str:
-    """Table 2 as Markdown, with a column "here" beside each of the paper's.
+def protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> tuple[str, str]:
+    """Table 2 as Markdown and as CSV, with a column "here" beside each of the paper's.
 
     Args:
         runs: method → run folder; a folder that is not there, or without checkpoint, gives "not run".
         continued: method → whether the training was stopped and went on; its time is then not known.
     """
-    heading, body = _protocol_table(runs, continued)
-    return f"## Table 2: {read_paper()['protocols']['title']}\n\n{markdown_table(heading, body)}"
-
-
-def protocol_csv(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> str:
-    """Table 2 as CSV."""
-    heading, body = _protocol_table(runs, continued)
-    return csv_text([heading, *body])
-
-
-def _protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> tuple[list[str], list[list[str]]]:
     printed = read_paper()["protocols"]
     methods = printed["columns"]
     own = {method: _run_protocol(runs[method], continued.get(method, False)) for method in methods}
@@ -173,7 +162,7 @@ def _protocol_table(runs: Mapping[str, Path], continued: Mapping[str, bool]) -> 
         for method, value in zip(methods, values, strict=True):
             line += [value, own[method].get(row, NOT_RUN)]
         body.append(line)
-    return heading, body
+    return f"## Table 2: {printed['title']}\n\n{markdown_table(heading, body)}", csv_text([heading, *body])
 
 
 def _run_protocol(run: Path, continued: bool = False) -> dict[str, str]:
