@@ -24,6 +24,7 @@ from flarecps.reporting.overlays import (
     GAP_INCHES,
     MARGIN_ALL_MM,
     column_heading,
+    draw_labels,
     draw_orientation,
     draw_outline,
     draw_panel,
@@ -33,7 +34,7 @@ from flarecps.reporting.overlays import (
     panel_grid,
     row_heading,
 )
-from flarecps.reporting.planes import AXIAL, ViewPlane, foreground_box, slice_with_most_labels
+from flarecps.reporting.planes import AXIAL, foreground_box, slice_with_most_labels
 from flarecps.reporting.plotting import (
     CHARACTER_INCHES,
     DARK_BACKGROUND,
@@ -72,39 +73,30 @@ class CaseRow:
     predictions: Mapping[str, np.ndarray]
     spacing_mm: SpacingMm
     mean_dsc: Mapping[str, float] = field(default_factory=dict)
-    window_hu: tuple[float, float] | None = None  # None: the figure's
+    window_hu: tuple[float, float] = ABDOMINAL_WINDOW_HU  # grey values shown as black and white
     slice_number: int | None = None  # of the whole scan, where the arrays hold one slice only; see ``_cropped``
 
 
-def row_box(reference: np.ndarray, spacing_mm: SpacingMm, plane: ViewPlane) -> tuple[slice, ...]:
-    """The part of a scan that a row shows: the slice with most labels, 4 cm around the organs."""
-    box = list(foreground_box([reference > 0], reference.shape, spacing_mm, margin_mm=MARGIN_ALL_MM))
-    shown = slice_with_most_labels(reference, plane)
-    box[plane.cut] = slice(shown, shown + 1)
-    return tuple(box)
+def row_box(reference: np.ndarray, spacing_mm: SpacingMm) -> tuple[slice, ...]:
+    """The part of a scan that a row shows: the axial slice with most labels, 4 cm around the organs."""
+    _, *around = foreground_box([reference > 0], reference.shape, spacing_mm, margin_mm=MARGIN_ALL_MM)
+    shown = slice_with_most_labels(reference, AXIAL)
+    return slice(shown, shown + 1), *around
 
 
-def _cropped(row: CaseRow, plane: ViewPlane = AXIAL) -> CaseRow:
+def _cropped(row: CaseRow) -> CaseRow:
     """The row with only the voxels that it shows; one that is cropped already comes back as it is."""
     if row.slice_number is not None:
         return row
-    box = row_box(row.reference, row.spacing_mm, plane)
+    box = row_box(row.reference, row.spacing_mm)
+    predictions = {name: labels[box] for name, labels in row.predictions.items()}
     return replace(
-        row,
-        image=row.image[box].copy(),
-        reference=row.reference[box].copy(),
-        predictions={name: labels[box].copy() for name, labels in row.predictions.items()},
-        slice_number=box[plane.cut].start,
+        row, image=row.image[box], reference=row.reference[box], predictions=predictions, slice_number=box[0].start
     )
 
 
-def comparison_figure(
-    rows: Sequence[CaseRow],
-    organs: Sequence[Organ],
-    plane: ViewPlane = AXIAL,
-    window_hu: tuple[float, float] = ABDOMINAL_WINDOW_HU,
-) -> Figure:
-    """A figure with one row per case and the columns image, reference, and the methods of the first case.
+def comparison_figure(rows: Sequence[CaseRow], organs: Sequence[Organ]) -> Figure:
+    """A figure with one row per case, an axial slice, and the columns image, reference, and the first case's methods.
 
     Every scan is cropped to its organs and their surroundings and fills its panel's width; the white outline is the
     reference. Raises ``ValueError`` for no case, and for cases whose methods differ.
@@ -113,7 +105,7 @@ def comparison_figure(
     if not rows or any(list(row.predictions) != methods for row in rows):
         raise ValueError("a comparison needs at least one case, and the same methods in every case")
     columns = ["image", "reference", *methods]
-    rows = [_cropped(row, plane) for row in rows]
+    rows = [_cropped(row) for row in rows]
     maps = [labels for row in rows for labels in (row.reference, *row.predictions.values())]
     present = [organ for organ in organs if any((labels == organ.id).any() for labels in maps)]
 
@@ -121,20 +113,19 @@ def comparison_figure(
     left = 0.42 + GAP_INCHES
     width = left + len(columns) * (panel + GAP_INCHES)
     below = 0.12 + 0.2 * legend_rows(width, len(present) + 1)
-    sizes_mm = [plane.size_mm(row.image.shape, row.spacing_mm) for row in rows]
+    sizes_mm = [AXIAL.size_mm(row.image.shape, row.spacing_mm) for row in rows]
     sizes = [(panel, panel * height / width) for width, height in sizes_mm]
     figure, grid = panel_grid(sizes, len(columns), panel, left, GAP_INCHES, top=0.32, below=below)
     for row, (_, tall), line in zip(rows, sizes, grid, strict=True):
-        window = row.window_hu or window_hu
         for axes, name in zip(line, columns, strict=True):
             labels = row.predictions.get(name, row.reference if name == "reference" else None)
             outlined = row.reference if name in methods else None
-            draw_panel(axes, row.image, plane, 0, row.spacing_mm, window, organs, labels, outlined)
+            draw_panel(axes, row.image, AXIAL, 0, row.spacing_mm, row.window_hu, organs, labels, outlined)
             draw_score(axes, row.mean_dsc.get(name, np.nan))
-        draw_orientation(line[0], plane)
+        draw_orientation(line[0], AXIAL)
         room = letters_within(tall)
         row_heading(figure, line[0], shortened(row.name, room), 0.14, DARK_TEXT)
-        row_heading(figure, line[0], shortened(f"{plane.name} {row.slice_number}", room), 0.31, DARK_MUTED)
+        row_heading(figure, line[0], shortened(f"{AXIAL.name} {row.slice_number}", room), 0.31, DARK_MUTED)
     for axes, name in zip(grid[0], columns, strict=True):
         points = min(11.0, panel / CHARACTER_INCHES / max(len(name), 1))
         column_heading(figure, axes, name, max(points, 6), below_top=0.08)
@@ -179,8 +170,8 @@ def lowest_scores(results: Results, count: int, most_of_one_organ: int = MOST_OF
                 (score.dsc, score.reference_ml, method)
                 for method in results.methods
                 if case in results.predictions[method]
-                and (score := results.score(method, case, organ.name)) is not None
-                and score.dsc is not None
+                and (found_case := results.tables[method].cases.get(case)) is not None
+                and (score := found_case.organs[organ.name]).dsc is not None
             ]
             dsc, ml, method = min(scored, key=lambda one: one[0], default=(1.0, 0.0, ""))
             if dsc < 1 and case in results.images:
@@ -289,14 +280,14 @@ def _draw_errors(figure: Figure, one: ErrorSlice, methods: Sequence[str], left: 
 
 
 def _draw_masks(axes: Axes, one: ErrorSlice, prediction: np.ndarray) -> None:
-    draw_scan(axes, one.image, AXIAL, 0, one.spacing_mm, one.window_hu)
+    image, mask, truth = (AXIAL.section(volume, 0) for volume in (one.image, prediction, one.reference))
+    step_mm = one.spacing_mm[1:]
+    draw_scan(axes, image, step_mm, one.window_hu)
+    colours = {1: to_rgba(MISSED, ERROR_OPACITY), 2: to_rgba(TOO_MUCH, ERROR_OPACITY)}
+    draw_labels(axes, truth + 2 * mask, colours, step_mm)
+    for outlined, colour in ((mask, PREDICTION), (truth, "white")):
+        draw_outline(axes, outlined, step_mm, colour)
     width, height = AXIAL.size_mm(one.image.shape, one.spacing_mm)
-    errors = np.zeros((*one.image.shape[1:], 4))
-    errors[(one.reference & ~prediction)[0]] = to_rgba(MISSED, ERROR_OPACITY)
-    errors[(prediction & ~one.reference)[0]] = to_rgba(TOO_MUCH, ERROR_OPACITY)
-    axes.imshow(errors[::-1, ::-1], extent=(0, width, height, 0), interpolation="nearest")
-    for mask, colour in ((prediction, PREDICTION), (one.reference, "white")):
-        draw_outline(axes, mask, AXIAL, 0, one.spacing_mm, colour)
     side = max(width, height)  # a square panel: what lies beyond the scan is black
     axes.set_xlim(width / 2 - side / 2, width / 2 + side / 2)
     axes.set_ylim(height / 2 + side / 2, height / 2 - side / 2)

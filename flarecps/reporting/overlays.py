@@ -61,52 +61,36 @@ def read_labels_on(path: Path, space: Space, other: Path) -> LabelArray:
     return found.array[0]
 
 
-def draw_scan(
-    axes: Axes, image: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, window: tuple[float, float]
-) -> None:
-    """One slice in grey with square millimetres; the axes' units become millimetres from the top left corner."""
-    width, height = plane.size_mm(image.shape, spacing_mm)
-    axes.imshow(
-        plane.section(image, index),
-        cmap="gray",
-        vmin=window[0],
-        vmax=window[1],
-        extent=(0, width, height, 0),
-        interpolation="bilinear",
-    )
+def draw_scan(axes: Axes, section: np.ndarray, step_mm: tuple[float, float], window: tuple[float, float]) -> None:
+    """A slice, as ``ViewPlane.section`` has it, in grey; the axes' units become millimetres from the top left corner.
+
+    ``step_mm``: of its rows and of its columns.
+    """
+    extent = _extent(section, step_mm)
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": window[0], "vmax": window[1], "interpolation": "bilinear"}
+    axes.imshow(section, extent=extent, **grey)
     axes.set_facecolor("black")
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
     axes.set_axis_off()
 
 
-def _draw_labels(
-    axes: Axes, labels: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, organs: Sequence[Organ]
+def draw_labels(
+    axes: Axes, section: np.ndarray, colours: Mapping[int, tuple[float, ...]], step_mm: tuple[float, float]
 ) -> None:
-    """The labels of one slice as translucent colours over what is drawn already."""
-    section = plane.section(labels, index)
-    colours = np.zeros((*section.shape, 4))
-    for organ in organs:
-        colours[section == organ.id] = (*_rgb(organ), LABEL_OPACITY)
-    width, height = plane.size_mm(labels.shape, spacing_mm)
-    axes.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
+    """The labels of a slice over what is drawn already, each in its red, green, blue and opacity."""
+    painted = np.zeros((*section.shape, 4))
+    for label, colour in colours.items():
+        painted[section == label] = colour
+    axes.imshow(painted, extent=_extent(section, step_mm), interpolation="nearest")
 
 
-def draw_outline(
-    axes: Axes, mask: np.ndarray, plane: ViewPlane, index: int, spacing_mm: SpacingMm, colour: str = "white"
-) -> None:
-    """The outline of one slice of a mask (S, H, W), along the edges of its voxels."""
-    section = np.pad(plane.section(mask, index), 1).astype(float)  # the rim closes outlines at the picture's edge
+def draw_outline(axes: Axes, mask: np.ndarray, step_mm: tuple[float, float], colour: str = "white") -> None:
+    """The outline of a mask of one slice, along the edges of its pixels."""
+    section = np.pad(mask, 1).astype(float)  # the rim closes outlines at the picture's edge
     if section.any():
-        down, across = (np.arange(size) - 0.5 for size in section.shape)
-        axes.contour(
-            across * spacing_mm[plane.across],
-            down * spacing_mm[plane.down],
-            section,
-            levels=[0.5],
-            colors=[colour],
-            linewidths=0.7,
-        )
+        down, across = ((np.arange(size) - 0.5) * step for size, step in zip(section.shape, step_mm, strict=True))
+        axes.contour(across, down, section, levels=[0.5], colors=[colour], linewidths=0.7)
 
 
 def draw_panel(
@@ -121,12 +105,15 @@ def draw_panel(
     reference: np.ndarray | None = None,
 ) -> None:
     """One slice of a scan with ``labels`` in colour and the outlines of ``reference``, each organ on its own."""
-    draw_scan(axes, image, plane, index, spacing_mm, window)
+    step_mm = spacing_mm[plane.down], spacing_mm[plane.across]
+    draw_scan(axes, plane.section(image, index), step_mm, window)
     if labels is not None:
-        _draw_labels(axes, labels, plane, index, spacing_mm, organs)
+        colours = {organ.id: (*_rgb(organ), LABEL_OPACITY) for organ in organs}
+        draw_labels(axes, plane.section(labels, index), colours, step_mm)
     if reference is not None:
+        section = plane.section(reference, index)
         for organ in organs:
-            draw_outline(axes, reference == organ.id, plane, index, spacing_mm)
+            draw_outline(axes, section == organ.id, step_mm)
 
 
 def panel_grid(
@@ -318,6 +305,10 @@ def row_heading(figure: Figure, axes: Axes, text: str, left_inches: float, colou
     place, left = axes.get_position(), left_inches / figure.get_figwidth()
     style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "color": colour, "fontsize": 8.5}
     figure.text(left, (place.y0 + place.y1) / 2, literal_text(text), **style)
+
+
+def _extent(section: np.ndarray, step_mm: tuple[float, float]) -> tuple[float, float, float, float]:
+    return 0, section.shape[1] * step_mm[1], section.shape[0] * step_mm[0], 0
 
 
 def _rgb(organ: Organ) -> tuple[float, float, float]:

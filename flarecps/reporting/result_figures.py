@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
 from flarecps.errors import ConfigError, ScanError
-from flarecps.evaluation.score_table import MEASURES
+from flarecps.evaluation.score_table import MEASURES, mean_of
 from flarecps.reporting.case_figures import (
     MOST_OF_ONE_ORGAN,
     CaseRow,
@@ -34,33 +34,18 @@ from flarecps.reporting.case_figures import (
 )
 from flarecps.reporting.overlays import LABEL_OPACITY, display_window, read_labels_on
 from flarecps.reporting.page import render_page
-from flarecps.reporting.planes import AXIAL
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
 from flarecps.reporting.tables import counted, score_text
 from flarecps.volumes.io import read_labels, read_volume
-from flarecps.volumes.space import Space
 
 PAGE, COMPARISON, BOXES, VOLUMES, WORST = "figures.html", "cases.png", "boxes.png", "volumes.png", "worst_cases.png"
 DOTS_PER_INCH = 130
 MOST_PIXELS = 30_000  # of a picture's edge; programs refuse to open longer ones
 AIR_HU = -500.0  # a scan that holds less is taken as CT
-
-
-@dataclass(frozen=True)
-class SliceTask:
-    """The files of one case, the scores known of it, and which of its organs are shown for their low scores."""
-
-    name: str
-    image: Path
-    reference: Path
-    predictions: Mapping[str, Path]
-    window_hu: tuple[float, float] | None  # None: by the scan's values
-    mean_dsc: Mapping[str, float]
-    row: bool  # of the figure with all organs
-    low: tuple[LowScore, ...] = ()
-    low_dsc: tuple[Mapping[str, float], ...] = ()  # by method, for each of ``low``
+_Window: TypeAlias = tuple[float, float]
+_ScoredLow: TypeAlias = tuple[LowScore, Mapping[str, float]]  # and the DSC of every method that has one
 
 
 def cases_by_difficulty(results: Results, count: int) -> list[str]:
@@ -68,47 +53,43 @@ def cases_by_difficulty(results: Results, count: int) -> list[str]:
 
     Taken are cases with a scan and a prediction of every method; fewer than ``count`` where there are fewer.
     """
-    names = [name for name in results.cases if _is_whole(results, name)]
-    means = {name: results.mean_dsc_of_methods(name) for name in names}
-    ranked = sorted((name for name in names if math.isfinite(means[name])), key=lambda name: (-means[name], name))
+    means = {
+        name: mean_of([results.mean_dsc(method, name) for method in results.methods])
+        for name in results.cases
+        if not _lacking(results, name)
+    }
+    ranked = sorted((name for name in means if math.isfinite(means[name])), key=lambda name: (-means[name], name))
     count = min(count, len(ranked))
     if count < 2:
         return ranked[(len(ranked) - 1) // 2 :][:count]
     return [ranked[round(place * (len(ranked) - 1) / (count - 1))] for place in range(count)]
 
 
-def _check_cases(results: Results, names: Sequence[str]) -> None:
-    """Nothing, or ConfigError naming a case that lacks its scan, its scores or a method's prediction."""
-    for name in names:
-        lacking = [] if name in results.images else ["its scan"]
-        lacking += [f"a scored prediction of {m}" for m in results.methods if name not in results.tables[m].cases]
-        lacking += [f"a prediction of {m}" for m in results.methods if name not in results.predictions[m]]
-        if lacking:
-            known = ", ".join(results.cases[:5]) + (", …" if len(results.cases) > 5 else "")
-            raise ConfigError(f"case {name!r} can't be shown without {lacking[0]}; the cases are {known}")
+def _lacking(results: Results, name: str) -> list[str]:
+    """What a case would need to be shown beside others: [] if it has its scan and every method's scored prediction."""
+    lacking = [] if name in results.images else ["its scan"]
+    lacking += [f"a scored prediction of {m}" for m in results.methods if name not in results.tables[m].cases]
+    lacking += [f"a prediction of {m}" for m in results.methods if name not in results.predictions[m]]
+    return lacking if name in results.references else [*lacking, "its reference"]
 
 
 def read_slices(
     results: Results,
     rows: Sequence[str],
     low: Sequence[LowScore],
-    window_hu: tuple[float, float] | None = None,
+    window_hu: _Window | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> tuple[list[CaseRow], list[ErrorSlice], dict[str, str]]:
     """The rows and the slices of low scores in the order asked for, and the errors of cases that could not be read."""
     tasks = []
     for name in dict.fromkeys([*rows, *(one.case for one in low)]):
-        own = tuple(one for one in low if one.case == name)
-        tasks.append(
-            SliceTask(
-                name, results.images[name], results.references[name],
-                {method: maps[name] for method, maps in results.predictions.items() if name in maps}, window_hu,
-                {method: results.mean_dsc(method, name) for method in results.methods}, name in rows, own,
-                tuple(_dsc_by_method(results, one) for one in own),
-            )
-        )  # fmt: skip
-    outcomes = process_cases(_slices_of_case, [(one.name, one) for one in tasks], workers, "Cutting slices", progress)
+        files = results.images[name], results.references[name]
+        maps = {method: found[name] for method, found in results.predictions.items() if name in found}
+        means = {method: results.mean_dsc(method, name) for method in results.methods} if name in rows else None
+        own = [(one, _dsc_by_method(results, one)) for one in low if one.case == name]
+        tasks.append((name, (name, *files, maps, means, own, window_hu)))
+    outcomes = process_cases(_slices_of_case, tasks, workers, "Cutting slices", progress)
     found = {one.name: one.value for one in outcomes if one.value is not None}
     failed = {one.name: one.error for one in outcomes if one.error is not None}
     shown = [row for name in rows if name in found and (row := found[name][0]) is not None]
@@ -116,69 +97,56 @@ def read_slices(
     return shown, sorted(slices, key=lambda one: list(low).index(one.low)), failed
 
 
-def _slices_of_case(task: SliceTask) -> tuple[CaseRow | None, list[ErrorSlice]]:
-    """Read one case, volume after volume, and keep what is shown. Raises ScanError where the grids differ."""
-    labels = read_labels(task.reference)
+def _slices_of_case(
+    task: tuple[str, Path, Path, Mapping[str, Path], Mapping[str, float] | None, Sequence[_ScoredLow], _Window | None],
+) -> tuple[CaseRow | None, list[ErrorSlice]]:
+    """Read one case, volume after volume, and keep what is shown. Raises ScanError where the grids differ.
+
+    Args:
+        task: the case; its scan, its reference and each method's label map; the methods' mean DSC if it is a row of the
+            figure with all organs, else None; its low scores with each method's DSC; the window, None: by its values.
+    """
+    name, image_path, reference_path, maps, mean_dsc, scored, window_hu = task
+    labels = read_labels(reference_path)
     space, reference = labels.space, labels.array[0]
-    place = row_box(reference, space.spacing_mm, AXIAL) if task.row else ()
-    numbers = _slices_of_largest_error(task, reference, space)
+    place = row_box(reference, space.spacing_mm) if mean_dsc is not None else ()
+    numbers = [0] * len(scored)
+    for worst in {low.method for low, _ in scored}:
+        prediction = read_labels_on(maps[worst], space, reference_path)
+        for index, (low, _) in enumerate(scored):
+            if low.method == worst:
+                numbers[index] = slice_of_largest_error(prediction == low.organ.id, reference == low.organ.id)
     row_maps: dict[str, np.ndarray] = {}
-    masks: list[dict[str, np.ndarray]] = [{} for _ in task.low]
-    for method, path in task.predictions.items():
-        prediction = read_labels_on(path, space, task.reference)
-        if task.row:
+    masks: list[dict[str, np.ndarray]] = [{} for _ in scored]
+    for method, path in maps.items():
+        prediction = read_labels_on(path, space, reference_path)
+        if mean_dsc is not None:
             row_maps[method] = prediction[place].copy()
-        for found, number, low in zip(masks, numbers, task.low, strict=True):
+        for found, number, (low, _) in zip(masks, numbers, scored, strict=True):
             found[method] = prediction[number] == low.organ.id
         del prediction
-    volume = read_volume(task.image)
+    volume = read_volume(image_path)
     if not volume.space.same_grid(space):
-        raise ScanError(f"{task.image}: not on the grid of its reference ({volume.space.difference(space)})")
+        raise ScanError(f"{image_path}: not on the grid of its reference ({volume.space.difference(space)})")
     image = volume.array[0]
-    window_hu = task.window_hu or display_window(image, is_hu=float(image.min()) <= AIR_HU)
+    window_hu = window_hu or display_window(image, is_hu=float(image.min()) <= AIR_HU)
     row = None
-    if task.row:
-        row = CaseRow(
-            task.name, image[place].copy(), reference[place].copy(), row_maps, space.spacing_mm, task.mean_dsc,
-            window_hu, place[AXIAL.cut].start,
-        )  # fmt: skip
+    if mean_dsc is not None:
+        arrays = image[place].copy(), reference[place].copy(), row_maps
+        row = CaseRow(name, *arrays, space.spacing_mm, mean_dsc, window_hu, place[0].start)
     shown = []
-    for low, dsc, number, found in zip(task.low, task.low_dsc, numbers, masks, strict=True):
+    for (low, dsc), number, found in zip(scored, numbers, masks, strict=True):
         truth = reference[number] == low.organ.id
-        down, across = square_around([truth, *found.values()], space.spacing_mm)
-        shown.append(
-            ErrorSlice(
-                low, number, image[number : number + 1, down, across].copy(), truth[None, down, across].copy(),
-                {method: mask[None, down, across].copy() for method, mask in found.items()}, dsc, space.spacing_mm,
-                window_hu,
-            )
-        )  # fmt: skip
+        part = (None, *square_around([truth, *found.values()], space.spacing_mm))
+        cropped = {method: mask[part].copy() for method, mask in found.items()}
+        arrays = image[number][part].copy(), truth[part].copy(), cropped
+        shown.append(ErrorSlice(low, number, *arrays, dsc, space.spacing_mm, window_hu))
     return row, shown
-
-
-def _slices_of_largest_error(task: SliceTask, reference: np.ndarray, space: Space) -> list[int]:
-    """For each low score the slice on which its worst method errs most."""
-    numbers = dict.fromkeys(range(len(task.low)), 0)
-    for method in {low.method for low in task.low}:
-        prediction = read_labels_on(task.predictions[method], space, task.reference)
-        for index, low in enumerate(task.low):
-            if low.method == method:
-                organ = low.organ.id
-                numbers[index] = slice_of_largest_error(prediction == organ, reference == organ)
-    return list(numbers.values())
 
 
 def _dsc_by_method(results: Results, low: LowScore) -> dict[str, float]:
     found = {method: table.scores.at(low.case, low.organ.column) for method, table in results.tables.items()}
     return {method: dsc for method, dsc in found.items() if np.isfinite(dsc)}
-
-
-def _is_whole(results: Results, name: str) -> bool:
-    return (
-        name in results.images
-        and name in results.references
-        and all(name in results.predictions[m] and name in results.tables[m].cases for m in results.methods)
-    )
 
 
 @dataclass(frozen=True)
@@ -196,7 +164,7 @@ def write_result_figures(
     cases: Sequence[str] | None = None,
     rows: int = 4,
     worst: int = 10,
-    window_hu: tuple[float, float] | None = None,
+    window_hu: _Window | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> WrittenFigures:
@@ -214,9 +182,12 @@ def write_result_figures(
 
     Raises ConfigError for a name in ``cases`` that can't be shown.
     """
-    notes = list(results.notes)
+    notes = results.notes
     if cases is not None:
-        _check_cases(results, cases)
+        for name in cases:
+            if lacking := _lacking(results, name):
+                known = ", ".join(results.cases[:5]) + (", …" if len(results.cases) > 5 else "")
+                raise ConfigError(f"case {name!r} can't be shown without {lacking[0]}; the cases are {known}")
         rule = f"{counted(len(cases), 'case')}, as asked for"
     else:
         cases = cases_by_difficulty(results, rows)
@@ -229,20 +200,24 @@ def write_result_figures(
     shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers, progress)
     failed = results.failed | unread
     out.mkdir(parents=True, exist_ok=True)
-    tables = list(results.tables.values())
-    boxes, volumes = score_boxes(results), volume_figure(tables, results.methods)
-    written = [out / BOXES, out / VOLUMES]
-    write_png(out / BOXES, boxes, DOTS_PER_INCH)
-    write_png(out / VOLUMES, volumes, DOTS_PER_INCH)
+    boxes, volumes = score_boxes(results), volume_figure(list(results.tables.values()), results.methods)
     comparison = comparison_figure(shown, results.organs) if shown else None
-    for name, figure in ((COMPARISON, comparison), (WORST, worst_figure(slices, results.methods) if slices else None)):
-        if figure is not None:
-            write_png(out / name, figure, _dots_per_inch(figure))
-            written.append(out / name)
-        else:
+    worst_ones = worst_figure(slices, results.methods) if slices else None
+    written = []
+    for name, figure in ((BOXES, boxes), (VOLUMES, volumes), (COMPARISON, comparison), (WORST, worst_ones)):
+        if figure is None:
             (out / name).unlink(missing_ok=True)  # of an earlier call
-    said = [*notes, *(f"{case} is not shown: {error}" for case, error in failed.items())]
-    write_text(out / PAGE, _figures_page(results, shown, slices, rule, said))
+        else:
+            write_png(out / name, figure, min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches())))
+            written.append(out / name)
+    content = {
+        "notes": [*notes, *(f"{case} is not shown: {error}" for case, error in failed.items())],
+        "rule": rule,
+        "comparison": data_uri((out / COMPARISON).read_bytes()) if shown else None,
+        "comparison_alt": _alt(shown),
+        "worst": [_error_entry(one, results.methods) for one in slices],
+    }
+    write_text(out / PAGE, _figures_page(results, boxes, volumes, content))
     return WrittenFigures((*written, out / PAGE), tuple(notes), failed)
 
 
@@ -253,22 +228,16 @@ def score_boxes(results: Results) -> Figure:
     return box_figure(scores, present or results.organs, ("dsc", "nsd"), results.methods)
 
 
-def _figures_page(
-    results: Results, shown: Sequence[CaseRow], slices: Sequence[ErrorSlice], rule: str, notes: Sequence[str]
-) -> str:
-    """The page as text; parts without pictures are left out."""
+def _figures_page(results: Results, boxes: Figure, volumes: Figure, content: Mapping[str, Any]) -> str:
+    """The page as text: the charts of scores, and around them what else is known of the page's ``content``."""
     scores = {method: table.scores for method, table in results.tables.items()}
     medians = [
         f"{organ.name} " + ", ".join(f"{name} {score_text(np.median(found))}" for name, one in scores.items()
                                      if (found := one.organ(organ.column)).size)
         for organ in results.organs
     ]  # fmt: skip
-    boxes = _without_legend(score_boxes(results))
-    volumes = _without_legend(volume_figure(list(results.tables.values()), results.methods))
-    comparison = None
-    if shown:
-        figure = comparison_figure(shown, results.organs)
-        comparison = data_uri(png_bytes(figure, _dots_per_inch(figure)))
+    for legend in [*boxes.legends, *volumes.legends]:
+        legend.remove()  # the page has its own, in its theme's colours
     return render_page(
         PAGE,
         {
@@ -279,24 +248,14 @@ def _figures_page(
                 {"name": name, "cases": len(one.cases)} | {m: score_text(one.mean(m)) for m in MEASURES}
                 for name, one in scores.items()
             ],
-            "notes": notes,
-            "rule": rule,
-            "comparison": comparison,
-            "comparison_alt": _alt(shown),
             "opacity_percent": round(100 * LABEL_OPACITY),
             "boxes": inline_svg(boxes, f"Box plots of DSC and NSD. Median DSC: {'; '.join(medians)}.", "boxes"),
             "volumes": inline_svg(volumes, "Predicted against reference volume of every organ.", "volumes"),
-            "worst": [_error_entry(one, results.methods) for one in slices],
             "worst_width_rem": min(70, 13 * len(results.methods) + 1),
             "most_of_one_organ": MOST_OF_ONE_ORGAN,
+            **content,
         },
     )
-
-
-def _without_legend(figure: Figure) -> Figure:
-    for legend in list(figure.legends):
-        legend.remove()  # the page has its own, in its theme's colours
-    return figure
 
 
 def _error_entry(one: ErrorSlice, methods: Sequence[str]) -> dict[str, Any]:
@@ -330,7 +289,3 @@ def _alt(shown: Sequence[CaseRow]) -> str:
     ]
     columns = ", ".join(shown[0].predictions) if shown else ""
     return f"One row per case; columns show the scan, the reference, {columns}. {'; '.join(rows)}."
-
-
-def _dots_per_inch(figure: Figure) -> float:
-    return min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from flarecps.anatomy import Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError
-from flarecps.evaluation.flare22 import OrganScore, Protocol
+from flarecps.evaluation.flare22 import Protocol
 from flarecps.evaluation.label_sets import label_set
-from flarecps.evaluation.score_table import ScoredCases, mean_of, write_scores
+from flarecps.evaluation.score_table import ScoredCases, write_scores
 from flarecps.evaluation.scores import score_folders
 from flarecps.named_paths import method_names, name_and_rest
 from flarecps.reporting.run_folder import scans_by_name
@@ -27,7 +27,6 @@ class Results:
     predictions: Mapping[str, Mapping[str, Path]]  # method → case → label map
     references: Mapping[str, Path]
     images: Mapping[str, Path]
-    labels_from: str  # where the label set was found
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -39,18 +38,9 @@ class Results:
         """The cases that any method has scores of, sorted."""
         return tuple(sorted({case for table in self.tables.values() for case in table.cases}))
 
-    def score(self, method: str, case: str, organ: str) -> OrganScore | None:
-        """The scores of one organ; None where the case was not scored."""
-        found = self.tables[method].cases.get(case)
-        return None if found is None else found.organs[organ]
-
     def mean_dsc(self, method: str, case: str) -> float:
         """The mean DSC over the organs of one case; NaN where there is none."""
         return self.tables[method].scores.of(case)
-
-    def mean_dsc_of_methods(self, case: str) -> float:
-        """The mean over methods of ``mean_dsc``: by it cases are called easy or hard."""
-        return mean_of([self.mean_dsc(method, case) for method in self.methods])
 
     @property
     def failed(self) -> dict[str, str]:
@@ -97,7 +87,7 @@ def gather_results(
         raise ConfigError("no method: name at least one folder of predicted label maps")
     if images is not None and not images.is_dir():
         raise DatasetError(f"{images}: no such folder; expected the scans that were segmented")
-    structures, origin = label_set(labels, next(iter(predictions.values())), references)
+    structures, _ = label_set(labels, next(iter(predictions.values())), references)
     tables = {}
     for method, folder in predictions.items():
         own = None if keep is None else keep / _folder_name(method)
@@ -110,8 +100,7 @@ def gather_results(
             write_scores(table, own)
         tables[method] = table
     maps = {method: scans_by_name(folder) for method, folder in predictions.items()}
-    found = organs_of(structures)
-    return Results(found, tables, maps, scans_by_name(references), scans_by_name(images), origin)
+    return Results(organs_of(structures), tables, maps, scans_by_name(references), scans_by_name(images))
 
 
 def named_folders(words: Sequence[str], names: Sequence[str] | None = None) -> dict[str, Path]:
