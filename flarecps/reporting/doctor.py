@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,18 +58,6 @@ ROLES = ("labelled", "unlabelled", "test", "validation")  # in the order of thei
 LARGEST_LABEL = 255
 
 
-@dataclass(frozen=True)
-class GalleryCase:
-    """One case of the gallery: what is known of it, its findings, and its picture where it could be drawn."""
-
-    name: str
-    role: str
-    facts: str
-    findings: tuple[Finding, ...]
-    picture: str | None  # data URI
-    remark: str  # why there is no picture, or no labels on it
-
-
 def write_doctor_page(out: Path, inspection: Inspection, workers: int = 1, progress: bool = True) -> None:
     """Write the page to ``out`` atomically; scans are read again for the pictures, at most ``MOST_PICTURES``."""
     page = doctor_page(inspection, gallery_cases(inspection, workers, progress))
@@ -89,8 +76,11 @@ def sampled_cases(inspection: Inspection) -> list[str]:
     return found[: MOST_PICTURES - count] + sample
 
 
-def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = True) -> list[GalleryCase]:
-    """The gallery's cases, drawn in parallel."""
+def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = True) -> list[dict[str, Any]]:
+    """The gallery's cases, drawn in parallel: name, role, facts, findings, and the picture as a data URI or None.
+
+    ``remark`` says why there is no picture, or no labels on it; it is empty where there is nothing to say.
+    """
     cases = {case.name: case for case in inspection.catalogue.cases}
     is_ct = inspection.catalogue.channels[0].upper() == "CT"
     organs = organs_of(inspection.catalogue.labels)
@@ -109,19 +99,23 @@ def gallery_cases(inspection: Inspection, workers: int = 1, progress: bool = Tru
         wants_labels = cases[name].labels is not None and cases[name].role != "unlabelled"
         remark = "" if has_labels or not wants_labels else "labels can’t be laid over it"
         shown.append(
-            GalleryCase(
-                name, inspection.role_of(name), _facts(inspection, name), tuple(by_case[name]), picture,
-                remark if picture else "no picture: the scan can’t be read",
-            )
-        )  # fmt: skip
+            {
+                "name": name,
+                "role": inspection.role_of(name),
+                "facts": _facts(inspection, name),
+                "findings": by_case[name],
+                "picture": picture,
+                "remark": remark if picture else "no picture: the scan can’t be read",
+            }
+        )
     return shown
 
 
-def doctor_page(inspection: Inspection, shown: Sequence[GalleryCase]) -> str:
+def doctor_page(inspection: Inspection, shown: Sequence[Mapping[str, Any]]) -> str:
     """The page as text."""
     roles = {inspection.role_of(name) for name in inspection.examined}
     charts = overview_figures(inspection)
-    examined = [inspection.examined[one.name] for one in shown if one.name in inspection.examined]
+    examined = [inspection.examined[one["name"]] for one in shown if one["name"] in inspection.examined]
     seen = {label for one in examined for label in one.label_voxels}  # colours that can be seen in the gallery
     return render_page(
         TEMPLATE,
@@ -163,10 +157,8 @@ def _kinds(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     rows = []
     for code, names in cases.items():
         unique = list(dict.fromkeys(names))
-        rows.append(
-            {"code": code, "kind": KINDS[code], "cases": unique[:MOST_NAMES], "more": max(0, len(unique) - MOST_NAMES),
-             "count": len(names)}
-        )  # fmt: skip
+        row = {"code": code, "kind": KINDS[code], "cases": unique[:MOST_NAMES], "count": len(names)}
+        rows.append(row | {"more": max(0, len(unique) - MOST_NAMES)})
     return rows
 
 
@@ -197,14 +189,12 @@ def overview_figures(inspection: Inspection) -> dict[str, Figure]:
             spacing[role].append((one.spacing_mm[2], one.spacing_mm[0]))
             extent[role].append((one.spacing_mm[2] * one.shape_voxels[2], one.spacing_mm[0] * one.shape_voxels[0]))
     figures = {}
-    histograms = coarse_histograms(inspection)
-    if histograms:
+    if histograms := coarse_histograms(inspection):
         figures["histogram"] = _histogram_figure(COARSE_HU, histograms)
     if spacing:
         figures["spacing"] = _scatter_figure(spacing, "in a slice, mm", "between slices, mm")
         figures["extent"] = _scatter_figure(extent, "width, mm", "height, mm")
-    volumes = _volumes(inspection)
-    if volumes:
+    if volumes := _volumes(inspection):
         figures["volumes"] = _volumes_figure(volumes)
     return figures
 
@@ -301,14 +291,7 @@ def _scatter_figure(points: Mapping[str, Sequence[tuple[float, float]]], across:
     figure, axes = _chart(grid="both")
     for role, pairs in points.items():
         table = np.asarray(pairs, float)
-        axes.scatter(
-            table[:, 0],
-            table[:, 1],
-            s=22 if len(table) < 200 else 9,
-            color=run_colour(ROLES.index(role)),
-            alpha=0.55,
-            linewidths=0,
-        )
+        _dots(axes, table[:, 0], table[:, 1], role, size=22 if len(table) < 200 else 9)
     axes.set_xlim(0, None)
     axes.set_ylim(0, None)
     axes.set_xlabel(across)
@@ -331,9 +314,7 @@ def _volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Fig
         everything = np.concatenate([np.asarray(values, float) for values in by_role.values()])
         for role, values in by_role.items():
             spread = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.5  # a fixed jitter: golden-ratio steps
-            axes.scatter(
-                values, line + 0.5 + spread, s=13, color=run_colour(ROLES.index(role)), alpha=0.55, linewidths=0
-            )
+            _dots(axes, values, line + 0.5 + spread, role, size=13)
         axes.plot([np.median(everything)] * 2, [line + 0.15, line + 0.85], color=TEXT, linewidth=1.4)
         if line:
             axes.axhline(line, color=GRID, linewidth=0.6)
@@ -341,6 +322,10 @@ def _volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Fig
     logarithmic(axes.xaxis)
     axes.set_xlabel("volume per case, ml (logarithmic)")
     return figure
+
+
+def _dots(axes: Axes, across: np.ndarray | Sequence[float], up: np.ndarray, role: str, size: int) -> None:
+    axes.scatter(across, up, s=size, color=run_colour(ROLES.index(role)), alpha=0.55, linewidths=0)
 
 
 def _chart(grid: Literal["y", "both"] = "y") -> tuple[Figure, Axes]:

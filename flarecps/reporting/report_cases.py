@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from flarecps.volumes.io import Volume, read_volume
 DOTS_PER_INCH = 130
 OVERLAYS = "overlays"  # folder of a run
 EARLIER = 4  # pictures before the latest one
+_Volumes: TypeAlias = tuple[Volume, np.ndarray | None, dict[str, np.ndarray]]  # scan, reference, predictions by run
 SOURCES = {"sibling_1": "sibling 1", "sibling_2": "sibling 2", "average": "both averaged"}
 
 
@@ -49,19 +49,6 @@ def _representative_cases(runs: Sequence[Run], available: Sequence[str]) -> list
     if len(ranked) == 1:
         return [(ranked[0], "The only scored case")]
     return [(name, f"{word} {among}") for name, word in picked.items()]
-
-
-def _lowest_organ(runs: Sequence[Run], case: str, organs: Sequence[Organ]) -> tuple[Organ, float] | None:
-    """The organ with the lowest DSC on a case, mean over runs, and that DSC; None when nothing was scored."""
-    found = []
-    for organ in organs:
-        values = [run.scores.at(case, organ.column) for run in runs if run.scores]
-        if math.isfinite(mean := mean_of(values)):
-            found.append((mean, organ))
-    if not found:
-        return None
-    dsc, organ = min(found, key=lambda pair: pair[0])
-    return organ, dsc
 
 
 def case_overlays(
@@ -98,10 +85,11 @@ def case_overlays(
             notes.append(f"{case} is shown without reference: there is no label map of this name")
         shown.append(_case_overlay(runs, case, reason, volumes, organs, None))
         if place == len(picked) - 1:
-            hardest = _lowest_organ(runs, case, organs)
-            if hardest is not None and len(organs) > 1:
-                organ, dsc = hardest
-                reason = f"The organ with the lowest DSC of this case: {score_text(dsc)}"
+            means = {one: mean_of([_dsc(run, case, one) for run in runs]) for one in organs}
+            scored = [one for one in organs if math.isfinite(means[one])]
+            if scored and len(organs) > 1:
+                organ = min(scored, key=lambda one: means[one])
+                reason = f"The organ with the lowest DSC of this case: {score_text(means[organ])}"
                 reason += ", mean over runs" * (len(runs) > 1)
                 shown.append(_case_overlay(runs, case, reason, volumes, organs, organ))
     return shown, notes
@@ -121,47 +109,34 @@ def comparison_rows(
         names = {1: names[1:2], 2: [names[0], names[2]]}.get(count, names)
     rows = []
     for name in names[:count]:
-        volumes = _case_volumes(runs, name, images[name], references[name])
-        assert volumes.reference is not None  # its path was given
-        spacing_mm = volumes.image.space.spacing_mm
+        volume, reference, predictions = _case_volumes(runs, name, images[name], references[name])
+        assert reference is not None  # its path was given
         dsc = {run.name: _dsc(run, name, None) for run in runs}
-        image = volumes.image.array[0]
-        rows.append(CaseRow(name, image, volumes.reference, volumes.predictions, spacing_mm, dsc))
+        rows.append(CaseRow(name, volume.array[0], reference, predictions, volume.space.spacing_mm, dsc))
     return rows
 
 
-@dataclass(frozen=True)
-class _CaseVolumes:
-    image: Volume
-    reference: np.ndarray | None
-    predictions: dict[str, np.ndarray]
-
-
-def _case_volumes(runs: Sequence[Run], case: str, image: Path, reference: Path | None) -> _CaseVolumes:
+def _case_volumes(runs: Sequence[Run], case: str, image: Path, reference: Path | None) -> _Volumes:
+    """The scan, the labels of the reference, and of every run that has a prediction its labels."""
     volume = read_volume(image)
-    return _CaseVolumes(
-        volume,
-        read_labels_on(reference, volume.space, image) if reference is not None else None,
-        {
-            run.name: read_labels_on(run.predictions[case], volume.space, image)
-            for run in runs
-            if case in run.predictions
-        },
-    )
+    drawn = None if reference is None else read_labels_on(reference, volume.space, image)
+    paths = {run.name: run.predictions[case] for run in runs if case in run.predictions}
+    return volume, drawn, {name: read_labels_on(path, volume.space, image) for name, path in paths.items()}
 
 
 def _case_overlay(
-    runs: Sequence[Run], case: str, reason: str, volumes: _CaseVolumes, organs: Sequence[Organ], organ: Organ | None
+    runs: Sequence[Run], case: str, reason: str, volumes: _Volumes, organs: Sequence[Organ], organ: Organ | None
 ) -> dict[str, str | None]:
     """A case (and perhaps one organ), why it was chosen, the picture as a data URI, and its alternative text."""
-    image = volumes.image.array[0]
+    volume, reference, predictions = volumes
+    image = volume.array[0]
     plan = next((run.plan for run in runs if run.plan is not None), None)
     window = display_window(image, is_hu=plan is None or plan.intensity.scheme != "zscore")
     dsc = {run.name: _dsc(run, case, organ) for run in runs}
-    maps, spacing_mm = (volumes.reference, volumes.predictions), volumes.image.space.spacing_mm
-    figure = overlay_figure(image, *maps, spacing_mm, organs, organ, window_hu=window, mean_dsc=dsc)
-    columns = ["the scan"] + (["the reference"] if volumes.reference is not None else [])
-    columns += [f"the prediction of {name}" for name in volumes.predictions]
+    arrays = image, reference, predictions, volume.space.spacing_mm
+    figure = overlay_figure(*arrays, organs, organ, window_hu=window, mean_dsc=dsc)
+    columns = ["the scan"] + (["the reference"] if reference is not None else [])
+    columns += [f"the prediction of {name}" for name in predictions]
     scores = [f"{name} {score_text(value)}" for name, value in dsc.items() if math.isfinite(value)]
     alt = (
         f"Case {case}{f', {organ.name} close by' if organ else ''}: axial, coronal and sagittal slices; columns show "

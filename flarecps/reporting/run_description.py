@@ -53,27 +53,19 @@ def sessions_of(environment: Mapping[str, Any]) -> list[Session]:
     records = environment.get("sessions")
     if not isinstance(records, list):
         records = [environment] if environment else []
-    return [_session(record) for record in records if isinstance(record, Mapping)]
-
-
-def _session(record: Mapping[str, Any]) -> Session:
-    finished = parse_time(record.get("finished"))
-    ended = finished or parse_time(record.get("seen"))
-    first, completed = (record.get(name) for name in ("first_epoch", "completed_epochs"))
-    if finished is not None:
-        how = "trained to the end"
-    else:
-        why = str(record.get("ended_by") or "")
-        how = _ENDINGS.get(why, f"ended by {why}" if why else "")
-    return Session(
-        parse_time(record.get("started")),
-        ended,
-        finished is not None,
-        first if isinstance(first, int) else None,
-        completed if isinstance(completed, int) else None,
-        how,
-        record,
-    )
+    found = []
+    for record in records:
+        if isinstance(record, Mapping):
+            began, finished = parse_time(record.get("started")), parse_time(record.get("finished"))
+            first, completed = (
+                number if isinstance(number, int) else None
+                for number in (record.get("first_epoch"), record.get("completed_epochs"))
+            )
+            why = str(record.get("ended_by") or "")
+            how = "trained to the end" if finished else _ENDINGS.get(why, f"ended by {why}" if why else "")
+            ended = finished or parse_time(record.get("seen"))
+            found.append(Session(began, ended, finished is not None, first, completed, how, record))
+    return found
 
 
 def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged_epochs: int) -> str:
@@ -85,7 +77,11 @@ def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged
     planned = trainer.get("max_epochs") if isinstance(trainer, Mapping) else None
     sessions = sessions_of(environment)
     last = sessions[-1] if sessions else None
-    epochs = _completed(last, logged_epochs)
+    epochs = logged_epochs  # unless the last session knows: a table may hold the validation of an unfinished epoch
+    if last is not None and last.completed_epochs is not None:
+        epochs = last.completed_epochs
+    elif last is not None and last.first_epoch is not None:
+        epochs = last.first_epoch - 1
     if not epochs:
         return "no epoch completed yet" if environment or config else ""
     several = f" in {len(sessions)} sessions" if len(sessions) > 1 else ""
@@ -95,27 +91,15 @@ def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged
         return f"finished after {counted(epochs, 'epoch')}{took}{several}"
     if not isinstance(planned, int):
         return f"{counted(epochs, 'epoch')} so far{several}"
-    left = _seconds_left(last, epochs, planned)
-    to_go = f", about {duration_in_words(left)} to go" if left else ""
-    failed = last is not None and str(last.record.get("ended_by", "")).endswith("Error")
-    ended = f"; the last session was {last.how}" if last is not None and failed else ""
+    to_go = ended = ""
+    if last is not None:
+        if last.seconds is not None and last.first_epoch is not None and last.completed_epochs is not None:
+            done = last.completed_epochs - last.first_epoch + 1
+            left = last.seconds / done * max(planned - epochs, 0) if done > 0 else 0.0
+            to_go = f", about {duration_in_words(left)} to go" if left else ""
+        if str(last.record.get("ended_by", "")).endswith("Error"):
+            ended = f"; the last session was {last.how}"
     return f"{epochs} of {planned} epochs so far{to_go}{several}{ended}"
-
-
-def _completed(last: Session | None, logged_epochs: int) -> int:
-    """The last session's word; the table may hold the validation of an epoch that is not complete."""
-    if last is not None and last.completed_epochs is not None:
-        return last.completed_epochs
-    if last is not None and last.first_epoch is not None:
-        return last.first_epoch - 1
-    return logged_epochs
-
-
-def _seconds_left(last: Session | None, epochs: int, planned: int) -> float | None:
-    if last is None or last.seconds is None or last.first_epoch is None or last.completed_epochs is None:
-        return None
-    done = last.completed_epochs - last.first_epoch + 1
-    return last.seconds / done * max(planned - epochs, 0) if done > 0 else None
 
 
 def parse_time(text: Any) -> datetime.datetime | None:
