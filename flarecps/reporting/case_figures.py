@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -267,16 +268,9 @@ def _draw_errors(figure: Figure, one: ErrorSlice, methods: Sequence[str], left: 
         words = [literal_text(shortened(method, room))] if len(methods) > 1 else []
         if method in one.dsc:
             words.append(f"DSC {score_text(one.dsc[method])}")
-        axes.text(
-            0.03,
-            0.03,
-            "  ".join(words),
-            transform=axes.transAxes,
-            va="bottom",
-            color="white",
-            fontsize=8.5,
-            bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2.0},
-        )
+        place: dict[str, Any] = {"transform": axes.transAxes, "va": "bottom"}
+        box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2.0}
+        axes.text(0.03, 0.03, "  ".join(words), **place, color="white", fontsize=8.5, bbox=box)
 
 
 def _draw_masks(axes: Axes, one: ErrorSlice, prediction: np.ndarray) -> None:

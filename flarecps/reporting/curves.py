@@ -233,18 +233,16 @@ def panel_figure(panel: Panel, runs: Sequence[Metrics], groups: Sequence[int] | 
     figure = new_figure(4.3, 2.5)
     axes = figure.add_axes((0.115, 0.165, 0.865, 0.80))
     style_axes(axes)
-    values: list[float] = []
     drawn = [
         (index, sibling, curve) for index, metrics in enumerate(runs) for sibling, curve in _curves(panel, metrics)
     ]
     _draw_groups(axes, drawn, groups or range(len(runs)))
-    for _, _, curve in drawn:
-        values += curve.values.tolist()
+    values = np.concatenate([curve.values for _, _, curve in drawn])
     if panel.logarithmic:
         axes.set_yscale("log")
         logarithmic(axes.yaxis)
-    elif min(values) >= 0:
-        axes.set_ylim(0.0, None if max(values) > 0 else 1.0)
+    elif values.min() >= 0:
+        axes.set_ylim(0.0, None if values.max() > 0 else 1.0)
     if panel.share:
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
     if panel.count:
@@ -335,8 +333,9 @@ def _draw_groups(axes: Axes, drawn: Sequence[tuple[int, int, Curve]], groups: Se
         mean, spread = mean_curve(curves)
         if len(mean.epochs):
             low, high = mean.values - spread, mean.values + spread
-            if axes.get_yscale() == "log" or min(curve.values.min() for curve in curves) >= 0:
-                low = np.maximum(low, min(curve.values.min() for curve in curves))  # no band where no value can be
+            lowest = min(curve.values.min() for curve in curves)
+            if axes.get_yscale() == "log" or lowest >= 0:
+                low = np.maximum(low, lowest)  # no band where no value can be
             axes.fill_between(mean.epochs, low, high, color=colour, alpha=0.16, linewidth=0)
             _draw(axes, mean, colour, sibling)
 

@@ -88,8 +88,9 @@ def write_measured_run(
     rows = _good_rows(folder)
     further = dict.fromkeys(key for row in rows for key in row if key not in FLARE_COLUMNS)
     for table, columns in (("efficiency.csv", FLARE_COLUMNS), ("efficiency_all.csv", (*FLARE_COLUMNS, *further))):
-        cells = [[_rounded(row.get(column)) for column in columns] for row in rows]
-        write_text(out / table, csv_text([columns, *cells]))
+        cells = [[row.get(column) for column in columns] for row in rows]
+        rounded = [[round(cell, DECIMALS) if isinstance(cell, float) else cell for cell in line] for line in cells]
+        write_text(out / table, csv_text([columns, *rounded]))
     return len(rows)
 
 
@@ -127,13 +128,12 @@ def _good_rows(folder: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _rounded(cell: Any) -> Any:
-    return round(cell, DECIMALS) if isinstance(cell, float) else cell
-
-
 def efficiency_figure(trace: Trace, title: str) -> Figure:
     """One panel each for processor (%), memory (GB) and, with a card, its memory, over one time axis in seconds."""
-    panels = 2 if trace.card_mb is None else 3
+    memory: list[tuple[str, np.ndarray, np.ndarray | None]] = [("RAM (GiB)", trace.host_ram_mb, trace.tree_ram_mb)]
+    if trace.card_mb is not None:
+        memory.append(("GPU memory (GiB)", trace.card_mb, trace.tree_card_mb))
+    panels = 1 + len(memory)
     height = PANEL_INCHES * panels + 1.0
     figure = new_figure(9.0, height, "white")
     figure.text(0.075, 1 - 0.3 / height, literal_text(title), fontsize=11.5, color=TEXT, fontweight="bold", va="center")
@@ -149,16 +149,19 @@ def efficiency_figure(trace: Trace, title: str) -> Figure:
         place = (0.075, bottom / height, 0.905, (PANEL_INCHES - 0.35) / height)
         axes.append(figure.add_axes(place, sharex=share))
         style_axes(axes[-1])
-    _steps(axes[0], trace.time_s, host_cpu_percent(trace), tree_cpu_percent(trace))
+    for values, (colour, label, alpha) in zip((host_cpu_percent(trace), tree_cpu_percent(trace)), SERIES, strict=True):
+        ends, levels = binned_means(trace.time_s, values)  # level from each reading to the one before: the area is AUC
+        levels = np.minimum(100, np.concatenate([levels[:1], levels]))  # the system counts in hundredths of a second
+        axes[0].fill_between(ends, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
+        axes[0].plot(ends, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
     axes[0].set_ylim(0, 104)
     axes[0].set_ylabel("CPU (% of all cores)")
-    _lines(axes[1], trace.time_s, trace.host_ram_mb / 1024, trace.tree_ram_mb / 1024)
-    axes[1].set_ylabel("RAM (GiB)")
-    if trace.card_mb is not None:
-        tree = None if trace.tree_card_mb is None else trace.tree_card_mb / 1024
-        _lines(axes[2], trace.time_s, trace.card_mb / 1024, tree)
-        axes[2].set_ylabel("GPU memory (GiB)")
-    for one in axes[1:]:
+    for one, (heading, host_mb, tree_mb) in zip(axes[1:], memory, strict=True):
+        for readings_mb, (colour, label, alpha) in zip((host_mb, tree_mb), SERIES, strict=True):
+            if readings_mb is not None:
+                one.fill_between(trace.time_s, readings_mb / 1024, color=colour, alpha=alpha, linewidth=0)
+                one.plot(trace.time_s, readings_mb / 1024, color=colour, linewidth=1.3, label=label)
+        one.set_ylabel(heading)
         one.set_ylim(0, max(0.01, 1.1 * one.dataLim.y1))
     for one in axes[:-1]:
         one.tick_params(axis="x", labelbottom=False)
@@ -178,15 +181,6 @@ def write_efficiency_figure(folder: Path, name: str, figure: Figure) -> None:
         figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
-def _steps(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray) -> None:
-    """Means over intervals: level from each reading back to the one before; the shaded area is the AUC."""
-    for values, (colour, label, alpha) in zip((host, tree), SERIES, strict=True):
-        ends, levels = binned_means(time_s, values)
-        levels = np.minimum(100, np.concatenate([levels[:1], levels]))  # the system counts in hundredths of a second
-        axes.fill_between(ends, levels, step="pre", color=colour, alpha=alpha, linewidth=0)
-        axes.plot(ends, levels, drawstyle="steps-pre", color=colour, linewidth=1.3, label=label)
-
-
 def binned_means(time_s: np.ndarray, percent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges in time and the mean between each two; of a long run as many as can be told apart, with the same area."""
     if len(time_s) <= MOST_LEVELS:
@@ -194,10 +188,3 @@ def binned_means(time_s: np.ndarray, percent: np.ndarray) -> tuple[np.ndarray, n
     area = np.concatenate([[0.0], np.cumsum(percent[1:] * np.diff(time_s))])
     edges = np.linspace(0.0, time_s[-1], MOST_LEVELS + 1)
     return edges, np.diff(np.interp(edges, time_s, area)) / np.diff(edges)
-
-
-def _lines(axes: Axes, time_s: np.ndarray, host: np.ndarray, tree: np.ndarray | None) -> None:
-    for values, (colour, label, alpha) in zip((host, tree), SERIES, strict=True):
-        if values is not None:
-            axes.fill_between(time_s, values, color=colour, alpha=alpha, linewidth=0)
-            axes.plot(time_s, values, color=colour, linewidth=1.3, label=label)

@@ -257,18 +257,10 @@ def organ_legend(figure: Figure, organs: Sequence[Organ], outline: bool, bottom_
 def draw_score(axes: Axes, dsc: float) -> None:
     """Print a mean DSC in the top right corner of a panel; nothing for NaN (nothing was scored)."""
     if not np.isnan(dsc):
-        axes.text(
-            0.97,
-            0.96,
-            f"DSC {score_text(dsc)}",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            color="white",
-            fontsize=9.5,
-            fontweight="bold",
-            bbox={"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2.2},
-        )
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+        style: dict[str, Any] = {"color": "white", "fontsize": 9.5, "fontweight": "bold"}
+        box = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2.2}
+        axes.text(0.97, 0.96, f"DSC {score_text(dsc)}", **place, **style, bbox=box)
 
 
 def draw_orientation(axes: Axes, plane: ViewPlane) -> None:
@@ -279,18 +271,9 @@ def draw_orientation(axes: Axes, plane: ViewPlane) -> None:
         (0.5, 0.98, plane.top, "center", "top"),
         (0.5, 0.02, plane.bottom, "center", "bottom"),
     ):
-        axes.text(
-            x,
-            y,
-            letter,
-            transform=axes.transAxes,
-            ha=across,
-            va=down,
-            color="#ffd75e",
-            fontsize=8.5,
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=2, foreground="black")],
-        )
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": across, "va": down}
+        edge = [withStroke(linewidth=2, foreground="black")]
+        axes.text(x, y, letter, **place, color="#ffd75e", fontsize=8.5, fontweight="bold", path_effects=edge)
 
 
 def column_heading(figure: Figure, axes: Axes, text: str, points: float, below_top: float) -> None:

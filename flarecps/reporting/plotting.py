@@ -171,19 +171,8 @@ def method_legend(figure: Figure, names: Sequence[str], top_inches: float) -> No
     if len(names) < 2:
         return
     entries = [Patch(facecolor=run_colour(index), label=literal_text(name)) for index, name in enumerate(names)]
-    figure.legend(
-        handles=entries,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 1 - top_inches / figure.get_figheight()),
-        ncols=len(entries),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=TEXT,
-        handlelength=1.0,
-        handleheight=1.0,
-        borderpad=0.0,
-        columnspacing=1.6,
-    )
+    style: dict[str, Any] = {"fontsize": 9.5, "labelcolor": TEXT, "columnspacing": 1.6, "borderpad": 0.0}
+    _legend(figure, entries, "upper center", 1 - top_inches / figure.get_figheight(), len(entries), 1.0, **style)
 
 
 def legend_rows(figure_width_inches: float, entries: int) -> int:
@@ -194,18 +183,23 @@ def legend_rows(figure_width_inches: float, entries: int) -> int:
 def bottom_legend(figure: Figure, entries: Sequence[Artist], bottom_inches: float) -> None:
     """A legend on a dark figure, centred ``bottom_inches`` above its lower edge."""
     width, height = figure.get_size_inches()
-    figure.legend(
-        handles=entries,
-        loc="lower center",
-        bbox_to_anchor=(0.5, bottom_inches / height),
-        ncols=-(-len(entries) // legend_rows(width, len(entries))),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=DARK_TEXT,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.5,
-    )
+    columns = -(-len(entries) // legend_rows(width, len(entries)))
+    style: dict[str, Any] = {"fontsize": 8.5, "labelcolor": DARK_TEXT, "columnspacing": 1.5}
+    _legend(figure, entries, "lower center", bottom_inches / height, columns, 1.1, **style)
+
+
+def _legend(
+    figure: Figure,
+    entries: Sequence[Artist],
+    edge: Literal["lower center", "upper center"],
+    height: float,
+    columns: int,
+    handle: float,
+    **style: Any,
+) -> None:
+    """A legend of ``columns`` in the middle; its ``edge`` lies at ``height``, a share of the figure's."""
+    style |= {"ncols": columns, "frameon": False, "handlelength": handle, "handleheight": handle}
+    figure.legend(handles=entries, loc=edge, bbox_to_anchor=(0.5, height), **style)
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,30 +109,6 @@ def _lane(axes: Axes, values: np.ndarray, centre: float, lane: float, colour: st
     axes.plot(values, centre + offsets, "o", color=colour, markersize=2.6, alpha=0.85, markeredgewidth=0)
 
 
-@dataclass(frozen=True)
-class LimitsOfAgreement:
-    """Predicted minus reference volume over ``n`` cases in ml: mean, and 95 % limits of agreement (NaN for n < 2)."""
-
-    bias_ml: float
-    low_ml: float
-    high_ml: float
-    n: int
-
-    def __str__(self) -> str:
-        """``+1.0 ml (−1.0 to +3.0)``: the bias and its limits.
-
-        >>> print(LimitsOfAgreement(1.0, -0.96, 2.96, 3))
-        +1.0 ml (−1.0 to +3.0)
-        """
-        if not self.n:
-            return "no case"
-        ends = [self.bias_ml, self.low_ml, self.high_ml]
-        largest = max(abs(one) for one in ends if math.isfinite(one))
-        digits = 0 if largest >= 10 else 1 if largest >= 1 else 2
-        bias, low, high = (f"{round(one, digits) + 0.0:+.{digits}f}".replace("-", "−") for one in ends)
-        return f"{bias} ml" + (f" ({low} to {high})" if math.isfinite(self.low_ml) else "")
-
-
 def volume_pairs(table: ScoredCases, organ: str) -> np.ndarray:
     """(cases, 2) millilitres of reference and prediction; cases with neither are left out."""
     scores = [case.organs[organ] for case in table.cases.values() if not case.missing]
@@ -141,18 +116,32 @@ def volume_pairs(table: ScoredCases, organ: str) -> np.ndarray:
     return np.array(pairs, float).reshape(-1, 2)
 
 
-def limits_of_agreement(pairs: np.ndarray) -> LimitsOfAgreement:
-    """The limits of agreement of Bland and Altman (1986): mean difference ± 1.96 of its SD (n - 1).
+def limits_of_agreement(pairs: np.ndarray) -> tuple[float, float, float]:
+    """Bias, and lower and upper 95 % limit of agreement of Bland and Altman (1986), of predicted minus reference ml.
+
+    The limits are the mean difference ± 1.96 of its SD (n - 1): NaN for one case, as all three are for none.
 
     >>> limits_of_agreement(np.array([[10.0, 12.0], [20.0, 20.0], [30.0, 31.0]]))
-    LimitsOfAgreement(bias_ml=1.0, low_ml=-0.96, high_ml=2.96, n=3)
+    (1.0, -0.96, 2.96)
     """
     changes = pairs[:, 1] - pairs[:, 0]
-    if not changes.size:
-        return LimitsOfAgreement(math.nan, math.nan, math.nan, 0)
-    mean = float(changes.mean())
+    bias = float(changes.mean()) if changes.size else math.nan
     reach = LIMITS_SD * float(changes.std(ddof=1)) if changes.size > 1 else math.nan
-    return LimitsOfAgreement(mean, mean - reach, mean + reach, int(changes.size))
+    return bias, bias - reach, bias + reach
+
+
+def agreement_in_words(limits: tuple[float, float, float]) -> str:
+    """A bias with its limits of agreement.
+
+    >>> agreement_in_words((1.0, -0.96, 2.96)), agreement_in_words((20.0, math.nan, math.nan))
+    ('+1.0 ml (−1.0 to +3.0)', '+20 ml')
+    """
+    largest = max((abs(one) for one in limits if math.isfinite(one)), default=None)
+    if largest is None:
+        return "no case"
+    digits = 0 if largest >= 10 else 1 if largest >= 1 else 2
+    bias, low, high = (f"{round(one, digits) + 0.0:+.{digits}f}".replace("-", "−") for one in limits)
+    return f"{bias} ml" + (f" ({low} to {high})" if math.isfinite(limits[1]) else "")
 
 
 def volume_figure(tables: Sequence[ScoredCases], names: Sequence[str]) -> Figure:
@@ -183,7 +172,7 @@ def volume_figure(tables: Sequence[ScoredCases], names: Sequence[str]) -> Figure
         text_at(figure, left, upper - 0.06, title, va="top", color=TEXT, fontsize=9.5, fontweight="bold")
         for line, found in enumerate(pairs):
             colour = run_colour(line) if len(tables) > 1 else MUTED
-            bias = str(limits_of_agreement(found))
+            bias = agreement_in_words(limits_of_agreement(found))
             text_at(figure, left, upper - 0.25 - LINE_INCHES * line, bias, va="top", color=colour, fontsize=8)
     method_legend(figure, names, top_inches=0.06)
     return figure
