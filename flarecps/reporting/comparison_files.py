@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flarecps.errors import ConfigError, DatasetError
+from flarecps.errors import ConfigError, DatasetError, first_few
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, read_scores
 from flarecps.named_paths import method_names, name_and_rest
 from flarecps.reporting.tables import finite_number
@@ -101,8 +101,7 @@ def ranking_values(
     ]
     if len(cases) < len(everyone):
         left_out = [case for case in everyone if case not in cases]
-        said.append(f"ranked over {len(cases)} of {len(everyone)} cases; not all measures of {', '.join(left_out[:5])}"
-                    + (", …" if len(left_out) > 5 else ""))  # fmt: skip
+        said.append(f"ranked over {len(cases)} of {len(everyone)} cases; not all measures of {first_few(left_out)}")
     return {name: table[:, whole] for name, table in tables.items()}, cases, said
 
 

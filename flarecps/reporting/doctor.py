@@ -43,7 +43,6 @@ from flarecps.reporting.plotting import (
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume, read_channels, read_volume
 
-TEMPLATE = "doctor.html"
 MOST_PICTURES = 48  # about 20 KB each
 SOUND_PICTURES = 12  # of these, for cases without any finding (more where there are few findings)
 MOST_ROWS = 400  # of findings; the JSON has all
@@ -118,7 +117,7 @@ def doctor_page(inspection: Inspection, shown: Sequence[Mapping[str, Any]]) -> s
     examined = [inspection.examined[one["name"]] for one in shown if one["name"] in inspection.examined]
     seen = {label for one in examined for label in one.label_voxels}  # colours that can be seen in the gallery
     return render_page(
-        TEMPLATE,
+        "doctor.html",
         {
             "summary": inspection.summary,
             "breaks": inspection.breaks_training,
@@ -190,7 +189,7 @@ def overview_figures(inspection: Inspection) -> dict[str, Figure]:
             extent[role].append((one.spacing_mm[2] * one.shape_voxels[2], one.spacing_mm[0] * one.shape_voxels[0]))
     figures = {}
     if histograms := coarse_histograms(inspection):
-        figures["histogram"] = _histogram_figure(COARSE_HU, histograms)
+        figures["histogram"] = _histogram_figure(histograms)
     if spacing:
         figures["spacing"] = _scatter_figure(spacing, "in a slice, mm", "between slices, mm")
         figures["extent"] = _scatter_figure(extent, "width, mm", "height, mm")
@@ -268,10 +267,10 @@ def _labels_of(case: Case, volume: Volume) -> LabelArray | None:
     return drawn if drawn.any() else None
 
 
-def _histogram_figure(edges: np.ndarray, sums: Mapping[str, np.ndarray]) -> Figure:
+def _histogram_figure(sums: Mapping[str, np.ndarray]) -> Figure:
     """The share of voxels over HU, one line per role, without air's peak (it would flatten everything else)."""
     figure, axes = _chart()
-    middles = (edges[:-1] + edges[1:]) / 2
+    middles = (COARSE_HU[:-1] + COARSE_HU[1:]) / 2
     shown = middles > -900
     for role, counts in sums.items():
         smooth = np.convolve(counts, np.ones(SMOOTH_BINS) / SMOOTH_BINS, mode="same")[shown]

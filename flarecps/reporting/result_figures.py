@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
-from flarecps.errors import ConfigError, ScanError
+from flarecps.errors import ConfigError, ScanError, first_few
 from flarecps.evaluation.score_table import MEASURES, mean_of
 from flarecps.reporting.case_figures import (
     MOST_OF_ONE_ORGAN,
@@ -186,7 +186,7 @@ def write_result_figures(
     if cases is not None:
         for name in cases:
             if lacking := _lacking(results, name):
-                known = ", ".join(results.cases[:5]) + (", …" if len(results.cases) > 5 else "")
+                known = first_few(results.cases)
                 raise ConfigError(f"case {name!r} can't be shown without {lacking[0]}; the cases are {known}")
         rule = f"{counted(len(cases), 'case')}, as asked for"
     else:

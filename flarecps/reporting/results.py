@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flarecps.anatomy import Organ, organs_of
-from flarecps.errors import ConfigError, DatasetError
+from flarecps.errors import ConfigError, DatasetError, first_few
 from flarecps.evaluation.flare22 import Protocol
 from flarecps.evaluation.label_sets import label_set
 from flarecps.evaluation.score_table import ScoredCases, write_scores
@@ -50,12 +50,8 @@ class Results:
     @property
     def notes(self) -> list[str]:
         """Which predictions are missing, in sentences."""
-        said = []
-        for method, table in self.tables.items():
-            if table.missing:
-                names = ", ".join(table.missing[:5]) + (", …" if len(table.missing) > 5 else "")
-                said.append(f"{method}: no prediction of {names}")
-        return said
+        missing = {method: table.missing for method, table in self.tables.items() if table.missing}
+        return [f"{method}: no prediction of {first_few(names)}" for method, names in missing.items()]
 
 
 def gather_results(
