@@ -30,8 +30,8 @@ from flarecps.inference.resources.usage import (
     reset_peak_gpu_memory,
 )
 from flarecps.inference.settings import SegmentationSettings, Sibling
-from flarecps.inference.sliding_window import Network, Place, scores_by_slab, whole, window_count
-from flarecps.inference.window_selection import find_region, holds_body
+from flarecps.inference.sliding_window import Network, Place, joined_slabs, scores_by_slab, window_count
+from flarecps.inference.window_selection import contains_body, find_region
 from flarecps.planning.plan import Plan, plan_to_json
 from flarecps.preprocessing.case import GridMapping, Prepared, prepare_case, transposed_to_plan
 from flarecps.preprocessing.intensity import normalise
@@ -141,7 +141,7 @@ class Segmenter:
         prepared = prepare_case(volume, self.plan)
         work = self.resources.wanted()
         slabs = self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), volume, show_progress)
-        scores = whole(slabs, (self.plan.class_count, *prepared.grid_mapping.network_shape), torch.device("cpu"))
+        scores = joined_slabs(slabs, (self.plan.class_count, *prepared.grid_mapping.network_shape), torch.device("cpu"))
         if self.settings.accumulate == "logits":
             scores = torch.softmax(scores, dim=0)
         return scores, prepared.grid_mapping
@@ -167,7 +167,7 @@ class Segmenter:
         tests: list[Callable[[Place], bool]] = []
         if work.skip_air:
             known_air = self.plan.integer_hu  # where CT was clipped, a window without contrast holds no body
-            tests.append(holds_body(prepared.image, "ct" if known_air else "zscore"))
+            tests.append(contains_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
             region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, chain)
             tests.append(region.touches)

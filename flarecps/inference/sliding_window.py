@@ -80,7 +80,7 @@ def _axis_weights(length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PaddedVolume:
     """Where windows go: the volume, padded with 0 to the patch on axes that are shorter, and the image in it."""
 
     image_shape: tuple[int, ...]
@@ -149,31 +149,31 @@ def scores_by_slab(
     ``schedule`` may change step and mirroring on the way. When a GPU's memory runs out, ``chain`` is
     stepped down and the windows tried again; nothing is lost.
     """
-    frame = Frame(tuple(image.shape[1:]), volume_patch(patch_voxels))
-    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, chain, gaussian_weights(frame.patch))
-    sums = SlabSums(frame.shape[1:], uncovered_scores(classes, accumulate), chain.now.sums_on, chain.now.half_sums)
-    inside, depth = frame.inside, frame.patch[0]
+    volume = PaddedVolume(tuple(image.shape[1:]), volume_patch(patch_voxels))
+    run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, chain, gaussian_weights(volume.patch))
+    sums = SlabSums(volume.shape[1:], uncovered_scores(classes, accumulate), chain.now.sums_on, chain.now.half_sums)
+    inside, depth = volume.inside, volume.patch[0]
     begin, step = 0, schedule.step
-    while begin < frame.shape[0]:
+    while begin < volume.shape[0]:
         if begin == 0 or schedule.step != step:
             step = schedule.step
-            rest = tuple(begin + start for start in _starts(frame.shape[0] - begin, depth, step))
-            across = tuple(product(*windows(frame.shape[1:], frame.patch[1:], step)))
+            rest = tuple(begin + start for start in _starts(volume.shape[0] - begin, depth, step))
+            across = tuple(product(*windows(volume.shape[1:], volume.patch[1:], step)))
         layers = max(1, min(chain.now.batch // len(across), len(rest)))
         now, rest = rest[:layers], rest[layers:]
-        begin = rest[0] if rest else frame.shape[0]
-        places = [frame.place((first, *others)) for first, others in product(now, across)]
-        chosen = [place for place in places if wanted(frame.of_image(place))]
+        begin = rest[0] if rest else volume.shape[0]
+        places = [volume.place((first, *others)) for first, others in product(now, across)]
+        chosen = [place for place in places if wanted(volume.of_image(place))]
         run.held(sums, partial(sums.reach, now[-1] + depth))
         _call(advance, len(places) - len(chosen))
 
         while chosen:
             began = time.monotonic()
             batch, chosen = chosen[: chain.now.batch], chosen[chain.now.batch :]
-            tiles = torch.stack([frame.tile(image, place, convert) for place in batch])
-            run.count(tiles, batch, schedule.mirroring, sums, (classes, *frame.patch))
+            tiles = torch.stack([volume.tile(image, place, convert) for place in batch])
+            run.count(tiles, batch, schedule.mirroring, sums, (classes, *volume.patch))
             _call(advance, len(batch))
-            schedule.ran(len(batch), time.monotonic() - began, partial(_windows_left, frame, begin, len(chosen)))
+            schedule.ran(len(batch), time.monotonic() - began, partial(_windows_left, volume, begin, len(chosen)))
         finished = run.held(sums, partial(sums.finish, begin))
         visible = slice(max(inside[0].start - sums.first, 0), max(min(begin, inside[0].stop) - sums.first, 0))
         if visible.start < visible.stop:
@@ -182,10 +182,10 @@ def scores_by_slab(
         sums.forget(begin)
 
 
-def _windows_left(frame: Frame, begin: int, in_layer: int, step: float) -> int:
+def _windows_left(volume: PaddedVolume, begin: int, in_layer: int, step: float) -> int:
     """Those in the present layer, and all that begin at slice ``begin`` or later."""
-    deep = frame.shape[0] - begin
-    return in_layer + (window_count((deep, *frame.shape[1:]), frame.patch, step) if deep else 0)
+    deep = volume.shape[0] - begin
+    return in_layer + (window_count((deep, *volume.shape[1:]), volume.patch, step) if deep else 0)
 
 
 def _call(advance: Callable[[], None] | None, times: int) -> None:
@@ -350,11 +350,11 @@ def predict_probabilities(
         accumulate,
         advance=advance,
     )
-    scores = whole(slabs, (classes, *image.shape[1:]), sums_on)
+    scores = joined_slabs(slabs, (classes, *image.shape[1:]), sums_on)
     return torch.softmax(scores, dim=0) if accumulate == "logits" else scores
 
 
-def whole(slabs: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+def joined_slabs(slabs: Iterable[Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
     """Slabs along the second axis put together: float32 of ``shape`` (K, S, H, W)."""
     together = torch.empty(tuple(shape), dtype=torch.float32, device=device)
     done = 0

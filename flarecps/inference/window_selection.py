@@ -29,7 +29,7 @@ SLICES_APART = 3  # a 2D network looks at every third slice
 MARGIN_MM = 20.0  # around what was found: small structures next to large ones, and what the coarse pass misses
 
 
-def holds_body(image: np.ndarray, scheme: IntensityScheme) -> Callable[[Place], bool]:
+def contains_body(image: np.ndarray, scheme: IntensityScheme) -> Callable[[Place], bool]:
     """A function that says whether a window of ``image`` (C, S, H, W) holds anything but air, or is empty.
 
     In CT anything is a voxel above -500 HU; in other modalities, any two voxels that differ.
@@ -48,7 +48,7 @@ def share_with_body(image: ScanArray, network_shape: Triple, plan: Plan, step: f
     """About which share of windows holds body, from a few samples of the scan itself (C, slice, row, column)."""
     strides = [max(1, edge // LOOK_VOXELS) for edge in image.shape[1:]]
     sparse = image[:, :: strides[0], :: strides[1], :: strides[2]].transpose(0, *(1 + a for a in plan.axis_order))
-    holds = holds_body(sparse, plan.intensity.scheme)
+    holds = contains_body(sparse, plan.intensity.scheme)
     patch = volume_patch(plan.patch_voxels)
     scale = [here / there for here, there in zip(sparse.shape[1:], network_shape, strict=True)]
     places = [

@@ -24,7 +24,7 @@ from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import inline_svg
 from flarecps.reporting.report_cases import case_overlays, overlay_histories, validation_scores
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
-from flarecps.reporting.run_folder import Group, Run, as_one, groups_of
+from flarecps.reporting.run_folder import Group, Run, averaged_over_runs, groups_of
 from flarecps.reporting.score_charts import box_figure
 from flarecps.reporting.tables import best_as_shown, score_text
 
@@ -56,7 +56,7 @@ def report_page(
     group_of = {place: index for index, group in enumerate(groups) for place in group.places}
     belongs = [group_of[place] for place in range(len(runs))]
     charts, organ_charts = _charts(runs, organs, belongs)
-    methods = [as_one(runs, group) for group in groups]
+    methods = [averaged_over_runs(runs, group) for group in groups]
     pictures = overlay_histories(runs, [group.places[0] for group in groups])
     return render_page(
         "report.html",

@@ -177,7 +177,7 @@ def _taken_out(config: Any, path: Sequence[str]) -> Any:
     return config.pop(last, None) if isinstance(config, dict) else None
 
 
-def as_one(runs: Sequence[Run], group: Group) -> Run:
+def averaged_over_runs(runs: Sequence[Run], group: Group) -> Run:
     """A group as if it were one run: every case's scores are the means over the group's scored runs."""
     first = runs[group.places[0]]
     scored = MethodScores(group.name, tuple(s for place in group.places if (s := runs[place].scores) is not None))

@@ -14,7 +14,7 @@ from flarecps.evaluation.score_table import Scores
 from flarecps.reporting.curves import PANELS, Curve, mean_curve, panel_figure
 from flarecps.reporting.report_cases import evenly_spaced, overlay_histories, validation_scores
 from flarecps.reporting.run_description import run_status, sessions_of
-from flarecps.reporting.run_folder import Run, as_one, common_name, groups_of
+from flarecps.reporting.run_folder import Run, averaged_over_runs, common_name, groups_of
 from flarecps.training.callbacks.validation_results import is_milestone
 
 MODEL = {"cross_pseudo_supervision": True, "initial_seed": 0}
@@ -68,15 +68,15 @@ def test_a_case_counts_with_its_mean_over_the_seeds() -> None:
     one, two = scores([0.8, nan], [0.6, 0.4]), scores([0.6, 0.5], [0.8, 0.2], [0.1, 0.1], cases=("a", "b", "c"))
     runs = [run("s0", config(), scores=one), run("s1", config(seed_everything=1), scores=two)]
     (group,) = groups_of(runs)
-    found = as_one(runs, group).scores
+    found = averaged_over_runs(runs, group).scores
     assert found is not None
     assert found.cases == ("a", "b"), "only cases that all have"
     np.testing.assert_allclose(found.values["dsc"], [[0.7, 0.5], [0.7, 0.3]])
     np.testing.assert_allclose(found.values["nsd"], [[0.35, 0.25], [0.35, 0.15]])
     runs = [run("s0", config(), scores=one), run("s1", config(seed_everything=1)), run("s2", config(seed_everything=2))]
     (group,) = groups_of(runs)
-    assert as_one(runs, group).scores is one, "a seed without scores yet is left out"
-    assert as_one(runs[1:], groups_of(runs[1:])[0]).scores is None
+    assert averaged_over_runs(runs, group).scores is one, "a seed without scores yet is left out"
+    assert averaged_over_runs(runs[1:], groups_of(runs[1:])[0]).scores is None
 
 
 def test_seeds_are_drawn_thin_with_their_mean_and_a_band() -> None:

@@ -13,8 +13,14 @@ from flarecps.errors import ConfigError
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement
 from flarecps.inference.slab_sums import SlabSums
-from flarecps.inference.sliding_window import Place, WindowSchedule, predict_probabilities, scores_by_slab, whole
-from flarecps.inference.window_selection import COARSER, MARGIN_MM, find_region, holds_body, share_with_body
+from flarecps.inference.sliding_window import (
+    Place,
+    WindowSchedule,
+    joined_slabs,
+    predict_probabilities,
+    scores_by_slab,
+)
+from flarecps.inference.window_selection import COARSER, MARGIN_MM, contains_body, find_region, share_with_body
 from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import GridMapping
 
@@ -49,7 +55,7 @@ def run(networks, image, patch=PATCH, schedule=None, chain=None, **settings) -> 
             depths.append(slab.shape[1])
             yield slab
 
-    return whole(watched(), (CLASSES, *image.shape[1:]), CPU), depths
+    return joined_slabs(watched(), (CLASSES, *image.shape[1:]), CPU), depths
 
 
 def all_at_once(network, image: torch.Tensor) -> torch.Tensor:
@@ -231,10 +237,10 @@ def ball() -> np.ndarray:
 
 
 def test_windows_of_air_hold_no_body() -> None:
-    holds = holds_body(ball(), "ct")
+    holds = contains_body(ball(), "ct")
     assert holds((slice(20, 28), slice(8, 16), slice(8, 16)))
     assert not holds((slice(0, 20), slice(0, 24), slice(0, 24)))
-    mr = holds_body(ball().astype(np.float32), "zscore")
+    mr = contains_body(ball().astype(np.float32), "zscore")
     assert mr((slice(20, 28), slice(8, 16), slice(8, 16)))
     assert not mr((slice(0, 20), slice(0, 24), slice(0, 24)))
     assert 0.2 < share_with_body(ball(), (48, 24, 24), plan(), 1.0) < 0.6
