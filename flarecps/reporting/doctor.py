@@ -131,7 +131,7 @@ def doctor_page(inspection: Inspection, shown: Sequence[Mapping[str, Any]]) -> s
             "organs": [organ for organ in organs_of(inspection.catalogue.labels) if organ.id in seen],
             "gallery": shown,
             "cases_left_out": len(inspection.catalogue.cases) - len(shown),
-            "charts": {name: inline_svg(chart, CHART_ALT[name], name) for name, chart in charts.items()},
+            "charts": {name: inline_svg(chart, _CHART_ALT[name], name) for name, chart in charts.items()},
             "roles": [(role, index) for index, role in enumerate(ROLES) if role in roles],
         },
     )
@@ -170,7 +170,7 @@ def _facts(inspection: Inspection, name: str) -> str:
     return f"{shape} voxels of {spacing} mm · {one.intensities[0]:g} to {one.intensities[1]:g}"
 
 
-CHART_ALT = {
+_CHART_ALT = {
     "histogram": "Share of voxels over HU, without air, by role.",
     "spacing": "Spacing of every scan.",
     "extent": "Field of view of every scan.",
@@ -179,7 +179,7 @@ CHART_ALT = {
 
 
 def overview_figures(inspection: Inspection) -> dict[str, Figure]:
-    """The charts of a whole data set by name (``CHART_ALT``); one without data is left out."""
+    """The charts of a whole data set by name (``_CHART_ALT``); one without data is left out."""
     spacing: dict[str, list[tuple[float, float]]] = defaultdict(list)
     extent: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, one in inspection.examined.items():

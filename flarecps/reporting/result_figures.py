@@ -116,6 +116,7 @@ def _slices_of_case(
         for index, (low, _) in enumerate(scored):
             if low.method == worst:
                 numbers[index] = slice_of_largest_error(prediction == low.organ.id, reference == low.organ.id)
+        del prediction
     row_maps: dict[str, np.ndarray] = {}
     masks: list[dict[str, np.ndarray]] = [{} for _ in scored]
     for method, path in maps.items():
@@ -186,8 +187,8 @@ def write_result_figures(
     if cases is not None:
         for name in cases:
             if lacking := _lacking(results, name):
-                known = first_few(results.cases)
-                raise ConfigError(f"case {name!r} can't be shown without {lacking[0]}; the cases are {known}")
+                there = first_few(results.cases)
+                raise ConfigError(f"case {name!r} can't be shown without {lacking[0]}; the cases are {there}")
         rule = f"{counted(len(cases), 'case')}, as asked for"
     else:
         cases = cases_by_difficulty(results, rows)
