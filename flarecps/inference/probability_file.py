@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +55,6 @@ def writing_probabilities(
                 stream.write(scores.movedim(1, 0).to("cpu", torch.float16).contiguous().numpy().tobytes())
 
             yield add
-
-
-def read_probabilities(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:
-    """The probabilities (slice, class, row, column), float16, and what is known of their grid."""
-    with np.load(path, allow_pickle=False) as archive:
-        return archive["probabilities"], json.loads(str(archive["grid"]))
 
 
 def network_affine(space: Space, grid_mapping: GridMapping) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -16,7 +17,6 @@ from small_model import small_plan, write_model, write_scan
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, StoreError
 from flarecps.inference.folders import OutputOptions, segment_folder
-from flarecps.inference.probability_file import read_probabilities
 from flarecps.inference.resources.budget import Budget
 from flarecps.inference.segmenter import Segmenter
 from flarecps.planning.plan import Conventions, Plan, plan_from_json, plan_to_json
@@ -240,7 +240,8 @@ def test_as_stored_with_a_budget_and_probabilities(tmp_path: Path) -> None:
         checkpoint, tmp_path / "scans", tmp_path / "out", outputs=OutputOptions(probabilities=True), progress=False
     )
     assert not any(one.failed for one in outcomes)
-    found, grid = read_probabilities(tmp_path / "out" / "probabilities" / "scan.npz")
+    with np.load(tmp_path / "out" / "probabilities" / "scan.npz") as archive:
+        found, grid = archive["probabilities"], json.loads(str(archive["grid"]))
     drawn = np.asarray(nibabel.load(tmp_path / "out" / "scan.nii.gz").dataobj)
     assert np.array_equal(found.argmax(axis=1), drawn.transpose(2, 1, 0))
     turned = np.eye(4)[[2, 1, 0, 3]]  # of an index (slice, row, column) to the file's (column, row, slice)
