@@ -18,7 +18,7 @@ METHODS = {"CPS": ("cps", "phantom_3d.yaml"), "supervised control": ("supervised
 
 
 @dataclass(frozen=True)
-class Example:
+class _Example:
     """Where the example lies."""
 
     dataset: Path
@@ -52,7 +52,7 @@ def example_dataset(folder: Path | str) -> Path:
     return dataset
 
 
-def example_runs(folder: Path | str) -> Example:
+def example_runs(folder: Path | str) -> _Example:
     """The whole example below ``folder``: what is not there yet is made, by the commands a user would type.
 
     Takes about half a minute on one core. Raises FlarecpsError when a training fails.
@@ -67,7 +67,7 @@ def example_runs(folder: Path | str) -> Example:
 
     folder = Path(folder)
     runs = {method: folder / "runs" / name for method, (name, _) in METHODS.items()}
-    example = Example(example_dataset(folder), folder / "plan.json", folder / "store", runs)
+    example = _Example(example_dataset(folder), folder / "plan.json", folder / "store", runs)
     catalogue = read_catalogue(example.dataset)
     if not example.plan.is_file():
         fingerprint, _ = fingerprint_dataset(catalogue, workers=1, progress=False)

@@ -62,14 +62,14 @@ class StreamSettings:
     annotated: Mapping[str, Sequence[int]]
 
 
-class RegionReader:
+class _RegionReader:
     """Reads a region of a case when TorchIO loads its images: image and labels in one go, once."""
 
     def __init__(self, read: Callable[[], tuple[np.ndarray, np.ndarray | None]]) -> None:
         self._read = read
         self._labels: np.ndarray | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RegionReader:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _RegionReader:
         return self  # TorchIO's data sets copy their subjects; there is but one region to read
 
     def image(self, path: Any) -> tuple[torch.Tensor, np.ndarray]:
@@ -84,7 +84,7 @@ class RegionReader:
         return torch.from_numpy(labels)[None], np.eye(4)
 
 
-class WholePatch(tio.data.PatchSampler):
+class _WholePatch(tio.data.PatchSampler):
     """The patch sampler for subjects that are patches already."""
 
     def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject, None, None]:
@@ -96,13 +96,13 @@ class WholePatch(tio.data.PatchSampler):
 
 
 @dataclass(frozen=True)
-class Failure:
+class _Failure:
     """What a worker hands over instead of a batch: an error raised there would arrive wrapped in a traceback's text."""
 
     error: FlarecpsError
 
 
-class PatchBatches(Dataset[Batch | Failure]):
+class PatchBatches(Dataset[Batch | _Failure]):
     """A rank's batches of one stream by their address: ``batches[epoch, iteration]``, made in whatever process asks.
 
     A batch is what ``batch_of`` makes of its subjects. The unlabelled stream never opens a label file.
@@ -118,8 +118,8 @@ class PatchBatches(Dataset[Batch | Failure]):
         self.sequence = sequence
         self.trace: WorkerTrace | None = None  # where workers note what they read
 
-    def __getitem__(self, address: BatchAddress) -> Batch | Failure:
-        """The batch at this address; in a worker, a ``Failure`` when it can't be made, else in shared memory."""
+    def __getitem__(self, address: BatchAddress) -> Batch | _Failure:
+        """The batch at this address; in a worker, a ``_Failure`` when it can't be made, else in shared memory."""
         draws = list(islice(self.sequence.starting_at(*address), self.sequence.share))
         worker = get_worker_info()
         if worker is None:
@@ -127,7 +127,7 @@ class PatchBatches(Dataset[Batch | Failure]):
         try:
             return _in_shared_memory(self.make(draws, worker.id))
         except FlarecpsError as error:
-            return Failure(error)
+            return _Failure(error)
 
     def make(self, draws: Sequence[Draw], worker: int | None = None) -> Batch:
         """The batch of these patches, in this order; ``worker`` (its number) notes what it is about to read."""
@@ -136,7 +136,7 @@ class PatchBatches(Dataset[Batch | Failure]):
             subjects,
             max_length=len(draws),
             samples_per_volume=1,
-            sampler=WholePatch(self.patch),
+            sampler=_WholePatch(self.patch),
             shuffle_subjects=False,
             shuffle_patches=False,
             start_background=False,
@@ -170,7 +170,7 @@ class PatchBatches(Dataset[Batch | Failure]):
                 self.trace.note(worker, name, draw)
             return self.store.read_patch(name, lower, shape, labels=self.is_labelled)
 
-        reader = RegionReader(read)
+        reader = _RegionReader(read)
         content: dict[str, Any] = {"image": tio.ScalarImage(record.folder, reader=reader.image)}
         if self.is_labelled:
             listed = self.settings.annotated.get(name, record.annotated)
@@ -260,7 +260,7 @@ class EpochClock:
         return self._source()
 
 
-class EpochSampler(Sampler[BatchAddress]):
+class _EpochSampler(Sampler[BatchAddress]):
     """The addresses of an epoch's batches, from ``first`` on."""
 
     def __init__(self, iterations: int) -> None:
@@ -291,8 +291,8 @@ class PatchLoader:
         self.workers = workers
         self.device = device or torch.device("cpu")
         self.close: Callable[[], object] = lambda: None  # ends the workers, once there are some
-        self._loader: DataLoader[Batch | Failure] | None = None
-        self._sampler = EpochSampler(batches.sequence.iterations)
+        self._loader: DataLoader[Batch | _Failure] | None = None
+        self._sampler = _EpochSampler(batches.sequence.iterations)
         self._processes: set[BaseProcess] = set()
         self._position = (0, 0)  # epoch and iteration that come next
         self._resumed_at: tuple[int, int] | None = None
@@ -311,7 +311,7 @@ class PatchLoader:
             self._position = (epoch + 1, 0) if is_last else (epoch, iteration + 1)
             yield batch
 
-    def _begun(self, epoch: int, iteration: int) -> Iterator[Batch | Failure]:
+    def _begun(self, epoch: int, iteration: int) -> Iterator[Batch | _Failure]:
         """What the loader gives from this batch to the epoch's end; by the present workers, unless there was a jump or
         they do not answer."""
         if self._loader is not None and self._position != (epoch, iteration):
@@ -353,7 +353,7 @@ class PatchLoader:
         self.close = Finalize(self, kill, args=(self._processes,), exitpriority=0)
         return begun
 
-    def _received(self, batches: Iterator[Batch | Failure]) -> Iterator[Batch]:
+    def _received(self, batches: Iterator[Batch | _Failure]) -> Iterator[Batch]:
         """The batches as they come. Raises what went wrong in a worker, and RuntimeError where one does not answer."""
         since = time.monotonic()
         while True:
@@ -373,7 +373,7 @@ class PatchLoader:
                 if not dead:
                     raise
                 raise RuntimeError(f"DataLoader worker (pid(s) {dead}) has ended") from error
-            if isinstance(batch, Failure):
+            if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
             since = time.monotonic()

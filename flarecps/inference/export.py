@@ -50,7 +50,7 @@ def _interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> 
     labels = np.zeros(grid_mapping.scan_shape, np.uint8)
     view = labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order)
     first, rows, columns = _taps(grid_mapping)
-    upsampling = PlaneUpsampling(rows, columns)
+    upsampling = _PlaneUpsampling(rows, columns)
     done, last = 0, None
     for below, above, share in _slices(planes, first):
         here = (id(below), id(above), share)
@@ -59,7 +59,7 @@ def _interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> 
     return labels
 
 
-def _taps(grid_mapping: GridMapping) -> list[Taps]:
+def _taps(grid_mapping: GridMapping) -> list[_Taps]:
     """In network order: linear taps; nearest neighbour's along the axis that preprocessing resampled apart."""
     first, second, third = grid_mapping.axis_order
     box, scan_mm = grid_mapping.box.shape, grid_mapping.scan_spacing_mm
@@ -70,13 +70,13 @@ def _taps(grid_mapping: GridMapping) -> list[Taps]:
     ):
         if axis == coarse:
             nearest = np.asarray(nearest_indices(n_in, n_out), np.intp)
-            taps.append(Taps(nearest, nearest, np.zeros(n_out, np.float32)))
+            taps.append(_Taps(nearest, nearest, np.zeros(n_out, np.float32)))
         else:
             taps.append(linear_taps(n_in, n_out))
     return taps
 
 
-def _slices(planes: Iterator[Plane], taps: Taps) -> Iterator[tuple[Plane, Plane, float]]:
+def _slices(planes: Iterator[Plane], taps: _Taps) -> Iterator[tuple[Plane, Plane, float]]:
     """Of every output slice, the two planes it lies between and the share of the upper; at most two are held."""
     below = above = next(planes)
     at = 0  # the index of ``above``; ``below`` is the one before
@@ -90,7 +90,7 @@ def _slices(planes: Iterator[Plane], taps: Taps) -> Iterator[tuple[Plane, Plane,
 
 
 @dataclass(frozen=True)
-class Taps:
+class _Taps:
     """Of every output voxel of one axis, the two input voxels it lies between and the share of the upper one."""
 
     lower: np.ndarray
@@ -103,7 +103,7 @@ class Taps:
         return np.where(self.share >= 0.5, self.upper, self.lower)
 
 
-def linear_taps(n_in: int, n_out: int) -> Taps:
+def linear_taps(n_in: int, n_out: int) -> _Taps:
     """The taps of linear interpolation over the same block; beyond the outer voxels' centres they are repeated.
 
     >>> taps = linear_taps(2, 4)
@@ -113,7 +113,7 @@ def linear_taps(n_in: int, n_out: int) -> Taps:
     position = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
     lower = np.minimum(np.floor(position).astype(np.intp), max(n_in - 2, 0))
     upper = np.minimum(lower + 1, n_in - 1)
-    return Taps(lower, upper, (position - lower).astype(np.float32))
+    return _Taps(lower, upper, (position - lower).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ def plane_of(scores: Tensor) -> Plane:
     return Plane(copied.reshape(len(copied), -1), labels)
 
 
-class PlaneUpsampling:
+class _PlaneUpsampling:
     """Labels of one output slice at a time, from the two planes it lies between."""
 
-    def __init__(self, rows: Taps, columns: Taps) -> None:
+    def __init__(self, rows: _Taps, columns: _Taps) -> None:
         self.rows, self.columns = rows, columns
         self._nearest = rows.nearest[:, None], columns.nearest[None, :]
         self._lower = rows.lower[:, None], columns.lower[None, :]

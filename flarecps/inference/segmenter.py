@@ -95,7 +95,7 @@ class Segmenter:
             changes["sibling"] = sibling
         settings = replace(settings or SegmentationSettings(), **changes)
         paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-        plan, networks = load_networks(paths, settings.sibling, settings.trusted)
+        plan, networks = _load_networks(paths, settings.sibling, settings.trusted)
         return cls(plan, networks, settings, say)
 
     def __call__(
@@ -197,7 +197,7 @@ class Segmenter:
         return np.ascontiguousarray(scan.source.reorientation.apply(labels))
 
 
-def load_networks(
+def _load_networks(
     checkpoints: Sequence[Path | str], sibling: Sibling, trusted: Trusted = ()
 ) -> tuple[Plan, tuple[nn.Module, ...]]:
     """The plan and the networks whose probabilities are averaged, from one checkpoint or several (folds).

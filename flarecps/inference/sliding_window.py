@@ -80,7 +80,7 @@ def _axis_weights(length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PaddedVolume:
+class _PaddedVolume:
     """Where windows go: the volume, padded with 0 to the patch on axes that are shorter, and the image in it."""
 
     image_shape: tuple[int, ...]
@@ -149,7 +149,7 @@ def scores_by_slab(
     ``schedule`` may change step and mirroring on the way. When a GPU's memory runs out, ``chain`` is
     stepped down and the windows tried again; nothing is lost.
     """
-    volume = PaddedVolume(tuple(image.shape[1:]), volume_patch(patch_voxels))
+    volume = _PaddedVolume(tuple(image.shape[1:]), volume_patch(patch_voxels))
     run = _Run(tuple(networks), len(patch_voxels) == 2, accumulate, chain, gaussian_weights(volume.patch))
     sums = SlabSums(volume.shape[1:], uncovered_scores(classes, accumulate), chain.now.sums_on, chain.now.half_sums)
     inside, depth = volume.inside, volume.patch[0]
@@ -182,7 +182,7 @@ def scores_by_slab(
         sums.forget(begin)
 
 
-def _windows_left(volume: PaddedVolume, begin: int, in_layer: int, step: float) -> int:
+def _windows_left(volume: _PaddedVolume, begin: int, in_layer: int, step: float) -> int:
     """Those in the present layer, and all that begin at slice ``begin`` or later."""
     deep = volume.shape[0] - begin
     return in_layer + (window_count((deep, *volume.shape[1:]), volume.patch, step) if deep else 0)

@@ -53,7 +53,7 @@ def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, ch
 
     Raises CheckpointError, naming the file, for what is missing, malformed, unsafe to load, or not known here.
     """
-    model = read_model_folder(folder, checkpoint)
+    model = _read_model_folder(folder, checkpoint)
     chosen = tuple(folds) if folds else model.folds[:1]
     if len(chosen) > MOST_FOLDS or len(set(chosen)) != len(chosen):
         raise CheckpointError(
@@ -93,9 +93,9 @@ def import_from_nnunet(
     return imported
 
 
-def _fold(model: ModelFolder, fold: str, checkpoint: str) -> tuple[Plan, UNet, Mapping[str, Any]]:
+def _fold(model: _ModelFolder, fold: str, checkpoint: str) -> tuple[Plan, UNet, Mapping[str, Any]]:
     where = str(model.path / f"fold_{fold}" / checkpoint)
-    content = read_fold(model, fold, checkpoint)
+    content = _read_fold(model, fold, checkpoint)
     name = _configuration_name(model, content)
     configuration = resolved_configuration(model.plans, name, str(model.path))
     labels, channels = (read(model.dataset, str(model.path)) for read in (labels_of_dataset, channels_of_dataset))
@@ -105,7 +105,7 @@ def _fold(model: ModelFolder, fold: str, checkpoint: str) -> tuple[Plan, UNet, M
     return plan, network.eval(), content
 
 
-def _configuration_name(model: ModelFolder, content: Mapping[str, Any]) -> str:
+def _configuration_name(model: _ModelFolder, content: Mapping[str, Any]) -> str:
     """From the checkpoint, else the folder's name, else the only one there is."""
     arguments = content.get("init_args")
     if isinstance(arguments, Mapping) and isinstance(arguments.get("configuration"), str):
@@ -116,7 +116,7 @@ def _configuration_name(model: ModelFolder, content: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class _ModelFolder:
     """Plans, data set and folds of a trained model."""
 
     path: Path
@@ -125,7 +125,7 @@ class ModelFolder:
     folds: tuple[str, ...]  # "0", "1", …, "all"
 
 
-def read_model_folder(path: Path | str, checkpoint: str) -> ModelFolder:
+def _read_model_folder(path: Path | str, checkpoint: str) -> _ModelFolder:
     """What lies in a folder such as nnUNetTrainer__nnUNetPlans__3d_fullres; folds are those that hold ``checkpoint``.
 
     Raises CheckpointError when the folder, plans.json, dataset.json or every fold is missing, or a file is not JSON.
@@ -142,10 +142,10 @@ def read_model_folder(path: Path | str, checkpoint: str) -> ModelFolder:
         raise CheckpointError(
             f"{path}: holds no fold_N/{checkpoint}; expected at least one, as nnUNetv2_train leaves it"
         )
-    return ModelFolder(path, plans, dataset, folds)
+    return _ModelFolder(path, plans, dataset, folds)
 
 
-def read_fold(folder: ModelFolder, fold: str, checkpoint: str) -> dict[str, Any]:
+def _read_fold(folder: _ModelFolder, fold: str, checkpoint: str) -> dict[str, Any]:
     """The content of a fold's checkpoint: tensors, plain types and NumPy scalars, and nothing that could run code.
 
     Raises CheckpointError when the fold is not there, the file is damaged, or it holds anything else.

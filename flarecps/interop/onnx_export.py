@@ -50,7 +50,7 @@ def export_to_onnx(model: TrainedModel, out: Path | str, sibling: Literal["1", "
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as partial:
         onnx_model = _converted(network, model.plan)
-        onnx.helper.set_model_props(onnx_model, onnx_metadata(model.plan, sibling))
+        onnx.helper.set_model_props(onnx_model, _onnx_metadata(model.plan, sibling))
         onnx.save_model(onnx_model, partial)
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         difference = max(_difference(session, network, model.plan, batch) for batch in CHECKED_BATCHES)
@@ -62,7 +62,7 @@ def export_to_onnx(model: TrainedModel, out: Path | str, sibling: Literal["1", "
     return difference
 
 
-def onnx_metadata(plan: Plan, sibling: str) -> dict[str, str]:
+def _onnx_metadata(plan: Plan, sibling: str) -> dict[str, str]:
     """What whoever runs the file must know, each entry a JSON text; spatial numbers are in network order."""
     content = plan_to_json(plan)
     kept = {f"flarecps.{name}": json.dumps(content[name]) for name in KEPT if name in content}

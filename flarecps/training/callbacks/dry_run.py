@@ -103,7 +103,7 @@ class DryRun(Callback):
             table.add_row(name, f"{_mean([step for step in self.steps if step.with_pseudo_labels == crossed]):.3g} s")
         waited, whole = sum(step.wait_s for step in self.steps), sum(step.wait_s + step.busy_s for step in self.steps)
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
-        memory = estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
+        memory = _estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
         for name, amount in memory.items():
             table.add_row(name, f"{amount:.2f} GB")
         left_s = seconds_to_the_end(self.steps, module.method.weight, self.epochs, self.iterations)
@@ -113,7 +113,7 @@ class DryRun(Callback):
         Console().print(table)
 
 
-def estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
+def _estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
     """What the plan's rule says of a step by this method and network; nothing for a network that needs real tensors."""
     network: Any = module.siblings[0]
     try:
