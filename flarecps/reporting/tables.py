@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flarecps.anatomy import FLARE22_ORGANS
+from flarecps.errors import ConfigError
 from flarecps.evaluation.score_table import Scores, Summary
 
 TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
@@ -46,6 +47,24 @@ def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] 
     table = markdown_table(["organ", *TITLES.values(), "cases"], body)
     remarks = "".join(f"- {note}\n" for note in notes)
     return f"# {title}\n\nMean ± SD over cases.\n\n{table}" + (f"\n{remarks}" if remarks else "")
+
+
+def methods_markdown(methods: Mapping[str, Scores], measure: str = "dsc", with_sd: bool = True) -> str:
+    """Several methods side by side: organs as rows, methods as columns (mean ± SD over cases), the mean last.
+
+    An organ that a method does not score gets a dash. Raises ConfigError for an unknown measure or no method.
+    """
+    if measure not in TITLES or not methods:
+        raise ConfigError(f"a table needs a measure ({' or '.join(TITLES)}, not {measure!r}) and one or more methods")
+    organs = dict.fromkeys(organ for scores in methods.values() for organ in scores.organs)
+    body = [
+        [
+            MEAN_ROW if organ is None else organ_title(organ),
+            *(mean_and_sd(scores.summary(measure, organ), with_sd) for scores in methods.values()),
+        ]
+        for organ in (*organs, None)
+    ]
+    return markdown_table([TITLES[measure], *methods], body)
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -106,13 +125,13 @@ def best_as_shown(scores: Sequence[float | None]) -> list[bool]:
     return [word != NO_NUMBER and float(word) == highest > min(there) for word in shown]
 
 
-def mean_and_sd(found: Summary) -> str:
+def mean_and_sd(found: Summary, with_sd: bool = True) -> str:
     """``0.8794 ± 0.0512``; without SD the mean alone; a dash without a mean.
 
     >>> [mean_and_sd(Summary(*found, n=2)) for found in ((0.87941, 0.05117), (0.5, None), (None, None))]
     ['0.8794 ± 0.0512', '0.5000', '–']
     """
-    return score_text(found.mean) + (f" ± {score_text(found.sd)}" if found.sd is not None else "")
+    return score_text(found.mean) + (f" ± {score_text(found.sd)}" if with_sd and found.sd is not None else "")
 
 
 def organ_title(column: str) -> str:
