@@ -201,7 +201,7 @@ def write_result_figures(
     shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers, progress)
     failed = results.failed | unread
     out.mkdir(parents=True, exist_ok=True)
-    boxes, volumes = _score_boxes(results), volume_figure(list(results.tables.values()), results.methods)
+    boxes, volumes = score_boxes(results), volume_figure(list(results.tables.values()), results.methods)
     comparison = comparison_figure(shown, results.organs) if shown else None
     worst_ones = worst_figure(slices, results.methods) if slices else None
     written = []
@@ -222,7 +222,7 @@ def write_result_figures(
     return WrittenFigures((*written, out / PAGE), tuple(notes), failed)
 
 
-def _score_boxes(results: Results) -> Figure:
+def score_boxes(results: Results) -> Figure:
     """Box plots of DSC and NSD, methods side by side; organs that no method has a score of are left out."""
     scores = [table.scores for table in results.tables.values()]
     present = [one for one in results.organs if any(each.organ(one.column).size for each in scores)]
