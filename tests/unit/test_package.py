@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import flarecps
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy", "lightning", "torchio", "SimpleITK", "nibabel", "scipy", "matplotlib")
 
 
@@ -46,3 +51,27 @@ def test_another_name_is_refused() -> None:
         _ = flarecps.segmenter
     with pytest.raises(ImportError):
         exec("from flarecps import Segmentor")
+
+
+def python_outside_of_the_package() -> Iterator[tuple[str, str]]:
+    """What users copy or run: benchmarks, notebooks, and the code blocks of README and docs."""
+    for path in sorted(ROOT.glob("benchmarks/**/*.py")):
+        yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        yield str(path.relative_to(ROOT)), "\n".join(code)
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))):
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)):
+            yield f"{path.relative_to(ROOT)}, block {number}", block
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in python_outside_of_the_package()])
+def test_what_is_imported_from_the_package_exists(code: str) -> None:
+    for statement in ast.walk(ast.parse(code)):
+        if not isinstance(statement, ast.ImportFrom) or not (statement.module or "").startswith("flarecps"):
+            continue
+        module = importlib.import_module(statement.module or "")
+        for alias in statement.names:
+            is_module = hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.{alias.name}")
+            assert is_module or hasattr(module, alias.name), f"{statement.module} has no {alias.name}"
