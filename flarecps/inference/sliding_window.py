@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
-from flarecps.inference.resources.usage import refused_allocations
+from flarecps.inference.resources.usage import out_of_memory_count
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
 from flarecps.planning.plan import volume_patch
 
@@ -277,12 +277,12 @@ class _Run:
         a RuntimeError, as it does on a GPU that is too old. So what counts is whether memory was refused meanwhile.
         """
         device = self.chain.now.device
-        refused = refused_allocations(device)
+        refused = out_of_memory_count(device)
         try:
             with torch.no_grad():
                 return work()
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or refused_allocations(device) > refused:
+            if isinstance(error, torch.OutOfMemoryError) or out_of_memory_count(device) > refused:
                 return None
             raise
 

@@ -74,7 +74,7 @@ def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterato
         torch.cuda.set_per_process_memory_fraction(before, device)
 
 
-def refused_allocations(device: torch.device) -> int:
+def out_of_memory_count(device: torch.device) -> int:
     """How often PyTorch has refused this process memory of a GPU, caught errors included; 0 for the CPU."""
     return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0)) if device.type == "cuda" else 0
 
