@@ -88,7 +88,7 @@ def _fit(config: str, store: Path, run: Path, crossed: bool) -> None:
     import os
 
     from flarecps.cli.demo import config_path
-    from flarecps.cli.training import main
+    from flarecps.cli.training import lightning_command
 
     os.environ.setdefault("WANDB_MODE", "disabled")  # nobody wants an example on a dashboard
 
@@ -114,6 +114,6 @@ def _fit(config: str, store: Path, run: Path, crossed: bool) -> None:
         "overwrite": "true",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    code = main(["fit", *words])
+    code = lightning_command(["fit", *words])
     if code:
         raise FlarecpsError(f"{run}: the example's training ended with exit code {code}; its message stands above")

@@ -11,7 +11,7 @@ PROG = "flarecps postprocess"
 FAILED = 1  # exit code: some scans could not be used
 
 
-def main(words: Sequence[str]) -> int | None:
+def postprocess(words: Sequence[str]) -> int | None:
     """Run ``determine`` or ``apply``; ``words`` begin with the command's own name."""
     action, rest = (words[1] if len(words) > 1 else "--help"), list(words[2:])
     if action in ACTIONS:

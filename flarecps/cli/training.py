@@ -277,7 +277,7 @@ def _plan_of(data: ScanDataModule) -> dict[str, Any]:
     return plan_to_json(replace(data.plan, patch_voxels=data.patch_voxels, global_batch=data.global_batch))
 
 
-def main(arguments: list[str]) -> int:
+def lightning_command(arguments: list[str]) -> int:
     """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
     _set_up_libraries()
     stopped: StoppedBySignal | None = None
