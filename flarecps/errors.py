@@ -50,3 +50,12 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
     ('liver, spleen', 'a, b, …')
     """
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things as a message says it.
+
+    >>> counted(1, "case"), counted(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 from flarecps.named_paths import comma_list
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from flarecps.evaluation.comparison import Comparison
     from flarecps.evaluation.ranking import MethodRank
     from flarecps.evaluation.score_table import MethodScores
-
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def compare(

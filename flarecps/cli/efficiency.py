@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flarecps.cli import PLAIN
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def efficiency(
     if out is not None:
         cases = write_measured_run(out, called, run, card.name if card else None, started, said)
         write_efficiency_figure(out / CASES, called, efficiency_figure(run.trace, called))
-        console.print(f"written: {out}/efficiency.csv, efficiency_all.csv ({cases} case{'' if cases == 1 else 's'}), "
+        console.print(f"written: {out}/efficiency.csv, efficiency_all.csv ({counted(cases, 'case')}), "
                       f"{CASES}/{called}.json, .samples.csv, .png, .svg", **PLAIN)  # fmt: skip
     return run.exit_code
 
@@ -115,7 +115,7 @@ def _remarks(run: MeasuredRun, card: GpuMeter | None) -> list[str]:
         said.append(f"outlived by {', '.join(run.left)}: they {fate}")
     samples = int(figures["samples"] or 0)
     if samples < FEW_SAMPLES:
-        said.append(f"only {samples} sample{'' if samples == 1 else 's'}: peaks may have been missed")
+        said.append(f"only {counted(samples, 'sample')}: peaks may have been missed")
     elif run.trace.duration_s > 1.5 * samples * run.trace.interval_s:
         period = run.trace.duration_s / samples
         said.append(f"samples came only every {period:.2f} s (the machine was busy): FLARE's areas are too low")

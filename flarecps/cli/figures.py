@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 from flarecps.named_paths import comma_list
 
 MOST_WORKERS = 4  # a process holds a scan and two label maps
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 KEPT = "scores"  # folder of OUT
 FAILED = 1  # exit code: some cases are not in the figures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flarecps.cli import PLAIN
-from flarecps.errors import first_few
+from flarecps.errors import counted, first_few
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def score(
         share=shard,
     )
     if shard is not None:
-        said = f"share {shard}: {_count(len(scored.cases), 'case')} scored, kept in {out / KEPT}"
+        said = f"share {shard}: {counted(len(scored.cases), 'case')} scored, kept in {out / KEPT}"
         console.print(f"{said}; after all shares the command without --shard writes the tables", **PLAIN)
     elif scored.cases:
         _write_and_show(scored, out, [f"labels: {origin}", *_notes(scored)], console)
@@ -104,7 +104,7 @@ def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: C
 
     write_scores(scored, out)
     page = scores_markdown(scored.scores, f"Scores ({scored.protocol} protocol)", notes[1:])
-    title = f"{_count(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
+    title = f"{counted(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
     rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scored.scores)]
     _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
     if scored.protocol == "strict":
@@ -129,21 +129,21 @@ def _notes(scored: ScoredCases) -> list[str]:
         notes.append(f"NSD with tolerances other than FLARE22's: {', '.join(changed)}")
     if scored.missing:
         fate = "left out, as FLARE22's script does" if scored.protocol == "official" else "scored 0"
-        absent = _count(len(scored.missing), "reference")
+        absent = counted(len(scored.missing), "reference")
         notes.append(f"{absent} without a prediction, {fate}: {first_few(scored.missing)}")
     warned = [name for name, case in scored.cases.items() if case.warnings]
     if warned:
         first = scored.cases[warned[0]].warnings[0]
-        notes.append(f"{_count(len(warned), 'case')} with a warning: {first_few(warned)}; the first: {first}")
+        notes.append(f"{counted(len(warned), 'case')} with a warning: {first_few(warned)}; the first: {first}")
     empty = sum(score.remark == "both empty" for case in scored.cases.values() for score in case.organs.values())
     if empty:
         fate = "counted as 1 (FLARE22's rule)" if scored.protocol == "official" else "left out of the means"
-        notes.append(f"{_count(empty, 'organ')} empty in prediction and reference, {fate}")
+        notes.append(f"{counted(empty, 'organ')} empty in prediction and reference, {fate}")
     single = [name for name, case in scored.cases.items() if any("uncropped" in s.remark for s in case.organs.values())]
     if single:
         notes.append(f"a one-slice tube (FLARE22's script fails there) was scored uncropped in: {first_few(single)}")
     if scored.failed:
-        failed = _count(len(scored.failed), "case")
+        failed = counted(len(scored.failed), "case")
         notes.append(f"{failed} could not be scored, left out: {first_few(tuple(scored.failed))}")
     return notes
 
@@ -177,7 +177,3 @@ def _show_rows(title: str, heading: list[str], rows: list[list[str]], console: C
             shown.add_section()
         shown.add_row(*row)
     console.print(shown)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flarecps.errors import DatasetError, first_few
+from flarecps.errors import DatasetError, counted, first_few
 from flarecps.evaluation.score_table import (
     MEASURES,
     MethodScores,
@@ -148,7 +148,7 @@ def remarks(comparison: Comparison) -> list[str]:
     lacking = [(method, file, [case for case in everyone if case not in file.cases]) for method, file in files]
     for method, file, missing in lacking:
         if missing:
-            count = f"{len(missing)} case{'' if len(missing) == 1 else 's'}"
+            count = counted(len(missing), "case")
             found.append(f"{count} not in {file.origin} ({method.name}): {first_few(missing)}")
     if any(missing for _, _, missing in lacking):
         pairs = [f"{one.name} {len(shared_cases(comparison.baseline, one))}" for one in methods[1:]]
@@ -167,7 +167,7 @@ def remarks(comparison: Comparison) -> list[str]:
         cells = sum(int((~np.isfinite(file.values[m])).sum()) for file in method.seeds for m in comparison.measures)
         if cells:
             found.append(
-                f"{method.name}: {cells} cell{'s' if cells > 1 else ''} without a number (an organ in neither "
+                f"{method.name}: {counted(cells, 'cell')} without a number (an organ in neither "
                 "reference nor prediction, strict), left out"
             )
     if len(files) > len(methods):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flarecps import __version__
+from flarecps.errors import counted
 from flarecps.evaluation.comparison import OVERALL, Comparison
 from flarecps.evaluation.ranking import FLARE_MEASURES, MethodRank
 from flarecps.evaluation.score_table import CSV_DECIMALS
@@ -19,7 +20,6 @@ from flarecps.reporting.tables import (
     NO_NUMBER,
     TITLES,
     best_as_shown,
-    counted,
     csv_text,
     markdown_table,
     score_text,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
-from flarecps.errors import ConfigError, ScanError, first_few
+from flarecps.errors import ConfigError, ScanError, counted, first_few
 from flarecps.evaluation.score_table import MEASURES, mean_of
 from flarecps.reporting.case_figures import (
     MOST_OF_ONE_ORGAN,
@@ -37,7 +37,7 @@ from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
-from flarecps.reporting.tables import counted, score_text
+from flarecps.reporting.tables import score_text
 from flarecps.volumes.io import read_labels, read_volume
 
 PAGE, COMPARISON, BOXES, VOLUMES, WORST = "figures.html", "cases.png", "boxes.png", "volumes.png", "worst_cases.png"

@@ -9,8 +9,8 @@ from typing import Any
 
 from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
+from flarecps.errors import counted
 from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
-from flarecps.reporting.tables import counted
 
 AXES = ("slice", "row", "column")
 _ENDINGS = {

@@ -96,11 +96,6 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     return text.getvalue()
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 case``, ``2 cases``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def score_text(score: float | None, signed: bool = False) -> str:
     """A score, or a difference of scores, as it is shown everywhere; a dash where there is none.
 
