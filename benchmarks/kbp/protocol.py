@@ -87,6 +87,36 @@ ABLATIONS = (
     Arm("control_plain", "control, patches not augmented", CONTROL_CONFIG, ("--data.augmentation", "false")),
 )  # fmt: skip
 
+# The screen: which Lcps to take, judged on 25 training scans whose labels are withheld and which no training sees;
+# test scans play no part. Intensities of labelled structures in all, which need no labels of the unlabelled scans.
+_LOSS = "--model.method.init_args.pseudo_label_loss"
+_ENTROPY = (f"{_LOSS}=flarecps.losses.CrossEntropy",)
+_ONE_MEAN = ("--model.method.init_args.one_mean", "true")
+_EQUAL_STEPS = ("--model.method.init_args.equal_steps", "true")
+_CUT_MIX = (
+    "--model.method=flarecps.methods.CrossPseudoCutMix",
+    "--model.method.init_args.loss=flarecps.losses.DiceCrossEntropy",
+    "--model.method.init_args.loss.init_args.batch_dice=true",
+    "--model.method.init_args.ramp={final: 0.5, length: 14, start: 14}",
+)
+SCREEN_ARMS = (
+    Arm("control", "control, equal steps", CONTROL_CONFIG, intensity="foreground"),
+    Arm("cps", "CPS, the paper's Lcps", CPS_CONFIG, intensity="foreground"),
+    Arm("cps_entropy", "cross-entropy alone", CPS_CONFIG, _ENTROPY, intensity="foreground"),
+    Arm("cps_entropy_mean_scaled", "cross-entropy alone, one mean, step / (1 + λ)", CPS_CONFIG,
+        (*_ENTROPY, *_ONE_MEAN, *_EQUAL_STEPS), intensity="foreground"),
+    Arm("cut_mix", "CutMix, cross-entropy alone", CPS_CONFIG, _CUT_MIX, intensity="foreground"),
+    Arm("cut_mix_scaled", "CutMix, cross-entropy alone, step / (1 + λ)", CPS_CONFIG,
+        (*_CUT_MIX, *_EQUAL_STEPS), intensity="foreground"),
+    Arm("cps_smooth", "Dice with a smooth of 100 voxels", CPS_CONFIG,
+        (f"{_LOSS}=flarecps.losses.DiceCrossEntropy", f"{_LOSS}.init_args.batch_dice=true",
+         f"{_LOSS}.init_args.smooth=100"), intensity="foreground"),
+    Arm("cps_one_mean", "one mean", CPS_CONFIG, _ONE_MEAN, intensity="foreground"),
+    Arm("cps_scaled", "step / (1 + 2λ)", CPS_CONFIG, _EQUAL_STEPS, intensity="foreground"),
+    Arm("control_long", "control, equal compute", CONTROL_CONFIG, LONGER, intensity="foreground"),
+)  # fmt: skip
+SCREEN_SCANS = 25
+
 ARMS = {arm.name: arm for arm in (*MAIN_ARMS, CPS_LONG, *ABLATIONS)}
 FEW_LABELS = (10, 5, 20)
 ALL_LABELS = 142
@@ -99,3 +129,8 @@ def ordered_runs(seeds: int = 3) -> Iterator[Run]:
     yield from (Run(arm, labels, seed) for labels in (5, 20) for seed in range(seeds) for arm in MAIN_ARMS)
     yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in (CPS_LONG, *ABLATIONS))
     yield from (Run(CPS_LONG, 5, seed) for seed in range(seeds))
+
+
+def screen_runs(seeds: int = 3) -> Iterator[Run]:
+    """The runs of the screen, seed by seed."""
+    yield from (Run(arm, 10, seed) for seed in range(seeds) for arm in SCREEN_ARMS)

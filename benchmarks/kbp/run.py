@@ -1,13 +1,15 @@
 """CPS against its supervised control on real head-and-neck CT: every run of ``protocol.py``, one after another.
 
-    python benchmarks/kbp/run.py DATASET OUT [--runs 10_labelled/*] [--limit 3] [--results FOLDER]
+    python benchmarks/kbp/run.py DATASET OUT [--screen] [--runs 10_labelled/*] [--limit 3] [--results FOLDER]
 
 DATASET is OpenKBP in nnU-Net v2's layout with splits.json. OUT receives stores, checkpoints and segmentations; the
 small files that the tables are made of (scores, curves, a record of the run) go to RESULTS/runs as soon as a run is
 done. A run whose record stands there is left out and an interrupted training continues, so this command may be stopped
 at any time and given again. ``table.py`` makes the tables.
 
-Nothing is chosen on test scans: fold all, the last checkpoint, the protocol's settings for all.
+Nothing is chosen on test scans: fold all, the last checkpoint, the protocol's settings for all. What had to be chosen,
+``--screen`` compares on training scans whose labels are withheld and which no training sees (OUT/screen,
+RESULTS/screen).
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import ALL_LABELS, CPS, Run, ordered_runs
+from protocol import ALL_LABELS, CPS, SCREEN_SCANS, Run, ordered_runs, screen_runs
 
 from flarecps import __version__
+from flarecps.atomic import write_json
+from flarecps.datasets.layouts import Case, link_cases
 from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.runner import FLARECPS, processor_name, run_experiment
 from flarecps.experiments.stages import (
@@ -143,6 +147,24 @@ def keep_record(
     (kept / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def screen_dataset(dataset: Path, folder: Path) -> Path:
+    """Links to the training scans; the last unlabelled ones of ``splits.json``, with labels, stand in for test scans."""
+    split = json.loads((dataset / "splits.json").read_text(encoding="utf-8"))["10_labelled"]
+    unlabelled = sorted(split["unlabelled"])
+    seen, withheld = unlabelled[:-SCREEN_SCANS], unlabelled[-SCREEN_SCANS:]
+    for names, images, labels in (
+        (split["labelled"] + seen, "imagesTr", "labelsTr"),
+        (withheld, "imagesTs", "labelsTs"),
+    ):
+        cases = [Case(name, "labelled", (dataset / "imagesTr" / f"{name}_0000.nii.gz",),
+                      dataset / "labelsTr" / f"{name}.nii.gz") for name in names]  # fmt: skip
+        link_cases(cases, folder / images, folder / labels)
+    shutil.copyfile(dataset / "dataset.json", folder / "dataset.json")
+    found = {"10_labelled": {"labelled": split["labelled"], "unlabelled": seen, "test": withheld}}
+    write_json(folder / "splits.json", found)
+    return folder
+
+
 def do(run: Run, dataset: Path, out: Path, results: Path) -> None:
     """One run from store to record."""
     folder, kept = out / "runs" / run.folder, results / "runs" / run.folder
@@ -159,21 +181,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--screen", action="store_true", help="the runs that settings are chosen by")
     parser.add_argument("--runs", default="*", help="only those that match, such as '10_labelled/*/seed_0'")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="stop after so many runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     os.environ.setdefault("WANDB_MODE", "disabled")
-    out: Path = arguments.out.resolve()
+    out, results, dataset = arguments.out.resolve(), arguments.results, arguments.dataset.resolve()
+    runs = ordered_runs
+    if arguments.screen:
+        out, results, runs = out / "screen", results / "screen", screen_runs
+        dataset = screen_dataset(dataset, out / "dataset")
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [run for run in ordered_runs(arguments.seeds) if fnmatch.fnmatch(run.folder, arguments.runs)]
-    missing = [run for run in wanted if not (arguments.results / "runs" / run.folder / "run.json").is_file()]
+    wanted = [run for run in runs(arguments.seeds) if fnmatch.fnmatch(run.folder, arguments.runs)]
+    missing = [run for run in wanted if not (results / "runs" / run.folder / "run.json").is_file()]
     for number, run in enumerate(missing[: arguments.limit], start=1):
         began = time.monotonic()
         print(f"run {number} of {len(missing)}: {run.folder}", flush=True)
-        do(run, arguments.dataset.resolve(), out, arguments.results)
-        dsc = read_scores(arguments.results / "runs" / run.folder / "scores_1.csv").mean()
+        do(run, dataset, out, results)
+        dsc = read_scores(results / "runs" / run.folder / "scores_1.csv").mean()
         print(f"{run.folder}: DSC {dsc:.4f}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
 
 

@@ -2,11 +2,12 @@
 
 from flarecps.losses.class_sums import class_sums
 from flarecps.losses.deep_supervision import DeepSupervision, Loss, downsampled_labels, scale_weights
-from flarecps.losses.dice import DiceCrossEntropy, dice_cross_entropy, soft_dice
+from flarecps.losses.dice import CrossEntropy, DiceCrossEntropy, cross_entropy, dice_cross_entropy, soft_dice
 from flarecps.losses.filters import PatchAgreement, PseudoLabelFilter, VoxelConfidence, label_dice, patch_agreement
 from flarecps.losses.ramps import LinearRamp, Ramp
 
 __all__ = [
+    "CrossEntropy",
     "DeepSupervision",
     "DiceCrossEntropy",
     "LinearRamp",
@@ -16,6 +17,7 @@ __all__ = [
     "Ramp",
     "VoxelConfidence",
     "class_sums",
+    "cross_entropy",
     "dice_cross_entropy",
     "downsampled_labels",
     "label_dice",

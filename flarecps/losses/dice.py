@@ -1,4 +1,4 @@
-"""Soft Dice and its sum with cross-entropy, as nnU-Net has them."""
+"""Soft Dice and its sum with cross-entropy, as nnU-Net has them; cross-entropy alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from flarecps.dice import dice_coefficient
-from flarecps.losses.class_sums import class_sums, joined_classes
+from flarecps.losses.class_sums import ClassSums, class_sums, joined_classes
 from flarecps.losses.ranks import rank_count, sum_over_ranks
 
 SMOOTH = 1e-5  # in numerator and denominator, nnU-Net's
@@ -18,12 +18,13 @@ def soft_dice(
     predicted: Float[Tensor, "batch klass"],
     present: Float[Tensor, "batch klass"],
     batch_dice: bool = True,
+    smooth: float = SMOOTH,
 ) -> Float[Tensor, "rows foreground"]:
     """Soft Dice per foreground class, background (class 0) left out, from the sums over each sample's voxels.
 
     One row over the whole batch with ``batch_dice`` (where training is distributed, that of all ranks together), else
-    one row per sample. Dice = (2 Σpy + s) / (Σp + Σy + s) with s = 1e-5, not squared; a class absent from the target
-    scores s / (Σp + s).
+    one row per sample. Dice = (2 Σpy + s) / (Σp + Σy + s), not squared; a class absent from the target scores
+    s / (Σp + s).
 
     >>> sums = torch.tensor([[8.0, 3.0], [6.0, 1.0]])
     >>> soft_dice(sums, sums + 1, sums + 1)
@@ -32,7 +33,7 @@ def soft_dice(
     sums = torch.stack([overlap, predicted + present])[:, :, 1:]
     if batch_dice:
         sums = sum_over_ranks(sums.sum(1, keepdim=True))
-    return dice_coefficient(sums[0], sums[1], SMOOTH)
+    return dice_coefficient(sums[0], sums[1], smooth)
 
 
 def dice_cross_entropy(
@@ -41,6 +42,7 @@ def dice_cross_entropy(
     batch_dice: bool = True,
     annotated: Bool[Tensor, "batch klass"] | None = None,
     trusted: Bool[Tensor, " batch *broadcastable"] | None = None,
+    smooth: float = SMOOTH,
 ) -> Float[Tensor, ""]:
     """Cross-entropy minus the mean soft Dice of the foreground classes: −1 is perfect.
 
@@ -51,14 +53,10 @@ def dice_cross_entropy(
     training is distributed, the average of this loss over the ranks (equally many samples each) is the loss of the
     whole batch, and so is the average of its gradients, which DDP takes.
     """
-    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated).to(logits.device)
-    sums = class_sums(logits, labels, joined, trusted)
+    sums = _sums(logits, labels, annotated, trusted)
     voxels = sums.present.sum(1)
-    if trusted is None:
-        entropy = sums.entropy.sum() / labels.numel()
-    else:
-        entropy = sums.entropy.sum() / _average_of_ranks(voxels.sum())
-    dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice)
+    entropy = _mean_entropy(sums, labels, trusted)
+    dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice, smooth)
     if annotated is None and trusted is None:
         return entropy - dice.mean()
     takes_part = torch.ones_like(dice)
@@ -68,6 +66,25 @@ def dice_cross_entropy(
         takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
     number = takes_part.sum().clamp_min(1) if batch_dice else _average_of_ranks(takes_part.sum())
     return entropy - (takes_part * dice).sum() / number
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch klass *spatial"],
+    labels: Integer[Tensor, " batch *spatial"],
+    annotated: Bool[Tensor, "batch klass"] | None = None,
+    trusted: Bool[Tensor, " batch *broadcastable"] | None = None,
+) -> Float[Tensor, ""]:
+    """``dice_cross_entropy``'s first term alone: the mean over the trusted voxels of −log p, 0 where there are none."""
+    return _mean_entropy(_sums(logits, labels, annotated, trusted), labels, trusted)
+
+
+def _sums(logits: Tensor, labels: Tensor, annotated: Tensor | None, trusted: Tensor | None) -> ClassSums:
+    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated).to(logits.device)
+    return class_sums(logits, labels, joined, trusted)
+
+
+def _mean_entropy(sums: ClassSums, labels: Tensor, trusted: Tensor | None) -> Tensor:
+    return sums.entropy.sum() / (labels.numel() if trusted is None else _average_of_ranks(sums.present.sum(1).sum()))
 
 
 def _anywhere(values: Tensor, batch_dice: bool) -> Tensor:
@@ -88,13 +105,25 @@ class DiceCrossEntropy(nn.Module):
 
     Args:
         batch_dice: sum Dice over the batch; null takes the plan's decision.
+        smooth: in Dice's numerator and denominator, in voxels; nnU-Net's is next to nothing, and with it a class that
+            the labels lack gets no gradient that removes it. For Lcps, about 100 gives it one.
     """
 
-    def __init__(self, batch_dice: bool | None = None) -> None:
+    def __init__(self, batch_dice: bool | None = None, smooth: float = SMOOTH) -> None:
         super().__init__()
         self.batch_dice = batch_dice
+        self.smooth = smooth
 
     def forward(
         self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
     ) -> Tensor:
-        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated, trusted)
+        return dice_cross_entropy(logits, labels, self.batch_dice is not False, annotated, trusted, self.smooth)
+
+
+class CrossEntropy(nn.Module):
+    """``cross_entropy`` as a loss for configs: what CPS's first authors take for Lcps (Chen et al., CVPR 2021)."""
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
+    ) -> Tensor:
+        return cross_entropy(logits, labels, annotated, trusted)

@@ -5,7 +5,8 @@ A method is chosen in a config by ``model.method``; one of a user's own is a cla
 """
 
 from flarecps.methods.cross_pseudo import CrossPseudoSupervision
+from flarecps.methods.cut_mix import CrossPseudoCutMix
 from flarecps.methods.method import Batch, Losses, Method
 from flarecps.methods.supervised import Supervised
 
-__all__ = ["Batch", "CrossPseudoSupervision", "Losses", "Method", "Supervised"]
+__all__ = ["Batch", "CrossPseudoCutMix", "CrossPseudoSupervision", "Losses", "Method", "Supervised"]

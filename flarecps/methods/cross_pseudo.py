@@ -25,6 +25,8 @@ class CrossPseudoSupervision(Method):
         cps_on_labelled: false leaves the labelled patches out of Lcps; the paper's has both.
         pseudo_labels: which voxels of them are trusted; null trusts all, as the paper does.
         pseudo_label_loss: Lcps's loss at one scale; null takes Lsup's, as the paper does.
+        equal_steps: divide L by 1 + λ × the number of Lcps's terms, so that a step stays as large as a supervised one;
+            the paper does not.
     """
 
     streams = ("labelled", "unlabelled")
@@ -38,6 +40,7 @@ class CrossPseudoSupervision(Method):
         cps_on_labelled: bool = True,
         pseudo_labels: PseudoLabelFilter | None = None,
         pseudo_label_loss: AnyLoss | None = None,
+        equal_steps: bool = False,
     ) -> None:
         super().__init__(loss)
         self.ramp: Ramp = ramp or LinearRamp()
@@ -45,6 +48,7 @@ class CrossPseudoSupervision(Method):
         self.cps_on_labelled = cps_on_labelled
         self.pseudo_labels = pseudo_labels
         self.pseudo_label_loss = None if pseudo_label_loss is None else DeepSupervision(pseudo_label_loss)
+        self.equal_steps = equal_steps
 
     def weight(self, epoch: int) -> float:
         return self.ramp(epoch)
@@ -56,6 +60,8 @@ class CrossPseudoSupervision(Method):
         supervised = self.supervised_losses(outputs, batch["labelled"])
         crossed = self.crossed_losses(outputs, labelled)
         total = torch.stack(supervised).sum() + weight * torch.stack(crossed).sum()
+        if self.equal_steps:
+            total = total / (1 + weight * (2 if self.cps_on_labelled and not self.one_mean else 1))
         return Losses(total, supervised, crossed, [scales[0].detach() for scales in outputs], labelled)
 
     def outputs(self, siblings: nn.ModuleList, batch: Batch, with_unlabelled: bool) -> list[list[Tensor]]:

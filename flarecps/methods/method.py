@@ -81,6 +81,15 @@ class Method(nn.Module, ABC):
         """
         return 0.0
 
+    def step_cost(self, patches: Mapping[str, int], epoch: int) -> float:
+        """What a step computes, in steps of one network on one patch, forward and backward; forward alone is a third.
+
+        ``patches``: of a batch, by stream. By default every sibling learns from every patch of the method's streams,
+        and from labelled ones alone while λ is 0.
+        """
+        read = self.streams if self.weight(epoch) else ("labelled",)
+        return float(self.sibling_count * sum(patches[stream] for stream in read))
+
     @abstractmethod
     def step(self, siblings: nn.ModuleList, batch: Batch, epoch: int) -> Losses:
         """The losses of ``batch``, whose total is differentiated by the caller.
