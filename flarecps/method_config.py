@@ -15,6 +15,8 @@ SWITCH = "cross_pseudo_supervision"  # a former key of ``model``: true for CROSS
 MOVED = ("loss", "ramp", "one_mean", "cps_on_labelled", "pseudo_labels")  # and those that are its arguments now
 _NAMES = {
     CROSS_PSEUDO: "cross-pseudo supervision, two siblings",
+    "flarecps.methods.BidirectionalCopyPaste": "bidirectional copy-paste, one network and its average",
+    "flarecps.methods.MeanTeacher": "mean teacher, one network and its average",
     "flarecps.methods.CrossPseudoCutMix": "cross-pseudo supervision with CutMix, two siblings",
     SUPERVISED: "supervised control, one network",
 }

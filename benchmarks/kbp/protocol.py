@@ -99,12 +99,26 @@ _CUT_MIX = (
     "--model.method.init_args.loss.init_args.batch_dice=true",
     "--model.method.init_args.ramp={final: 0.5, length: 14, start: 14}",
 )
+_COPY_PASTE = (
+    "--model.method=flarecps.methods.BidirectionalCopyPaste",
+    "--model.method.init_args.loss=flarecps.losses.DiceCrossEntropy",
+    "--model.method.init_args.loss.init_args.batch_dice=true",
+    "--model.method.init_args.pretrained_epochs=10",
+)
+_MEAN_TEACHER = (
+    "--model.method=flarecps.methods.MeanTeacher",
+    "--model.method.init_args.loss=flarecps.losses.DiceCrossEntropy",
+    "--model.method.init_args.loss.init_args.batch_dice=true",
+    "--model.method.init_args.ramp={final: 0.1, length: 14, start: 14}",
+)
 SCREEN_ARMS = (
     Arm("control", "control, equal steps", CONTROL_CONFIG, intensity="foreground"),
     Arm("cps", "CPS, the paper's Lcps", CPS_CONFIG, intensity="foreground"),
     Arm("cps_entropy", "cross-entropy alone", CPS_CONFIG, _ENTROPY, intensity="foreground"),
     Arm("cps_entropy_mean_scaled", "cross-entropy alone, one mean, step / (1 + λ)", CPS_CONFIG,
         (*_ENTROPY, *_ONE_MEAN, *_EQUAL_STEPS), intensity="foreground"),
+    Arm("copy_paste", "BCP", CPS_CONFIG, _COPY_PASTE, intensity="foreground"),
+    Arm("mean_teacher", "mean teacher", CPS_CONFIG, _MEAN_TEACHER, intensity="foreground"),
     Arm("cut_mix", "CutMix, cross-entropy alone", CPS_CONFIG, _CUT_MIX, intensity="foreground"),
     Arm("cut_mix_scaled", "CutMix, cross-entropy alone, step / (1 + λ)", CPS_CONFIG,
         (*_CUT_MIX, *_EQUAL_STEPS), intensity="foreground"),

@@ -148,7 +148,7 @@ def keep_record(
 
 
 def screen_dataset(dataset: Path, folder: Path) -> Path:
-    """Links to the training scans; the last unlabelled ones of ``splits.json``, with labels, stand in for test scans."""
+    """Links to the training scans; the last unlabelled ones of ``splits.json``, with labels, are its test scans."""
     split = json.loads((dataset / "splits.json").read_text(encoding="utf-8"))["10_labelled"]
     unlabelled = sorted(split["unlabelled"])
     seen, withheld = unlabelled[:-SCREEN_SCANS], unlabelled[-SCREEN_SCANS:]

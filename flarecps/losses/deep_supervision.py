@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
 
@@ -44,8 +44,10 @@ def scale_weights(scales: int) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def downsampled_labels(labels: Integer[Tensor, " batch *spatial"], shape: Sequence[int]) -> Tensor:
-    """Labels ``(batch, *shape)``: each coarse voxel takes the label nearest to its centre."""
+def downsampled_labels(
+    labels: Integer[Tensor, " batch *spatial"] | Bool[Tensor, " batch *spatial"], shape: Sequence[int]
+) -> Tensor:
+    """Labels, or a mask, ``(batch, *shape)``: each coarse voxel takes the value nearest to its centre."""
     if tuple(labels.shape[1:]) == tuple(shape):
         return labels
     # float32 holds every label exactly, and interpolate knows no integers

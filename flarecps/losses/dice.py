@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flarecps.dice import dice_coefficient
 from flarecps.losses.class_sums import ClassSums, class_sums, joined_classes
-from flarecps.losses.ranks import rank_count, sum_over_ranks
+from flarecps.losses.ranks import average_of_ranks, sum_over_ranks
 
 SMOOTH = 1e-5  # in numerator and denominator, nnU-Net's
 
@@ -64,7 +64,7 @@ def dice_cross_entropy(
         takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice), batch_dice)
     if trusted is not None:
         takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
-    number = takes_part.sum().clamp_min(1) if batch_dice else _average_of_ranks(takes_part.sum())
+    number = takes_part.sum().clamp_min(1) if batch_dice else average_of_ranks(takes_part.sum())
     return entropy - (takes_part * dice).sum() / number
 
 
@@ -84,20 +84,12 @@ def _sums(logits: Tensor, labels: Tensor, annotated: Tensor | None, trusted: Ten
 
 
 def _mean_entropy(sums: ClassSums, labels: Tensor, trusted: Tensor | None) -> Tensor:
-    return sums.entropy.sum() / (labels.numel() if trusted is None else _average_of_ranks(sums.present.sum(1).sum()))
+    return sums.entropy.sum() / (labels.numel() if trusted is None else average_of_ranks(sums.present.sum(1).sum()))
 
 
 def _anywhere(values: Tensor, batch_dice: bool) -> Tensor:
     """1 where a sample has anything; one row for the samples of all ranks together where Dice has one."""
     return (sum_over_ranks(values.sum(0, keepdim=True)) > 0).to(values.dtype) if batch_dice else values
-
-
-def _average_of_ranks(number: Tensor) -> Tensor:
-    """What a rank divides its own sum by, so that the average over ranks is the whole sum over the whole number.
-
-    Where there is nothing at all, the smallest number there can be: the sum is 0 then, and so is the quotient.
-    """
-    return (sum_over_ranks(number) / rank_count()).clamp_min(1 / rank_count())
 
 
 class DiceCrossEntropy(nn.Module):

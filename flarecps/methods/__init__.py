@@ -4,9 +4,20 @@ A method is chosen in a config by ``model.method``; one of a user's own is a cla
 (docs/decisions/0009-methods.md).
 """
 
+from flarecps.methods.copy_paste import BidirectionalCopyPaste
 from flarecps.methods.cross_pseudo import CrossPseudoSupervision
 from flarecps.methods.cut_mix import CrossPseudoCutMix
+from flarecps.methods.mean_teacher import MeanTeacher
 from flarecps.methods.method import Batch, Losses, Method
 from flarecps.methods.supervised import Supervised
 
-__all__ = ["Batch", "CrossPseudoCutMix", "CrossPseudoSupervision", "Losses", "Method", "Supervised"]
+__all__ = [
+    "Batch",
+    "BidirectionalCopyPaste",
+    "CrossPseudoCutMix",
+    "CrossPseudoSupervision",
+    "Losses",
+    "MeanTeacher",
+    "Method",
+    "Supervised",
+]

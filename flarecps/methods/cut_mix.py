@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flarecps.errors import ConfigError
 from flarecps.losses import CrossEntropy, DeepSupervision, LinearRamp, Ramp, downsampled_labels
-from flarecps.losses.ranks import rank, rank_count
 from flarecps.methods.cross_pseudo import pseudo_labels
-from flarecps.methods.method import AnyLoss, AnyRamp, Batch, Losses, Method
+from flarecps.methods.drawing import DrawingMethod, jittered
+from flarecps.methods.method import AnyLoss, AnyRamp, Batch, Losses
 from flarecps.planning.plan import Plan
 
 BOXES = 3  # of a mask (French et al., BMVC 2020)
 
 
-class CrossPseudoCutMix(Method):
+class CrossPseudoCutMix(DrawingMethod):
     """Two siblings that teach each other on mixed patches: teachers see them whole and clean, pupils mixed and noisier.
 
     A mask M of three boxes mixes two unlabelled patches into u₀(1 − M) + u₁M and u₁(1 − M) + u₀M. The labels that a
@@ -54,11 +54,9 @@ class CrossPseudoCutMix(Method):
             raise ConfigError(f"mixed_share {list(mixed_share)}: expected two shares, 0 < smallest ≤ largest < 1")
         self.jitter = jitter
         self.equal_steps = equal_steps
-        self.steps = 0
 
     def start(self, siblings: nn.ModuleList, plan: Plan) -> None:
         super().start(siblings, plan)
-        self.steps = 0
         _check_pairs(plan.global_batch.get("unlabelled", 2), "data.global_batch.unlabelled")
 
     def weight(self, epoch: int) -> float:
@@ -78,7 +76,8 @@ class CrossPseudoCutMix(Method):
             crossed = [torch.zeros((), device=images.device) for _ in siblings]
         else:
             clean = batch["unlabelled"]["image"]
-            mask, generators = self.drawn_mask(clean)
+            generators = self.generators(len(clean))
+            mask = self.drawn_mask(clean, generators)
             with torch.no_grad():
                 taught = [[mixed(one, mask) for one in pseudo_labels(sibling(clean))] for sibling in siblings]
             seen = jittered(mixed(clean, mask), self.jitter, generators)
@@ -93,25 +92,14 @@ class CrossPseudoCutMix(Method):
             total = total / (1 + weight)
         return Losses(total, supervised, crossed, [scales[0].detach() for scales in outputs], labelled)
 
-    def drawn_mask(self, patches: Tensor) -> tuple[Tensor, list[torch.Generator]]:
-        """M of this step, (B, 1, *patch), and a generator per patch; the same whatever the number of ranks.
+    def drawn_mask(self, patches: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """M of this step, bool (B, 1, *patch): patches j and j + B/2, which are mixed, share it.
 
-        Patch j is mixed with j + B/2; of a global batch rank r has every ``ranks``-th patch, so pairs stay together.
+        They are on one rank however many there are.
         """
         _check_pairs(len(patches), "unlabelled patches of a process")
-        places = [rank() + number * rank_count() for number in range(len(patches))]
-        generators = [torch.Generator().manual_seed((self.steps << 16) + place) for place in places]
         masks = [box_mask(patches.shape[2:], self.mixed_share, one) for one in generators[: len(patches) // 2]]
-        return torch.stack(masks + masks)[:, None].to(patches.device, non_blocking=True), generators
-
-    def after_step(self, siblings: nn.ModuleList) -> None:
-        self.steps += 1
-
-    def get_extra_state(self) -> int:
-        return self.steps
-
-    def set_extra_state(self, state: int) -> None:
-        self.steps = state
+        return torch.stack(masks + masks)[:, None].to(patches.device, non_blocking=True)
 
 
 def _check_pairs(patches: int, name: str) -> None:
@@ -144,15 +132,3 @@ def mixed(patches: Tensor, mask: Tensor) -> Tensor:
     if patches.ndim < mask.ndim:
         mask = downsampled_labels(mask[:, 0], patches.shape[1:])
     return torch.where(mask, patches.roll(len(patches) // 2, 0), patches)
-
-
-def jittered(patches: Tensor, jitter: float, generators: list[torch.Generator]) -> Tensor:
-    """Patches (B, C, *patch) of other contrast and brightness, and with noise, each by numbers of its own generator."""
-    if not jitter:
-        return patches
-    changed = []
-    for patch, generator in zip(patches, generators, strict=True):
-        contrast, brightness, noise = (torch.rand(3, generator=generator) * 2 - 1).tolist()
-        grain = torch.randn(patch.shape, generator=generator).to(patch, non_blocking=True)
-        changed.append(patch * (1 + jitter * contrast) + jitter * brightness + abs(noise) * jitter / 2 * grain)
-    return torch.stack(changed)
