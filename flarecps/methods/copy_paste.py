@@ -22,7 +22,8 @@ class BidirectionalCopyPaste(AveragedTeacher):
 
     M is 0 in a random cuboid and 1 elsewhere: x₁ = l_a M + u_a (1 − M), x₂ = u_b M + l_b (1 − M), a and b the halves of
     a batch. The teacher labels u_a and u_b. L = ½ Σ over x₁, x₂ of (L on the true labels' voxels + w L on the
-    pseudo-labels' voxels). Before, two labelled halves are pasted into each other: x = l_a M + l_b (1 − M).
+    pseudo-labels' voxels). Before, labelled halves are pasted into each other, with L on the voxels of both; both ways,
+    where Bai et al. have x₁ alone, so that a step has as many patches.
 
     Args:
         loss: L at one scale; by default Dice + cross-entropy.
@@ -53,44 +54,37 @@ class BidirectionalCopyPaste(AveragedTeacher):
         return self.unlabelled_weight if epoch >= self.pretrained_epochs else 0.0
 
     def step_cost(self, patches: Mapping[str, int], epoch: int) -> float:
-        """The pupil sees one patch of two pasted together; the teacher labels all unlabelled ones."""
-        if not self.weight(epoch):
-            return patches["labelled"] / 2
-        return patches["labelled"] + patches["unlabelled"] / 3
+        """The pupil sees as many pasted patches as there are labelled ones; the teacher labels the unlabelled ones."""
+        return float(patches["labelled"] + (patches["unlabelled"] / 3 if self.weight(epoch) else 0))
 
     def step(self, siblings: nn.ModuleList, batch: Batch, epoch: int) -> Losses:
         (pupil,) = siblings
         weight, labelled = self.weight(epoch), batch["labelled"]
-        first, second = _halves(labelled["image"])
-        mask = self.drawn_mask(first)
-        if not weight:
-            outputs = pupil(torch.where(mask, first, second))
-            truths = [self.loss_where(outputs, labelled, half, where) for half, where in ((0, mask), (1, ~mask))]
-            total = torch.stack(truths).sum()
-            zero = torch.zeros_like(total)
-            return Losses(total, [total], [zero], [outputs[0].detach()], len(first))
-        unlabelled_first, unlabelled_second = _halves(batch["unlabelled"]["image"])
-        with torch.no_grad():
-            taught = pseudo_labels(self.teacher(batch["unlabelled"]["image"])[:1])[0]
-        pasted = torch.cat([torch.where(mask, first, unlabelled_first), torch.where(mask, unlabelled_second, second)])
-        outputs = pupil(pasted)
-        parts = [[scale[: len(first)] for scale in outputs], [scale[len(first) :] for scale in outputs]]
-        truths = [self.loss_where(part, labelled, half, where)
-                  for half, (part, where) in enumerate(zip(parts, (mask, ~mask), strict=True))]  # fmt: skip
-        pseudo = [self.pseudo_loss_where(part, half, where)
-                  for part, half, where in zip(parts, _halves(taught), (~mask, mask), strict=True)]  # fmt: skip
-        supervised, unsupervised = torch.stack(truths).sum() / 2, torch.stack(pseudo).sum() / 2
-        total = supervised + weight * unsupervised
-        return Losses(total, [supervised], [unsupervised], [outputs[0].detach()], len(first))
+        a, b = _halves(labelled["image"])
+        mask = self.drawn_mask(a)
+        other_mask = mask if weight else ~mask
+        others = _halves(batch["unlabelled"]["image"]) if weight else (b, a)
+        outputs = pupil(torch.cat([torch.where(mask, a, others[0]), torch.where(other_mask, others[1], b)]))
+        x1, x2 = [scale[: len(a)] for scale in outputs], [scale[len(a) :] for scale in outputs]
+        supervised = self.true_loss(x1, labelled, 0, mask) + self.true_loss(x2, labelled, 1, ~other_mask)
+        pseudo = torch.zeros_like(supervised)
+        if weight:
+            with torch.no_grad():
+                taught = _halves(pseudo_labels(self.teacher(batch["unlabelled"]["image"])[:1])[0])
+            pseudo = self.pseudo_loss(x1, taught[0], ~mask) + self.pseudo_loss(x2, taught[1], mask)
+        else:
+            supervised = supervised + self.true_loss(x1, labelled, 1, ~mask) + self.true_loss(x2, labelled, 0, ~mask)
+        supervised, pseudo = supervised / 2, pseudo / 2
+        return Losses(supervised + weight * pseudo, [supervised], [pseudo], [outputs[0].detach()], len(a))
 
-    def loss_where(self, outputs: Sequence[Tensor], labelled: Mapping[str, Tensor], half: int, where: Tensor) -> Tensor:
+    def true_loss(self, outputs: Sequence[Tensor], labelled: Mapping[str, Tensor], half: int, where: Tensor) -> Tensor:
         """L of half of the labelled patches on the voxels ``where`` they stand in the pasted ones."""
         annotated = labelled.get("annotated")
         known = None if annotated is None else _halves(annotated)[half]
         targets, trusted = _scales(_halves(labelled["labels"][:, 0])[half], where, outputs)
         return self.loss(outputs, targets, known, trusted)
 
-    def pseudo_loss_where(self, outputs: Sequence[Tensor], labels: Tensor, where: Tensor) -> Tensor:
+    def pseudo_loss(self, outputs: Sequence[Tensor], labels: Tensor, where: Tensor) -> Tensor:
         """L of the teacher's labels on the voxels ``where`` their patches stand in the pasted ones."""
         targets, trusted = _scales(labels, where, outputs)
         return self.loss(outputs, targets, None, trusted)

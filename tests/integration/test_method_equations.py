@@ -162,6 +162,22 @@ def copy_paste(siblings: Any, method: Any, batch: Any) -> torch.Tensor:
     return total
 
 
+def pasted_labels(siblings: Any, method: Any, batch: Any) -> torch.Tensor:
+    """Before: labelled patches alone, pasted both ways; no cuboid of one weighs more than another's."""
+    la, lb = batch["labelled"]["image"]
+    truth = batch["labelled"]["labels"][:, 0].long()
+    mask = method.drawn_mask(la[None])[0, 0]
+    outputs = siblings[0](torch.stack([la * mask + lb * ~mask, lb * mask + la * ~mask]))
+    total = torch.zeros((), dtype=torch.float64)
+    for number, (outside, inside) in enumerate(((0, 1), (1, 0))):
+        for scale, weight in SCALES:
+            there = at_scale(mask[None], scale)
+            for patch, where in ((outside, there), (inside, ~there)):
+                labels = at_scale(truth[patch : patch + 1], scale)
+                total = total + weight * both(outputs[scale][number : number + 1], labels, where.double()) / 2
+    return total
+
+
 METHODS: dict[str, tuple[Callable[[], Method], Callable[..., torch.Tensor]]] = {
     "Lcps is cross-entropy": (lambda: crossed(pseudo_label_loss=CrossEntropy()), with_entropy),
     "Lcps with a smooth": (lambda: crossed(pseudo_label_loss=DiceCrossEntropy(smooth=100.0)), with_smooth),
@@ -171,6 +187,7 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[..., torch.Tensor]]] = {
     "mean teacher": (lambda: MeanTeacher(ramp=AT_ONCE), mean_teacher),
     "UA-MT": (lambda: MeanTeacher(ramp=AT_ONCE, uncertainty_passes=8), mean_teacher),
     "BCP": (BidirectionalCopyPaste, copy_paste),
+    "BCP, first": (lambda: BidirectionalCopyPaste(pretrained_epochs=1), pasted_labels),
 }
 DRAWING = ("CutMix", "mean teacher", "UA-MT", "BCP")
 
