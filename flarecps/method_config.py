@@ -16,6 +16,7 @@ MOVED = ("loss", "ramp", "one_mean", "cps_on_labelled", "pseudo_labels")  # and 
 _NAMES = {
     CROSS_PSEUDO: "cross-pseudo supervision, two siblings",
     "flarecps.methods.BidirectionalCopyPaste": "bidirectional copy-paste, one network and its average",
+    "flarecps.methods.DualDebiasedSupervision": "cross-pseudo supervision with class weights, two siblings",
     "flarecps.methods.MeanTeacher": "mean teacher, one network and its average",
     "flarecps.methods.CrossPseudoCutMix": "cross-pseudo supervision with CutMix, two siblings",
     SUPERVISED: "supervised control, one network",

@@ -2,7 +2,14 @@
 
 from flarecps.losses.class_sums import class_sums
 from flarecps.losses.deep_supervision import DeepSupervision, Loss, downsampled_labels, scale_weights
-from flarecps.losses.dice import CrossEntropy, DiceCrossEntropy, cross_entropy, dice_cross_entropy, soft_dice
+from flarecps.losses.dice import (
+    CrossEntropy,
+    DiceCrossEntropy,
+    WeightedDiceCrossEntropy,
+    cross_entropy,
+    dice_cross_entropy,
+    soft_dice,
+)
 from flarecps.losses.filters import PatchAgreement, PseudoLabelFilter, VoxelConfidence, label_dice, patch_agreement
 from flarecps.losses.ramps import LinearRamp, Ramp
 
@@ -16,6 +23,7 @@ __all__ = [
     "PseudoLabelFilter",
     "Ramp",
     "VoxelConfidence",
+    "WeightedDiceCrossEntropy",
     "class_sums",
     "cross_entropy",
     "dice_cross_entropy",

@@ -35,7 +35,7 @@ def class_sums(
 ) -> ClassSums:
     """The sums of softmax(``logits``) against ``labels``, differentiable once with respect to ``logits``.
 
-    ``joined`` names classes whose probability is added to background's (see ``_merge_unannotated``). ``trusted`` says
+    ``joined`` names classes whose probability is added to background's (see ``merge_unannotated``). ``trusted`` says
     which voxels take part at all (None: all); sizes of 1 stand for whole axes.
     """
     return ClassSums(*_ClassSums.apply(logits, labels, joined, trusted))
@@ -93,7 +93,7 @@ def _sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     log_p = _log_probabilities(logits)
     if joined is not None:
-        log_p = _merge_unannotated(log_p, joined)
+        log_p = merge_unannotated(log_p, joined)
     spatial = tuple(range(1, labels.ndim))
     entropy = -log_p.gather(1, labels[:, None].long())[:, 0]
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=labels.dtype)
@@ -128,7 +128,7 @@ def _gradient(
     log_p = _log_probabilities(logits)
     share = None
     if joined is not None:
-        merged = _merge_unannotated(log_p, joined)
+        merged = merge_unannotated(log_p, joined)
         absent = joined.view(*joined.shape, *extra)
         share = log_p.sub_(merged[:, :1]).exp_().masked_fill_(~absent, 0)  # of background's p, by class
         log_p = merged
@@ -155,7 +155,7 @@ def joined_classes(annotated: Bool[Tensor, "batch klass"]) -> Bool[Tensor, "batc
     return joined
 
 
-def _merge_unannotated(
+def merge_unannotated(
     log_probabilities: Float[Tensor, "batch klass *spatial"], joined: Bool[Tensor, "batch klass"]
 ) -> Float[Tensor, "batch klass *spatial"]:
     """Log-probabilities after the ``joined`` classes' have become background's.

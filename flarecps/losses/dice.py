@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from flarecps.dice import dice_coefficient
-from flarecps.losses.class_sums import ClassSums, class_sums, joined_classes
+from flarecps.losses.class_sums import ClassSums, class_sums, joined_classes, merge_unannotated
 from flarecps.losses.ranks import average_of_ranks, sum_over_ranks
 
 SMOOTH = 1e-5  # in numerator and denominator, nnU-Net's
@@ -54,18 +54,23 @@ def dice_cross_entropy(
     whole batch, and so is the average of its gradients, which DDP takes.
     """
     sums = _sums(logits, labels, annotated, trusted)
-    voxels = sums.present.sum(1)
-    entropy = _mean_entropy(sums, labels, trusted)
     dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice, smooth)
+    return _mean_entropy(sums, labels, trusted) - _mean_dice(dice, sums, batch_dice, annotated, trusted)
+
+
+def _mean_dice(
+    dice: Tensor, sums: ClassSums, batch_dice: bool, annotated: Tensor | None, trusted: Tensor | None
+) -> Tensor:
+    """The mean over what takes part."""
     if annotated is None and trusted is None:
-        return entropy - dice.mean()
+        return dice.mean()
     takes_part = torch.ones_like(dice)
     if annotated is not None:
         takes_part = takes_part * _anywhere(annotated[:, 1:].to(dice), batch_dice)
     if trusted is not None:
-        takes_part = takes_part * _anywhere((voxels > 0).to(dice.dtype)[:, None], batch_dice)
+        takes_part = takes_part * _anywhere((sums.present.sum(1) > 0).to(dice.dtype)[:, None], batch_dice)
     number = takes_part.sum().clamp_min(1) if batch_dice else average_of_ranks(takes_part.sum())
-    return entropy - (takes_part * dice).sum() / number
+    return (takes_part * dice).sum() / number
 
 
 def cross_entropy(
@@ -119,3 +124,37 @@ class CrossEntropy(nn.Module):
         self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
     ) -> Tensor:
         return cross_entropy(logits, labels, annotated, trusted)
+
+
+class WeightedDiceCrossEntropy(nn.Module):
+    """Dice + cross-entropy that weigh classes by ``weights`` (classes,), which a method sets; all alike by default.
+
+    Σ_v w_y(v) (−log p_y(v)) / Σ_v w_y(v) − the mean over foreground classes of w_k Dice_k. Annotations and trust as in
+    ``dice_cross_entropy``.
+
+    Args:
+        batch_dice: sum Dice over the batch; null takes the plan's decision.
+    """
+
+    def __init__(self, batch_dice: bool | None = None) -> None:
+        super().__init__()
+        self.batch_dice = batch_dice
+        self.weights: Tensor | None = None
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, annotated: Tensor | None = None, trusted: Tensor | None = None
+    ) -> Tensor:
+        weights = torch.ones(logits.shape[1]) if self.weights is None else self.weights
+        sums = _sums(logits, labels, annotated, trusted)
+        weights = weights.to(sums.entropy)
+        log_p = torch.log_softmax(logits, 1, dtype=weights.dtype)
+        if annotated is not None and not bool(annotated.all()):
+            log_p = merge_unannotated(log_p, joined_classes(annotated).to(logits.device))
+        of_voxels = weights[labels.long()]
+        if trusted is not None:
+            of_voxels = of_voxels * trusted
+        entropy = -log_p.gather(1, labels[:, None].long())[:, 0]
+        whole = average_of_ranks(of_voxels.sum(), least=torch.finfo(weights.dtype).tiny)
+        batch_dice = self.batch_dice is not False
+        dice = soft_dice(sums.overlap, sums.predicted, sums.present, batch_dice) * weights[1:]
+        return (of_voxels * entropy).sum() / whole - _mean_dice(dice, sums, batch_dice, annotated, trusted)

@@ -30,12 +30,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return _SumOverRanks.apply(values) if rank_count() > 1 else values
 
 
-def average_of_ranks(number: Tensor) -> Tensor:
+def average_of_ranks(number: Tensor, least: float = 1.0) -> Tensor:
     """What a rank divides its own sum by, so that the average over ranks is the whole sum over the whole number.
 
-    Where there is nothing at all, the smallest number there can be: the sum is 0 then, and so is the quotient.
+    Where there is nothing at all, the ``least`` whole number there can be: the sum is 0 then, and so is the quotient.
     """
-    return (sum_over_ranks(number) / rank_count()).clamp_min(1 / rank_count())
+    return (sum_over_ranks(number) / rank_count()).clamp_min(least / rank_count())
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -7,6 +7,7 @@ A method is chosen in a config by ``model.method``; one of a user's own is a cla
 from flarecps.methods.copy_paste import BidirectionalCopyPaste
 from flarecps.methods.cross_pseudo import CrossPseudoSupervision
 from flarecps.methods.cut_mix import CrossPseudoCutMix
+from flarecps.methods.dhc import DualDebiasedSupervision
 from flarecps.methods.mean_teacher import MeanTeacher
 from flarecps.methods.method import Batch, Losses, Method
 from flarecps.methods.supervised import Supervised
@@ -16,6 +17,7 @@ __all__ = [
     "BidirectionalCopyPaste",
     "CrossPseudoCutMix",
     "CrossPseudoSupervision",
+    "DualDebiasedSupervision",
     "Losses",
     "MeanTeacher",
     "Method",

@@ -82,32 +82,33 @@ class CrossPseudoSupervision(Method):
         if not self.cps_on_labelled:
             outputs, labelled = [[scale[labelled:] for scale in scales] for scales in outputs], 0
         first, second = outputs
-        loss = self.loss if self.pseudo_label_loss is None else self.pseudo_label_loss
-        return list(cross_pseudo_losses(first, second, labelled, loss, self.one_mean, self.pseudo_labels))
+        own = self.pseudo_label_loss
+        losses = (own, own) if own is not None else (self.loss_of(0), self.loss_of(1))
+        return list(cross_pseudo_losses(first, second, labelled, losses, self.one_mean, self.pseudo_labels))
 
 
 def cross_pseudo_losses(
     outputs_1: Scales,
     outputs_2: Scales,
     labelled: int,
-    loss: DeepSupervision,
+    losses: tuple[DeepSupervision, DeepSupervision],
     one_mean: bool = False,
     trust: PseudoLabelFilter | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lcps of sibling 1 (taught by sibling 2) and of sibling 2 (taught by sibling 1): equation 2.
 
-    ``outputs_*`` hold the labelled patches first (``labelled`` of them), then the unlabelled ones. Lcps =
-    Lcps(labelled) + Lcps(unlabelled), two terms as the paper writes it; with ``one_mean`` a single loss over all
-    patches, as the authors' code computes it. Either part may be empty and then adds nothing. ``trust`` leaves some of
-    the voxels out (None: all are trusted, as in the paper).
+    ``losses`` are sibling 1's and sibling 2's. ``outputs_*`` hold the labelled patches first (``labelled`` of them),
+    then the unlabelled ones. Lcps = Lcps(labelled) + Lcps(unlabelled), two terms as the paper writes it; with
+    ``one_mean`` a single loss over all patches, as the authors' code computes it. Either part may be empty and then
+    adds nothing. ``trust`` leaves some of the voxels out (None: all are trusted, as in the paper).
     """
     labels_1, labels_2 = pseudo_labels(outputs_1), pseudo_labels(outputs_2)
     patches = len(labels_1[0])
     sizes = [patches] if one_mean else [size for size in (labelled, patches - labelled) if size]
     taught = []
-    for outputs, mine, teacher, targets in (
-        (outputs_1, labels_1, outputs_2, labels_2),
-        (outputs_2, labels_2, outputs_1, labels_1),
+    for loss, outputs, mine, teacher, targets in (
+        (losses[0], outputs_1, labels_1, outputs_2, labels_2),
+        (losses[1], outputs_2, labels_2, outputs_1, labels_1),
     ):
         masks = [] if trust is None else trust.trusted(teacher, targets, mine)
         trusted = _parts(masks, sizes) if masks else [None] * len(sizes)

@@ -110,4 +110,11 @@ class Method(nn.Module, ABC):
         """Lsup of every sibling (equation 1), of its outputs, finest scale first, whose first patches are labelled."""
         labels, annotated = labelled["labels"][:, 0], labelled.get("annotated")
         targets = [downsampled_labels(labels, scale.shape[2:]) for scale in outputs[0]]
-        return [self.loss([scale[: len(labels)] for scale in scales], targets, annotated) for scales in outputs]
+        return [
+            self.loss_of(number)([scale[: len(labels)] for scale in scales], targets, annotated)
+            for number, scales in enumerate(outputs)
+        ]
+
+    def loss_of(self, sibling: int) -> DeepSupervision:
+        """Lsup's loss of a sibling, numbered from 0."""
+        return self.loss

@@ -16,7 +16,14 @@ from tiny_training import LAMBDA, batches, crossed, module_of, trained
 
 from flarecps.errors import ConfigError
 from flarecps.losses import CrossEntropy, DiceCrossEntropy, LinearRamp
-from flarecps.methods import BidirectionalCopyPaste, CrossPseudoCutMix, MeanTeacher, Method, Supervised
+from flarecps.methods import (
+    BidirectionalCopyPaste,
+    CrossPseudoCutMix,
+    DualDebiasedSupervision,
+    MeanTeacher,
+    Method,
+    Supervised,
+)
 
 AT_ONCE = LinearRamp(final=LAMBDA, length=0)
 SCALES = ((0, 2 / 3), (1, 1 / 3))  # of three outputs, of 8, 4 and 2 voxels, the last has no weight
@@ -178,18 +185,50 @@ def pasted_labels(siblings: Any, method: Any, batch: Any) -> torch.Tensor:
     return total
 
 
+def dual_debiased(siblings: Any, method: Any, batch: Any) -> torch.Tensor:
+    """Weights from the state that was set, then everything twice, once by each sibling's weights."""
+    shares = [max(a, b) for a, b in zip(STATE["shares"], (0.4, 0.3, 0.3), strict=True)]
+    rare = [math.log(max(shares) / one) for one in shares]
+    hard = [
+        ((u + 1e-6) / (x + 1e-6)) ** 0.2 * (1 - d)
+        for u, x, d in zip(STATE["unlearned"], STATE["learned"], STATE["dice"], strict=True)
+    ]
+    images = torch.cat([batch["labelled"]["image"], batch["unlabelled"]["image"]])
+    truth = batch["labelled"]["labels"][:, 0].long()
+    outputs = [sibling(images) for sibling in siblings]
+    total = torch.zeros((), dtype=torch.float64)
+    for pupil, teacher, measure in ((0, 1, rare), (1, 0, hard)):
+        w = torch.tensor([3 * one / max(measure) for one in measure], dtype=torch.float64)
+        for scale, weight in SCALES:
+            pseudo = outputs[teacher][scale].argmax(1)
+            for part, labels, factor in (
+                (slice(0, 2), at_scale(truth, scale), 1.0),
+                (slice(0, 2), pseudo[:2], LAMBDA),
+                (slice(2, 4), pseudo[2:], LAMBDA),
+            ):
+                p = outputs[pupil][scale][part].softmax(1)
+                y = torch.eye(3, dtype=torch.float64)[labels].movedim(-1, 1)
+                ce = -(w[labels] * (p * y).sum(1).log()).sum() / w[labels].sum()
+                axes = (0, 2, 3, 4)
+                dice = (2 * (p * y).sum(axes) + 1e-5) / (p.sum(axes) + y.sum(axes) + 1e-5)
+                total = total + factor * weight * (ce - (w * dice)[1:].sum() / 2)
+    return total
+
+
+STATE = {"shares": [0.5, 0.2, 0.35], "dice": [0.9, 0.4, 0.1], "learned": [0.1, 0.2, 0.0], "unlearned": [0.2, 0.1, 0.3]}
 METHODS: dict[str, tuple[Callable[[], Method], Callable[..., torch.Tensor]]] = {
     "Lcps is cross-entropy": (lambda: crossed(pseudo_label_loss=CrossEntropy()), with_entropy),
     "Lcps with a smooth": (lambda: crossed(pseudo_label_loss=DiceCrossEntropy(smooth=100.0)), with_smooth),
     "equal steps": (lambda: crossed(equal_steps=True), in_equal_steps),
     "one mean, equal steps": (lambda: crossed(equal_steps=True, one_mean=True), one_mean_in_equal_steps),
+    "DHC": (lambda: DualDebiasedSupervision(ramp=AT_ONCE), dual_debiased),
     "CutMix": (lambda: CrossPseudoCutMix(ramp=AT_ONCE, equal_steps=True), cut_mix),
     "mean teacher": (lambda: MeanTeacher(ramp=AT_ONCE), mean_teacher),
     "UA-MT": (lambda: MeanTeacher(ramp=AT_ONCE, uncertainty_passes=8), mean_teacher),
     "BCP": (BidirectionalCopyPaste, copy_paste),
     "BCP, first": (lambda: BidirectionalCopyPaste(pretrained_epochs=1), pasted_labels),
 }
-DRAWING = ("CutMix", "mean teacher", "UA-MT", "BCP")
+WITH_STATE = ("DHC", "CutMix", "mean teacher", "UA-MT", "BCP")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -205,6 +244,8 @@ def test_a_step_is_the_formula(name: str) -> None:
         for weights in method.parameters():
             weights.mul_(3).add_(0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(3)))
     method.steps = 5
+    if name == "DHC":
+        method.state = {name: torch.tensor(values, dtype=torch.float64) for name, values in STATE.items()}
     found = method.step(module.siblings, batch, epoch=0)
     expected = by_hand(module.siblings, method, batch)
     assert found.total.item() == pytest.approx(expected.item(), rel=1e-9)
@@ -216,7 +257,7 @@ def test_a_step_is_the_formula(name: str) -> None:
             torch.testing.assert_close(mine, hand, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("name", WITH_STATE)
 def test_two_ranks_draw_what_one_draws(name: str, tmp_path: Path) -> None:
     """Three steps of four patches of each kind: the same weights, of teachers too."""
     data = batches(2, count=3, patches=4)
@@ -227,7 +268,9 @@ def test_two_ranks_draw_what_one_draws(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["CrossPseudoCutMix", "MeanTeacher", "BidirectionalCopyPaste"])
+@pytest.mark.parametrize(
+    "name", ["CrossPseudoCutMix", "DualDebiasedSupervision", "MeanTeacher", "BidirectionalCopyPaste"]
+)
 def test_it_trains_and_resumes_bit_for_bit(name: str, tiny_stores: TinyStores, tmp_path: Path) -> None:
     content = yaml.safe_load((CONFIGS / "phantom_3d.yaml").read_text())
     arguments = {"pretrained_epochs": 1} if name == "BidirectionalCopyPaste" else {"ramp": {"length": 1}}
@@ -261,6 +304,34 @@ def test_what_a_step_costs_is_what_it_computes(name: str, epoch: int) -> None:
         network.register_forward_pre_hook(count)
     method.step(module.siblings, batch, epoch)
     assert method.step_cost({"labelled": 2, "unlabelled": 2}, epoch) == pytest.approx(passed[0])
+
+
+def test_what_dual_debiasing_remembers_of_two_steps_is_the_formula(tmp_path: Path) -> None:
+    """From the siblings' labels before each step."""
+    data = batches(3, count=2)
+    method = DualDebiasedSupervision(ramp=AT_ONCE)
+    module = module_of(3, method=method).double()
+    expected = {"shares": [0.4, 0.3, 0.3], "dice": [0.0] * 3, "learned": [0.0] * 3, "unlearned": [0.0] * 3}
+    for batch in data:
+        first = module.siblings[0](batch["unlabelled"]["image"])[0].argmax(1)
+        second = module.siblings[1](batch["labelled"]["image"])[0].argmax(1)
+        truth = batch["labelled"]["labels"][:, 0]
+        for k in range(3):
+            share = (first == k).double().mean().item()
+            expected["shares"][k] = 0.95 * expected["shares"][k] + 0.05 * share
+            size = int((second == k).sum() + (truth == k).sum())
+            dice = 2 * int(((second == k) & (truth == k)).sum()) / size
+            change = math.log(max(dice, 1e-6) / max(expected["dice"][k], 1e-6))
+            expected["learned"][k] = 0.98 * expected["learned"][k] + 0.02 * max(change, 0)
+            expected["unlearned"][k] = 0.98 * expected["unlearned"][k] + 0.02 * max(-change, 0)
+            expected["dice"][k] = dice
+        method.step(module.siblings, batch, 0)
+        method.after_step(module.siblings)
+        with torch.no_grad():
+            for weights in module.siblings.parameters():
+                weights.mul_(1.5)
+    for name, values in expected.items():
+        assert method.state[name].tolist() == pytest.approx(values, rel=1e-9)
 
 
 def test_patches_that_cannot_be_paired_are_refused() -> None:

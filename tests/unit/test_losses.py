@@ -129,8 +129,9 @@ def test_cross_pseudo_loss_is_equation_2(one_mean: bool) -> None:
             for weight, output, other in zip(weights, outputs, teacher, strict=True):
                 total += weight * reference_loss(output[part].numpy(), other[part].numpy().argmax(1), True)
         expected.append(total)
-    ours = cross_pseudo_losses(first, second, labelled, DeepSupervision(dice_cross_entropy_batch), one_mean)
-    np.testing.assert_allclose([loss.item() for loss in ours], expected, atol=1e-5)
+    loss = DeepSupervision(dice_cross_entropy_batch)
+    ours = cross_pseudo_losses(first, second, labelled, (loss, loss), one_mean)
+    np.testing.assert_allclose([one.item() for one in ours], expected, atol=1e-5)
 
 
 def dice_cross_entropy_batch(
@@ -142,7 +143,8 @@ def dice_cross_entropy_batch(
 def test_no_gradient_flows_through_pseudo_labels() -> None:
     first = [torch.randn(2, 3, 4, requires_grad=True)]
     second = [torch.randn(2, 3, 4, requires_grad=True)]
-    loss_1, _ = cross_pseudo_losses(first, second, 1, DeepSupervision(dice_cross_entropy_batch))
+    loss = DeepSupervision(dice_cross_entropy_batch)
+    loss_1, _ = cross_pseudo_losses(first, second, 1, (loss, loss))
     loss_1.backward()
     assert first[0].grad is not None
     assert second[0].grad is None

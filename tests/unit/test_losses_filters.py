@@ -21,6 +21,7 @@ from flarecps.methods.cross_pseudo import cross_pseudo_losses
 SIZES = [(6, 4, 5), (3, 2, 5), (3, 2, 5)]  # three scales: the coarsest has no weight
 WEIGHTS = [2 / 3, 1 / 3]
 LABELLED = 2
+LOSS = DeepSupervision(DiceCrossEntropy(True))
 
 
 def outputs(seed: int) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def patch_masks(teacher: list[torch.Tensor], student: list[torch.Tensor], thresh
 )
 def test_filtered_cross_pseudo_loss_is_the_reference(trust: PseudoLabelFilter, masks, one_mean: bool) -> None:
     first, second = outputs(1), outputs(2)
-    ours = cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), one_mean, trust)
+    ours = cross_pseudo_losses(first, second, LABELLED, (LOSS, LOSS), one_mean, trust)
     for loss, student, teacher in zip(ours, (first, second), (second, first), strict=True):
         kept = masks(teacher, student, trust.threshold)
         expected = 0.0
@@ -92,16 +93,16 @@ def test_the_reference_patches_are_filtered_unevenly() -> None:
 def test_a_threshold_of_nothing_trusts_everything() -> None:
     first, second = outputs(1), outputs(2)
     loss = DeepSupervision(DiceCrossEntropy(False))
-    plain = torch.stack(cross_pseudo_losses(first, second, LABELLED, loss))
+    plain = torch.stack(cross_pseudo_losses(first, second, LABELLED, (loss, loss)))
     for trust in (VoxelConfidence(0.0), PatchAgreement(0.0)):
-        filtered = torch.stack(cross_pseudo_losses(first, second, LABELLED, loss, trust=trust))
+        filtered = torch.stack(cross_pseudo_losses(first, second, LABELLED, (loss, loss), trust=trust))
         torch.testing.assert_close(filtered, plain)
 
 
 @pytest.mark.parametrize("trust", [VoxelConfidence(0.8), PatchAgreement(0.42)])
 def test_no_gradient_through_the_filter_nor_where_it_filters(trust: PseudoLabelFilter) -> None:
     first, second = ([scale.requires_grad_() for scale in outputs(seed)] for seed in (1, 2))
-    cross_pseudo_losses(first, second, LABELLED, DeepSupervision(DiceCrossEntropy(True)), trust=trust)[0].backward()
+    cross_pseudo_losses(first, second, LABELLED, (LOSS, LOSS), trust=trust)[0].backward()
     labels = [[scale.argmax(1) for scale in scales] for scales in (first, second)]
     mask = trust.trusted(second, labels[1], labels[0])[0].expand(4, *SIZES[0])
     moved = first[0].grad.abs().amax(1) > 0
