@@ -47,7 +47,8 @@ class DualDebiasedSupervision(CrossPseudoSupervision):
         momentum: float = 0.95,
     ) -> None:
         super().__init__(None, ramp, one_mean, cps_on_labelled, pseudo_labels, None, equal_steps)
-        self.weighted = nn.ModuleList(DeepSupervision(WeightedDiceCrossEntropy()) for _ in range(self.sibling_count))
+        self.rare = DeepSupervision(WeightedDiceCrossEntropy())
+        self.hard = DeepSupervision(WeightedDiceCrossEntropy())
         self.momentum = momentum
         self.state: dict[str, Tensor] = {}
         self._next: dict[str, Tensor] = {}
@@ -66,13 +67,12 @@ class DualDebiasedSupervision(CrossPseudoSupervision):
         self.state = {"shares": prior, "dice": nothing, "learned": nothing, "unlearned": nothing}
 
     def loss_of(self, sibling: int) -> DeepSupervision:
-        return self.weighted[sibling]
+        return (self.rare, self.hard)[sibling]
 
     def step(self, siblings: nn.ModuleList, batch: Batch, epoch: int) -> Losses:
         device = batch["labelled"]["image"].device
         self.state = {name: value.to(device) for name, value in self.state.items()}
-        for loss, weights in zip(self.weighted, (self.weights_of_rare(), self.weights_of_hard()), strict=True):
-            loss.loss.weights = weights
+        self.rare.loss.weights, self.hard.loss.weights = self.weights_of_rare(), self.weights_of_hard()
         losses = super().step(siblings, batch, epoch)
         self._next = self.seen(losses, batch["labelled"]["labels"][:, 0])
         return losses
