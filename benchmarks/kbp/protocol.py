@@ -113,7 +113,7 @@ _MEAN_TEACHER = (
 )
 SCREEN_ARMS = (
     Arm("control", "control, equal steps", CONTROL_CONFIG, intensity="foreground"),
-    Arm("cps", "CPS, the paper's Lcps", CPS_CONFIG, intensity="foreground"),
+    Arm("cps", "CPS, the paper's Lcps", CPS_CONFIG, intensity="foreground", siblings=("1", "average")),
     Arm("cps_entropy", "cross-entropy alone", CPS_CONFIG, _ENTROPY, intensity="foreground"),
     Arm("cps_entropy_mean_scaled", "cross-entropy alone, one mean, step / (1 + λ)", CPS_CONFIG,
         (*_ENTROPY, *_ONE_MEAN, *_EQUAL_STEPS), intensity="foreground"),

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from entries import LINES, RESULTS, Entry, entry, main_entries, read_rows
+from entries import LINES, RESULTS, TWO_CONTROLS, TWO_SHORT_CONTROLS, Entry, entry, main_entries, read_rows
 from figures import draw_curves, draw_labels, draw_scores
 from protocol import (
     ABLATIONS,
@@ -31,6 +31,7 @@ from protocol import (
     CPS_LONG,
     FEW_LABELS,
     MAIN_ARMS,
+    SCREEN_ARMS,
     ordered_runs,
 )
 from scipy import stats
@@ -207,6 +208,39 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
     return markdown(["", "trainings", *columns.values()], body) if rows else []
 
 
+def screen_table(results: Path) -> list[str]:
+    """Markdown: the screen's arms on withheld training scans, beside the control of the same seed; [] before it is run.
+
+    What ``mistakes.py`` says of a run's largest pieces and volumes stands there when that was run.
+    """
+    screen = results / "screen"
+    path = screen / "mistakes.csv"
+    mistakes = read_rows(path) if path.is_file() else []
+    control = entry("", SCREEN_ARMS[0], 10, results=screen)
+    rows = []
+    shown = [(arm, sibling) for arm in SCREEN_ARMS for sibling in arm.siblings]
+    for arm, sibling in (*shown, (TWO_SHORT_CONTROLS, "1"), (TWO_CONTROLS, "1")):
+        one = entry(arm.title if sibling == "1" else f"{arm.title}; siblings averaged", arm, 10, sibling, screen)
+        if not one.files:
+            continue
+        mine = [row for row in mistakes if row["arm"] == arm.name and sibling == "1"]
+        means = [f"{np.mean([float(row[column]) for row in mine]):.3f}" if mine else ""
+                 for column in ("dsc_largest_piece", "volume_ratio")]  # fmt: skip
+        minutes = "" if one.minutes is None else f"{one.minutes:.1f}"
+        beside = "" if arm == SCREEN_ARMS[0] else mean_difference(seed_differences(control, one))
+        rows.append([one.title, str(len(one.files)), level(one.method(), "dsc"), beside, *means, minutes])
+    heading = [
+        "",
+        "trainings",
+        "DSC",
+        "minus control, by seed",
+        "largest piece only",
+        "volume / true volume",
+        "CPU min",
+    ]
+    return markdown(heading, rows) if rows else []
+
+
 def views_table(results: Path) -> list[str]:
     """Markdown: CPS minus the control of as many steps, by what the test scans show; [] without views.csv."""
     if not (results / "views.csv").is_file():
@@ -289,6 +323,7 @@ def all_tables() -> dict[str, list[str]]:
         "by labels": by_labels_table(RESULTS),
         "effects": effects_table(RESULTS),
         "mistakes": mistakes_table(RESULTS),
+        "screen": screen_table(RESULTS),
         "views": views_table(RESULTS),
         "volumes": volumes_table(RESULTS),
         "state": state_table(RESULTS),
