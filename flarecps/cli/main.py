@@ -42,6 +42,9 @@ COMMANDS: dict[str, Command] = {
     "test": Command("flarecps.cli.training", "lightning_command", "score a checkpoint on the test cases"),
     "predict": Command("flarecps.cli.training", "lightning_command", "predict with a checkpoint and a config"),
     "segment": Command("flarecps.cli.segment", "segment", "segment a scan, a folder or a DICOM series"),
+    "pseudo-label": Command(
+        "flarecps.cli.pseudo_label", "pseudo_label", "let trained models label the unlabelled scans, for self-training"
+    ),
     "postprocess": Command(
         "flarecps.cli.postprocess", "postprocess", "keep largest components, fill holes, where it helps"
     ),

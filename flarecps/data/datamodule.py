@@ -1,4 +1,4 @@
-"""The data of a training: labelled and unlabelled patches side by side, whole scans for validation and test."""
+"""The data of a training: patches of up to three kinds side by side, whole scans for validation and test."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of
 from flarecps.errors import ConfigError, DatasetError, StoreError
 from flarecps.planning.plan import Plan, volume_patch
+from flarecps.preprocessing.pseudo_labels import PseudoLabelledStore
 from flarecps.preprocessing.store import CaseStore
 from flarecps.volumes.io import find_scans
 
@@ -42,22 +43,28 @@ class ScanDataModule(LightningDataModule):
         fold: 0 to 4 holds out one fifth of the labelled cases for validation; "all" trains on all of them. Ignored if
             the split names validation cases.
         patch_voxels: patch size, (slice, row, column) or in 2D (row, column); by default the plan's.
-        global_batch: labelled and unlabelled patches per step over all processes, {labelled: n, unlabelled: n}; by
-            default the plan's.
+        global_batch: patches per step over all processes, {labelled: n, unlabelled: n, pseudo_labelled: n}; by default
+            the plan's, with as many pseudo-labelled as unlabelled ones.
         iterations_per_epoch: steps in an epoch.
-        foreground_share: share of labelled patches centred on a labelled structure: the last patches of every global
-            batch, from the round(batch × (1 - share))-th on.
+        foreground_share: share of labelled (and of pseudo-labelled) patches centred on a labelled structure: the last
+            patches of every global batch, from the round(batch × (1 - share))-th on.
         augmentation: true for nnU-Net's default set, false for none, or its settings.
         transforms: further TorchIO transforms of training patches, yours or TorchIO's, in this order after all others;
             they must keep a patch's size.
         mirror_axes: the patch's axes that are mirrored, 0 slice, 1 row, 2 column, in 2D 0 row, 1 column; by default
             all. In axial scans columns run from left to right.
         swap_left_right: exchange paired labels (right and left kidney) when the left-right axis is mirrored.
-        workers: processes that read and augment patches, shared by the two streams (at least one each); 0 does it in
-            the training process.
+        workers: processes that read and augment patches, shared by the kinds of patches (at least one each); 0 does it
+            in the training process.
         seed: every draw depends on it. None: that of ``seed_everything`` (from Python: 0).
-        unlabelled: false trains on labelled patches alone.
+        unlabelled: false reads no unlabelled patches.
         max_unlabelled: use only the first so many unlabelled cases.
+        pseudo_labels: a folder written by `flarecps pseudo-label` for this store: patches of the split's unlabelled
+            cases are read with the labels in it, as a further kind.
+        min_quality: an organ whose quality in a scan's pseudo-labels is lower is left out there, as one that was struck
+            out: it gives no loss.
+        quality_weights: draw scans as often as their pseudo-labels are good: in proportion to the mean quality of their
+            organs that are left; false: equally often.
         validation_patches: so many patches of the validation cases, always the same, are scored after every epoch.
         predict_input: a scan or a folder of scans for `predict`.
     """
@@ -79,6 +86,9 @@ class ScanDataModule(LightningDataModule):
         seed: int | None = None,
         unlabelled: bool = True,
         max_unlabelled: int | None = None,
+        pseudo_labels: str | None = None,
+        min_quality: float = 0.0,
+        quality_weights: bool = True,
         validation_patches: int = 16,
         predict_input: str | None = None,
     ) -> None:
@@ -87,7 +97,9 @@ class ScanDataModule(LightningDataModule):
         self.store = CaseStore(store)
         self.plan: Plan = self.store.plan
         self.patch_voxels = _checked_patch(patch_voxels, self.plan)
-        self.global_batch = _checked_batch(global_batch or self.plan.global_batch, unlabelled)
+        self.global_batch = _checked_batch(
+            global_batch or self.plan.global_batch, unlabelled, pseudo_labels is not None, is_plans=not global_batch
+        )
         numbers = {"iterations_per_epoch": iterations_per_epoch, "workers": workers}
         numbers |= {"seed": seed or 0, "validation_patches": validation_patches}
         for name, value in numbers.items():
@@ -96,6 +108,7 @@ class ScanDataModule(LightningDataModule):
                 raise ConfigError(f"{name} is {value}; expected a whole number of at least {least}")
         if not 0 <= foreground_share <= 1:
             raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
+        self.quality_weights = quality_weights
         self.iterations_per_epoch = iterations_per_epoch
         self.foreground_share = foreground_share
         self.workers = workers
@@ -115,6 +128,10 @@ class ScanDataModule(LightningDataModule):
         except DatasetError as error:
             raise ConfigError(f"{error} (data.split)") from None
         self._choose_cases(chosen, fold, unlabelled, max_unlabelled)
+        self.pseudo_labelled: PseudoLabelledStore | None = None
+        if pseudo_labels is not None:
+            pool = chosen.unlabelled[:max_unlabelled]
+            self.pseudo_labelled = PseudoLabelledStore(self.store.path, Path(pseudo_labels), pool, min_quality)
 
     def _choose_cases(
         self, split: Split, fold: int | Literal["all"], unlabelled: bool, max_unlabelled: int | None
@@ -161,7 +178,7 @@ class ScanDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> CombinedLoader:
-        """``{"labelled": batches, "unlabelled": batches}``, or labelled ones alone, side by side.
+        """``{"labelled": batches}``, and beside them "unlabelled" and "pseudo_labelled" ones where they are read.
 
         Raises ConfigError when the processes can't share the global batch equally.
         """
@@ -170,29 +187,34 @@ class ScanDataModule(LightningDataModule):
         if trainer is not None:
             self.clock.follow(lambda: trainer.current_epoch)
         self._close()
-        loaders = {"labelled": self._patch_loader("labelled", self.labelled_names)}
+        streams: dict[Stream, tuple[str, ...]] = {"labelled": self.labelled_names}
         if self.unlabelled_names:
-            loaders["unlabelled"] = self._patch_loader("unlabelled", self.unlabelled_names)
+            streams["unlabelled"] = self.unlabelled_names
+        if self.pseudo_labelled is not None:
+            streams["pseudo_labelled"] = self.pseudo_labelled.names
+        loaders = {
+            stream: self._patch_loader(stream, names, _share(self.workers, number, len(streams)))
+            for number, (stream, names) in enumerate(streams.items())
+        }
         self._loaders = list(loaders.values())
         return CombinedLoader(loaders, mode="min_size")
 
     def _batches(self, stream: Stream, names: tuple[str, ...], batch: int) -> PatchBatches:
+        pseudo_labelled = self.pseudo_labelled if stream == "pseudo_labelled" else None
         settings = StreamSettings(
             names=names,
             patch_voxels=self.patch_voxels,
             batch=batch,
             foreground_share=self.foreground_share,
             augmentation=None if stream == "validation" else self.augmentation,
-            annotated=self.annotated,
+            annotated={} if pseudo_labelled else self.annotated,
+            weights=tuple(pseudo_labelled.weights.values()) if pseudo_labelled and self.quality_weights else None,
         )
         sequence = DrawSequence(self.seed, stream, batch, self.iterations_per_epoch, self.rank, self.ranks)
-        return PatchBatches(self.store, settings, volume_patch(self.patch_voxels), stream != "unlabelled", sequence)
+        patch = volume_patch(self.patch_voxels)
+        return PatchBatches(pseudo_labelled or self.store, settings, patch, stream != "unlabelled", sequence)
 
-    def _patch_loader(self, stream: Stream, names: tuple[str, ...]) -> PatchLoader:
-        if not self.unlabelled_names or not self.workers:
-            workers = self.workers
-        else:
-            workers = max(1, (self.workers + (stream == "labelled")) // 2)
+    def _patch_loader(self, stream: Stream, names: tuple[str, ...], workers: int) -> PatchLoader:
         device = self.trainer.strategy.root_device if self.trainer else None
         return PatchLoader(self._batches(stream, names, self.global_batch[stream]), self.clock, workers, device)
 
@@ -278,12 +300,30 @@ def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...
     return tuple(patch_voxels)
 
 
-def _checked_batch(global_batch: dict[str, int], unlabelled: bool) -> dict[str, int]:
-    """The global batch, 0 for a stream that is not in use; ConfigError for other names or sizes below 1."""
-    wanted = ["labelled", "unlabelled"] if unlabelled else ["labelled"]
-    if set(global_batch) - {"labelled", "unlabelled"} or any(global_batch.get(name, 0) < 1 for name in wanted):
+def _checked_batch(
+    global_batch: dict[str, int], unlabelled: bool, pseudo_labelled: bool, is_plans: bool
+) -> dict[str, int]:
+    """The global batch, 0 for unlabelled patches that are not in use; ConfigError for other names or sizes below 1.
+
+    ``is_plans``: the plan's own, which says nothing of pseudo-labelled patches.
+    """
+    if is_plans and pseudo_labelled:
+        global_batch = {"pseudo_labelled": global_batch["unlabelled"] or global_batch["labelled"], **global_batch}
+    in_use = {"labelled": True, "unlabelled": unlabelled, "pseudo_labelled": pseudo_labelled}
+    missing = any(global_batch.get(name, 0) < 1 for name, used in in_use.items() if used)
+    if missing or set(global_batch) - set(in_use):
         raise ConfigError(
-            f"global_batch is {dict(global_batch)}; expected {{labelled: n, unlabelled: n}} with n >= 1 (unlabelled "
-            f"is not needed with unlabelled: false)"
+            f"global_batch is {dict(global_batch)}; expected {{labelled: n, unlabelled: n, pseudo_labelled: n}} with "
+            f"n >= 1 (unlabelled is not needed with unlabelled: false, pseudo_labelled only with pseudo_labels)"
         )
-    return {name: int(global_batch[name]) if name in wanted else 0 for name in ("labelled", "unlabelled")}
+    sizes = {name: int(global_batch[name]) if used else 0 for name, used in in_use.items()}
+    return {name: size for name, size in sizes.items() if name != "pseudo_labelled" or size}
+
+
+def _share(workers: int, number: int, streams: int) -> int:
+    """How many of ``workers`` the ``number``-th of so many streams has: the first ones more, each at least one.
+
+    >>> [_share(5, number, 2) for number in range(2)], [_share(1, number, 3) for number in range(3)], _share(0, 0, 2)
+    ([3, 2], [1, 1, 1], 0)
+    """
+    return max(1, (workers + streams - 1 - number) // streams) if workers else 0

@@ -17,8 +17,13 @@ import numpy as np
 from flarecps.errors import ConfigError
 from flarecps.typing import Triple
 
-Stream = Literal["labelled", "unlabelled", "validation"]
-_STREAM_NUMBER: dict[Stream, int] = {"labelled": 0, "unlabelled": 1, "validation": 2}  # never renumber
+Stream = Literal["labelled", "unlabelled", "validation", "pseudo_labelled"]
+_STREAM_NUMBER: dict[Stream, int] = {  # never renumber
+    "labelled": 0,
+    "unlabelled": 1,
+    "validation": 2,
+    "pseudo_labelled": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,14 @@ def is_forced_foreground(index: int, batch: int, foreground_share: float) -> boo
     return index % batch >= round(batch * (1 - foreground_share))
 
 
-def choose_case(generator: np.random.Generator, names: Sequence[str]) -> str:
-    """One of ``names``, uniformly and independently of other draws (nnU-Net's way: with replacement)."""
+def choose_case(generator: np.random.Generator, names: Sequence[str], weights: Sequence[float] | None = None) -> str:
+    """One of ``names``, independently of other draws (nnU-Net's way: with replacement).
+
+    Uniformly, or in proportion to ``weights`` (at least one of them above 0; one of 0 is never drawn).
+    """
+    if weights is not None:
+        upto = np.cumsum(weights, dtype=np.float64)
+        return names[int(np.searchsorted(upto, generator.random() * upto[-1], side="right"))]
     return names[int(generator.integers(len(names)))]
 
 

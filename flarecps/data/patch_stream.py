@@ -52,6 +52,7 @@ class StreamSettings:
     """Which cases a stream draws from, and how.
 
     ``annotated``: label ids by case, where a split says more than the store. ``augmentation`` None: plain patches.
+    ``weights``: how often each of ``names`` is drawn, relative to the others; None: all equally often.
     """
 
     names: tuple[str, ...]
@@ -60,6 +61,7 @@ class StreamSettings:
     foreground_share: float
     augmentation: PatchAugmentation | None
     annotated: Mapping[str, Sequence[int]]
+    weights: tuple[float, ...] | None = None
 
 
 class _RegionReader:
@@ -150,12 +152,12 @@ class PatchBatches(Dataset[Batch | _Failure]):
         """The patch at this address, not loaded yet.
 
         It has ``image`` (C, S, H, W) float32, ``case``, ``index`` and ``location``, the patch's first voxel
-        in the stored scan (before it is augmented); in the labelled stream also ``labels`` (1, S, H, W) uint8
+        in the stored scan (before it is augmented); in streams with labels also ``labels`` (1, S, H, W) uint8
         and ``annotated`` (classes,) bool; and its own ``generator`` and ``pose`` for the augmentation. Until
         then its images are the region that the pose looks at.
         """
         generator = draw.generator()
-        name = choose_case(generator, self.settings.names)
+        name = choose_case(generator, self.settings.names, self.settings.weights)
         record = self.store.record(name)
         forced = self.is_labelled and is_forced_foreground(
             draw.index, self.settings.batch, self.settings.foreground_share

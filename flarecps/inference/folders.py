@@ -15,7 +15,7 @@ from flarecps import atomic
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
 from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.outputs import OutputOptions, SegmentationRequest
-from flarecps.inference.postprocessing import read_rules, rules_beside
+from flarecps.inference.postprocessing import rules_for
 from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult, pipelined
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings, Sibling
@@ -35,7 +35,6 @@ __all__ = [
 RESULT_SUFFIX = ".nii.gz"
 DATASET_JSON = "dataset.json"
 SIGNATURE = "labels predicted by flarecps segment"  # marks a dataset.json that may be replaced
-BESIDE = "auto"  # rules for post-processing that lie beside the checkpoint
 SIBLINGS: tuple[Sibling, Sibling] = ("1", "2")  # whose agreement is measured
 TABLES_EVERY_S = 60.0  # tables of a long run are never older
 
@@ -106,8 +105,7 @@ def segment_folder(
     plan = case.segmenter.plan
     requests = shard(requests_for(scans, output, len(plan.channels)), share)
     if postprocess is not None:
-        rules = rules_beside(checkpoints) if str(postprocess) == BESIDE else Path(postprocess)
-        case.outputs = outputs = replace(outputs, rules=read_rules(rules, plan.labels))
+        case.outputs = outputs = replace(outputs, rules=rules_for(plan.labels, checkpoints, postprocess))
     if requests and requests[0].result != output:
         describe_results(output, plan, overwrite)
     waiting = [(request.name, request) for request in requests if outputs.missing(request, overwrite)]

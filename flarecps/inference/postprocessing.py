@@ -9,7 +9,7 @@ one organ changes no other's DSC, so all organs are judged at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ Pair: TypeAlias = tuple[Path, Path]  # a prediction and its reference
 RISE = 1e-12  # a mean that rises by less has not risen: rounding
 FILE_NAME = "postprocessing.json"  # beside a checkpoint, this is what --postprocess auto applies
 SCHEMA_VERSION = 1
+BESIDE = "auto"  # the rules that lie beside the checkpoint
+EVERY_ORGAN = "all"
 OUTSIDE = 0  # what lies around the scan, for the neighbours of a hole
 
 
@@ -195,6 +197,22 @@ def rules_beside(checkpoints: tuple[Path, ...]) -> Path:
         ):  # fmt: skip
             raise ConfigError(f"{other}: other rules than {found[0]}; name the file to be applied")
     return found[0]
+
+
+def rules_for(
+    labels: dict[str, int], checkpoints: Sequence[Path], file: Path | str | None, largest: Sequence[str] = ()
+) -> Rules:
+    """The rules of ``file`` ("auto": the one beside the checkpoints; None: none), or the largest component of each of
+    the organs ``largest`` ("all": of every one). ConfigError for both together, and for a name that is no organ."""
+    if file is not None and largest:
+        raise ConfigError(f"rules from {file} and the largest component of {', '.join(largest)}: name one of the two")
+    if file is not None:
+        return read_rules(rules_beside(tuple(checkpoints)) if str(file) == BESIDE else Path(file), labels)
+    organs = _organs(labels)
+    named = list(organs) if list(largest) == [EVERY_ORGAN] else list(largest)
+    if strange := [name for name in named if name not in organs]:
+        raise ConfigError(f"no organ {strange[0]!r}; expected one of {', '.join(organs)}, or {EVERY_ORGAN}")
+    return Rules(labels, largest=tuple(sorted({organs[name] for name in named})))
 
 
 def _organs(labels: dict[str, int]) -> dict[str, int]:

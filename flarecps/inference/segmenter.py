@@ -125,7 +125,7 @@ class Segmenter:
                 reset_peak_gpu_memory(self.device)
             prepared = prepared or prepare_case(seen, self.plan)
             schedule = self.resources.schedule(work, seen, began_s, self._say)
-            slabs = self._slabs(prepared, work, schedule, seen, show_progress)
+            slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
             labels = scan_labels(_shown(slabs, prepared.grid_mapping, each_slab), prepared.grid_mapping, work.mode)
         if budget:
             self._say(_what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
@@ -140,11 +140,17 @@ class Segmenter:
         volume = self._seen(volume)
         prepared = prepare_case(volume, self.plan)
         work = self.resources.wanted()
-        slabs = self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), volume, show_progress)
+        schedule = WindowSchedule(work.step, self.mirroring)
+        slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
         scores = joined_slabs(slabs, (self.plan.class_count, *prepared.grid_mapping.network_shape), torch.device("cpu"))
         if self.settings.accumulate == "logits":
             scores = torch.softmax(scores, dim=0)
         return scores, prepared.grid_mapping
+
+    def slabs(self, prepared: Prepared) -> Iterator[Tensor]:
+        """The scores (K, n, H, W) of a prepared scan on the network's grid, n slices at a time and together all."""
+        work = self.resources.wanted()
+        return self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), "", show_progress=False)
 
     def estimate(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
@@ -158,7 +164,7 @@ class Segmenter:
         return transposed_to_plan(volume, self.plan)
 
     def _slabs(
-        self, prepared: Prepared, work: WorkPlan, schedule: WindowSchedule, volume: Volume, show_progress: bool
+        self, prepared: Prepared, work: WorkPlan, schedule: WindowSchedule, name: str, show_progress: bool
     ) -> Iterator[Tensor]:
         """The scores of the prepared case, slab by slab."""
         image = torch.from_numpy(prepared.image)
@@ -172,8 +178,7 @@ class Segmenter:
             region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, chain)
             tests.append(region.touches)
         count = window_count(image.shape[1:], self.plan.patch_voxels, work.step)
-        title = f"Segmenting {volume.source.path.name}"
-        with progress_bar(title, count, unit="window", shown=show_progress) as advance:
+        with progress_bar(f"Segmenting {name}", count, unit="window", shown=show_progress) as advance:
             yield from scores_by_slab(
                 self.networks,
                 image,

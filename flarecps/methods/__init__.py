@@ -10,6 +10,7 @@ from flarecps.methods.cut_mix import CrossPseudoCutMix
 from flarecps.methods.dhc import DualDebiasedSupervision
 from flarecps.methods.mean_teacher import MeanTeacher
 from flarecps.methods.method import Batch, Losses, Method
+from flarecps.methods.self_training import SelfTraining
 from flarecps.methods.supervised import Supervised
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Losses",
     "MeanTeacher",
     "Method",
+    "SelfTraining",
     "Supervised",
 ]

@@ -252,6 +252,8 @@ def _topology(reader: Reader, dimensions: int) -> Topology:
 
 def _batch(reader: Reader) -> dict[str, int]:
     batch = {"labelled": reader.integer("labelled"), "unlabelled": reader.integer("unlabelled", at_least=0)}
+    if "pseudo_labelled" in reader.content:  # of a training's plan
+        batch["pseudo_labelled"] = reader.integer("pseudo_labelled")
     reader.refuse_unknown()
     return batch
 

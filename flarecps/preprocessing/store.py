@@ -27,7 +27,7 @@ from flarecps import atomic
 from flarecps.datasets.catalogue import Role
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan
-from flarecps.preprocessing.case import GridMapping
+from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.intensity import Scaling, dequantise, normalise
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
 
@@ -56,6 +56,11 @@ class CaseRecord:
     grid_mapping: GridMapping
     folder: Path
     scaling: Scaling | None = None  # stored int16 to intensities; None: stored as they are
+
+    @property
+    def labels_folder(self) -> Path:
+        """Where its labels are."""
+        return self.folder
 
     @property
     def samples(self) -> dict[int, np.ndarray]:
@@ -113,19 +118,27 @@ class CaseStore:
         end = np.clip(np.add(lower, shape), begin, record.shape).tolist()
         inside = tuple(slice(first, last) for first, last in zip(begin, end, strict=True))
         target = tuple(slice(first - start, last - start) for first, last, start in zip(begin, end, lower, strict=True))
-        image = self._read(record.folder / "image.b2nd", (slice(None), *inside))
-        if record.scaling is not None:
-            image = dequantise(image, record.scaling)
-        image = normalise(image, self.plan.intensity, record.statistics)
+        image = normalise(self._intensities(record, inside), self.plan.intensity, record.statistics)
         image = _placed(image, (slice(None), *target), (len(image), *shape))
         if not labels:
             return image, None
-        return image, _placed(self._read(record.folder / "labels.b2nd", inside), target, shape)
+        return image, _placed(self._read(record.labels_folder / "labels.b2nd", inside), target, shape)
 
     def read_case(self, name: str) -> tuple[NormalisedArray, LabelArray | None]:
         """The whole normalised case (C, S, H, W) float32 and its labels (S, H, W) uint8, None where it has none."""
         record = self.record(name)
         return self.read_patch(name, (0, 0, 0), record.shape, labels=record.has_labels)
+
+    def read_prepared(self, name: str) -> Prepared:
+        """The whole case as it was prepared, not normalised, and without its labels: what a segmenter takes."""
+        record = self.record(name)
+        image = self._intensities(record, (slice(None),) * 3)
+        return Prepared(image, None, record.grid_mapping, record.statistics)
+
+    def _intensities(self, record: CaseRecord, region: tuple[slice, ...]) -> np.ndarray:
+        """Part of a case's image (C, ...): HU of CT, or the scan's own numbers."""
+        image = self._read(record.folder / "image.b2nd", (slice(None), *region))
+        return image if record.scaling is None else dequantise(image, record.scaling)
 
     def _read(self, path: Path, region: tuple[slice, ...]) -> np.ndarray:
         """Part of the compressed array at ``path``, which is opened once per process."""

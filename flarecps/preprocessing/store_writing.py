@@ -95,13 +95,25 @@ def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
 
     Raises ``StoreError`` when the disk is full or the quota used up; nothing of the case is left behind then.
     """
-    folder = store / "cases" / case.name
+    with whole_case(store, case.name) as folder:
+        _write_files(folder, prepared, case, plan)
+
+
+@contextmanager
+def whole_case(store: Path, name: str) -> Iterator[Path]:
+    """A folder that becomes the case's when the block, which fills it, succeeds; nothing is left behind otherwise.
+
+    It gets its checksums then. Raises ``StoreError`` when the disk is full or the quota used up.
+    """
+    folder = store / "cases" / name
     partial = atomic.partial_path(folder)
     try:
-        with full_disk_as_store_error(store, f"case '{case.name}'"):
+        with full_disk_as_store_error(store, f"case '{name}'"):
             partial.mkdir(parents=True)
-            _write_files(partial, prepared, case, plan)
-            remove_case(store, case.name)
+            yield partial
+            checksums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
+            (partial / CHECKSUMS).write_text(checksums, encoding="utf-8")
+            remove_case(store, name)
             os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -147,13 +159,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
     if not plan.integer_hu:
         image, scaling = quantise(image, prepared.statistics["sd"])
     _write_array(folder / "image.b2nd", image, plan.dimensions)
-    samples: dict[int, np.ndarray] = {}
-    if prepared.labels is not None:
-        _write_array(folder / "labels.b2nd", prepared.labels, plan.dimensions)
-        samples = sample_voxels(prepared.labels, case.name)
-        voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples.values()])
-        smallest = np.int16 if voxels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
-        _write(folder / "samples.b2nd", voxels.T.astype(smallest))
+    samples = {} if prepared.labels is None else write_labels(folder, prepared.labels, case.name, plan.dimensions)
     content = {
         "name": case.name,
         "shape_voxels": list(prepared.image.shape[1:]),
@@ -161,14 +167,23 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
         "has_labels": prepared.labels is not None,
         "scaling": None if scaling is None else asdict(scaling),
         "statistics": prepared.statistics,
-        "samples": {label: len(voxels) for label, voxels in samples.items()},
+        "samples": samples,
         "way_back": asdict(prepared.grid_mapping),
         "made_from": _case_signature(case, plan),
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     atomic.write_json(folder / "case.json", content)
-    checksums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
-    (folder / CHECKSUMS).write_text(checksums, encoding="utf-8")
+
+
+def write_labels(folder: Path, labels: LabelArray, name: str, dimensions: int) -> dict[int, int]:
+    """Write ``labels`` (S, H, W) of the network's grid, and the voxels that patches are centred on; how many of each
+    structure's these are, by label id."""
+    _write_array(folder / "labels.b2nd", labels, dimensions)
+    samples = sample_voxels(labels, name)
+    voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples.values()])
+    smallest = np.int16 if voxels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
+    _write(folder / "samples.b2nd", voxels.T.astype(smallest))
+    return {label: len(voxels) for label, voxels in samples.items()}
 
 
 def _case_signature(case: Case, plan: Plan) -> dict[str, Any]:

@@ -139,7 +139,8 @@ class SegmentationModule(LightningModule):
         if missing:
             raise ConfigError(
                 f"the method {type(self.method).__name__} reads {' and '.join(missing)} patches, which this run's data "
-                "has not; leave data.unlabelled true, or train with model.method flarecps.methods.Supervised"
+                "has not; unlabelled ones need data.unlabelled true, pseudo_labelled ones data.pseudo_labels, a folder "
+                "written by 'flarecps pseudo-label'; model.method flarecps.methods.Supervised needs neither"
             )
 
     def on_train_epoch_end(self) -> None:

@@ -16,7 +16,7 @@ from flarecps.cli.arguments import call_with_arguments
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report", "export",
+                "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report", "export",
                 "import", "convert", "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
@@ -72,6 +72,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
         ("phantom", ["OUT", "--labelled", "--unlabelled", "--test", "--size {small,full}", "--seed"]),
         ("inspect", ["DATASET", "--json PATH"]),
         ("segment", ["CHECKPOINT [CHECKPOINT ...] INPUT OUTPUT", "--postprocess", "--shard"]),
+        ("pseudo-label", ["TEACHER [TEACHER ...] STORE OUT", "--largest", "--shard"]),
         ("score", ["PREDICTIONS REFERENCES", "--out", "--protocol {official,strict}"]),
         ("summary", ["[CHECKPOINT]", "--config"]),
         ("report", ["[RUNS ...]"]),
