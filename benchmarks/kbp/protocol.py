@@ -28,7 +28,10 @@ def equal_compute_epochs(epochs: int = EPOCHS, ramp_start: int = RAMP_START) -> 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training. ``siblings`` are those that are scored, the first is the primary figure."""
+    """One way of training. ``siblings`` are those that are scored, the first is the primary figure.
+
+    ``teachers`` is the name of the arm whose trainings, of this seed and the next, label the unlabelled scans first.
+    """
 
     name: str
     title: str
@@ -36,6 +39,7 @@ class Arm:
     overrides: tuple[str, ...] = ()
     intensity: str = "global"
     siblings: tuple[str, ...] = ("1",)
+    teachers: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,13 @@ class Run:
 
 CPS_CONFIG, CONTROL_CONFIG = "kbp_3d.yaml", "kbp_3d_supervised.yaml"
 LONG = equal_compute_epochs()
-LONGER = ("--trainer.max_epochs", str(LONG), "--model.scheduler.init_args.total_iters", str(LONG))
+
+
+def _epochs(number: int) -> tuple[str, ...]:
+    return ("--trainer.max_epochs", str(number), "--model.scheduler.init_args.total_iters", str(number))
+
+
+LONGER = _epochs(LONG)
 
 CPS = Arm("cps", "CPS", CPS_CONFIG, siblings=("1", "average"))
 CONTROL = Arm("control", "control, equal steps", CONTROL_CONFIG)
@@ -111,6 +121,12 @@ _MEAN_TEACHER = (
     "--model.method.init_args.loss.init_args.batch_dice=true",
     "--model.method.init_args.ramp={final: 0.1, length: 14, start: 14}",
 )
+_SELF_TRAINING = (
+    "--model.method=flarecps.methods.SelfTraining",
+    "--model.method.init_args.loss=flarecps.losses.DiceCrossEntropy",
+    "--model.method.init_args.loss.init_args.batch_dice=true",
+    "--data.global_batch={labelled: 2, pseudo_labelled: 2}",
+)
 SCREEN_ARMS = (
     Arm("control", "control, equal steps", CONTROL_CONFIG, intensity="foreground"),
     Arm("cps", "CPS, the paper's Lcps", CPS_CONFIG, intensity="foreground", siblings=("1", "average")),
@@ -128,7 +144,15 @@ SCREEN_ARMS = (
     Arm("cps_one_mean", "one mean", CPS_CONFIG, _ONE_MEAN, intensity="foreground"),
     Arm("cps_scaled", "step / (1 + 2λ)", CPS_CONFIG, _EQUAL_STEPS, intensity="foreground"),
     Arm("control_long", "control, equal compute", CONTROL_CONFIG, LONGER, intensity="foreground"),
+    Arm("self", "self-training, 2000 steps after two controls of 2000", CONTROL_CONFIG, _SELF_TRAINING,
+        intensity="foreground", teachers="control"),
+    Arm("self_long", "self-training, 3250 steps after two controls of 6500", CONTROL_CONFIG,
+        (*_SELF_TRAINING, *_epochs(LONG // 2)), intensity="foreground", teachers="control_long"),
+    # as much as the two arms above compute in all, teachers counted: a step of theirs has twice as many patches
+    Arm("control_of_self", "control, 8000 steps", CONTROL_CONFIG, _epochs(4 * EPOCHS), intensity="foreground"),
+    Arm("control_of_self_long", "control, 19500 steps", CONTROL_CONFIG, _epochs(3 * LONG), intensity="foreground"),
 )  # fmt: skip
+SCREEN = {arm.name: arm for arm in SCREEN_ARMS}
 SCREEN_SCANS = 25
 
 ARMS = {arm.name: arm for arm in (*MAIN_ARMS, CPS_LONG, *ABLATIONS)}

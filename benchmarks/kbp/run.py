@@ -20,12 +20,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import ALL_LABELS, CPS, SCREEN_SCANS, Run, ordered_runs, screen_runs
+from protocol import ALL_LABELS, CPS, SCREEN, SCREEN_SCANS, Run, ordered_runs, screen_runs
 
 from flarecps import __version__
 from flarecps.atomic import write_json
@@ -34,6 +36,7 @@ from flarecps.evaluation.score_table import read_scores
 from flarecps.experiments.runner import FLARECPS, processor_name, run_experiment
 from flarecps.experiments.stages import (
     Stage,
+    command_stage,
     fit_stage,
     last_checkpoint,
     scoring_stages,
@@ -45,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
 SNAPSHOT_EVERY = 5  # epochs; kept of CPS from seed 0, for pseudo_labels.py
 RECORDS = "stages"  # folder of OUT
+SEEDS = 3  # of an arm; the last one's neighbour is the first
 SEEDS_APART = 10  # initial seeds of two runs: a run's siblings take two
 
 
@@ -56,16 +60,31 @@ def stages_of(run: Run, dataset: Path, out: Path) -> list[Stage]:
     """
     folder, name, intensity = out / "runs" / run.folder, run.folder.replace("/", "."), run.arm.intensity
     store = out / f"store_{intensity}"
-    meter = ("efficiency", "--name", "training", "--interval", "1", "--out", folder / "efficiency", "--", *FLARECPS)
     found = store_stages(dataset, out / f"plan_{intensity}.json", store,
                          ("--split", "10_labelled", "--intensity", intensity), suffix=f"_{intensity}")  # fmt: skip
-    found.append(fit_stage(f"train_{name}", (*meter, *fit_words(run, store, folder)),
-                           ROOT / "configs" / run.arm.config, folder, f"preprocess_{intensity}"))  # fmt: skip
+    more: tuple[str, ...] = ()
+    if run.arm.teachers:
+        teachers = [replace(run, arm=SCREEN[run.arm.teachers], seed=(run.seed + step) % SEEDS) for step in (0, 1)]
+        found += [training_stage(one, store, out) for one in teachers]
+        labels = folder.with_name(f"{folder.name}_pseudo_labels")
+        checkpoints = [last_checkpoint(out / "runs" / one.folder) for one in teachers]
+        words = ("pseudo-label", *checkpoints, store, labels, "--split", f"{run.labels}_labelled", "--largest", "all")
+        found.append(command_stage(f"label_{name}", words, labels, *(stage.name for stage in found[-2:])))
+        more = ("--data.pseudo_labels", str(labels))
+    found.append(training_stage(run, store, out, more, found[-1].name))
     for sibling in run.arm.siblings:
         found += scoring_stages(f"{name}.{sibling}", [last_checkpoint(folder)], dataset,
                                 folder / f"segmentations_{sibling}", folder / f"scores_{sibling}", f"train_{name}",
                                 ("--sibling", sibling), ("--workers", "1"))  # fmt: skip
     return found
+
+
+def training_stage(run: Run, store: Path, out: Path, more: Sequence[str] = (), after: str = "") -> Stage:
+    """The run's training, metered, after the store or another stage."""
+    folder = out / "runs" / run.folder
+    meter = ("efficiency", "--name", "training", "--interval", "1", "--out", folder / "efficiency", "--", *FLARECPS)
+    return fit_stage(f"train_{run.folder.replace('/', '.')}", (*meter, *fit_words(run, store, folder), *more),
+                     ROOT / "configs" / run.arm.config, folder, after or f"preprocess_{run.arm.intensity}")  # fmt: skip
 
 
 def fit_words(run: Run, store: Path, folder: Path) -> list[str]:
@@ -183,7 +202,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--screen", action="store_true", help="the runs that settings are chosen by")
     parser.add_argument("--runs", default="*", help="only those that match, such as '10_labelled/*/seed_0'")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--limit", type=int, help="stop after so many runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
