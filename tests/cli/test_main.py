@@ -16,8 +16,8 @@ from flarecps.cli.arguments import call_with_arguments
 from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
-                "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary", "report",
-                "export", "import", "convert", "reproduce"]  # fmt: skip
+                "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary",
+                "report", "export", "import", "convert", "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 
