@@ -57,11 +57,12 @@ NOT_TRIED = (
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What became of one case: its value, or the one-line error that stopped it."""
+    """What became of one case: its value, or the one-line error that stopped it, and remarks on its scan."""
 
     name: str
     value: T | None
     error: str | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:

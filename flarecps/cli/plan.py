@@ -96,6 +96,9 @@ def plan(
     if patch is not None and decided.memory_gb > gpu_memory_gb:
         note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
+    for case in fingerprint.cases:
+        for remark in case.remarks:
+            errors.print(f"{case.name}: {remark}", style="yellow", markup=False)
     for outcome in failed:
         errors.print(f"not in the plan: {outcome.name}: {outcome.error}", style="red", markup=False)
     return FAILED if failed else 0

@@ -61,6 +61,9 @@ def preprocess(
         written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
         there = f"; {present} were there already" if present else ""
         done, what = f"{written} of {len(outcomes)} cases preprocessed{there}", "not preprocessed"
+        for outcome in outcomes:
+            for remark in outcome.remarks:
+                errors.print(f"{outcome.name}: {remark}", style="yellow", markup=False, soft_wrap=True)
     Console(highlight=False, soft_wrap=True).print(f"{done}: {out}", markup=False)
     if failures and errors.is_terminal:
         table = Table("case", "error", title=f"{len(failures)} {what}", title_justify="left", title_style="red")

@@ -35,8 +35,21 @@ FEWEST_VOXELS = 8  # along any axis; networks halve each axis two to five times
 SPACING_MM = (0.1, 10.0)  # outside of it a header is more often wrong than the scanner unusual
 EXTENT_MM = (30.0, 2500.0)  # shorter than a finger, longer than a patient
 COARSE_HU = np.arange(-1100, 1521, 20)  # edges of the histogram that is kept of each CT
-UNREADABLE = {"one-slice": "one-slice", "NaN": "not-finite", "not on the grid": "grid-mismatch"}  # words of errors
-REMARKS = {"no orientation": "no-orientation", "sheared": "sheared", "slice distances are uneven": "missing-slices"}
+UNREADABLE = {  # words of errors
+    "one-slice": "one-slice",
+    "NaN": "not-finite",
+    "not on the grid": "grid-mismatch",
+    "expected one stack of slices": "several-stacks",
+}
+REMARKS = {
+    "no orientation": "no-orientation",
+    "sheared": "sheared",
+    "gantry tilt": "sheared",
+    "slice distances are uneven": "missing-slices",
+    "counted once": "odd-slices",
+    "passed over": "odd-slices",
+    "MONOCHROME1": "odd-slices",
+}
 WHAT_WAS_EXPECTED = {
     "one-slice": "a 3D scan",
     "not-finite": "numbers everywhere",
@@ -46,6 +59,8 @@ WHAT_WAS_EXPECTED = {
     "no-orientation": "an sform or qform with a code",
     "sheared": "axes at right angles",
     "missing-slices": "slices at even distances",
+    "several-stacks": "one stack of slices",
+    "odd-slices": "the slices of one stack, each once",
 }
 
 

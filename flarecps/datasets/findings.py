@@ -53,6 +53,13 @@ KINDS: dict[str, Kind] = {
     "missing-slices": Kind(
         "error", "Missing or doubled slices", "The slices of a DICOM series are not evenly spaced.",
         "Copy the series again; if the scanner changed its step, resample it to an even one."),
+    "several-stacks": Kind(
+        "error", "Slices that make no single stack",
+        "Slices of a DICOM series contradict each other: several phases or echoes, another orientation or size.",
+        "Put the slices of each stack into a folder of its own."),
+    "odd-slices": Kind(
+        "note", "Unusual DICOM series", "Localisers were passed over, slices there twice counted once, or the like.",
+        "Nothing, if the scan's pictures are right."),
     "one-slice": Kind("error", "One slice", "The scan has one voxel along an axis.", "Give the whole series."),
     # the grid
     "grid-mismatch": Kind(

@@ -44,6 +44,7 @@ class CaseShape:
     spacing_mm: SpacingMm
     orientation: str  # of the stored voxel axes (column, row, slice), e.g. "LPS"
     label_voxels: dict[int, int]  # by label id, background too, ids present only; empty without labels
+    remarks: tuple[str, ...] = ()  # on the scan's header: slices missing, a gantry tilt, …
 
     @property
     def volumes_ml(self) -> dict[int, float]:
@@ -96,6 +97,7 @@ class Fingerprint:
                     tuple(case["spacing_mm"]),
                     case["orientation"],
                     {int(label): count for label, count in case["label_voxels"].items()},
+                    tuple(case.get("remarks", ())),
                 )
                 for case in content["cases"]
             ),
@@ -168,7 +170,7 @@ def fingerprint_case(
                     one = Histogram.of(values[ids == label])
                     label_histograms[label] = label_histograms.get(label, Histogram.empty()) + one
     orientation = orientation_code(volume.source.stored.direction)
-    case = CaseShape(name, role, box.shape, volume.space.spacing_mm, orientation, label_voxels)
+    case = CaseShape(name, role, box.shape, volume.space.spacing_mm, orientation, label_voxels, volume.warnings)
     return Fingerprint((case,), Histogram.of(array) if ct else None, label_histograms)
 
 

@@ -48,7 +48,10 @@ def preprocess_dataset(
     cases = shard(catalogue.cases, share)
     remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
-    done = {one.name: one for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)}
+    done: dict[str, Outcome[Done]] = {
+        one.name: Outcome(one.name, None if one.failed else "written", one.error, one.value or ())
+        for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)
+    }
     write_manifest(store)
     return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
 
@@ -89,13 +92,13 @@ def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             )
 
 
-def preprocess_case(entry: tuple[Case, Plan, Path]) -> Done:
-    """One case from its files into the store: (case, plan, store) in one argument, as `process_cases` hands it over."""
+def preprocess_case(entry: tuple[Case, Plan, Path]) -> tuple[str, ...]:
+    """One case from its files into the store, and the remarks on its scan; (case, plan, store) in one argument."""
     case, plan, store = entry
     volume = read_channels(case.images)
     labels = None if case.labels is None else read_labels(case.labels)
     write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)
-    return "written"
+    return volume.warnings
 
 
 def case_bytes(voxels_in: int, voxels_out: int, channels: int, ct: bool, stored_bytes: int = 2) -> int:

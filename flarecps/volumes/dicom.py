@@ -1,141 +1,218 @@
-"""DICOM series through SimpleITK and GDCM: which slices belong together, in what order, how far apart."""
+"""DICOM series: which slices make one stack, in what order, how far apart; or which two contradict each other.
+
+Every slice counts by its own header. Slices are put in order by their positions along their normal, never by names or
+numbers. What is no single stack on a straight grid is refused, or remarked on where it can be read all the same.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+from pydicom import Dataset
 
-from flarecps.errors import ScanError
-from flarecps.volumes.itk import KINDS, itk_errors_as_scan_error, read_file_space, stored_scan
+from flarecps.errors import ScanError, counted, first_few
+from flarecps.typing import triple
+from flarecps.volumes.dicom_pixels import read_voxels, same_voxels
+from flarecps.volumes.dicom_slices import Slice, attributes, dicom_files, read_header, slices_of
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
-DICOM_SUFFIXES = {".dcm", ".ima", ".dicom"}
-NEVER_DICOM = {*KINDS, ".gz", ".nii", ".json", ".csv", ".txt", ".b2nd"}  # spares opening each file of a dataset
-DICOM_MARK = b"DICM"  # at byte 128
-POSITION_TAG = "0020|0032"  # Image Position (Patient)
-UNEVEN_MM = 0.01  # slice distances differ by this much through rounding in headers
-UNEVEN_SHARE = 0.01  # or by this share of the spacing
-SIDEWAYS_MM = 1.0  # from first to last slice
+TURNED = 1e-3  # cosines of slices of one stack differ by less
+SAME_PLACE = 0.1  # of the mean distance: slices closer than this lie at one place
+MISPLACED = 0.2  # of a voxel; and
+ROUNDED_MM = 0.05  # positions are often written with one digit: a slice off its grid by more than both is remarked on
+# What tells the images of one place apart, the likeliest first
+PHASES = (
+    "AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "EchoNumbers", "EchoTime",
+    "EffectiveEchoTime", "DiffusionBValue", "ImageType", "FrameType", "ComplexImageComponent", "TriggerTime",
+    "NominalCardiacTriggerDelayTime", "NominalPercentageOfCardiacPhase", "InversionTime", "FlipAngle", "RepetitionTime",
+    "ConvolutionKernel", "KVP", "StackID", "SeriesNumber", "SeriesDescription", "AcquisitionTime",
+    "AcquisitionDateTime", "FrameAcquisitionDateTime", "ContentTime",
+)  # fmt: skip
 
 
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file is DICOM, by its mark or, where the mark is missing, by its suffix."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == DICOM_MARK or path.suffix.lower() in DICOM_SUFFIXES
-    except OSError:
-        return False
+def read_series(path: Path) -> StoredScan:
+    """Voxels, grid and remarks of the one stack of slices in a folder, or in a multi-frame file.
 
-
-def contains_dicom(folder: Path) -> bool:
-    """Whether a folder itself holds DICOM files (with or without extension)."""
-    with os.scandir(folder) as entries:
-        return any(_is_slice_file(Path(entry.path)) for entry in entries)
-
-
-def _is_slice_file(path: Path) -> bool:
-    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or path.suffix.lower() in NEVER_DICOM:
-        return False
-    return path.is_file() and is_dicom_file(path)
-
-
-def read_series(folder: Path) -> StoredScan:
-    """Voxels, grid and warnings of the one DICOM series in a folder, slices ordered by their positions.
-
-    Raises ScanError for no series, several series, damaged slices, or slices that do not belong together.
+    Raises ScanError for no series, several, damaged files, and slices that do not make one stack.
     """
-    files = _series_files(folder)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    with itk_errors_as_scan_error(folder, "one DICOM series of equally sized slices"):
-        image = reader.Execute()
-    scan = stored_scan(folder, image)
-    space = _series_grid(folder, files)
-    array = scan.array.reshape(space.shape)
-    if array.dtype == np.int32 and np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo(np.int16).max:
-        array = array.astype(np.int16)  # GDCM's type after rescaling to HU is wider than the HU
-    located = (index for index in range(len(files)) if reader.HasMetaDataKey(index, POSITION_TAG))
-    stated = [reader.GetMetaData(index, POSITION_TAG) for index in located]
-    return StoredScan(array, space, scan.warnings + _slice_warnings(stated, len(files), space))
+    slices, space, remarks = _stack(path)
+    return StoredScan(read_voxels(slices), space, remarks)
 
 
-def read_series_space(folder: Path) -> Space:
-    """The stored grid of the one DICOM series in a folder, from the headers of its slices."""
-    return _series_grid(folder, _series_files(folder))
+def read_series_space(path: Path) -> Space:
+    """The stored grid of the one stack in a folder or multi-frame file, from the headers of its slices."""
+    return _stack(path)[1]
 
 
-def _series_files(folder: Path) -> tuple[str, ...]:
-    """The slice files of the one series in a folder, in the order of their positions."""
-    reader = sitk.ImageSeriesReader()
-    with itk_errors_as_scan_error(folder, "a folder of DICOM slices"):
-        series = reader.GetGDCMSeriesIDs(str(folder))
+def _stack(path: Path) -> tuple[list[Slice], Space, tuple[str, ...]]:
+    """The slices of a stack in order, their grid, and remarks on what was left out or does not fit a straight grid."""
+    slices, passed_over = _slices_in(path)
+    _check_alike(path, slices)
+    normal = slices[0].directions[:, 2]
+    slices.sort(key=lambda one: (float(one.position_mm @ normal), one.name))
+    slices, doubled = _each_place_once(path, slices)
+    space = _grid(slices)
+    remarks = [*passed_over, *doubled, *_misplaced(slices, space)]
+    if slices[0].photometric == "MONOCHROME1":
+        remarks.append("MONOCHROME1, shown with black and white exchanged: the values are read as they are")
+    return slices, space, tuple(remarks)
+
+
+def _slices_in(path: Path) -> tuple[list[Slice], list[str]]:
+    """The slices of the one series in a folder or multi-frame file, in no order, and which localisers are left out."""
+    found = {file: read_header(file) for file in (dicom_files(path) if path.is_dir() else [path])}
+    headers = {file: header for file, header in found.items() if header is not None}
+    if not headers:
+        others = f" ({counted(len(found), 'DICOM file')} without images)" if found else ""
+        where = "folder" if path.is_dir() else "file"
+        raise ScanError(f"{path}: no DICOM series in this {where}{others}: name the folder that holds the slice files")
+    localisers = [file for file, header in headers.items() if "LOCALIZER" in str(header.get("ImageType", "")).upper()]
+    remarks = []
+    if len(localisers) < len(headers):
+        headers = {file: header for file, header in headers.items() if file not in localisers}
+        if localisers:
+            names = first_few([file.name for file in localisers])
+            remarks = [f"{counted(len(localisers), 'localiser')} passed over ({names})"]
+    _check_one_series(path, headers)
+    slices = [one for file, header in headers.items() for one in slices_of(file, header)]
+    if len(slices) == 1 and not path.is_dir():
+        raise ScanError(f"{path}: one slice of a DICOM series: name the folder that holds the whole series")
+    return slices, remarks
+
+
+def _check_one_series(path: Path, headers: Mapping[Path, Dataset]) -> None:
+    series: dict[str, list[Path]] = defaultdict(list)
+    for file, header in headers.items():
+        series[str(header.get("SeriesInstanceUID") or "without a UID")].append(file)
     if len(series) > 1:
+        names = ", ".join(sorted(series))
+        files = ", ".join(f"{counted(len(series[uid]), 'file')} as {series[uid][0].name}" for uid in sorted(series))
         raise ScanError(
-            f"{folder}: {len(series)} DICOM series in one folder ({', '.join(series)}); expected one: "
+            f"{path}: {len(series)} DICOM series in one folder ({names}: {files}); expected one: "
             "move each series into a folder of its own"
         )
-    files = tuple(reader.GetGDCMSeriesFileNames(str(folder), series[0])) if series else ()
-    known = {Path(file).name for file in files}
-    passed_over = [path for path in sorted(folder.iterdir()) if _is_slice_file(path) and path.name not in known]
-    if passed_over:  # GDCM drops slices it can't parse without a word
-        raise ScanError(
-            f"{folder}: {len(passed_over)} of {len(passed_over) + len(files)} DICOM files can't be read "
-            f"(first {passed_over[0].name}): they are probably truncated or damaged: copy or download them again"
-        )
-    if not files:
-        raise ScanError(f"{folder}: no DICOM series in this folder: name the folder that holds the slice files itself")
-    return files
 
 
-def _series_grid(folder: Path, files: tuple[str, ...]) -> Space:
-    """The grid of ordered slices: the first one's plane, and the mean distance along its normal."""
-    first = read_file_space(Path(files[0]))
-    if len(files) == 1:  # one slice, or an enhanced file of many frames
-        return first
-    last = read_file_space(Path(files[-1]))
-    if first.shape != last.shape or first.shape[0] != 1:
-        raise ScanError(
-            f"{folder}: slices of {first.shape} and {last.shape} voxels; expected one series of equal slices"
+def _check_alike(path: Path, slices: Sequence[Slice]) -> None:
+    """Nothing, or ScanError when some slices differ from the others in size, orientation, spacing or kind of values."""
+    first = slices[0]
+    for what, told, apart in (
+        ("size", lambda one: "×".join(map(str, one.shape)), lambda one: one.shape != first.shape),
+        ("orientation", _cosines, lambda one: np.abs(one.directions - first.directions).max() > TURNED),
+        (
+            "pixel spacing",
+            lambda one: "×".join(f"{edge:g}" for edge in one.spacing_mm) + " mm",
+            lambda one: not np.allclose(one.spacing_mm, first.spacing_mm, rtol=1e-4),
+        ),
+        ("interpretation", lambda one: one.photometric, lambda one: one.photometric != first.photometric),
+        ("rescale slope", lambda one: "stated" if one.rescaled else "none", lambda one: one.rescaled != first.rescaled),
+    ):
+        if unlike := [one for one in slices if apart(one)]:
+            away = unlike if 2 * len(unlike) <= len(slices) else [one for one in slices if one not in unlike]
+            raise ScanError(
+                f"{path}: {first.name} and {unlike[0].name} contradict each other: {what} {told(first)} against "
+                f"{told(unlike[0])}; expected one stack of slices: move {first_few([one.name for one in away])} away"
+            )
+
+
+def _cosines(one: Slice) -> str:
+    return "(" + ", ".join(f"{cosine:.4g}" for cosine in one.directions[:, :2].T.ravel() + 0.0) + ")"
+
+
+def _each_place_once(path: Path, slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
+    """One slice for every place, of several with equal voxels the first, which is remarked on.
+
+    Raises ScanError where slices at one place have other voxels: several stacks, which are named, or a contradiction.
+    """
+    along = _along(slices)
+    near = SAME_PLACE * along[-1] / max(1, len(slices) - 1)
+    places = [[slices[0]]]
+    for one, gap in zip(slices[1:], np.diff(along), strict=True):
+        if gap <= near:
+            places[-1].append(one)
+        else:
+            places.append([one])
+    again: list[str] = []
+    for first, *others in places:
+        for other in others:
+            shift = float(np.linalg.norm(other.position_mm - first.position_mm))
+            if shift > near + ROUNDED_MM or not same_voxels(first, other):
+                raise _contradiction(path, places, first, other)
+            again.append(f"{other.name} as {first.name}")
+    told = f"{counted(len(again), 'slice')} there twice with equal voxels, counted once ({first_few(again, 3)})"
+    return [first for first, *_ in places], [told] if again else []
+
+
+def _along(slices: Sequence[Slice]) -> np.ndarray:
+    """How far each slice lies from the first one along its normal, in mm."""
+    return np.array([(one.position_mm - slices[0].position_mm) @ slices[0].directions[:, 2] for one in slices])
+
+
+def _contradiction(path: Path, places: Sequence[Sequence[Slice]], one: Slice, other: Slice) -> ScanError:
+    """What to say of two slices at one place: the stacks they belong to, where an attribute tells these apart."""
+    where = "(" + ", ".join(f"{edge:g}" for edge in one.position_mm) + ") mm"
+    both = f"{one.name} and {other.name} lie at one place, {where}, with other voxels"
+    said = attributes([here for place in places for here in place])
+    if stacks := _stacks(places, said):
+        listed = ", ".join(f"{name} ({counted(len(stack), 'slice')})" for name, stack in stacks.items())
+        return ScanError(
+            f"{path}: {len(stacks)} stacks of slices in one series: {listed}; {both}; "
+            "expected one stack of slices: put the files of each into a folder of its own"
         )
-    normal = np.asarray(first.direction).reshape(3, 3)[:, 2]
-    along = float(np.subtract(last.origin_mm, first.origin_mm) @ normal)
-    if not along:
-        raise ScanError(f"{folder}: first and last slice lie in the same place: move other series out of this folder")
-    direction = np.asarray(first.direction).reshape(3, 3) * [1.0, 1.0, np.sign(along)]
-    return replace(
-        first,
-        shape=(len(files), *first.shape[1:]),
-        spacing_mm=(abs(along) / (len(files) - 1), *first.spacing_mm[1:]),
-        direction=as_direction(direction),
+    differ = [name for name in PHASES if said[one].get(name) != said[other].get(name)]
+    how = ", ".join(f"{name} {said[one].get(name)} against {said[other].get(name)}" for name in differ[:3])
+    return ScanError(
+        f"{path}: {both} ({how or 'their headers tell them apart by nothing'}); expected one stack of slices: "
+        "take the one that does not belong out of the folder"
     )
 
 
-def _slice_warnings(stated: list[str], slices: int, space: Space) -> tuple[str, ...]:
-    """Remarks on slices whose stated positions are not those of the grid."""
-    if slices < 2:
-        return ()
-    if len(stated) != slices:
-        return ("some slices state no position: their order and distance are a guess",)
-    positions = np.asarray([[float(number) for number in position.split("\\")] for position in stated])
-    normal = np.asarray(space.direction).reshape(3, 3)[:, 2]
-    distances = np.diff(positions @ normal)
-    warnings = []
-    if distances.max() - distances.min() > max(UNEVEN_MM, UNEVEN_SHARE * space.spacing_mm[0]):
-        warnings.append(
-            f"slice distances are uneven ({distances.min():.3g} to {distances.max():.3g} mm; "
-            f"read as {space.spacing_mm[0]:.3g} mm throughout): slices may be missing or doubled"
+def _stacks(places: Sequence[Sequence[Slice]], said: Mapping[Slice, Mapping[str, str]]) -> dict[str, list[Slice]]:
+    """The slices by the attribute, or the two, that give each stack one slice a place; {} when there are none such."""
+    count = max(map(len, places))
+    values = {name: {one.get(name) for one in said.values()} for one in said.values() for name in one}
+    known = [name for name in PHASES if name in values]
+    varying = [name for name in (*known, *sorted(values.keys() - set(known))) if 2 <= len(values[name]) <= count]
+    for names in (*((name,) for name in varying), *combinations(varying, 2)):
+        stacks: dict[str, list[Slice]] = defaultdict(list)
+        for place in places:
+            for one in place:
+                stacks[", ".join(f"{name} {said[one].get(name, 'none')}" for name in names)].append(one)
+        at = {one: number for number, place in enumerate(places) for one in place}
+        if len(stacks) == count and all(len({at[one] for one in stack}) == len(stack) > 1 for stack in stacks.values()):
+            return dict(sorted(stacks.items()))
+    return {}
+
+
+def _grid(slices: Sequence[Slice]) -> Space:
+    """The straight grid of slices in order: the first one's plane, and the mean distance along its normal."""
+    first = slices[0]
+    return Space(
+        (len(slices), *first.shape),
+        (float(_along(slices)[-1]) / (len(slices) - 1) if len(slices) > 1 else 1.0, *first.spacing_mm),
+        as_direction(first.directions),
+        triple(first.position_mm.tolist()),
+    )
+
+
+def _misplaced(slices: Sequence[Slice], space: Space) -> list[str]:
+    """Remarks on slices that lie off the straight grid, along its normal or sideways."""
+    remarks, along, step = [], _along(slices), space.spacing_mm[0]
+    if np.abs(along - step * np.arange(len(slices))).max() > max(ROUNDED_MM, MISPLACED * step):
+        distances = np.diff(along)
+        widest = int(distances.argmax())
+        remarks.append(
+            f"slice distances are uneven ({distances.min():.3g} to {distances.max():.3g} mm, the widest between "
+            f"{slices[widest].name} and {slices[widest + 1].name}; read as {step:.3g} mm throughout): "
+            "slices may be missing or doubled"
         )
-    whole = positions[-1] - positions[0]
-    sideways = float(np.linalg.norm(whole - (whole @ normal) * normal))
-    if sideways > SIDEWAYS_MM:
-        warnings.append(
-            f"slices are shifted sideways by {sideways:.3g} mm from first to last (gantry tilt): "
-            "read as a straight stack"
-        )
-    return tuple(warnings)
+    offsets = np.array([one.position_mm - slices[0].position_mm for one in slices])
+    sideways = float(np.linalg.norm(offsets - np.outer(along, slices[0].directions[:, 2]), axis=1).max())
+    if sideways > max(ROUNDED_MM, MISPLACED * min(space.spacing_mm[1:])):
+        remarks.append(f"slices are shifted sideways by {sideways:.3g} mm (gantry tilt): read as a straight stack")
+    return remarks

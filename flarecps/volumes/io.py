@@ -16,11 +16,12 @@ import numpy as np
 from flarecps.errors import ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
+from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom, is_dicom_file
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation
 
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
-READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA or a folder holding one DICOM series"
+READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
 
 
@@ -141,7 +142,7 @@ def read_labels(path: Path | str) -> Volume:
 
 
 def read_space(path: Path | str) -> Space:
-    """The canonical grid of the scan at ``path``, from its header (a DICOM series is read whole)."""
+    """The canonical grid of the scan at ``path``, from its header (of a DICOM series, from every slice's)."""
     path = Path(path)
     readers = {"nifti": nifti.read_nifti_space, "dicom": dicom.read_series_space}
     stored = readers.get(_kind(path), itk.read_file_space)(path)
@@ -194,7 +195,7 @@ def find_scans(folder: Path | str) -> list[Path]:
         raise ScanError(f"{folder}: no such folder: check the path")
     files = [path for path in folder.iterdir() if path.is_file() and is_scan_file(path)]
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    return sorted(files + [candidate for candidate in folders if dicom.contains_dicom(candidate)])
+    return sorted(files + [candidate for candidate in folders if contains_dicom(candidate)])
 
 
 def is_scan_file(path: Path) -> bool:
@@ -209,7 +210,7 @@ def scan_name(path: Path | str) -> str:
     'case_01'
     """
     path = Path(path)
-    for suffix in (*reversed(nifti.SUFFIXES), *itk.KINDS):
+    for suffix in (*reversed(nifti.SUFFIXES), *itk.KINDS, *SUFFIXES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
@@ -224,6 +225,6 @@ def _kind(path: Path) -> ScanKind:
         return "nifti"
     if path.suffix.lower() in itk.KINDS:
         return "nrrd" if itk.KINDS[path.suffix.lower()] == "nrrd" else "mha"
-    if dicom.is_dicom_file(path):
-        raise ScanError(f"{path}: one slice of a DICOM series: name the folder that holds the whole series")
+    if is_dicom_file(path):
+        return "dicom"
     raise ScanError(f"{path}: not a known image format; expected {READABLE}")

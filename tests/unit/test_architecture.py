@@ -37,6 +37,7 @@ SAME_LAYER: dict[str, set[str]] = {
 LIBRARIES: dict[str, set[str]] = {
     "SimpleITK": {"volumes"},
     "nibabel": {"volumes"},
+    "pydicom": {"volumes"},
     "torchio": {"data"},
     "lightning": {"training", "data/datamodule", "cli/training"},
     "pytorch_lightning": set(),  # one name for one library

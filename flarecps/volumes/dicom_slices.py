@@ -1,0 +1,259 @@
+"""DICOM files through pydicom: which files are DICOM, and what each slice in them says of itself.
+
+A slice is a file, or one frame of a multi-frame file; both are described alike, so nothing is taken from another slice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, config
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
+from pydicom.valuerep import VR
+
+from flarecps.errors import ScanError
+from flarecps.volumes.itk import KINDS
+from flarecps.volumes.nifti import COPY_AGAIN
+from flarecps.volumes.space import nearest_orthonormal
+
+SUFFIXES = {".dcm", ".ima", ".dicom"}
+NEVER_DICOM = {*KINDS, ".gz", ".nii", ".json", ".csv", ".txt", ".b2nd"}  # spares opening each file of a dataset
+MARK = b"DICM"  # at byte 128, in files that have a preamble
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # a data set begins with one of them; the last is big-endian
+LONGEST_FIRST_ELEMENT = 256  # bytes
+PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # as float, as double, as integers
+NO_SCAN = ("SEG", "RTDOSE")  # modalities with pixels that are not a scan's
+LONGEST_TOLD = 64  # characters of an attribute that may tell stacks apart
+SKEW_LIMIT = 1e-2  # cosines; headers are often rounded to three digits
+TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (
+    "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesDescription",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+)]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One slice by its own header: voxel (row, column) = (0, 0) lies at ``position_mm`` (LPS).
+
+    ``directions`` is the 3×3 matrix whose columns are the unit steps along (column, row, normal).
+    """
+
+    path: Path
+    frame: int | None  # of a multi-frame file, from 0
+    shape: tuple[int, int]  # rows, columns
+    spacing_mm: tuple[float, float]  # between rows, between columns
+    directions: np.ndarray
+    position_mm: np.ndarray
+    slope: float
+    intercept: float
+    rescaled: bool  # whether the header states a slope
+    photometric: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+
+@contextmanager
+def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
+    """Turn pydicom's errors, of whatever kind, into a ScanError; odd values that matter to nobody pass in silence."""
+    with config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ScanError:
+            raise
+        except Exception as error:  # on bytes that are no data set, it raises all sorts
+            reason = " ".join(str(error).split()).split(" - ")[0][:200] or type(error).__name__
+            raise ScanError(f"{path}: can't be read ({reason}); expected DICOM: {COPY_AGAIN}") from error
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM: by its mark, by its suffix, or because it begins as a data set without preamble does."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except OSError:  # reading it will say why
+        start = b""
+    return start[128:] == MARK or path.suffix.lower() in SUFFIXES or _begins_as_data_set(start)
+
+
+def _begins_as_data_set(start: bytes) -> bool:
+    if len(start) < 16 or start[:2] not in FIRST_GROUPS:
+        return False
+    order = "big" if start[:2] == FIRST_GROUPS[-1] else "little"
+    element, length = int.from_bytes(start[2:4], order), int.from_bytes(start[4:8], order)  # type: ignore[arg-type]
+    explicit = start[4:6].decode("latin-1") in set(VR)
+    return element <= 0xFF and (explicit or length <= LONGEST_FIRST_ELEMENT)
+
+
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files in a folder itself, sorted; hidden ones and DICOMDIR are left out."""
+    with os.scandir(folder) as entries:
+        paths = sorted(Path(entry.path) for entry in entries)
+    yield from (path for path in paths if _may_be_slice(path) and is_dicom_file(path))
+
+
+def contains_dicom(folder: Path) -> bool:
+    """Whether a folder itself holds DICOM files with pixels, or damaged ones, which are to be reported."""
+    for path in dicom_files(folder):
+        try:
+            if read_header(path) is not None:
+                return True
+        except ScanError:
+            return True
+    return False
+
+
+def _may_be_slice(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or path.suffix.lower() in NEVER_DICOM:
+        return False
+    return path.is_file()
+
+
+def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset | None:
+    """The elements ``tags`` (None: all) before the pixels; None for an object that holds no scan (RTSTRUCT, SEG, …).
+
+    Raises ScanError when the file is truncated or damaged.
+    """
+    reached = []
+
+    def at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
+        reached.extend([tag] if tag in PIXEL_DATA else [])
+        return bool(reached)
+
+    with pydicom_errors_as_scan_error(path), open(path, "rb") as file:
+        header = read_partial(file, at_pixels, force=True, specific_tags=tags)
+        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""
+        modality = header.get("Modality")
+    if modality in NO_SCAN or (not reached and kind and "Image Storage" not in UID(str(kind)).name):
+        return None
+    if not reached:
+        raise ScanError(f"{path}: ends before its pixels; expected a slice of a series: {COPY_AGAIN}")
+    return header
+
+
+def slices_of(path: Path, header: Dataset) -> list[Slice]:
+    """Every slice in a file, in its order, as its own header or its frame's describes it.
+
+    Raises ScanError for colour, and for a position, orientation, spacing or rescaling that is missing or no number.
+    """
+    with pydicom_errors_as_scan_error(path):
+        frames = int(
+            _Attributes(str(path), [header]).numbers("NumberOfFrames", 1, "a whole number", (1.0,), positive=True)[0]
+        )
+        if frames == 1:
+            return [_slice_of(path, None, _places(header, 0))]
+        return [_slice_of(path, frame, _places(header, frame)) for frame in range(frames)]
+
+
+def attributes(slices: Sequence[Slice]) -> dict[Slice, dict[str, str]]:
+    """All short attributes of each slice by keyword, or tag where it is private, as text; read from the files again."""
+    said: dict[Slice, dict[str, str]] = {}
+    headers: dict[Path, Dataset] = {}
+    for one in slices:
+        if one.path not in headers:
+            headers[one.path] = read_header(one.path, None) or Dataset()
+        with pydicom_errors_as_scan_error(one.path):
+            own = {
+                element.keyword or str(element.tag): str(element.value)
+                for place in reversed(_places(headers[one.path], one.frame or 0))
+                for element in place
+                if element.VR != "SQ" and len(str(element.value)) <= LONGEST_TOLD
+            }
+        said[one] = own
+    return said
+
+
+def _places(header: Dataset, frame: int) -> list[Dataset]:
+    """Where a frame's attributes are looked up: in its own groups, in those of all frames, in the file's header."""
+    return [
+        *_groups(header, "PerFrameFunctionalGroupsSequence", frame),
+        *_groups(header, "SharedFunctionalGroupsSequence", 0),
+        header,
+    ]
+
+
+def _groups(header: Dataset, keyword: str, item: int) -> list[Dataset]:
+    """The functional groups in an item of a sequence; none in files that have no such groups."""
+    items = header.get(keyword) or []
+    return [one.value[0] for one in items[item] if one.VR == "SQ" and one.value] if item < len(items) else []
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """What a header says; the first of ``places`` that has an attribute counts."""
+
+    where: str
+    places: Sequence[Dataset]
+
+    def text(self, keyword: str) -> str:
+        return next((str(place[keyword].value).strip() for place in self.places if place.get(keyword)), "")
+
+    def numbers(
+        self, keyword: str, count: int, expected: str, absent: tuple[float, ...] | None = None, positive: bool = False
+    ) -> tuple[float, ...]:
+        """``count`` finite numbers; ``absent`` where no place has them. ScanError for anything else."""
+        for place in self.places:
+            raw = place.get_item(keyword)
+            if raw is None or raw.value in (None, b"", ""):
+                continue
+            try:
+                found = tuple(map(float, np.array(place[keyword].value, float).ravel()))
+            except (TypeError, ValueError, ArithmeticError, struct.error):
+                found = ()
+            if len(found) == count and all(map(math.isfinite, found)) and not (positive and min(found) <= 0):
+                return found
+            said = raw.value.decode("latin-1") if isinstance(raw.value, bytes) else raw.value
+            raise self.refused(f"{keyword} is {said}; expected {expected}")
+        if absent is None:
+            raise self.refused(f"states no {keyword}; expected {expected}")
+        return absent
+
+    def refused(self, why: str) -> ScanError:
+        return ScanError(f"{self.where}: {why}: export the series again, or move this file out of its folder")
+
+
+def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice:
+    header = _Attributes(str(path) if frame is None else f"{path} frame {frame + 1}", places)
+    photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
+    if header.text("SamplesPerPixel") not in ("", "1") or not photometric.startswith("MONOCHROME"):
+        raise header.refused(f"a picture in colour ({photometric}); expected one number per voxel")
+    if header.text("ModalityLUTSequence"):
+        raise header.refused("its values are looked up in a table; expected a rescale slope and intercept")
+    rows, columns = (int(header.numbers(edge, 1, "a size", positive=True)[0]) for edge in ("Rows", "Columns"))
+    between_rows, between_columns = header.numbers("PixelSpacing", 2, "two positive numbers in mm", positive=True)
+    stated = header.numbers("ImageOrientationPatient", 6, "six direction cosines")
+    along_row, along_column = np.reshape(stated, (2, 3))
+    cosines = np.column_stack([along_row, along_column, np.cross(along_row, along_column)])
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > SKEW_LIMIT:
+        raise header.refused(f"ImageOrientationPatient is {stated}; expected two unit vectors at right angles")
+    slope = header.numbers("RescaleSlope", 1, "a number", (1.0,))[0]
+    intercept = header.numbers("RescaleIntercept", 1, "a number", (0.0,))[0]
+    if slope == 0:
+        raise header.refused("RescaleSlope is 0; expected another number")
+    return Slice(
+        path=path,
+        frame=frame,
+        shape=(rows, columns),
+        spacing_mm=(between_rows, between_columns),
+        directions=nearest_orthonormal(cosines),
+        position_mm=np.array(header.numbers("ImagePositionPatient", 3, "three numbers in mm")),
+        slope=slope,
+        intercept=intercept,
+        rescaled=bool(header.text("RescaleSlope")),
+        photometric=photometric,
+    )

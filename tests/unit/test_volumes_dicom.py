@@ -1,0 +1,472 @@
+"""DICOM as it comes: every slice by its own header, one stack or a refusal that says which slices contradict how."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from dicom_series import (
+    CORNER_MM,
+    SPACING_MM,
+    STEP_MM,
+    a_slice,
+    enhanced,
+    hounsfield,
+    image,
+    no_image,
+    series,
+    written,
+)
+from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from flarecps.errors import ScanError
+from flarecps.volumes.dicom_slices import contains_dicom
+from flarecps.volumes.io import Volume, find_scans, read_space, read_volume, scan_name
+from flarecps.volumes.space import Space
+
+HU = hounsfield()
+GRID = Space(HU.shape, (STEP_MM, *SPACING_MM), (1, 0, 0, 0, 1, 0, 0, 0, 1), (*CORNER_MM, 0.0))
+
+
+def stored_order(volume: Volume) -> np.ndarray:
+    return volume.source.reorientation.undo(volume.array[0])
+
+
+def read_as(path: Path, values: np.ndarray = HU, grid: Space = GRID) -> tuple[str, ...]:
+    """The remarks of a scan that has these values on this grid, by voxels and by header alone."""
+    volume = read_volume(path)
+    np.testing.assert_array_equal(stored_order(volume), values)
+    assert volume.source.stored.shape == grid.shape
+    for name in ("spacing_mm", "direction", "origin_mm"):
+        np.testing.assert_allclose(getattr(volume.source.stored, name), getattr(grid, name), atol=1e-9)
+    assert read_space(path) == volume.space
+    return volume.warnings
+
+
+def refusal(path: Path) -> str:
+    """What is said of a scan that is refused, by voxels and by header alone."""
+    with pytest.raises(ScanError) as caught:
+        read_volume(path)
+    with pytest.raises(ScanError) as header:
+        read_space(path)
+    assert str(caught.value) == str(header.value)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# Values
+
+
+@pytest.mark.parametrize("first", [(1.0, -1024.0), (0.5, -1024.0), (1.0, 0.0), (2.0, -3000.0)])
+@pytest.mark.parametrize("others", [(1.0, -1024.0), (0.25, -1030.5), (3.0, -1200.0)])
+def test_each_slice_has_its_own_slope_and_intercept(
+    tmp_path: Path, first: tuple[float, float], others: tuple[float, float]
+) -> None:
+    expected = []
+    for number, plane in enumerate(HU):
+        slope, intercept = first if number == 0 else others
+        stored = np.rint((plane.astype(float) - intercept) / slope).clip(0)
+        expected.append(stored * slope + intercept)
+        written(tmp_path / f"{number}.dcm", a_slice(expected[-1], number, slope, intercept))
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(stored_order(volume), np.stack(expected))
+    whole = first[0].is_integer() and others[0].is_integer() and others[1].is_integer()
+    assert volume.array.dtype == (np.int16 if whole else np.float32)
+
+
+def test_signed_unsigned_and_narrow_pixels_in_one_series(tmp_path: Path) -> None:
+    dull = HU.clip(-1000, -800)
+    for number, plane in enumerate(dull):
+        kind = (np.uint16, np.int16, np.uint8)[number % 3]
+        written(
+            tmp_path / f"{number}.dcm", a_slice(plane, number, kind=kind, intercept=0 if kind is np.int16 else -1024)
+        )
+    assert read_as(tmp_path, dull) == ()
+    assert read_volume(tmp_path).array.dtype == np.int16
+
+
+def test_values_beyond_int16_are_kept(tmp_path: Path) -> None:
+    strong = HU.astype(np.int32)
+    strong[3, 2, 2] = 60000
+    assert read_as(series(tmp_path, strong), strong) == ()
+    assert read_volume(tmp_path).array.dtype == np.int32
+
+
+def test_only_the_stored_bits_count(tmp_path: Path) -> None:
+    for number, plane in enumerate(HU):
+        content = a_slice(plane, number)
+        stored = np.frombuffer(content.PixelData, np.uint16) | 0xA000  # an overlay in the bits above
+        content.PixelData, content.BitsStored, content.HighBit = stored.tobytes(), 12, 11
+        written(tmp_path / f"{number}.dcm", content)
+    assert read_as(tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless],
+    ids=lambda syntax: syntax.name,
+)
+def test_transfer_syntaxes(tmp_path: Path, syntax: Any) -> None:
+    for number, plane in enumerate(HU):
+        content = a_slice(plane, number)
+        if syntax == ExplicitVRBigEndian:
+            content.PixelData = np.frombuffer(content.PixelData, np.uint16).astype(">u2").tobytes()
+        if syntax == RLELossless:
+            content.file_meta = FileMetaDataset()
+            content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            content.compress(syntax)
+        written(tmp_path / f"{number}.dcm", content, syntax)
+    assert read_as(tmp_path) == ()
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000", "JPEGLS"])
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_compressed_slices_have_their_own_rescaling_too(tmp_path: Path, compressor: str, kind: type) -> None:
+    values = hounsfield(4, 32, 32).astype(float)
+    writer = sitk.ImageFileWriter()
+    writer.SetUseCompression(True)
+    writer.SetCompressor(compressor)
+    for number, plane in enumerate(values):
+        slope, intercept = 0.5 * (number + 1), -1024.0 - number
+        stored = np.rint((plane - intercept) / slope).clip(0).astype(kind)
+        values[number] = stored * slope + intercept
+        writer.SetFileName(str(tmp_path / f"{number}.dcm"))
+        writer.Execute(sitk.GetImageFromArray(stored))
+        packed = dcmread(tmp_path / f"{number}.dcm")
+        assert packed.file_meta.TransferSyntaxUID.is_compressed
+        geometry = a_slice(plane, number, kind=np.int16, intercept=0)
+        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID"):
+            packed[name] = geometry[name]
+        packed.RescaleSlope, packed.RescaleIntercept = f"{slope:g}", f"{intercept:g}"
+        packed.save_as(tmp_path / f"{number}.dcm")
+    read_as(tmp_path, values, Space((4, 32, 32), GRID.spacing_mm, GRID.direction, GRID.origin_mm))
+
+
+def test_inverted_display_changes_no_value_and_is_told(tmp_path: Path) -> None:
+    (remark,) = read_as(series(tmp_path / "all", PhotometricInterpretation="MONOCHROME1"))
+    assert "MONOCHROME1" in remark
+    written(
+        series(tmp_path / "one") / "slice002.dcm",
+        a_slice(HU[2], 2, others={"PhotometricInterpretation": "MONOCHROME1"}),
+    )
+    assert "slice000.dcm and slice002.dcm contradict each other: interpretation MONOCHROME2" in refusal(
+        tmp_path / "one"
+    )
+
+
+# Order and places
+
+
+def test_names_and_numbers_do_not_matter(tmp_path: Path) -> None:
+    order = np.random.default_rng(3).permutation(len(HU))
+    for name, number in enumerate(order):
+        written(
+            tmp_path / f"{name:03d}",
+            a_slice(HU[number], number, others={"InstanceNumber": name, "SliceLocation": name}),
+        )
+    assert read_as(tmp_path) == ()
+
+
+def test_a_slice_sent_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+    written(series(tmp_path) / "again.dcm", a_slice(HU[2], 2))
+    (remark,) = read_as(tmp_path)
+    assert "1 slice there twice" in remark
+    assert "slice002.dcm as again.dcm" in remark
+
+
+def test_a_whole_series_sent_twice_counts_once(tmp_path: Path) -> None:
+    series(tmp_path)
+    series(tmp_path, names="copy{}.dcm")
+    (remark,) = read_as(tmp_path)
+    assert "5 slices there twice" in remark
+
+
+@pytest.mark.parametrize("moved_mm", [0.0, 0.02])
+def test_two_slices_at_one_place_with_other_voxels_are_refused_by_name(tmp_path: Path, moved_mm: float) -> None:
+    other = HU[2].copy()
+    other[0, 0] += 1
+    position = [*CORNER_MM, 2 * STEP_MM + moved_mm]
+    content = a_slice(other, 2, others={"ImagePositionPatient": position, "ContentTime": "101010"})
+    written(series(tmp_path) / "other.dcm", content)
+    said = refusal(tmp_path)
+    assert "other.dcm" in said
+    assert "slice002.dcm" in said
+    assert "one place, (-40, -30, 5) mm, with other voxels (ContentTime" in said.replace("5.02", "5")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "first", "second"),
+    [
+        ("AcquisitionNumber", 1, 2),
+        ("EchoTime", "2.3", "4.6"),
+        ("DiffusionBValue", 0.0, 800.0),
+        ("TemporalPositionIdentifier", 1, 2),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "IN_PHASE"], ["ORIGINAL", "PRIMARY", "OUT_PHASE"]),
+        ("ImageComments", "arterial", "venous"),
+    ],
+)
+def test_stacks_at_the_same_places_are_named_by_what_tells_them_apart(
+    tmp_path: Path, attribute: str, first: Any, second: Any
+) -> None:
+    series(tmp_path, names="a{}.dcm", **{attribute: first})
+    series(tmp_path, HU + 60, names="b{}.dcm", **{attribute: second})
+    said = refusal(tmp_path)
+    assert "2 stacks of slices in one series" in said
+    assert said.count(f"{attribute} ") == 2
+    assert said.count("(5 slices)") == 2
+    assert "a0.dcm and b0.dcm lie at one place" in said
+
+
+def test_two_attributes_may_tell_stacks_apart(tmp_path: Path) -> None:
+    for number, (echo, phase) in enumerate([(1, 1), (1, 2), (2, 1), (2, 2)]):
+        names = f"{number}_{{}}.dcm"
+        series(tmp_path, HU + number, names=names, EchoNumbers=echo, AcquisitionNumber=phase)
+    assert "AcquisitionNumber 1, EchoNumbers 2 (5 slices)" in refusal(tmp_path)
+
+
+def test_missing_slices_are_told_and_where(tmp_path: Path) -> None:
+    (series(tmp_path / "gap", hounsfield(12)) / "slice007.dcm").unlink()
+    volume = read_volume(tmp_path / "gap")
+    (remark,) = volume.warnings
+    assert "uneven (2.5 to 5 mm, the widest between slice006.dcm and slice008.dcm; read as 2.75 mm" in remark
+    (series(tmp_path / "end", hounsfield(12)) / "slice011.dcm").unlink()
+    assert read_volume(tmp_path / "end").warnings == ()  # leaves no trace
+
+
+@pytest.mark.parametrize("lost", range(1, 11))
+def test_a_slice_missing_anywhere_between_is_told(tmp_path: Path, lost: int) -> None:
+    (series(tmp_path, hounsfield(12)) / f"slice{lost:03d}.dcm").unlink()
+    assert any("slices may be missing" in remark for remark in read_volume(tmp_path).warnings)
+
+
+def test_positions_rounded_to_a_tenth_are_even(tmp_path: Path) -> None:
+    for number, plane in enumerate(hounsfield(30)):
+        content = a_slice(plane, number, others={"ImagePositionPatient": [-40.0, -30.0, round(1.2496 * number, 1)]})
+        written(tmp_path / f"{number}.dcm", content)
+    assert read_volume(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize("reverse", [1, -1])
+def test_an_oblique_stack_with_a_gantry_tilt_is_told(tmp_path: Path, reverse: int) -> None:
+    cosine, sine = np.cos(0.25), np.sin(0.25)
+    for number, plane in enumerate(HU):
+        place = {
+            "ImagePositionPatient": [-40.0, -30.0, reverse * 3.0 * number],
+            "ImageOrientationPatient": ["1", "0", "0", "0", f"{cosine:.6f}", f"{sine:.6f}"],
+        }
+        written(tmp_path / f"{number}.dcm", a_slice(plane, number, others=place))
+    volume = read_volume(tmp_path)
+    (remark,) = volume.warnings
+    assert f"sideways by {12 * sine:.3g} mm (gantry tilt)" in remark
+    assert volume.source.stored.spacing_mm[0] == pytest.approx(3 * cosine, abs=1e-5)
+    np.testing.assert_array_equal(stored_order(volume), HU[::reverse])
+    matrix = np.reshape(volume.source.stored.direction, (3, 3))
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-12)
+
+
+# Slices that do not belong together
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (
+            {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+            "orientation (1, 0, 0, 0, 1, 0) against (1, 0, 0, 0, 0, -1)",
+        ),
+        ({"PixelSpacing": [0.9, 0.7]}, "pixel spacing 0.9×0.8 mm against 0.9×0.7 mm"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "rescale slope stated against none"),
+    ],
+)
+def test_a_slice_of_another_kind_is_named(tmp_path: Path, others: dict[str, Any], words: str) -> None:
+    written(series(tmp_path) / "slice003.dcm", a_slice(HU[3], 3, others=others))
+    said = refusal(tmp_path)
+    assert "slice000.dcm and slice003.dcm contradict each other" in said
+    assert words in said
+    assert "move slice003.dcm away" in said
+
+
+def test_the_odd_one_is_named_though_it_comes_first(tmp_path: Path) -> None:
+    written(series(tmp_path) / "a.dcm", a_slice(np.zeros((9, 9)), 9))
+    said = refusal(tmp_path)
+    assert "size 9×9 against 7×6" in said
+    assert "move a.dcm away" in said
+
+
+def test_a_localiser_is_passed_over_and_told(tmp_path: Path) -> None:
+    scout = a_slice(np.zeros((20, 9)), 9, others={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]})
+    scout.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    written(series(tmp_path) / "a_scout.dcm", scout)
+    assert read_as(tmp_path) == ("1 localiser passed over (a_scout.dcm)",)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "words"),
+    [
+        ("PixelSpacing", [0.0, 0.8], "expected two positive numbers"),
+        ("PixelSpacing", [-0.9, 0.8], "expected two positive numbers"),
+        ("PixelSpacing", [0.9], "expected two positive numbers"),
+        ("PixelSpacing", None, "states no PixelSpacing"),
+        ("ImageOrientationPatient", [0, 0, 0, 0, 1, 0], "unit vectors at right angles"),
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "unit vectors at right angles"),
+        ("ImageOrientationPatient", None, "states no ImageOrientationPatient"),
+        ("ImagePositionPatient", None, "states no ImagePositionPatient"),
+        ("ImagePositionPatient", [0, 0], "three numbers"),
+        ("RescaleSlope", "0", "RescaleSlope is 0"),
+        ("Rows", None, "states no Rows"),
+    ],
+)
+def test_geometry_that_is_missing_or_impossible_is_refused(
+    tmp_path: Path, keyword: str, value: Any, words: str
+) -> None:
+    content = a_slice(HU[3], 3)
+    if value is None:
+        delattr(content, keyword)
+    else:
+        setattr(content, keyword, value)
+    written(series(tmp_path) / "slice003.dcm", content)
+    said = refusal(tmp_path)
+    assert "slice003.dcm: " in said
+    assert words in said
+
+
+@pytest.mark.parametrize("keyword", ["PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope"])
+@pytest.mark.parametrize("text", [b"abc ", b"nan ", b"inf ", b"1,0 ", b"1e999 "])
+def test_text_that_is_no_number_is_refused_and_shown(tmp_path: Path, keyword: str, text: bytes) -> None:
+    content = a_slice(HU[3], 3)
+    value = text if keyword == "RescaleSlope" else b"1\\0\\0\\0\\1\\" + text
+    content[keyword] = RawDataElement(Tag(keyword), "DS", len(value), value, 0, False, True)
+    written(series(tmp_path) / "slice003.dcm", content)
+    said = refusal(tmp_path)
+    assert f"slice003.dcm: {keyword} is " in said
+    assert text.decode().strip() in said
+
+
+def test_colour_is_refused(tmp_path: Path) -> None:
+    content = image((4, 4), bytes(48), False, 8)
+    content.SamplesPerPixel, content.PhotometricInterpretation, content.PlanarConfiguration = 3, "RGB", 0
+    written(series(tmp_path) / "report.dcm", content)
+    assert "report.dcm: a picture in colour (RGB); expected one number per voxel" in refusal(tmp_path)
+
+
+# Files
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda syntax: syntax.name)
+def test_no_preamble_and_no_suffix(tmp_path: Path, syntax: Any) -> None:
+    for number, plane in enumerate(HU):
+        written(tmp_path / "series" / f"IM{number}", a_slice(plane, number), syntax, bare=True)
+    (tmp_path / "series" / "README").write_text("The scan of nobody.")
+    (tmp_path / "series" / "thumbs.db").write_bytes(bytes(range(256)))
+    assert read_as(tmp_path / "series") == ()
+    assert find_scans(tmp_path) == [tmp_path / "series"]
+
+
+def test_objects_without_pixels_are_passed_over(tmp_path: Path) -> None:
+    from pydicom.uid import BasicTextSRStorage, GrayscaleSoftcopyPresentationStateStorage, SegmentationStorage
+
+    ct = series(tmp_path / "patient" / "ct")
+    alone = no_image(tmp_path / "patient" / "structures" / "rs.dcm").parent
+    for folder in (ct, alone):
+        no_image(folder / "sr.dcm", BasicTextSRStorage, "SR")
+        no_image(folder / "pr.dcm", GrayscaleSoftcopyPresentationStateStorage, "PR")
+    drawn = image((7, 6), bytes(84), False)
+    drawn.SOPClassUID, drawn.Modality, drawn.SeriesInstanceUID = SegmentationStorage, "SEG", "1.2.3.7"
+    written(ct / "seg.dcm", drawn)
+    assert read_as(ct) == ()
+    assert find_scans(tmp_path / "patient") == [ct]
+    assert "no DICOM series in this folder (3 DICOM files without images)" in refusal(alone)
+    assert "no DICOM series in this file" in refusal(alone / "rs.dcm")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 140, 300, 500, 0.999])
+@pytest.mark.parametrize("name", ["slice002.dcm", "slice002"])
+def test_what_is_truncated_is_reported_and_not_passed_over(tmp_path: Path, kept: float, name: str) -> None:
+    damaged = series(tmp_path, hounsfield(5, 30, 30)) / "slice002.dcm"
+    whole = damaged.read_bytes()
+    damaged.unlink()
+    (tmp_path / name).write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
+    if kept in (0, 100) and name == "slice002":  # nothing left that says what it was, but its place is empty
+        assert "missing" in read_volume(tmp_path).warnings[0]
+        return
+    with pytest.raises(ScanError, match=name) as caught:
+        read_volume(tmp_path)
+    assert "\n" not in str(caught.value)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.move(tmp_path / name, alone / name)
+    assert contains_dicom(alone)
+
+
+def test_one_slice_is_no_scan(tmp_path: Path) -> None:
+    series(tmp_path / "one", HU[:1])
+    with pytest.raises(ScanError, match=r"one-slice scan .* one along the slice axis"):
+        read_volume(tmp_path / "one")
+    with pytest.raises(ScanError, match="one slice of a DICOM series: name the folder"):
+        read_volume(tmp_path / "one" / "slice000.dcm")
+
+
+def test_a_localiser_in_a_series_of_its_own_is_another_series(tmp_path: Path) -> None:
+    written(series(tmp_path) / "other.dcm", a_slice(HU[0], 0, others={"SeriesInstanceUID": "1.2.9"}))
+    said = refusal(tmp_path)
+    assert "2 DICOM series in one folder" in said
+    assert "1 file as other.dcm" in said
+
+
+# Enhanced multi-frame files
+
+
+ORDERS = {"upward": range(5), "downward": range(4, -1, -1), "interleaved": (0, 2, 4, 1, 3)}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_frames_are_ordered_by_their_positions(tmp_path: Path, order: Any) -> None:
+    file = enhanced(tmp_path / "scan" / "ct.dcm", HU[list(order)], list(order))
+    assert read_as(file) == ()
+    assert read_as(file.parent) == ()
+    assert find_scans(tmp_path) == [file.parent]
+    assert scan_name(file) == "ct"
+
+
+def test_each_frame_has_its_own_slope(tmp_path: Path) -> None:
+    rescale = [(0.25 * (number + 1), -1024.0 + number) for number in range(5)]
+    frames = np.stack(
+        [np.rint((plane - inter) / slope) * slope + inter for plane, (slope, inter) in zip(HU, rescale, strict=True)]
+    )
+    assert read_as(enhanced(tmp_path / "ct.dcm", frames, range(4, -1, -1), rescale), frames[::-1]) == ()
+
+
+def test_phases_in_one_file_are_named(tmp_path: Path) -> None:
+    phases = [{"TemporalPositionIndex": 1 + frame % 2, "StackID": "1"} for frame in range(10)]
+    planes, places = np.repeat(HU, 2, axis=0), np.repeat(range(5), 2).tolist()
+    planes[1::2] += 50
+    said = refusal(enhanced(tmp_path / "ct.dcm", planes, places, FrameContentSequence=phases))
+    assert "TemporalPositionIndex 1 (5 slices), TemporalPositionIndex 2 (5 slices)" in said
+    assert "ct.dcm frame 1 and ct.dcm frame 2 lie at one place" in said
+
+
+def test_a_missing_frame_is_told(tmp_path: Path) -> None:
+    volume = read_volume(enhanced(tmp_path / "ct.dcm", hounsfield(11), [k for k in range(12) if k != 4]))
+    assert "the widest between ct.dcm frame 4 and ct.dcm frame 5" in volume.warnings[0]
+
+
+def test_frames_without_places_are_refused(tmp_path: Path) -> None:
+    content = image((7, 6), HU.astype(np.uint16).tobytes(), False)
+    content.NumberOfFrames, content.PixelSpacing = 5, [1, 1]
+    content.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    assert "frame 1: states no ImagePositionPatient" in refusal(written(tmp_path / "cine.dcm", content))
