@@ -10,6 +10,8 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage
 
+from flarecps.volumes.io import read_volume
+
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SPACING_MM = (0.9, 0.8)  # between rows, between columns
 CORNER_MM = (-40.0, -30.0)
@@ -129,3 +131,20 @@ def no_image(path: Path, kind: UID = RTStructureSetStorage, modality: str = "RTS
     content.SOPClassUID, content.SOPInstanceUID, content.Modality = kind, "1.2.3.9", modality
     content.StudyInstanceUID, content.SeriesInstanceUID = "1.2.3", "1.2.3.8"
     return written(path, content)
+
+
+def as_series(folder: Path, scan: Path, lost: Sequence[int] = (), again: Sequence[int] = (), **others: Any) -> Path:
+    """An axial scan as a series of files: without the slices ``lost``, with those of ``again`` sent a second time."""
+    volume = read_volume(scan)
+    rows, columns = volume.space.shape[1:]
+    whole = np.rint(volume.array[0, :, ::-1, ::-1])
+    for number, plane in enumerate(whole):
+        corner = volume.space.position_mm((number, rows - 1, columns - 1))
+        place = {
+            "ImagePositionPatient": [f"{edge:.6f}" for edge in corner],
+            "PixelSpacing": [f"{edge:.6f}" for edge in volume.space.spacing_mm[1:]],
+        }
+        names = [f"{number:03d}.dcm"] * (number not in lost) + [f"{number:03d}_again.dcm"] * (number in again)
+        for name in names:
+            written(folder / name, a_slice(plane, number, others=place | others))
+    return folder

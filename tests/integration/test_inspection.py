@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import locale
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import as_series
 
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
@@ -135,26 +135,21 @@ def few_slices(root: Path) -> None:
 
 
 def missing_slice(root: Path) -> None:
-    array, space = read(root / U1)
+    as_series(root / "imagesUn/u1", root / U1, lost=[7])
     (root / U1).unlink()
-    folder = root / "imagesUn/u1"
-    folder.mkdir()
-    spoken = locale.setlocale(locale.LC_CTYPE)  # GDCM's writer leaves "C" behind, and files read as ASCII
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for index, plane in enumerate(array[:, ::-1, ::-1].astype(np.int16)):
-        if index == 7:
-            continue
-        image = sitk.GetImageFromArray(np.ascontiguousarray(plane))
-        image.SetSpacing((space.spacing_mm[2], space.spacing_mm[1]))
-        for tag, value in {
-            "0008|0060": "CT", "0008|0018": f"1.2.{index + 1}", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4",
-            "0020|0032": f"0\\0\\{index * 5}", "0020|0037": "1\\0\\0\\0\\1\\0", "0028|1052": "-1024", "0028|1053": "1",
-        }.items():  # fmt: skip
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"slice{index:03d}.dcm"))
-        writer.Execute(image)
-    locale.setlocale(locale.LC_CTYPE, spoken)
+
+
+def slice_sent_twice(root: Path) -> None:
+    as_series(root / "imagesUn/u1", root / U1, again=[7])
+    (root / U1).unlink()
+
+
+def two_phases(root: Path) -> None:
+    as_series(root / "imagesUn/u1", root / U1, EchoTime="2.3")
+    later = as_series(root / "later", root / U1, EchoTime="4.6", RescaleIntercept="-1000")
+    for file in later.iterdir():
+        file.rename(root / "imagesUn/u1" / f"later{file.name}")
+    (root / U1).unlink()
 
 
 def other_spacing(root: Path) -> None:
@@ -410,7 +405,9 @@ DEFECTS = [  # plant, case, codes, words of the first
     (nan_voxels, "u1", ["not-finite"], "1 voxels are NaN"),
     (one_slice, "u1", ["one-slice"], "one-slice"),
     (few_slices, "u1", ["few-voxels"], "5×"),
-    (missing_slice, "u1", ["missing-slices"], "uneven (5 to 10 mm"),
+    (missing_slice, "u1", ["missing-slices"], "uneven (6.18 to 12.4 mm"),
+    (slice_sent_twice, "u1", ["odd-slices"], "1 slice there twice with equal voxels"),
+    (two_phases, "u1", ["several-stacks"], "EchoTime 2.3 (41 slices), EchoTime 4.6 (41 slices)"),
     (other_spacing, "l1", ["grid-mismatch"], "spacing"),
     (other_origin, "l1", ["grid-mismatch"], "origin"),
     (other_direction, "l1", ["grid-mismatch"], "direction"),

@@ -1,0 +1,129 @@
+"""DICOM folders in every command: the road from series to scores, the same remarks and refusals all along."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_series import as_series, enhanced, no_image
+from small_model import write_model
+from stores import TinyStores, fit
+
+from flarecps.cli.main import main
+from flarecps.datasets.phantom import write_phantom
+from flarecps.volumes.io import read_labels, read_space, read_volume, write_volume
+
+GAP = "gap: slice distances are uneven"
+TWICE = "twice: 1 slice there twice with equal voxels, counted once"
+PHASES = "2 stacks of slices in one series: AcquisitionNumber 1"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom whose scans are DICOM folders: three labelled, one of them with a gap, two unlabelled, one test."""
+    root = tmp_path_factory.mktemp("dicom") / "data"
+    write_phantom(root, 3, 2, 1, "small", seed=3, workers=1, progress=False)
+    names = {"labelled_001": "one", "labelled_002": "two", "labelled_003": "gap", "unlabelled_001": "twice",
+             "unlabelled_002": "phases", "test_001": "test"}  # fmt: skip
+    for scan in sorted(root.glob("images*/*.nii.gz")):
+        case = names[scan.name.split("_0000")[0]]
+        folder = scan.parent / f"{case}_0000"
+        if case == "phases":
+            as_series(folder, scan, AcquisitionNumber=1)
+            second = as_series(root / "second", scan, AcquisitionNumber=2, RescaleIntercept="-1000")
+            for file in second.iterdir():
+                file.rename(folder / f"second_{file.name}")
+            second.rmdir()
+        else:
+            as_series(folder, scan, lost=[7] if case == "gap" else [], again=[4] if case == "twice" else [])
+        no_image(folder / "structures.dcm")
+        scan.unlink()
+        labels = scan.parent.parent / scan.parent.name.replace("images", "labels") / scan.name.replace("_0000", "")
+        if labels.is_file():
+            labels.rename(labels.with_name(f"{case}.nii.gz"))
+    labels = root / "labelsTr" / "gap.nii.gz"
+    drawn = read_labels(labels).array[0]
+    space = read_space(root / "imagesTr" / "gap_0000")  # as it is read: one slice fewer, a little farther apart
+    write_volume(labels, np.delete(drawn, 7, axis=0), space)
+    return root
+
+
+def test_the_whole_road_from_dicom_folders(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, store, run = tmp_path / "plan.json", tmp_path / "store", tmp_path / "run"
+    unsorted, dataset = dataset, shutil.copytree(dataset, tmp_path / "data")
+    assert main(["inspect", str(dataset), "--json", str(tmp_path / "found.json"), "--workers", "1"]) == 1
+    found = json.loads((tmp_path / "found.json").read_text())["findings"]
+    codes = {(one["case"], one["code"]) for one in found}
+    assert {("gap", "missing-slices"), ("twice", "odd-slices"), ("phases", "several-stacks")} <= codes
+    assert not any(one["severity"] == "error" for one in found if one["case"] not in ("gap", "phases")), found
+    capsys.readouterr()
+
+    words = ["--spacing", "[20,12,12]", "--patch", "[16,16,16]", "--workers", "1"]
+    assert main(["plan", str(dataset), "--out", str(plan), *words, "--fingerprints", str(tmp_path / "prints")]) == 1
+    said = capsys.readouterr().err
+    assert GAP in said
+    assert TWICE in said
+    assert "not in the plan: phases" in said
+    assert PHASES in said
+    assert main(["plan", str(dataset), "--out", str(plan), *words, "--fingerprints", str(tmp_path / "prints")]) == 1
+    assert GAP in capsys.readouterr().err, "what was kept is told again"
+
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert GAP in said
+    assert TWICE in said
+    assert "not preprocessed: phases" in said
+    assert PHASES in said
+
+    for file in (dataset / "imagesUn" / "phases_0000").glob("second_*"):  # the cure: a folder of its own
+        (dataset / "imagesUn" / "venous_0000").mkdir(exist_ok=True)
+        file.rename(dataset / "imagesUn" / "venous_0000" / file.name)
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1"]) == 0
+    fit("phantom_3d.yaml", TinyStores(dataset, store, store), run, "--data.fold", "all", epochs=1)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    out = tmp_path / "segmented"
+    assert main(["segment", str(checkpoint), str(dataset / "imagesTs"), str(out), "--device", "cpu"]) == 0
+    (result,) = out.glob("*.nii.gz")
+    result.rename(out / "test.nii.gz")
+    assert read_space(out / "test.nii.gz").same_grid(read_space(dataset / "imagesTs" / "test_0000"))
+    scores = tmp_path / "scores"
+    assert main(["score", str(out), str(dataset / "labelsTs"), "--out", str(scores)]) == 0
+    with open(next(scores.glob("*.csv")), newline="") as file:
+        assert any(row for row in csv.reader(file))
+
+    predicted = ["predict", "--config", run / "config.yaml", "--ckpt_path", checkpoint]
+    predicted += ["--trainer.default_root_dir", tmp_path / "predict", "--data.predict_input", unsorted / "imagesUn"]
+    capsys.readouterr()
+    assert main([str(word) for word in predicted]) == 1
+    said = capsys.readouterr().err
+    assert "twice_0000: 1 slice there twice" in said
+    assert PHASES in said
+
+
+def test_segment_says_what_is_odd_and_does_the_others(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, scans = write_model(tmp_path / "model.ckpt"), tmp_path / "scans"
+    for place, name in (("Tr", "gap"), ("Un", "twice"), ("Un", "phases")):
+        shutil.copytree(dataset / f"images{place}" / f"{name}_0000", scans / name)
+    volume = read_volume(dataset / "imagesTr" / "one_0000")
+    planes = volume.array[0, ::-1, ::-1, ::-1]
+    enhanced(scans / "frames" / "ct.dcm", planes, range(len(planes) - 1, -1, -1))
+    assert main(["segment", str(model), str(scans), str(tmp_path / "out"), "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert GAP in said
+    assert TWICE in said
+    assert PHASES in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
+        "frames.nii.gz", "gap.nii.gz", "twice.nii.gz",
+    ]  # fmt: skip
+    file = scans / "frames" / "ct.dcm"
+    assert main(["segment", str(model), str(file), str(tmp_path / "one"), "--device", "cpu"]) == 0
+    as_file, as_folder = (read_labels(tmp_path / name) for name in ("one/ct.nii.gz", "out/frames.nii.gz"))
+    np.testing.assert_array_equal(as_file.array, as_folder.array)
+    assert as_file.space == as_folder.space
+    assert (as_file.space.spacing_mm[0], as_file.array.shape[1:]) == (2.5, volume.array.shape[1:])
