@@ -29,6 +29,7 @@ from rich.text import Text
 from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError
 from flarecps.processes import kill, obey_only_the_parent
+from flarecps.verbosity import is_quiet
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -144,7 +145,7 @@ def progress_bar(title: str, total: int, unit: str = "case", shown: bool = True)
     """
     console = Console(stderr=True)
     rate = _Rate(title, total, unit)
-    if not shown or total == 0:
+    if not shown or total == 0 or is_quiet():
         yield rate.step
     elif console.is_terminal and not console.is_dumb_terminal:
         named = TextColumn("{task.description}")

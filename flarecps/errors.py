@@ -4,7 +4,8 @@ The command line prints such an error as one line and ends with exit code 2; any
 of the program and keeps its traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class FlarecpsError(Exception):
@@ -59,3 +60,13 @@ def counted(number: int, noun: str) -> str:
     ('1 case', '2 cases')
     """
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that is most like it; nothing where none is.
+
+    >>> did_you_mean("--worker", ["--workers", "--out"]), did_you_mean("--zzz", ["--out"])
+    ('; did you mean --workers?', '')
+    """
+    nearest = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -16,15 +16,47 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
+from flarecps.errors import ConfigError, did_you_mean
+from flarecps.verbosity import EXPLAINED
+
 _UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
 _PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+
+
+# What must be there already, by parameter: a wrong path is answered before anything heavy is imported.
+_LABEL_MAPS = "no such folder or file; expected label maps (NIfTI, NRRD, MHA)"
+_INPUTS = {
+    "dataset": "no such folder; expected a data set",
+    "plan": "no such plan file; 'flarecps plan DATASET --out PLAN' writes one",
+    "checkpoint": "no such checkpoint file; 'flarecps fit' writes RUN/checkpoints/last.ckpt",
+    "input": "no such file or folder; expected a scan, a DICOM series or a folder of scans",
+    "images": "no such folder; expected the scans that were segmented",
+    "predictions": _LABEL_MAPS,
+    "references": _LABEL_MAPS,
+    "labels": "no such file or folder; expected label maps, or the dataset.json that names them",
+    "runs": "no such run folder; 'flarecps fit' makes one (--trainer.default_root_dir)",
+    "folder": "no such folder; expected a model folder of nnU-Net v2",
+    "source": "no such folder; expected a data set to convert",
+    "data": "no such folder; expected the FLARE22 data",
+    "anatomy": "no such folder; expected label maps of real anatomy",
+}
+
+
+class _OneLine(ArgumentParser):
+    """A parser whose complaint is one line, as every other error of the program."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        words = " ".join(message.split())
+        print(f"{self.prog}: {words} ({self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
 
 
 class _PlainHelp(DefaultHelpFormatter):
@@ -54,7 +86,13 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters) and "--" in words:
         place = words.index("--")
         words, rest = words[:place], words[place + 1 :]
-    given = vars(parser.parse_args([_dashes(word) for word in words]))
+    words = [_dashes(word) for word in words]
+    known = [option for action in parser._actions for option in action.option_strings]  # which has no public name
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            parser.error(f"no option {option}{did_you_mean(option, known)}")
+    given = vars(parser.parse_args(words))
     arguments: list[Any] = []
     options = {}
     for parameter in parameters:
@@ -62,6 +100,9 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
             arguments += rest
             continue
         value = given[names[parameter.name]]
+        for path in value if isinstance(value, list) else [value]:
+            if parameter.name in _INPUTS and isinstance(path, Path) and path != parameter.default and not path.exists():
+                raise ConfigError(f"{path}: {_INPUTS[parameter.name]}")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             arguments.append(value)
         else:
@@ -73,7 +114,7 @@ def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, di
     """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
     documentation = parse(inspect.getdoc(function) or "")
     explained = {one.arg_name: " ".join((one.description or "").split()) for one in documentation.params}
-    parser = ArgumentParser(prog=prog, description=documentation.description, formatter_class=_PlainHelp)
+    parser = _OneLine(prog=prog, description=documentation.description, formatter_class=_PlainHelp, allow_abbrev=False)
     hints = get_type_hints(function)
     names = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -86,6 +127,8 @@ def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, di
         name = names[parameter.name] = stem if has_unit else parameter.name.rstrip("_")  # from_ is --from
         explanation = explained.get(parameter.name) or name.replace("_", " ")
         _add(parser, parameter, hints[parameter.name], name, explanation, unit.upper() if has_unit else None)
+    for option, explanation in EXPLAINED.items():
+        parser.add_argument(option, action="store_true", help=explanation, default=argparse.SUPPRESS)
     return parser, names
 
 

@@ -9,14 +9,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from flarecps import __version__
-from flarecps.errors import FlarecpsError
+from flarecps.errors import FlarecpsError, did_you_mean
+from flarecps.verbosity import EXPLAINED, VERBOSE, said, without_options
 
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A FlarecpsError becomes one line on standard error and exit code 2; anything else keeps its traceback.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, level = without_options(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help_text())
         return 0 if words else USER_MISTAKE
@@ -77,13 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = words[0]
     if name not in COMMANDS:
-        nearest = get_close_matches(name, COMMANDS, n=1)
-        advice = f"did you mean {nearest[0]!r}?" if nearest else f"commands: {', '.join(COMMANDS)}"
-        print(f"flarecps: no command {name!r}; {advice}", file=sys.stderr)
+        advice = did_you_mean(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
+        print(f"flarecps: no command {name!r}{advice}", file=sys.stderr)
         return USER_MISTAKE
     try:
-        return _run(name, words[1:]) or 0
+        with said(level):
+            return _run(name, words[1:]) or 0
     except FlarecpsError as error:
+        if level == VERBOSE:
+            traceback.print_exception(error)
         print(f"flarecps {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
@@ -105,6 +108,7 @@ def _help_text() -> str:
             *lines,
             "",
             "flarecps COMMAND --help   its arguments, with units and defaults",
+            *(f"flarecps COMMAND {option:<8} {explanation}" for option, explanation in EXPLAINED.items()),
             "flarecps --version        the version",
         ]
     )

@@ -149,4 +149,7 @@ def say(words: str) -> None:
     """Print a line about the budget: estimated, traded, taken."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="cyan", markup=False)
+    from flarecps.verbosity import is_quiet
+
+    if not is_quiet():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(words, style="cyan", markup=False)

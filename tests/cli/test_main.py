@@ -105,7 +105,7 @@ def test_no_word_and_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "commands:" in capsys.readouterr().out
     assert cli.main(["segmnt", "x"]) == 2
-    assert "did you mean 'segment'?" in capsys.readouterr().err
+    assert "did you mean segment?" in capsys.readouterr().err
     assert cli.main(["zzz"]) == 2
     assert "commands: demo, phantom" in capsys.readouterr().err
 
@@ -115,7 +115,7 @@ def test_version_and_module_call() -> None:
     assert done.stdout.strip() == f"flarecps {flarecps.__version__}"
     done = subprocess.run([sys.executable, "-m", "flarecps", "fiit"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "flarecps: no command 'fiit'; did you mean 'fit'?\n"
+    assert done.stderr == "flarecps: no command 'fiit'; did you mean fit?\n"
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -236,3 +236,55 @@ def test_ctrl_c_while_a_command_is_imported_is_no_other_error(tmp_path: Path) ->
     )
     assert found.stderr == "flarecps inspect: interrupted\n"
     assert found.returncode == 130
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDER_COMMANDS if name != "efficiency"])
+def test_no_option_is_matched_by_its_beginning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--ou`` for ``--out`` would silently become another option when a second one begins like it."""
+    for wrong in ("--quie", "--ou", "--hel"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([name, "here", wrong, "x"])
+        assert end.value.code == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"flarecps {name}: no option {wrong}")
+        assert said.err.count("\n") == 1
+        assert not said.out
+
+
+def test_a_misspelt_option_is_named_with_its_likeness(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "here", "--gpu-memroy", "3"])
+    assert "no option --gpu-memroy; did you mean --gpu-memory?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["segment", "nowhere.ckpt", "scan", "out"],
+        ["summary", "nowhere.ckpt"],
+        ["report", "nowhere"],
+        ["export", "nowhere.ckpt", "out", "--to", "onnx"],
+        ["preprocess", "nowhere", "plan.json", "--out", "out"],
+    ],
+)
+def test_a_wrong_path_is_answered_before_any_heavy_library(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom flarecps.cli.main import main\ncode = main(sys.argv[1:])\n"
+        f"sys.exit(code if not {HEAVY!r} & set(sys.modules) else 99)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_quiet_and_v_are_every_commands(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["phantom", str(tmp_path / "p"), "--labelled", "1", "--unlabelled", "0", "--test", "0"]) == 0
+    assert all(capfd.readouterr()), "a bar on standard error, what was written on standard output"
+    words = ["--labelled", "1", "--unlabelled", "0", "--test", "0", "--quiet"]
+    assert cli.main(["phantom", str(tmp_path / "q"), *words]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert cli.main(["inspect", "--quiet", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capfd.readouterr().err, "errors are still said"
+    assert cli.main(["inspect", str(tmp_path / "nowhere"), "-v"]) == 2
+    assert "Traceback" in capfd.readouterr().err
