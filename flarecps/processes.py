@@ -24,6 +24,11 @@ LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
 
+def usable_cores() -> int:
+    """The cores that this process may use: of a cluster's job, its share of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
     """While the block runs, these signals wait; workers forked in it begin with them blocked.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flarecps.cli.configs import config_path
 from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError
 
@@ -64,7 +65,7 @@ def _stages(out: Path, size: str, seed: int) -> list[list[str]]:
     """The commands of the demo, without the leading ``flarecps``."""
     data, plan, store = str(out / "phantom"), str(out / "plan.json"), str(out / "store")
     scans, config, planning = SIZES[size]
-    configs = {"cps": config_path(f"{config}.yaml"), "supervised": config_path(f"{config}_supervised.yaml")}
+    configs = {"cps": config_path(config), "supervised": config_path(f"{config}_supervised")}
     runs = {method: str(out / "runs" / method) for method in configs}
     stages = [
         ["phantom", data, *scans.split(), "--size", size, "--seed", str(seed)],
@@ -83,17 +84,6 @@ def _stages(out: Path, size: str, seed: int) -> list[list[str]]:
     images = ["--images", f"{data}/imagesTs", "--references", f"{data}/labelsTs"]
     stages.append(["report", *runs.values(), "--names", names, *images, "--out", str(out / "report.html")])
     return stages
-
-
-def config_path(name: str) -> Path:
-    """Where a shipped config lies: in the checkout, or where the installed package put it."""
-    for folder in (
-        Path(__file__).resolve().parents[2] / "configs",
-        Path(sys.prefix) / "share" / "flarecps" / "configs",
-    ):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"{name}: the configs that come with flarecps are missing; install it again")
 
 
 def _show_scores(out: Path, console: Console) -> None:

@@ -87,7 +87,7 @@ def example_runs(folder: Path | str) -> _Example:
 def _fit(config: str, store: Path, run: Path, crossed: bool) -> None:
     import os
 
-    from flarecps.cli.demo import config_path
+    from flarecps.cli.configs import config_path
     from flarecps.cli.training import lightning_command
 
     os.environ.setdefault("WANDB_MODE", "disabled")  # nobody wants an example on a dashboard

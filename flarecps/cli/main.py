@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command] = {
     "relabel": Command("flarecps.cli.relabel", "relabel", "give label maps other ids, as inspect proposes"),
     "plan": Command("flarecps.cli.plan", "plan", "derive spacing, patch, network and intensities from a data set"),
     "preprocess": Command("flarecps.cli.preprocess", "preprocess", "crop and resample a data set into a case store"),
-    "fit": Command("flarecps.cli.training", "lightning_command", "train from a config (Lightning's fit)"),
+    "fit": Command("flarecps.cli.training", "lightning_command", "train on a case store, with or without a config"),
     "validate": Command("flarecps.cli.training", "lightning_command", "score a checkpoint on the validation cases"),
     "test": Command("flarecps.cli.training", "lightning_command", "score a checkpoint on the test cases"),
     "predict": Command("flarecps.cli.training", "lightning_command", "predict with a checkpoint and a config"),
@@ -58,6 +58,9 @@ COMMANDS: dict[str, Command] = {
     "export": Command("flarecps.cli.export", "export", "write a model for nnU-Net v2, or as ONNX"),
     "import": Command("flarecps.cli.import_", "import_model", "read a model that nnU-Net v2 trained"),
     "convert": Command("flarecps.cli.convert", "convert", "make an nnU-Net data set of FLARE22, MSD or folders"),
+    "configs": Command(
+        "flarecps.cli.configs", "configs", "list the training configs that come with flarecps, or copy them"
+    ),
     "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables; needs the FLARE22 data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -117,6 +120,11 @@ def _help_text() -> str:
 def _run(name: str, words: list[str]) -> int | None:
     """Import one command and run it on its words."""
     command = COMMANDS[name]
+    if name in LIGHTNING_COMMANDS:
+        from flarecps.cli.training_options import answered
+
+        if (code := answered([name, *words])) is not None:
+            return code
     with ExitStack() as stack:
         if name == "fit":
             from flarecps.training.stop_signals import listening

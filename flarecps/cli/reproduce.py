@@ -65,7 +65,7 @@ def reproduce(
     """
     from rich.console import Console
 
-    from flarecps.cli.demo import config_path
+    from flarecps.cli.configs import config_path
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.experiments.flare22 import RecipeOptions, flare22_stages, write_paper_tables
     from flarecps.experiments.flare22_data import assign_roles, check_case_counts, released_cases

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -67,18 +66,17 @@ def score(
     from flarecps.anatomy import organs_of
     from flarecps.evaluation.label_sets import label_set, read_tolerances
     from flarecps.evaluation.scores import score_folders
+    from flarecps.processes import usable_cores
 
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)
     tolerances_mm = read_tolerances(tolerance_mm, organs_of(structures)) if tolerance_mm is not None else {}
-    # The cores that this process may use: a cluster job's share of them.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     scored = score_folders(
         predictions,
         references,
         structures,
         protocol,
-        workers or min(cores, MOST_WORKERS),
+        workers or min(usable_cores(), MOST_WORKERS),
         tolerances_mm=tolerances_mm,
         keep=out / KEPT,
         share=shard,

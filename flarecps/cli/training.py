@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -19,15 +22,29 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
 from flarecps.cli.former_keys import current_words, read_config
+from flarecps.cli.training_options import (
+    DRY_RUN,
+    LIGHTNING_COMMANDS,
+    OWN_OPTIONS,
+    asks_for_help,
+    given_settings,
+    pairs,
+    taken,
+    with_found_configs,
+)
 from flarecps.data.datamodule import ScanDataModule
-from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError
+from flarecps.datasets.splits import SPLITS, choose_split, read_splits
+from flarecps.errors import CheckpointError, ConfigError, DatasetError, TrainingError, WorkerError
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
+from flarecps.processes import usable_cores
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
@@ -47,12 +64,15 @@ from flarecps.training.checkpoint_files import (
     remove_leftovers,
 )
 from flarecps.training.dashboards import DashboardSession, WandbDashboard, finish_dashboards, loggers_of
+from flarecps.training.defaults import PAPERS_EPOCHS, Machine, default_settings, epochs_of, said
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
+from flarecps.verbosity import is_quiet, is_verbose
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
+    "enable_model_summary": False,  # of modules; 'started_with' and 'flarecps summary' say what a model is
     "num_sanity_val_steps": 0,  # a whole-scan validation of random weights says nothing
     "use_distributed_sampler": False,  # every draw has an address; an injected sampler would repeat them
     "log_every_n_steps": 1,
@@ -61,6 +81,7 @@ TRAINER_DEFAULTS = {
 
 USER_MISTAKE = 2  # exit code, as in main
 FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
+LONGEST_COMPLAINT = 600  # characters of the parser's, which may list every type that a value might have had
 FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
 
 AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
@@ -79,18 +100,33 @@ class _RunConfig(SaveConfigCallback):
             self.parser.save(self.config, run / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
+class _Parser(LightningArgumentParser):
+    """Lightning's parser; options are matched whole, and a complaint is one line."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **settings)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        words = " ".join(message.split())
+        raise ConfigError(f"{words[:LONGEST_COMPLAINT]}{' …' if len(words) > LONGEST_COMPLAINT else ''}") from ex
+
+
 class _TrainingCLI(LightningCLI):
     """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
 
     def __init__(self, words: list[str], **settings: Any) -> None:
         self.words = words
-        words, said = current_words(words)
-        if said and not rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
-            print(f"flarecps: {'; '.join(said)}", file=sys.stderr, flush=True)
+        words, said = current_words(with_found_configs(words))
+        if words[0] in LIGHTNING_COMMANDS and not asks_for_help(words):
+            words, decided = _with_defaults(words)
+            said += decided
+        for line in said:
+            say(line)
         super().__init__(
             SegmentationModule,
             ScanDataModule,
             trainer_defaults=TRAINER_DEFAULTS,
+            parser_class=_Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -101,19 +137,9 @@ class _TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
         parser.link_arguments("data", "model.plan", compute_fn=_plan_of, apply_on="instantiate")
-        options: list[tuple[str, Any, Any, str]] = [
-            ("overwrite", bool, False, "start anew in a run folder that holds checkpoints"),
-            ("init", str | None, None,
-             "fit: start from the weights of this checkpoint; one network's become sibling 1's"),
-            ("pictures", int, 2,
-             "fit: number of validation cases whose segmentations are drawn during training; 0 for none"),
-            ("init_siblings", list[int] | None, None,
-             "fit --init: the siblings that start from it, such as [2]; by default as many as it holds"),
-        ]  # fmt: skip
-        for name, kind, default, words in options:
-            parser.add_argument(f"--{name}", type=kind, default=default, help=words)
-        words = "fit: take a few steps, print memory, step time and the time to the end, and write nothing"
-        parser.add_argument("--dry-run", action="store_true", help=words)
+        for name, option in OWN_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=option.kind, default=option.default, help=f"fit: {option.help}")
+        parser.add_argument("--dry-run", action="store_true", help=f"fit: {DRY_RUN}")
 
     @property
     def run_folder(self) -> Path:
@@ -135,7 +161,9 @@ class _TrainingCLI(LightningCLI):
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
             rank_zero_info(load_start_weights(start, self.model.plan, self.model.siblings, into))
             self.model.start_method()
-        if not self._is_dry_run:
+        for line in instead_of_the_plan(self.datamodule, self.model):
+            say(line)
+        if not self.is_dry_run:
             remove_leftovers(self.run_folder / FOLDER, own=self._get(self.config, "overwrite") and not resumed)
 
     def before_validate(self) -> None:
@@ -149,11 +177,13 @@ class _TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
-        if self._is_dry_run:
+        if self.is_dry_run:
             return self._dry_trainer(given)
         run = self.run_folder
         kwargs["plugins"] = _plugins(given["plugins"])
-        callbacks: list[Any] = [] if given["enable_progress_bar"] is False else [TrainingProgress()]
+        shows_progress = given["enable_progress_bar"] is not False and not is_quiet()
+        callbacks: list[Any] = [TrainingProgress()] if shows_progress else []
+        kwargs["enable_progress_bar"] = shows_progress
         if self.subcommand == "fit":
             if given["strategy"] == "ddp":
                 kwargs["strategy"] = DDPStrategy(timeout=LONGEST_WAIT)
@@ -179,15 +209,22 @@ class _TrainingCLI(LightningCLI):
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
 
     @property
-    def _is_dry_run(self) -> bool:
+    def is_dry_run(self) -> bool:
+        """Whether ``fit`` is to take a few steps and write nothing."""
         return self.subcommand == "fit" and bool(self._get(self.config, "dry_run"))
 
     def _dry_trainer(self, given: Any) -> Trainer:
         """A trainer for a few steps without validation, checkpoints and loggers."""
         iterations = self.datamodule.iterations_per_epoch
         steps = len(STEPS_WITH_PSEUDO_LABELS)
+        end = {f"trainer.max_{unit}": given[f"max_{unit}"] for unit in ("epochs", "steps")}
+        epochs = epochs_of({**end, "data.iterations_per_epoch": iterations}, len(self.model.siblings))
+        if epochs is None and given["max_epochs"] is None and given["max_time"] is None:
+            epochs = PAPERS_EPOCHS  # Lightning's own, where a config says null
         few = {
             "max_epochs": -(-steps // iterations),
+            "max_steps": -1,
+            "max_time": None,
             "limit_train_batches": min(steps, iterations),
             "limit_val_batches": 0,
             "logger": False,
@@ -195,7 +232,8 @@ class _TrainingCLI(LightningCLI):
             "enable_progress_bar": False,
             "enable_model_summary": False,
         }
-        return self._instantiate_trainer({**given, **few}, [DryRun(given["max_epochs"] or 0, iterations)])
+        most = given["max_steps"] // len(self.model.siblings) if given["max_steps"] >= 0 else None
+        return self._instantiate_trainer({**given, **few}, [DryRun(epochs, iterations, most)])
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let a checkpoint's hyperparameters override config and command line."""
@@ -212,7 +250,7 @@ class _TrainingCLI(LightningCLI):
     def _find_checkpoint(self) -> None:
         """``ckpt_path: last`` or ``best`` means this run's own; a run with checkpoints is never overwritten unasked."""
         given = self._get(self.config, "ckpt_path")
-        if self._is_dry_run:
+        if self.is_dry_run:
             self.config[self.subcommand]["ckpt_path"] = None
             return
         folder = self.run_folder / FOLDER
@@ -225,10 +263,7 @@ class _TrainingCLI(LightningCLI):
                 f"{self.subcommand} needs a checkpoint: --ckpt_path last or best (of {folder}), or a file's path"
             )
         elif candidates(folder) and not self._get(self.config, "overwrite"):
-            raise ConfigError(
-                f"{folder.parent}: this run folder holds checkpoints already; continue with --ckpt_path last, "
-                "name another folder with --trainer.default_root_dir, or start anew with --overwrite true"
-            )
+            raise taken(folder.parent)
         self.config[self.subcommand]["ckpt_path"] = None if given is None else str(given)
 
     def _named(self, folder: Path, given: str) -> Path:
@@ -272,6 +307,84 @@ def _plugins(given: Any) -> list[Any]:
     return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
 
 
+def say(line: str) -> None:
+    """Print a line on standard error, in one process of a training, unless it is to be quiet."""
+    if not is_quiet() and not rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
+        print(f"flarecps: {line}", file=sys.stderr, flush=True)
+
+
+def _with_defaults(words: list[str]) -> tuple[list[str], list[str]]:
+    """A command line with what it leaves open decided by store and machine, and what was decided, in words."""
+    command, *rest = words
+    given = given_settings(rest)
+    store = given.get("data.store")
+    if not isinstance(store, str) or "${" in store:  # the parser will say what is missing, or knows what it refers to
+        return words, []
+    machine = _machine(given)
+    unlabelled = _unlabelled_cases(Path(store), given)
+    options = [name for name, _ in pairs(rest)]
+    found = default_settings(given, "config" in options, unlabelled, machine)
+    decided = said(found, given, unlabelled, machine) if command == "fit" else []
+    more = []
+    workers = given.get("data.workers")
+    if isinstance(workers, int) and workers > machine.cores and "data.workers" not in options:
+        more = [f"--data.workers={machine.cores}"]
+        decided.append(f"workers {machine.cores}, as many as there are cores, instead of the config's {workers}")
+    nested: dict[str, Any] = {}
+    for name, value in found.items():
+        part, _, key = name.partition(".")
+        nested.setdefault(part, {})[key] = value
+    return [command, f"--config={OmegaConf.to_yaml(OmegaConf.create(nested))}", *rest, *more], decided
+
+
+def _machine(given: dict[str, Any]) -> Machine:
+    """What a process of a training with these settings may use."""
+    gpu = torch.cuda.is_available() and given.get("trainer.accelerator") != "cpu"
+    devices = str(given.get("trainer.devices", 1))
+    beside = int(devices) if devices.isdigit() and int(devices) and not under_slurm() else 1  # SLURM deals cores out
+    return Machine(
+        max(1, usable_cores() // beside), gpu, gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+
+
+def _unlabelled_cases(store: Path, given: dict[str, Any]) -> int:
+    """How many the store's split has; 0 where it can't be told, which the data module will explain."""
+    try:
+        name = given.get("data.split")
+        return len(
+            choose_split(read_splits(store / SPLITS), None if name in (None, "null") else name, store).unlabelled
+        )
+    except DatasetError:
+        return 0
+
+
+def instead_of_the_plan(data: ScanDataModule, model: SegmentationModule) -> list[str]:
+    """The network that is trained, and a line for all that a config says instead of the store's plan."""
+    planned, used = data.plan, model.plan
+    size = sum(weight.numel() for weight in model.siblings[0].parameters()) / 1e6
+    lines = [f"{len(model.siblings)} × {type(model.siblings[0]).__name__}, {size:.2f} M parameters each"]
+    if used.patch_voxels != planned.patch_voxels:
+        lines.append(f"patch {_times(used.patch_voxels)} instead of the plan's {_times(planned.patch_voxels)}")
+    for stream, patches in used.global_batch.items():
+        if patches not in (0, planned.global_batch.get(stream, 0)):
+            lines.append(
+                f"batch of {patches} {stream} patches instead of the plan's {planned.global_batch.get(stream, 0)}"
+            )
+    for name in ("features", "strides", "kernels"):
+        own, other = (_network_row(getattr(one.topology, name)) for one in (used, planned))
+        if own != other:
+            lines.append(f"network's {name} {own} instead of the plan's {other}")
+    return lines
+
+
+def _network_row(row: Sequence[Any]) -> str:
+    return "-".join(_times(one) if isinstance(one, Sequence) else str(one) for one in row)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
     """The store's plan with what the config says instead of it: the plan this run trains by."""
     return plan_to_json(replace(data.plan, patch_voxels=data.patch_voxels, global_batch=data.global_batch))
@@ -280,6 +393,7 @@ def _plan_of(data: ScanDataModule) -> dict[str, Any]:
 def lightning_command(arguments: list[str]) -> int:
     """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
     _set_up_libraries()
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     stopped: StoppedBySignal | None = None
     try:
         cli = _TrainingCLI(arguments, save_config_callback=_RunConfig)
@@ -289,6 +403,8 @@ def lightning_command(arguments: list[str]) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1 after Ctrl-C
             raise KeyboardInterrupt from None
         raise
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no error of its own
             raise
@@ -306,7 +422,20 @@ def lightning_command(arguments: list[str]) -> int:
     if stopped is not None:
         return _leave(stopped)
     trainer: Any = cli.trainer
+    if arguments[0] == "fit" and not cli.is_dry_run:
+        _say_written(cli.run_folder)
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
+
+
+def _say_written(run: Path) -> None:
+    """The end of a training: what it wrote, and the next command."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
+        return
+    best = run / FOLDER / f"{BEST}.ckpt"
+    last = run / FOLDER / f"{LAST}.ckpt"
+    also = f" (and {best.name}, by validation)" if best.is_file() else ""
+    print(f"written: {last}{also}")
+    print(f"next: flarecps segment {shlex.quote(str(last))} SCANS {shlex.quote(str(run / 'segmentations'))}")
 
 
 def _leave(stopped: StoppedBySignal) -> int:
@@ -393,17 +522,35 @@ def _plan_without_store(data: dict[str, Any], topology: Topology, classes: int |
 
 def _set_up_libraries() -> None:
     """Let configs refer to their own values (``${...}``) across files and the command line; and leave out what
-    libraries say on every start that is no news here: each line says why.
+    libraries say on every start that is no news here, unless -v asks for it: each line says why.
     """
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in str(record.msg)
+    if is_verbose():
+        return
+    told_otherwise = (
+        "litlogger",  # an advertisement
+        "PU available: ",  # GPU, TPU, HPU: what is trained on is said at the start
+        "Seed set to ",  # config.yaml says it
+        "`Trainer.fit` stopped: `max_epochs",  # the progress ends with its last epoch
+        "estoring states from the checkpoint",  # 'resume from' says it; and "Restored all states"
+        "estored all states from the checkpoint",
+        "LOCAL_RANK: ",
     )
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+    ):
+        logging.getLogger(name).addFilter(
+            lambda record: not any(words in record.getMessage() for words in told_otherwise)
+        )
     ignored = (
         ".*across ranks is zero.*",  # fold: all has no validation scans
         ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
         ".*args parameter is intended to run.*",  # the words of sys.argv are handed on, they do not contradict it
+        ".*srun. command is available on your system but is not used.*",  # a training need not be a job
+        ".*suggested max number of worker.*",  # who asks for more workers than cores gets them
         ".*recommended to use.*sync_dist=True.*",  # what is logged has been reduced already, and is equal on all ranks
     )
     for message in ignored:

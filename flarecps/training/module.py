@@ -165,7 +165,7 @@ class SegmentationModule(LightningModule):
 
     def _watch_pseudo_labels(self) -> None:
         """Log the epoch's pseudo-label health, and let a class that has vanished have its consequence."""
-        if not self.health.update_called:  # λ was 0
+        if not self.health.update_called or self.pretended_epoch is not None:  # λ was 0, or a dry run's few steps
             return
         health = self.health.compute()  # of all ranks
         self.health.reset()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flarecps.cli.main import COMMANDS, LIGHTNING_COMMANDS, main
+from flarecps.verbosity import EXPLAINED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -32,8 +33,11 @@ def options(command: str) -> frozenset[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")  # or an option is broken at its hyphens
         with redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
-            main([*command.split(), "--help"])
-    return frozenset(OPTION.findall(printed.getvalue()))
+            main([*command.split(), "--help-all" if command in LIGHTNING_COMMANDS else "--help"])
+    return frozenset(OPTION.findall(printed.getvalue())) | {
+        "--help-all",
+        *(EXPLAINED if command in LIGHTNING_COMMANDS else ()),
+    }
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

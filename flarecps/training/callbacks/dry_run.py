@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flarecps.durations import clock
+from flarecps.errors import counted
 from flarecps.networks import rebuilt
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import network_step_gb
@@ -22,6 +23,7 @@ from flarecps.training.module import SegmentationModule, segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
 STEPS_WITH_PSEUDO_LABELS = (True, False, False, True, True, True)
+LONG = 1000  # epochs to look for a λ in, where a training has no end
 GB = 1e9
 
 
@@ -34,15 +36,21 @@ class TimedStep:
     with_pseudo_labels: bool
 
 
-def seconds_to_the_end(steps: list[TimedStep], weight: Callable[[int], float], epochs: int, iterations: int) -> float:
+def seconds_to_the_end(
+    steps: list[TimedStep], weight: Callable[[int], float], epochs: int, iterations: int, most: int | None = None
+) -> float:
     """Seconds that ``epochs`` of ``iterations`` steps take, of which those with λ = 0 compute no unlabelled patch.
+
+    With ``most`` no more steps than that.
 
     >>> steps = [TimedStep(0.0, 2.0, True), TimedStep(0.5, 0.5, False)]
     >>> seconds_to_the_end(steps, lambda epoch: min(epoch, 1), epochs=3, iterations=10)
     50.0
     """
     means = {kind: _mean([step for step in steps if step.with_pseudo_labels == kind]) for kind in (True, False)}
-    return sum(iterations * means[weight(epoch) > 0] for epoch in range(epochs))
+    most = epochs * iterations if most is None else most
+    taken = (max(0, min(iterations, most - epoch * iterations)) for epoch in range(epochs))
+    return sum(number * means[weight(epoch) > 0] for epoch, number in enumerate(taken))
 
 
 def _mean(steps: list[TimedStep]) -> float:
@@ -55,8 +63,9 @@ class DryRun(Callback):
     The module pretends to be in an epoch of that λ; one that no epoch has is not timed.
     """
 
-    def __init__(self, epochs: int, iterations: int) -> None:
-        self.epochs, self.iterations = epochs, iterations
+    def __init__(self, epochs: int | None, iterations: int, most: int | None = None) -> None:
+        self.epochs, self.iterations = epochs, iterations  # None: without an end that is known
+        self.most = most  # steps, where those are limited
         self.steps: list[TimedStep] = []
         self._taken = 0
         self._began = self._ended = 0.0
@@ -64,7 +73,7 @@ class DryRun(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weight = segmentation_module(pl_module).method.weight
-        epochs = range(max(self.epochs, 1))
+        epochs = range(max(self.epochs or LONG, 1))
         largest, smallest = max(epochs, key=weight), min(epochs, key=weight)
         self._epochs = {weight(epoch) > 0: epoch for epoch in (largest, smallest)}
         self._ended = time.monotonic()
@@ -106,10 +115,14 @@ class DryRun(Callback):
         memory = _estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
         for name, amount in memory.items():
             table.add_row(name, f"{amount:.2f} GB")
-        left_s = seconds_to_the_end(self.steps, module.method.weight, self.epochs, self.iterations)
-        table.add_row(
-            f"{self.epochs} epochs of {self.iterations} steps", f"{clock(left_s)} (h:mm:ss), validation not included"
-        )
+        epochs = 1 if self.epochs is None else self.epochs
+        left_s = seconds_to_the_end(self.steps, module.method.weight, epochs, self.iterations, self.most)
+        length = f"{counted(epochs, 'epoch')} of {counted(self.iterations, 'step')}"
+        if self.most is not None and self.most < epochs * self.iterations:
+            length = f"{counted(self.most, 'step')} (trainer.max_steps, shared by {len(module.siblings)} optimisers)"
+        table.add_row(length, f"{clock(left_s)} (h:mm:ss), validation not included")
+        if self.epochs is None:
+            table.add_row("to the end", "not known: the training has no number of epochs (trainer.max_epochs)")
         Console().print(table)
 
 

@@ -167,6 +167,13 @@ class TrainingProgress(ProgressBar):
         if metric_names.DATA_WAIT in metrics:
             words.append(f"data wait {metrics[metric_names.DATA_WAIT]:.0%}")
         of_epoch = int(trainer.num_training_batches)
-        to_do = (trainer.max_epochs or 0) * of_epoch - epoch * of_epoch - steps
-        seconds = (time.monotonic() - self._began) / max(self._taken, 1)
-        return f"epoch {epoch + 1}/{trainer.max_epochs}", " · ".join([*words, f"{clock(seconds * to_do)} left"])
+        done = epoch * of_epoch + steps
+        every = len(trainer.optimizers) or 1  # Lightning counts a step of each as one of max_steps
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        ends = [epochs * of_epoch] if epochs >= 0 else []
+        ends += [trainer.max_steps // every] if trainer.max_steps >= 0 else []
+        if ends and self._taken:
+            seconds = (time.monotonic() - self._began) / self._taken
+            words.append(f"{clock(seconds * max(min(ends) - done, 0))} left")
+        of = f"/{-(-min(ends) // of_epoch)}" if ends else ""
+        return f"epoch {epoch + 1}{of}", " · ".join(words)

@@ -1,0 +1,175 @@
+"""What ``fit`` answers before Lightning is imported: help, misspelt names, wrong paths; and configs by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from stores import CONFIGS
+
+from flarecps.cli import configs
+from flarecps.cli.main import LIGHTNING_COMMANDS, main
+from flarecps.cli.training_options import CLASSES, given_settings, help_text, known_options
+
+HEAVY = {"torch", "lightning", "torchio", "SimpleITK", "scipy"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """As much of a case store as the checks look at."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "store.json").write_text("{}")
+    (folder / "splits.json").write_text(json.dumps({"labelled": ["a"], "unlabelled": ["b"], "test": []}))
+    return folder
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command ends with."""
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    (line,) = said.err.splitlines()
+    return line
+
+
+def test_nothing_heavy_is_imported_for_an_answer(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom flarecps.cli.main import main\n"
+        "for words in (['fit', '--help'], ['fit', '--data.stor', 'x'], ['fit', '--data.store', 'nowhere'],\n"
+        "              ['test', '--config', 'nowhere'], ['configs']):\n    main(words)\n"
+        f"sys.exit(bool({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 3
+
+
+@pytest.mark.parametrize("part", CLASSES)
+def test_options_read_from_source_are_the_classes_own(part: str) -> None:
+    import inspect
+
+    from flarecps.data.datamodule import ScanDataModule
+    from flarecps.training.module import SegmentationModule
+
+    owner = {"data": ScanDataModule, "model": SegmentationModule}[part]
+    assert set(known_options(part)) == set(inspect.signature(owner.__init__).parameters) - {"self"}
+    assert all(text for _, text in known_options(part).values()), "each with its explanation"
+
+
+def test_lightnings_options_are_found() -> None:
+    assert {"max_epochs", "precision", "default_root_dir", "callbacks"} <= set(known_options("trainer"))
+
+
+@pytest.mark.parametrize("command", LIGHTNING_COMMANDS)
+def test_help_names_every_option_of_ours(command: str) -> None:
+    text = help_text(command)
+    for part in CLASSES:
+        for name in set(known_options(part)) - {"plan", "predict_input"}:
+            assert f"--{part}.{name} " in text
+    assert ("--overwrite" in text) == (command == "fit")
+    assert ("--data.predict_input" in text) == (command == "predict")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.stor", "x"], "no option --data.stor; did you mean --data.store?"),
+        (["--workers", "3"], "no option --workers; did you mean --data.workers?"),
+        (["--ckpt-path", "last"], "no option --ckpt-path; did you mean --ckpt_path?"),
+        (["--trainer.max_epoch", "3"], "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+        (["--model.clipnorm=3"], "no option --model.clipnorm; did you mean --model.clip_norm?"),
+        (["store"], "unexpected 'store'"),
+        ([], "fit needs --data.store STORE"),
+        (["--data.store", "nowhere"], "nowhere: no such case store; 'flarecps preprocess DATASET PLAN --out nowhere'"),
+        (["--config", "flare22"], "flare22: no such config file, nor a config's name; did you mean flare22_"),
+        (["--config", "nowhere/a.yaml"], "nowhere/a.yaml: no such config file"),
+        (["--config", "flare22_3d"], "stores/flare22: no such case store"),
+        (["--data.store", "STORE", "--data.split", "ten"], "no split 'ten'; it has default"),
+        (["--data.store", "STORE", "--ckpt_path", "a.ckpt"], "a.ckpt: no such checkpoint"),
+        (["--data.store", "STORE", "--ckpt_path", "last"], "no such checkpoint"),
+        (["--data.store", "STORE", "--init", "a.ckpt"], "a.ckpt: no such checkpoint to start from"),
+        (["--data.store", "STORE", "--trainer.max_epochs", "-2"], "trainer.max_epochs is -2"),
+        (["--data.store", "STORE", "--trainer.default_root_dir", "STORE/run"], "holds checkpoints already"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    words: list[str], message: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "run" / "checkpoints").mkdir(parents=True)
+    (store / "run" / "checkpoints" / "last.ckpt").touch()
+    assert message in refused(["fit", *(word.replace("STORE", str(store)) for word in words)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dat: {store: x}", "no setting dat; did you mean data?"),
+        ("data: {store: x, patch_voxel: [3]}", "no setting data.patch_voxel; did you mean data.patch_voxels?"),
+        ("trainer: {max_epoch: 3}", "no setting trainer.max_epoch; did you mean trainer.max_epochs?"),
+        ("data: [", "can't be read as YAML"),
+        ("- 3", "holds no settings"),
+    ],
+)
+def test_a_configs_mistakes_name_the_config(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    line = refused(["fit", "--config", str(tmp_path / "my.yaml")], capsys)
+    assert line.startswith(f"flarecps fit: {tmp_path / 'my.yaml'}: ")
+    assert message in line
+
+
+def test_settings_of_configs_and_options_are_put_together(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {store: one, fold: 0}\nseed_everything: 3\n")
+    words = [
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--data.store=two",
+        "--model.topology.features",
+        "[1, 2]",
+        "--dry-run",
+    ]
+    assert given_settings(words) == {
+        "data.store": "two", "data.fold": 0, "seed_everything": 3, "model.topology.features": "[1, 2]",
+        "dry_run": "true",
+    }  # fmt: skip
+
+
+# -- configs by name
+
+
+def test_configs_are_listed_and_copied_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    assert [line.split()[0] for line in listed[: len(names)]] == names
+    assert all(len(line.split()) > 5 for line in listed[: len(names)])
+    assert main(["configs", "--copy", "kbp_3d", "la_3d.yaml", "--out", str(tmp_path / "mine")]) == 0
+    assert "next: flarecps fit --config" in capsys.readouterr().out.splitlines()[-1]
+    for name in ("kbp_3d", "la_3d"):
+        assert (tmp_path / "mine" / f"{name}.yaml").read_bytes() == (CONFIGS / f"{name}.yaml").read_bytes()
+    assert main(["configs", "--copy", "kbp_3d", "--out", str(tmp_path / "mine")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configs.found_config("kbp_3d") == str(CONFIGS / "kbp_3d.yaml")
+    assert configs.found_config("data: {fold: 0}") == "data: {fold: 0}"
+    Path("kbp_3d").write_text("data: {fold: 0}")
+    assert configs.found_config("kbp_3d") == "kbp_3d"
+
+
+def test_an_installed_package_finds_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel's data lie below the environment, the user's folder or the target, not beside the package."""
+    place = tmp_path / "share" / "flarecps"
+    (place / "configs").mkdir(parents=True)
+    (place / "configs" / "mine.yaml").write_text("# one line\ndata: {fold: 0}\n")
+    monkeypatch.setattr(configs, "PLACES", (tmp_path / "empty", place))
+    assert configs.preset_names() == ["mine"]
+    assert yaml.safe_load(configs.config_path("mine").read_text()) == {"data": {"fold": 0}}
