@@ -16,6 +16,10 @@ class ScanError(FlarecpsError):
     """A scan or label file that can't be read, or holds what it must not."""
 
 
+class GridError(ScanError):
+    """A grid that no scan can have: its message names no file, whoever reads one adds it."""
+
+
 class DatasetError(FlarecpsError):
     """A dataset folder that is not one, or contradicts itself."""
 

@@ -28,8 +28,8 @@ from flarecps.datasets.label_names import LARGEST_ID
 from flarecps.datasets.layouts import Case
 from flarecps.errors import ScanError
 from flarecps.typing import SpacingMm, Triple
-from flarecps.volumes.io import Volume, read_channels, read_volume
-from flarecps.volumes.space import Direction, Space
+from flarecps.volumes.io import Volume, on_grid, read_channels, read_volume
+from flarecps.volumes.space import Space, axis_codes
 
 FEWEST_VOXELS = 8  # along any axis; networks halve each axis two to five times
 SPACING_MM = (0.1, 10.0)  # outside of it a header is more often wrong than the scanner unusual
@@ -125,19 +125,6 @@ def inspect_case(case_and_labels: tuple[Case, LabelSet]) -> CaseInspection:
     )
 
 
-def axis_codes(direction: Direction) -> str:
-    """The patient directions in which a file's (column, row, slice) indices grow, as nibabel's codes.
-
-    >>> axis_codes((1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
-    'LPS'
-    """
-    cosines = np.asarray(direction, float).reshape(3, 3)
-    nearest = np.abs(cosines).argmax(axis=0)
-    return "".join(
-        ("LPS" if cosines[axis, stored] > 0 else "RAI")[axis] for stored, axis in enumerate(nearest.tolist())
-    )
-
-
 def _unreadable(error: ScanError) -> Found:
     """A ScanError as a finding; its kind is known by its words."""
     message = str(error)
@@ -192,9 +179,10 @@ def _inspect_labels(
     array = map_.array[0]
     counts = label_counts(array)
     findings += value_findings(path, array, counts)
-    if not map_.space.same_grid(volume.space):
-        words = f"{path} is not on the grid of its image ({map_.space.difference(volume.space)})"
-        findings.append(("grid-mismatch", words, "the grid of the image"))
+    try:
+        array = on_grid(map_, volume.space, "its image").array[0]
+    except ScanError as error:
+        findings.append(("grid-mismatch", str(error), "the grid of the image"))
         return counts or {}, "", False
     if counts is None:
         return {}, "", False

@@ -26,7 +26,7 @@ from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case
 from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
-from flarecps.volumes.io import in_file_order, is_scan_file, read_labels, scan_name
+from flarecps.volumes.io import in_file_order, is_scan_file, on_grid, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
@@ -139,25 +139,21 @@ def _score(case: _CaseFiles) -> CaseScore:
         return CaseScore(case.reference.name, scores, missing=True)
     prediction = read_labels(case.prediction)
     warnings = []
+    whose, cure = "its reference", "segment the scan that the reference was drawn on, without resampling or cropping it"
     if case.protocol == "strict":
-        difference = prediction.space.difference(reference.space)
+        prediction = on_grid(prediction, reference.space, whose, cure)
     else:
         # Quirk: arrays are compared as stored, and neither orientation nor position is checked.
-        difference, stored = "", reference.source.stored
+        stored = reference.source.stored
         apart = prediction.source.stored.difference(stored)
         prediction, reference = in_file_order(prediction), in_file_order(reference)
         # Spacing as stored: for NIfTI the header's pixdim, which the organisers' script reads.
         header = header_spacing_mm(case.reference) if reference.source.kind == "nifti" else None
         spacing_mm = header or stored.spacing_mm
         if prediction.array.shape != reference.array.shape:
-            difference = apart
-        elif apart:
+            raise ScanError(f"{case.prediction}: not on the grid of {whose} ({apart}): {cure}")
+        if apart:
             warnings.append(f"not on the reference's grid ({apart}); scored voxel by voxel as stored all the same")
-    if difference:
-        raise ScanError(
-            f"{case.prediction}: not on the grid of its reference ({difference}): segment the scan that the reference "
-            f"was drawn on, without resampling or cropping it"
-        )
     maps = prediction.array[0], reference.array[0]
     histogram = joint_histogram(*maps)
     names = {organ.id: f"{organ.name} ({organ.id})" for organ in case.organs}

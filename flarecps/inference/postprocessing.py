@@ -20,10 +20,10 @@ from scipy import ndimage
 
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases
-from flarecps.errors import ConfigError, DatasetError, ScanError
+from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import is_scan_file, read_labels, scan_name, write_labels
+from flarecps.volumes.io import is_scan_file, read_labels, read_labels_on, scan_name, write_labels
 
 Dsc: TypeAlias = dict[int, float]  # by label; NaN where prediction and reference both lack it
 Pair: TypeAlias = tuple[Path, Path]  # a prediction and its reference
@@ -309,10 +309,8 @@ def _holes_judged(pair: Pair, rules: Rules, organs: tuple[int, ...]) -> tuple[Ds
 
 
 def _maps(pair: Pair) -> tuple[LabelArray, LabelArray]:
-    prediction, reference = map(read_labels, pair)
-    if difference := prediction.space.difference(reference.space):
-        raise ScanError(f"{pair[0]}: not on the grid of its reference ({difference})")
-    return prediction.array[0], reference.array[0]
+    reference = read_labels(pair[1])
+    return read_labels_on(pair[0], reference.space, "its reference"), reference.array[0]
 
 
 def _dsc(prediction: LabelArray, reference: LabelArray, organs: tuple[int, ...]) -> Dsc:

@@ -39,7 +39,7 @@ from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.segmenter import Segmenter
 from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import Source, Volume, read_channels, read_labels, read_space, write_labels
+from flarecps.volumes.io import Source, Volume, read_channels, read_labels_on, read_space, write_labels
 from flarecps.volumes.space import Space
 
 A = TypeVar("A")  # what names a case
@@ -220,12 +220,7 @@ class CaseSegmentation:
 
 def _labels_on(path: Path, volume: Volume) -> LabelArray:
     """A finished result, as it is now. ScanError when it is not one of this scan."""
-    drawn = read_labels(path)
-    if difference := drawn.space.difference(volume.space):
-        raise ScanError(
-            f"{path}: not on the grid of {volume.source.path} ({difference}); remove it, or use --overwrite"
-        )
-    return drawn.array[0]
+    return read_labels_on(path, volume.space, str(volume.source.path), "remove it, or use --overwrite")
 
 
 def pipelined(

@@ -26,7 +26,8 @@ from flarecps.errors import DatasetError, ScanError
 from flarecps.planning.histogram import Histogram
 from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import crop, field_box
-from flarecps.volumes.io import Volume, read_channels, read_labels
+from flarecps.volumes.io import Volume, on_grid, read_channels, read_labels
+from flarecps.volumes.space import axis_codes
 
 FORMAT = "flarecps-fingerprint"
 VERSION = 1
@@ -152,13 +153,14 @@ def fingerprint_case(
 
     Raises ``ScanError`` when the labels' grid or values do not fit.
     """
+    if labels is not None:
+        labels = checked_labels(volume, labels, known_labels, name)
     array = to_hu(volume.array) if ct else volume.array
     box = field_box(array, FILL_HU if ct else 0)
     array = crop(array, box)
     label_voxels: dict[int, int] = {}
     label_histograms: dict[int, Histogram] = {}
     if labels is not None:
-        check_labels(volume, labels, known_labels, name)
         cropped = crop(labels.array, box)[0]
         label_voxels = Histogram.of(cropped).filled()
         if ct:
@@ -169,31 +171,19 @@ def fingerprint_case(
                 for label in map(int, np.unique(ids)):
                     one = Histogram.of(values[ids == label])
                     label_histograms[label] = label_histograms.get(label, Histogram.empty()) + one
-    orientation = orientation_code(volume.source.stored.direction)
+    orientation = axis_codes(volume.source.stored.direction)
     case = CaseShape(name, role, box.shape, volume.space.spacing_mm, orientation, label_voxels, volume.warnings)
     return Fingerprint((case,), Histogram.of(array) if ct else None, label_histograms)
 
 
-def orientation_code(direction: tuple[float, ...]) -> str:
-    """Where the stored axes (column, row, slice) point, as in nibabel: "RAS", "LPS", …, from ITK's direction cosines.
+def checked_labels(volume: Volume, labels: Volume, known: Collection[int], name: str) -> Volume:
+    """``labels`` in the voxel order of ``volume``.
 
-    >>> orientation_code((1, 0, 0, 0, 1, 0, 0, 0, 1))
-    'LPS'
+    Raises ScanError when their grids differ or a label value is not in ``known``; it names the case.
     """
-    cosines = np.asarray(direction, dtype=float).reshape(3, 3)
-    letters = (("R", "L"), ("A", "P"), ("I", "S"))  # towards smaller and larger LPS x, y, z
-    strongest = np.abs(cosines).argmax(axis=0)
-    return "".join(letters[row][int(cosines[row, column] > 0)] for column, row in enumerate(strongest))
-
-
-def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: str) -> None:
-    """Nothing, or ``ScanError`` when grids differ or a label value is not in ``known``; names case ``name``."""
     path = labels.source.path
-    if not volume.space.same_grid(labels.space):
-        raise ScanError(
-            f"{path}: labels of case '{name}' are on another grid than the image {volume.source.path}: "
-            f"{volume.space.difference(labels.space)}; resample the labels onto the image, or pair the right files"
-        )
+    whose = f"its image {volume.source.path} (case '{name}')"
+    labels = on_grid(labels, volume.space, whose, "resample the labels onto the image, or pair the right files")
     present = {label for section in labels.array[0] for label in np.flatnonzero(np.bincount(section[section != 0]))}
     unknown = sorted(int(label) for label in present - set(known))
     if unknown:
@@ -202,6 +192,7 @@ def check_labels(volume: Volume, labels: Volume, known: Collection[int], name: s
             f"{', '.join(map(str, unknown))}; dataset.json knows {', '.join(map(str, sorted(known)))}; "
             f"add the structure to dataset.json, or remove it from the file"
         )
+    return labels
 
 
 def to_hu(image: ScanArray) -> HuArray:

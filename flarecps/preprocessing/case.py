@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.errors import ScanError
-from flarecps.planning.fingerprint import FILL_HU, check_labels, to_hu
+from flarecps.planning.fingerprint import FILL_HU, checked_labels, to_hu
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order, in_network_order
 from flarecps.preprocessing.intensity import channel_statistics, clip_to_window
@@ -76,8 +76,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
         )
     drawn = None
     if labels is not None:
-        check_labels(volume, labels, plan.labels.values(), name)
-        drawn = labels.array[0]
+        drawn = checked_labels(volume, labels, plan.labels.values(), name).array[0]
         if plan.conventions.orientation == "as_stored":  # of the scan's file, whatever the labels' order is
             drawn = volume.source.reorientation.undo(drawn)
     volume = transposed_to_plan(volume, plan)

@@ -41,7 +41,7 @@ from flarecps.reporting.plotting import (
     style_axes,
 )
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import Volume, read_channels, read_volume
+from flarecps.volumes.io import Volume, on_grid, read_channels, read_volume
 
 MOST_PICTURES = 48  # about 20 KB each
 SOUND_PICTURES = 12  # of these, for cases without any finding (more where there are few findings)
@@ -257,10 +257,8 @@ def _labels_of(case: Case, volume: Volume) -> LabelArray | None:
     if case.labels is None or case.role == "unlabelled":
         return None
     try:
-        map_ = read_volume(case.labels)
+        map_ = on_grid(read_volume(case.labels), volume.space, "its image")
     except ScanError:
-        return None
-    if not map_.space.same_grid(volume.space):
         return None
     array = np.rint(map_.array[0])
     drawn: LabelArray = np.where((array > 0) & (array <= LARGEST_LABEL), array, 0).astype(np.uint8)

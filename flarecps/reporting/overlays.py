@@ -19,7 +19,6 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from flarecps.anatomy import Organ, organs_of
-from flarecps.errors import ScanError
 from flarecps.reporting.planes import CONVENTION, PLANES, ViewPlane, foreground_box, slice_with_most_labels
 from flarecps.reporting.plotting import (
     DARK_BACKGROUND,
@@ -34,8 +33,6 @@ from flarecps.reporting.plotting import (
 )
 from flarecps.reporting.tables import score_text
 from flarecps.typing import LabelArray, SpacingMm, Triple
-from flarecps.volumes.io import read_labels
-from flarecps.volumes.space import Space
 
 ABDOMINAL_WINDOW_HU = (-160.0, 240.0)  # level 40, width 400: soft tissue of the abdomen
 LABEL_OPACITY = 0.55  # of a label's colour over the scan
@@ -51,14 +48,6 @@ def display_window(image: np.ndarray, is_hu: bool) -> tuple[float, float]:
         return ABDOMINAL_WINDOW_HU
     low, high = np.percentile(image, (1.0, 99.0))
     return float(low), float(high) if high > low else float(low) + 1.0
-
-
-def read_labels_on(path: Path, space: Space, other: Path) -> LabelArray:
-    """The label map (S, H, W) in a file. Raises ScanError where its grid is not ``space``, that of ``other``."""
-    found = read_labels(path)
-    if not found.space.same_grid(space):
-        raise ScanError(f"{path}: not on the grid of {other.name} ({found.space.difference(space)})")
-    return found.array[0]
 
 
 def draw_scan(axes: Axes, section: np.ndarray, step_mm: tuple[float, float], window: tuple[float, float]) -> None:

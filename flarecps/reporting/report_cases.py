@@ -18,11 +18,11 @@ from flarecps.anatomy import Organ
 from flarecps.errors import ScanError
 from flarecps.evaluation.score_table import mean_of
 from flarecps.reporting.case_figures import CaseRow
-from flarecps.reporting.overlays import display_window, overlay_figure, read_labels_on
+from flarecps.reporting.overlays import display_window, overlay_figure
 from flarecps.reporting.plotting import data_uri, png_bytes
 from flarecps.reporting.run_folder import Run
 from flarecps.reporting.tables import score_text
-from flarecps.volumes.io import Volume, read_volume
+from flarecps.volumes.io import Volume, read_labels_on, read_volume
 
 DOTS_PER_INCH = 130
 OVERLAYS = "overlays"  # folder of a run
@@ -119,9 +119,9 @@ def comparison_rows(
 def _case_volumes(runs: Sequence[Run], case: str, image: Path, reference: Path | None) -> _Volumes:
     """The scan, the labels of the reference, and of every run that has a prediction its labels."""
     volume = read_volume(image)
-    drawn = None if reference is None else read_labels_on(reference, volume.space, image)
+    drawn = None if reference is None else read_labels_on(reference, volume.space, image.name)
     paths = {run.name: run.predictions[case] for run in runs if case in run.predictions}
-    return volume, drawn, {name: read_labels_on(path, volume.space, image) for name, path in paths.items()}
+    return volume, drawn, {name: read_labels_on(path, volume.space, image.name) for name, path in paths.items()}
 
 
 def _case_overlay(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
-from flarecps.errors import ConfigError, ScanError, counted, first_few
+from flarecps.errors import ConfigError, counted, first_few
 from flarecps.evaluation.score_table import MEASURES, mean_of
 from flarecps.reporting.case_figures import (
     MOST_OF_ONE_ORGAN,
@@ -32,13 +32,13 @@ from flarecps.reporting.case_figures import (
     square_around,
     worst_figure,
 )
-from flarecps.reporting.overlays import LABEL_OPACITY, display_window, read_labels_on
+from flarecps.reporting.overlays import LABEL_OPACITY, display_window
 from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
 from flarecps.reporting.score_charts import box_figure, volume_figure
 from flarecps.reporting.tables import score_text
-from flarecps.volumes.io import read_labels, read_volume
+from flarecps.volumes.io import on_grid, read_labels, read_labels_on, read_volume
 
 PAGE, COMPARISON, BOXES, VOLUMES, WORST = "figures.html", "cases.png", "boxes.png", "volumes.png", "worst_cases.png"
 DOTS_PER_INCH = 130
@@ -112,7 +112,7 @@ def _slices_of_case(
     place = row_box(reference, space.spacing_mm) if mean_dsc is not None else ()
     numbers = [0] * len(scored)
     for worst in {low.method for low, _ in scored}:
-        prediction = read_labels_on(maps[worst], space, reference_path)
+        prediction = read_labels_on(maps[worst], space, reference_path.name)
         for index, (low, _) in enumerate(scored):
             if low.method == worst:
                 numbers[index] = slice_of_largest_error(prediction == low.organ.id, reference == low.organ.id)
@@ -120,15 +120,13 @@ def _slices_of_case(
     row_maps: dict[str, np.ndarray] = {}
     masks: list[dict[str, np.ndarray]] = [{} for _ in scored]
     for method, path in maps.items():
-        prediction = read_labels_on(path, space, reference_path)
+        prediction = read_labels_on(path, space, reference_path.name)
         if mean_dsc is not None:
             row_maps[method] = prediction[place].copy()
         for found, number, (low, _) in zip(masks, numbers, scored, strict=True):
             found[method] = prediction[number] == low.organ.id
         del prediction
-    volume = read_volume(image_path)
-    if not volume.space.same_grid(space):
-        raise ScanError(f"{image_path}: not on the grid of its reference ({volume.space.difference(space)})")
+    volume = on_grid(read_volume(image_path), space, "its reference")
     image = volume.array[0]
     window_hu = window_hu or display_window(image, is_hu=float(image.min()) <= AIR_HU)
     row = None

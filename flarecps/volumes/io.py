@@ -6,19 +6,20 @@ way back, so a segmentation can be written on exactly the voxels of the scan it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from flarecps.errors import ScanError
+from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom, is_dicom_file
-from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation
+from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation, matching_reorientation
 
+T = TypeVar("T")
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
@@ -56,7 +57,7 @@ def read_volume(path: Path | str) -> Volume:
     """
     path = Path(path)
     kind = _kind(path)
-    stored = {"nifti": nifti.read_nifti, "dicom": dicom.read_series}.get(kind, itk.read_file)(path)
+    stored = _read_by({"nifti": nifti.read_nifti, "dicom": dicom.read_series}.get(kind, itk.read_file), path)
     source = Source(path, stored.space, canonical_reorientation(stored.space.direction), kind)
     space = source.reorientation.apply_to_space(stored.space)
     for name, edge in zip(("slice", "row", "column"), space.shape, strict=True):
@@ -78,28 +79,45 @@ def read_volume(path: Path | str) -> Volume:
 def read_channels(paths: Sequence[Path | str]) -> Volume:
     """Several single-channel files of one patient as the channels of one volume, in the order given.
 
-    The source is the first file's. Raises ScanError when the grids differ, and as `read_volume`.
+    Source and voxel order are the first file's. Raises ScanError when the grids differ, and as `read_volume`.
     """
     if not paths:
         raise ScanError("no image file was given for this case: expected one file per channel")
-    volumes = [read_volume(path) for path in paths]
-    first = volumes[0]
-    for volume in volumes[1:]:
-        if not first.space.same_grid(volume.space):
-            raise ScanError(
-                f"{volume.source.path}: not on the grid of {first.source.path.name} "
-                f"({volume.space.difference(first.space)}): resample the channels to one grid first"
-            )
+    first = read_volume(paths[0])
+    whose, cure = first.source.path.name, "resample the channels to one grid first"
+    volumes = [first, *(on_grid(read_volume(path), first.space, whose, cure) for path in paths[1:])]
     if len(volumes) == 1:
         return first
     warnings = tuple(f"{volume.source.path.name}: {remark}" for volume in volumes for remark in volume.warnings)
     space, source = first.space, first.source
     dtype = np.result_type(*(volume.array for volume in volumes))
     channels = np.empty((len(volumes), *space.shape), dtype)
-    del first, volume
+    del first
     for channel in channels:  # a file's own array is let go once it is copied: all of them twice would be too much
         channel[...] = volumes.pop(0).array[0]
     return Volume(channels, space, source, warnings)
+
+
+def on_grid(volume: Volume, space: Space, whose: str, cure: str = "") -> Volume:
+    """``volume`` with its voxels in the order of ``space``, which lies on them; ``volume`` itself when they are.
+
+    Its own file's order does not matter, nor does the rounding of either header (`Space.same_grid`). Raises ScanError
+    when the grids differ; ``whose`` grid it should be and the ``cure`` are for its message.
+    """
+    reordering = matching_reorientation(volume.space.direction, space.direction)
+    reordered = reordering.apply_to_space(volume.space)
+    if difference := reordered.difference(space):
+        cure = f": {cure}" if cure else ""
+        raise ScanError(f"{volume.source.path}: not on the grid of {whose} ({difference}){cure}")
+    if reordering == AS_IT_IS:
+        return volume
+    source = replace(volume.source, reorientation=volume.source.reorientation.then(reordering))
+    return replace(volume, array=np.ascontiguousarray(reordering.apply(volume.array)), space=reordered, source=source)
+
+
+def read_labels_on(path: Path | str, space: Space, whose: str, cure: str = "") -> LabelArray:
+    """The label map (slice, row, column) at ``path`` in the voxel order of ``space``; errors as `on_grid`'s."""
+    return on_grid(read_labels(path), space, whose, cure).array[0]
 
 
 def in_file_order(volume: Volume) -> Volume:
@@ -145,7 +163,7 @@ def read_space(path: Path | str) -> Space:
     """The canonical grid of the scan at ``path``, from its header (of a DICOM series, from every slice's)."""
     path = Path(path)
     readers = {"nifti": nifti.read_nifti_space, "dicom": dicom.read_series_space}
-    stored = readers.get(_kind(path), itk.read_file_space)(path)
+    stored = _read_by(readers.get(_kind(path), itk.read_file_space), path)
     return canonical_reorientation(stored.direction).apply_to_space(stored)
 
 
@@ -214,6 +232,14 @@ def scan_name(path: Path | str) -> str:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
+
+
+def _read_by(reader: Callable[[Path], T], path: Path) -> T:
+    """What ``reader`` makes of a file; a grid that cannot be is the file's fault."""
+    try:
+        return reader(path)
+    except GridError as error:
+        raise ScanError(f"{path}: {error}") from error
 
 
 def _kind(path: Path) -> ScanKind:

@@ -26,14 +26,20 @@ from nibabel.wrapstruct import WrapStructError
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.typing import triple
-from flarecps.volumes.space import Space, as_direction, canonical_reorientation, nearest_orthonormal
+from flarecps.volumes.space import (
+    SAME_GRID_VOXELS,
+    Space,
+    as_direction,
+    canonical_reorientation,
+    misplacement,
+    nearest_orthonormal,
+)
 
 SUFFIXES = (".nii", ".nii.gz")
 HEADER_BYTES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: metre, millimetre, micrometre
 SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
-DISAGREEMENT_MM = 1e-2
 DEFLATE_LIMIT = 1040  # gzip packs 1032 bytes into one at best
 DAMAGED = (OSError, EOFError, ValueError, OverflowError, zlib.error, WrapStructError, HeaderDataError, ImageFileError)
 COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
@@ -202,10 +208,14 @@ def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, .
             f"the sform is sheared (direction cosines up to {shear:.2g} from orthonormal, as after a gantry tilt): "
             "read with the nearest orthonormal frame"
         )
-    if (gap := float(np.abs(spacing / to_mm - pixdim).max())) > DISAGREEMENT_MM:
-        warnings.append(f"pixdim and the orientation matrix differ by {gap:.3g} mm in spacing: the matrix was used")
+    shape = triple((*edges, 1, 1, 1)[2::-1])
+    gaps = np.abs(spacing / to_mm - pixdim)
+    if (gaps * np.subtract(shape[::-1], 1) > SAME_GRID_VOXELS * spacing / to_mm).any():
+        warnings.append(
+            f"pixdim and the orientation matrix differ by {gaps.max():.3g} mm in spacing: the matrix was used"
+        )
     space = Space(
-        triple((*edges, 1, 1, 1)[2::-1]),
+        shape,
         triple(spacing[::-1].tolist()),
         as_direction(direction),
         triple((LPS_FROM_RAS @ affine[:3, 3]).tolist()),
@@ -223,10 +233,9 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
             raise ScanError(f"{path}: the header's qform is not a rotation: convert the scan again") from error
         qform, qform_code = None, 0
     if sform_code and qform_code:
-        corner = np.asarray([*(*header.get_data_shape(), 1, 1, 1)[:3], 1], float)
-        apart = max(float(np.abs((sform - qform) @ corner).max()), float(np.abs((sform - qform)[:3, 3]).max()))
-        if apart > DISAGREEMENT_MM:
-            warnings.append(f"sform and qform place voxels up to {apart:.3g} mm apart: the sform was used")
+        apart = misplacement(sform, qform, triple((*map(int, header.get_data_shape()), 1, 1, 1)[:3]))
+        if not apart.is_small:
+            warnings.append(f"sform and qform place voxels up to {apart.mm:.3g} mm apart: the sform was used")
     if sform_code:
         return np.asarray(sform, float)
     if qform_code:

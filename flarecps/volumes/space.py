@@ -7,17 +7,39 @@ are ITK's LPS millimetres, and ``direction`` is ITK's row-major matrix whose col
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
+from flarecps.errors import GridError
 from flarecps.typing import SpacingMm, Triple, triple
 
 Direction = tuple[float, ...]  # nine numbers: ITK's 3×3 matrix, row-major
 PositionMm = tuple[float, float, float]
 
 CANONICAL_DIRECTION: Direction = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # Right, Anterior, Superior, in LPS
-# Patient axis (x, y, z of LPS) and sense along which each canonical array axis (slice, row, column) grows.
-CANONICAL_PATIENT_AXES = ((2, 1.0), (1, -1.0), (0, -1.0))
+CODES = ("SI", "AP", "RL")  # of the canonical axes (slice, row, column), and of the same reversed
+# Two grids are one where no voxel lies further than this from its counterpart, as a share of a voxel's edge. Headers
+# that round (float32, quaternions, spacings of 4 decimals) move voxels by up to 0.02, a wrong grid by half or more.
+SAME_GRID_VOXELS = 0.1
+ORTHONORMAL = 1e-3  # of the directions' products with each other; readers take the nearest frame of a sheared one
+# An axis at 45° points to two patient axes alike, and rounding in the header would choose. So the patient is turned by
+# 0.3° first, more than rounding does, about an axis that is none of its own: then few scans lie midway.
+TURN_RAD = 5e-3
+TURN_AXIS = (4.0, 6.0, 7.0)
+
+
+class Misplacement(NamedTuple):
+    """The largest distance between two voxels of one index on two grids; infinite where the shapes differ."""
+
+    mm: float
+    voxels: float  # as a share of a voxel's edges
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the two grids count as one."""
+        return self.voxels <= SAME_GRID_VOXELS
 
 
 @dataclass(frozen=True)
@@ -25,13 +47,32 @@ class Space:
     """The grid of a scan: how many voxels, how far apart, in which directions, from where.
 
     ``shape`` and ``spacing_mm`` are (slice, row, column); ``direction`` is nine numbers, row-major, with orthonormal
-    columns for (column, row, slice); ``origin_mm`` is the LPS position (x, y, z) of voxel (0, 0, 0).
+    columns for (column, row, slice); ``origin_mm`` is the LPS position (x, y, z) of voxel (0, 0, 0). Raises GridError
+    where they are not: sizes from 1, spacings above 0, everything finite.
     """
 
     shape: Triple
     spacing_mm: SpacingMm
     direction: Direction = CANONICAL_DIRECTION
     origin_mm: PositionMm = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        """Whatever a header or a library says about a grid passes here."""
+        axes = np.asarray(self.direction, float).reshape(3, 3)
+        if not min(self.shape) >= 1:
+            raise GridError(f"a grid of {'×'.join(map(str, self.shape))} voxels; expected at least 1 along each axis")
+        if not all(0 < edge < np.inf for edge in self.spacing_mm):
+            raise GridError(
+                f"a spacing of {_listed(self.spacing_mm)} mm (slice, row, column); expected positive numbers: "
+                "convert the scan from DICOM again, or correct its header"
+            )
+        if not np.isfinite(self.origin_mm).all():
+            raise GridError(f"an origin of {_listed(self.origin_mm)} mm; expected finite numbers: correct the header")
+        if not np.abs(axes.T @ axes - np.eye(3)).max() <= ORTHONORMAL:
+            raise GridError(
+                f"directions ({_listed(self.direction)}) that are not three of length 1 at right angles: "
+                "convert the scan from DICOM again"
+            )
 
     @classmethod
     def canonical(cls, shape: Triple, spacing_mm: SpacingMm, origin_mm: PositionMm = (0.0, 0.0, 0.0)) -> Space:
@@ -70,24 +111,60 @@ class Space:
         """LPS positions (x, y, z) in mm of one index (slice, row, column), or of an array (..., 3) of indices."""
         return np.asarray(index, float) @ self.axes_mm.T + np.asarray(self.origin_mm, float)
 
-    def same_grid(self, other: Space, tolerance_mm: float = 1e-3, direction_tolerance: float = 1e-4) -> bool:
-        """Whether both grids have the same voxels: equal shape, spacing and origin within ``tolerance_mm``."""
-        return not self.difference(other, tolerance_mm, direction_tolerance)
+    def misplacement(self, other: Space) -> Misplacement:
+        """How far voxels of ``other`` lie from those of the same index here, wherever they are furthest apart.
 
-    def difference(self, other: Space, tolerance_mm: float = 1e-3, direction_tolerance: float = 1e-4) -> str:
+        Flipping or permuting the axes of both grids alike changes nothing, nor does exchanging the two.
+
+        >>> Space.canonical((9, 9, 101), (3.0, 1.0, 1.0)).misplacement(Space.canonical((9, 9, 101), (3.0, 1.0, 1.002)))
+        Misplacement(mm=0.2, voxels=0.2)
+        """
+        if tuple(self.shape) != tuple(other.shape):
+            return Misplacement(np.inf, np.inf)
+        return misplacement(self.affine, other.affine, self.shape)
+
+    def same_grid(self, other: Space) -> bool:
+        """Whether voxels of the same index are the same voxels: the one rule for all of the program."""
+        return self.misplacement(other).is_small
+
+    def difference(self, other: Space) -> str:
         """What differs between two grids, for messages; empty when `same_grid` holds."""
+        apart = self.misplacement(other)
+        if apart.is_small:
+            return ""
         found = []
         if tuple(self.shape) != tuple(other.shape):
             shapes = ("×".join(map(str, space.shape)) for space in (self, other))
             found.append(f"{' against '.join(shapes)} voxels")
+        else:
+            found.append(f"voxels up to {apart.mm:.3g} mm apart ({apart.voxels:.2g} of a voxel)")
         for name in ("spacing", "origin"):
-            ours, theirs = getattr(self, f"{name}_mm"), getattr(other, f"{name}_mm")
-            if np.abs(np.subtract(ours, theirs)).max() > tolerance_mm:
-                both = ("(" + ", ".join(f"{value:.6g}" for value in one) + ")" for one in (ours, theirs))
-                found.append(f"{name} {' against '.join(both)} mm")
-        if (turn := np.abs(np.subtract(self.direction, other.direction)).max()) > direction_tolerance:
+            ours, theirs = (_listed(getattr(space, f"{name}_mm")) for space in (self, other))
+            if ours != theirs:
+                found.append(f"{name} ({ours}) against ({theirs}) mm")
+        if (turn := np.abs(np.subtract(self.direction, other.direction)).max()) > 1e-6:
             found.append(f"direction cosines up to {turn:.2g} apart")
         return "; ".join(found)
+
+
+def misplacement(one: np.ndarray, other: np.ndarray, shape: Triple) -> Misplacement:
+    """The largest distance between two voxels of the same index of two 4×4 matrices (index to mm), over ``shape``.
+
+    Both are affine, so one of the eight corners is where they are furthest apart. The share is the larger of those of
+    either grid's voxels; a matrix without volume has none, so it is infinite.
+    """
+    corners = np.array([(*corner, 1) for corner in product(*((0, edge - 1) for edge in shape))], float)
+    apart_mm = (corners @ (one - other).T)[:, :3]
+    try:
+        shares = [np.linalg.solve(matrix[:3, :3], apart_mm.T) for matrix in (one, other)]
+    except np.linalg.LinAlgError:
+        shares = [np.full(3, np.inf)]
+    largest = max(float(np.linalg.norm(share, axis=0).max()) for share in shares)
+    return Misplacement(round(float(np.linalg.norm(apart_mm, axis=1).max()), 9), round(largest, 9))
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in numbers)
 
 
 @dataclass(frozen=True)
@@ -123,6 +200,12 @@ class Reorientation:
         first[axes] = np.where(flips, np.subtract(shape, 1), 0)
         return Space(shape, spacing_mm, as_direction(direction), triple(space.position_mm(first).tolist()))
 
+    def then(self, following: Reorientation) -> Reorientation:
+        """This reordering and ``following`` in one."""
+        axes = triple(self.axes[axis] for axis in following.axes)
+        flips = (self.flips[axis] != flip for axis, flip in zip(following.axes, following.flips, strict=True))
+        return Reorientation(axes, triple(flips))
+
     def inverse(self) -> Reorientation:
         """The reordering that takes this one back."""
         back = triple(self.axes.index(axis) for axis in range(3))
@@ -136,20 +219,55 @@ AS_IT_IS = Reorientation((0, 1, 2), (False, False, False))
 
 
 def canonical_reorientation(direction: Direction) -> Reorientation:
-    """The permutation and flips that bring a scan closest to RAS voxel order, the same as nibabel's choice.
+    """The permutation and flips that bring a scan closest to RAS voxel order, as nibabel's ``as_closest_canonical``.
 
-    Each array axis goes to the patient axis it points along most, the most clearly pointing axes choosing first.
+    The voxels' order in the file makes no difference to where they come out. Within 0.3° of midway between two orders
+    the choice may be the other one; labels follow their image there (`matching_reorientation`).
     """
-    cosines = nearest_orthonormal(np.asarray(direction, float).reshape(3, 3))[:, ::-1]  # columns: slice, row, column
+    return _reorientation(_turned() @ _axes(direction), _axes(CANONICAL_DIRECTION))
+
+
+def matching_reorientation(direction: Direction, wanted: Direction) -> Reorientation:
+    """The permutation and flips that bring a grid of ``direction`` closest to the voxel order of ``wanted``."""
+    return _reorientation(_axes(direction), _axes(wanted))
+
+
+def axis_codes(direction: Direction) -> str:
+    """The patient directions in which (column, row, slice) indices grow, as nibabel's codes.
+
+    >>> axis_codes((1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    'LPS'
+    """
+    way = canonical_reorientation(direction)
+    code_of_stored = {axis: CODES[number][way.flips[number]] for number, axis in enumerate(way.axes)}
+    return "".join(code_of_stored[axis] for axis in (2, 1, 0))
+
+
+def _axes(direction: Direction) -> np.ndarray:
+    """Unit vectors as columns, (slice, row, column)."""
+    return nearest_orthonormal(np.asarray(direction, float).reshape(3, 3))[:, ::-1]
+
+
+def _turned() -> np.ndarray:
+    """The rotation by `TURN_RAD` about `TURN_AXIS`, to first order."""
+    x, y, z = TURN_RAD * np.asarray(TURN_AXIS) / np.linalg.norm(TURN_AXIS)
+    return np.array([[1.0, -z, y], [z, 1.0, -x], [-y, x, 1.0]])
+
+
+def _reorientation(stored: np.ndarray, wanted: np.ndarray) -> Reorientation:
+    """Each stored axis goes to the wanted one it points along most, the most clearly pointing axes choosing first.
+
+    Both: unit vectors as columns, (slice, row, column).
+    """
+    cosines = wanted.T @ stored
     remaining = np.abs(cosines)
-    stored_axis_of_patient_axis: dict[int, int] = {}
-    for stored in sorted(range(3), key=lambda axis: (-round(float(remaining[:, axis].max()), 12), 2 - axis)):
-        patient = int(np.argmax(np.round(remaining[:, stored], 12)))
-        remaining[patient, :] = -1.0
-        stored_axis_of_patient_axis[patient] = stored
-    axes = triple(stored_axis_of_patient_axis[patient] for patient, _ in CANONICAL_PATIENT_AXES)
-    flips = (bool(cosines[p, s] * sense < 0) for (p, sense), s in zip(CANONICAL_PATIENT_AXES, axes, strict=True))
-    return Reorientation(axes, triple(flips))
+    chosen: dict[int, int] = {}
+    for axis in np.argsort(-remaining.max(axis=0), kind="stable").tolist():
+        target = int(np.argmax(remaining[:, axis]))
+        remaining[target] = -1.0
+        chosen[target] = axis
+    axes = triple(chosen[target] for target in range(3))
+    return Reorientation(axes, triple(bool(cosines[target, axis] < 0) for target, axis in enumerate(axes)))
 
 
 def nearest_orthonormal(matrix: np.ndarray) -> np.ndarray:

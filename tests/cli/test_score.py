@@ -210,11 +210,11 @@ def test_a_shifted_grid_is_a_warning_officially_and_an_error_strictly(run: Run, 
     write_volume(folders[0] / "case_1.nii.gz", labels_of(1), Space.canonical(SHAPE, SPACING_MM, (10.0, -20.0, 35.0)))
     code, said = run()
     assert code == 0
-    assert "1 case with a warning: case_1; the first: not on the reference's grid (origin" in said
+    assert "1 case with a warning: case_1; the first: not on the reference's grid (voxels up to" in said
     code, said = run("--protocol", "strict")
     assert code == 1
     assert "not scored: case_1: " in said
-    assert "not on the grid of its reference (origin" in said
+    assert "not on the grid of its reference (voxels up to" in said
 
 
 def test_folders_that_can_not_be_compared(

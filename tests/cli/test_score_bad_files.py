@@ -110,11 +110,11 @@ def test_a_shifted_map(folders: tuple[Path, Path], capsys: pytest.CaptureFixture
     write_volume(folders[0] / "bad.nii.gz", labels(), Space.canonical(SHAPE, SPACING_MM, (10.0, -20.0, 32.5)))
     code, said, scored = score(folders, "official", capsys)
     assert (code, scored) == (0, ["bad.nii.gz", "good.nii.gz"])
-    assert "1 case with a warning: bad; the first: not on the reference's grid (origin" in said
+    assert "1 case with a warning: bad; the first: not on the reference's grid (voxels up to" in said
     code, said, scored = score(folders, "strict", capsys)
     assert (code, scored) == (1, ["good.nii.gz"])
     assert "not scored: bad: " in said
-    assert "not on the grid of its reference (origin" in said
+    assert "not on the grid of its reference (voxels up to" in said
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -17,12 +17,11 @@ from flarecps.datasets.case_checks import (
     label_orientation_findings,
     torso_findings,
 )
-from flarecps.datasets.case_inspection import axis_codes
 from flarecps.datasets.duplicates import content_hash, find_duplicates, scan_hashes
 from flarecps.datasets.relabelling import parse_ids, propose_renumbering, relabel_file
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_labels, read_volume, write_volume
-from flarecps.volumes.space import Space, canonical_reorientation
+from flarecps.volumes.space import Space, axis_codes, canonical_reorientation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -21,12 +21,11 @@ from flarecps.planning.fingerprint import (
     fingerprint_dataset,
     fingerprint_shard,
     is_ct,
-    orientation_code,
     to_hu,
 )
 from flarecps.planning.histogram import Histogram
 from flarecps.volumes.io import Source, Volume, write_volume
-from flarecps.volumes.space import CANONICAL_DIRECTION, Space, canonical_reorientation
+from flarecps.volumes.space import CANONICAL_DIRECTION, Space, axis_codes, canonical_reorientation
 
 GENERATOR = np.random.default_rng(7)
 
@@ -124,7 +123,7 @@ def test_labels_that_do_not_belong() -> None:
     labels[0, 0, 0, 0] = 9
     with pytest.raises(ScanError, match=r"case 'a' hold the value 9; dataset\.json knows 0, 1, 2, 3"):
         fingerprint(image, labels)
-    with pytest.raises(ScanError, match="case 'a' are on another grid"):
+    with pytest.raises(ScanError, match=r"not on the grid of its image scan\.nii\.gz \(case 'a'\)"):
         fingerprint(image, np.zeros((1, 3, 4, 6), np.uint8))
 
 
@@ -164,7 +163,7 @@ def test_orientation_codes_are_nibabels() -> None:
             direction[axes, range(3)] = signs
             affine = np.eye(4)
             affine[:3, :3] = np.diag([-1, -1, 1]) @ direction  # ITK's LPS to NIfTI's RAS
-            assert orientation_code(tuple(direction.ravel())) == "".join(nibabel.aff2axcodes(affine))
+            assert axis_codes(tuple(direction.ravel())) == "".join(nibabel.aff2axcodes(affine))
 
 
 def test_ct_is_known_by_the_channels_names() -> None:

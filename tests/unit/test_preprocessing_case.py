@@ -158,7 +158,7 @@ def test_what_does_not_belong_together() -> None:
     image, labels = a_scan()
     with pytest.raises(ScanError, match="case 'patient' has 1 channels; the plan expects 2"):
         prepare_case(a_volume(image), a_plan(channels=("CT", "CT")), name="patient")
-    with pytest.raises(ScanError, match="another grid"):
+    with pytest.raises(ScanError, match="not on the grid of its image"):
         prepare_case(a_volume(image), a_plan(), a_volume(labels, (2.0, 1.0, 1.1)))
     labels[0, 0, 0, 0] = 200
     with pytest.raises(ScanError, match=r"value 200.*dataset\.json"):

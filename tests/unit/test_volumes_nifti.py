@@ -277,7 +277,7 @@ def test_written_volumes_are_read_back_by_us_nibabel_and_itk(tmp_path: Path, kin
     write_volume(tmp_path / "scan.nii.gz", array, space)
     scan = read_volume(tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(scan.array[0], array)
-    assert scan.space.same_grid(space, tolerance_mm=1e-5, direction_tolerance=1e-7)
+    assert scan.space.misplacement(space).mm < 1e-4
     assert scan.warnings == ()
     image = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
