@@ -21,8 +21,8 @@ import numpy as np
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
-from flarecps.errors import ConfigError, DatasetError, ScanError
-from flarecps.evaluation.flare22 import OrganScore, Protocol, score_case
+from flarecps.errors import ConfigError, DatasetError, ScanError, counted, first_few
+from flarecps.evaluation.flare22 import OrganScore, Protocol, foreign_values, score_case
 from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
@@ -30,7 +30,7 @@ from flarecps.volumes.io import in_file_order, is_scan_file, on_grid, read_label
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
-RULES_VERSION = 1  # to be raised whenever the same label maps would get another score
+RULES_VERSION = 2  # to be raised whenever the same label maps would get another score
 TWO_FILES = (".nhdr", ".mhd")  # headers whose voxels lie in a second file
 
 
@@ -61,7 +61,8 @@ def score_folders(
 
     Files belong together when their names without suffix are equal. A case that can't be scored is kept as failed and
     the others are scored: unreadable files, different grids (``official``: different sizes; it only warns of other
-    differences), values outside ``labels``, predictions without reference.
+    differences, and of values in predictions that are no structure's), other values outside ``labels``, predictions
+    without reference.
 
     Args:
         predictions: folder of label maps, or one file.
@@ -137,7 +138,8 @@ def _score(case: _CaseFiles) -> CaseScore:
         nothing = np.zeros_like(reference.array[0])
         scores = score_case(nothing, reference.array[0], spacing_mm, case.organs, "strict")
         return CaseScore(case.reference.name, scores, missing=True)
-    prediction = read_labels(case.prediction)
+    # Quirk: the organisers' script casts whatever a map holds to 8 bits.
+    prediction = read_labels(case.prediction, cast=case.protocol == "official")
     warnings = []
     whose, cure = "its reference", "segment the scan that the reference was drawn on, without resampling or cropping it"
     if case.protocol == "strict":
@@ -161,6 +163,9 @@ def _score(case: _CaseFiles) -> CaseScore:
         f"the prediction's {names[ours]} lies on the reference's {names[theirs]} (DSC {dsc:.2f}): are labels exchanged?"
         for ours, theirs, dsc in exchanged_labels(histogram, names)
     ]
+    if case.protocol == "official" and (strange := foreign_values(predicted := histogram.sum(axis=1), case.organs)):
+        listed = first_few([f"{value} ({counted(int(predicted[value]), 'voxel')})" for value in strange])
+        warnings.append(f"the prediction holds {listed}, no structure of the label set: taken for background")
     warnings += [f"prediction: {remark}" for remark in prediction.warnings]
     warnings += [f"reference: {remark}" for remark in reference.warnings]
     file_name = case.reference.name if case.protocol == "strict" else case.prediction.name

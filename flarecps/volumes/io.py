@@ -133,10 +133,11 @@ def in_file_order(volume: Volume) -> Volume:
     return replace(volume, array=array, space=space, source=replace(volume.source, reorientation=AS_IT_IS))
 
 
-def read_labels(path: Path | str) -> Volume:
+def read_labels(path: Path | str, cast: bool = False) -> Volume:
     """The label map at ``path`` as uint8 (1, slice, row, column).
 
-    Raises ScanError for fractions, negative numbers and numbers above 255, and as `read_volume`.
+    Raises ScanError for fractions, negative numbers and numbers above 255, and as `read_volume`. With ``cast`` such
+    whole numbers are taken modulo 256, as NumPy casts them, with a remark.
     """
     volume = read_volume(path)
     labels, lowest, highest, fractions = np.empty(volume.array.shape, np.uint8), 0.0, 0.0, 0
@@ -146,17 +147,20 @@ def read_labels(path: Path | str) -> Volume:
         whole = np.rint(section) if section.dtype.kind == "f" else section
         fractions += int(np.count_nonzero(np.abs(section - whole) > WHOLE_TOLERANCE)) if whole is not section else 0
         lowest, highest = min(lowest, float(whole.min())), max(highest, float(whole.max()))
-        result[...] = np.clip(whole, 0, 255) if section.dtype != np.int8 else np.maximum(whole, 0)
+        with np.errstate(invalid="ignore"):
+            result[...] = whole.astype(np.int64) & 255
     if fractions:
         raise ScanError(
             f"{path}: {fractions} voxels are not whole numbers; expected labels 0, 1, 2, …: "
             "is it the scan, or a map resampled without nearest neighbour?"
         )
+    warnings = volume.warnings
     if lowest < 0 or highest > 255:
-        raise ScanError(
-            f"{path}: values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
-        )
-    return replace(volume, array=labels)
+        found = f"values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
+        if not cast:
+            raise ScanError(f"{path}: {found}")
+        warnings += (f"{found} They were taken modulo 256",)
+    return replace(volume, array=labels, warnings=warnings)
 
 
 def read_space(path: Path | str) -> Space:

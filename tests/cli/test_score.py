@@ -182,6 +182,28 @@ def test_official_spacing_is_the_headers_pixdim(tmp_path: Path) -> None:
     assert nsd < 1.0
 
 
+def test_officially_foreign_ids_are_cast_as_by_the_organisers(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """257 is 1 in 8 bits, -1 is 255: the case with them gets the scores of the case that holds those numbers."""
+    whole = labels_of(1).astype(np.int32)
+    whole[whole == 1] = 257
+    whole[0, 0, :3] = (-1, 300, 9)
+    cast = whole.astype(np.uint8)
+    assert (cast[0, 0, :3].tolist(), int((cast == 1).sum())) == ([255, 44, 9], int((labels_of(1) == 1).sum()))
+    for name, array in (("case_0", whole), ("case_1", cast)):
+        write_volume(folders[0] / f"{name}.nii.gz", array, SPACE)
+        write_volume(folders[1] / f"{name}.nii.gz", labels_of(0), SPACE)
+    code, said = run()
+    assert code == 0
+    assert "9 (1 voxel), 44 (1 voxel), 255 (1 voxel), no structure of the label set: taken for background" in said
+    first, second, *_ = rows_of(tmp_path / "out")
+    assert {**first, "Name": ""} == {**second, "Name": ""}
+    remarks = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert "prediction: values from -1 to 300; expected labels from 0 to 255" in json.dumps(remarks)
+    assert run("--protocol", "strict")[0] == 1
+
+
 def test_bad_cases_are_named_and_the_others_scored(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, references = folders
     whole = (predictions / "case_0.nii.gz").read_bytes()
@@ -193,12 +215,13 @@ def test_bad_cases_are_named_and_the_others_scored(run: Run, folders: tuple[Path
     small = Space.canonical((9, 16, 18), SPACING_MM)
     write_volume(predictions / "case_3.nii.gz", labels_of(0)[:9], small)
     write_volume(references / "case_3.nii.gz", labels_of(0), SPACE)
+    write_volume(references / "case_1.nii.gz", strange, SPACE)
     code, said = run()
     assert code == 1
     lines = {line.split(": ")[1]: line for line in said.splitlines() if line.startswith("not scored: ")}
     assert set(lines) == {"case_0", "case_1", "case_3", "case_9"}
     assert "truncated" in lines["case_0"]
-    assert "the prediction holds the label value 9" in lines["case_1"]
+    assert "the reference holds the label value 9" in lines["case_1"]
     assert "9×16×18 against 10×16×18 voxels" in lines["case_3"]
     assert "prediction without reference" in lines["case_9"]
     assert "4 of 5 cases could not be scored; the means leave them out" in said
