@@ -4,8 +4,12 @@ The command line prints such an error as one line and ends with exit code 2; any
 of the program and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+# Controls but line ends and tabs, what turns the direction of writing, and halves of characters (of file names).
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FlarecpsError(Exception):
@@ -74,3 +78,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     nearest = get_close_matches(word, list(known), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def visible(text: str) -> str:
+    """A text from outside as it is printed: control characters are shown, and obeyed by no terminal.
+
+    >>> visible("liver\\x1b[2J"), visible("Leber, größte\\n")
+    ('liver\\\\x1b[2J', 'Leber, größte\\n')
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -38,8 +38,8 @@ def with_method(model: Mapping[str, Any], class_path: str | None = None) -> dict
     class_path = class_path or (SUPERVISED if former.get(SWITCH) is False else CROSS_PSEUDO)
     arguments = {key: former[key] for key in MOVED if key in former and takes(class_path, key)}
     kept = {key: value for key, value in model.items() if key not in former}
-    method = dict(kept.pop("method", None) or {})
-    arguments |= method.get("init_args") or {}
+    method = _mapping(kept.pop("method", None))
+    arguments |= _mapping(method.get("init_args"))
     return {**kept, "method": {"class_path": class_path, **method, "init_args": arguments}}
 
 
@@ -57,12 +57,16 @@ def method_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     model = config.get("model")
     if not isinstance(model, Mapping):
         return None
-    model = model.get("init_args", model)
-    method = with_method(model).get("method")
+    method = with_method(_mapping(model.get("init_args", model))).get("method")
     if not isinstance(method, Mapping) or not method.get("class_path"):
         return None
-    arguments = {key: value for key, value in (method.get("init_args") or {}).items() if value is not None}
+    arguments = {key: value for key, value in _mapping(method.get("init_args")).items() if value is not None}
     return {"class_path": str(method["class_path"]), "init_args": arguments}
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    """A config's mapping; {} for what is none, as in a config that someone edited."""
+    return dict(content) if isinstance(content, Mapping) else {}
 
 
 def method_name(config: Mapping[str, Any]) -> str:

@@ -119,19 +119,13 @@ def reproduce(
 
 def _read_more(path: Path | None) -> dict[str, list[str]]:
     """Words to add to commands, by group. Raises ConfigError for another file."""
-    from omegaconf import OmegaConf
-
     from flarecps.experiments.flare22 import GROUPS
+    from flarecps.text_files import read_yaml
 
     if path is None:
         return {}
     known = [*GROUPS, *(f"{group}_{kind}" for group in WITH_KINDS for kind in KINDS)]
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # OmegaConf and PyYAML raise many kinds
-        raise ConfigError(f"{path}: not a YAML file that can be read ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected lists of words by group, as fit_3d: [--trainer.devices, '2']")
+    content = read_yaml(path, ConfigError, "expected lists of words by group, as fit_3d: [--trainer.devices, '2']")
     for group, words in content.items():
         if group not in known:
             raise ConfigError(f"{path}: no group {group!r}; groups: {', '.join(known)}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flarecps.datasets.findings import FindingCollector
-from flarecps.datasets.label_names import label_names, left_right_pairs
+from flarecps.datasets.label_names import channel_names, label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Role, list_folder
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
 from flarecps.errors import DatasetError
+from flarecps.json_fields import is_whole, shown
 
 __all__ = ["Case", "Catalogue", "Role", "read_catalogue"]
 
@@ -112,13 +112,11 @@ def read_catalogue(
     layout, cases, description = list_folder(root, complaints)
     where = str(root / "dataset.json")
     labels = _read_labels(description.get("labels"), where, complaints)
-    channels = description.get("channel_names", description.get("modality", {"0": "CT"}))  # nnU-Net v2's, or MSD's name
-    in_order = [channels[key] for key in sorted(channels, key=int)] if isinstance(channels, Mapping) else [channels]
     catalogue = Catalogue(
         root=root,
-        name=str(description.get("name", root.resolve().name)),
+        name=_data_set_name(description.get("name", root.resolve().name), where),
         labels=labels,
-        channels=tuple(map(str, in_order)),
+        channels=channel_names(description, where),
         left_right_pairs=_read_pairs(description.get("left_right_pairs"), labels, where),
         cases=cases,
         layout=layout,
@@ -148,14 +146,21 @@ def _read_labels(content: Any, where: str, complaints: FindingCollector) -> dict
     return labels
 
 
+def _data_set_name(content: Any, where: str) -> str:
+    if not isinstance(content, str):
+        raise DatasetError(f'{where}: "name" is {shown(content)}; expected a text in quotes')
+    return content
+
+
 def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:
     """(right, left) ids as written, else found by name: "right X" and "left X", "X_right" and "X_left"."""
     if content is None:
         return left_right_pairs(labels)
-    try:
-        pairs = tuple((int(right), int(left)) for right, left in content)
-    except (TypeError, ValueError):
-        raise DatasetError(f'{where}: "left_right_pairs" must list [right id, left id]') from None
+    if not isinstance(content, list | tuple) or not all(  # a tuple of the presets
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_whole, pair)) for pair in content
+    ):
+        raise DatasetError(f'{where}: "left_right_pairs" is {shown(content)}; expected a list of [right id, left id]')
+    pairs = tuple((right, left) for right, left in content)
     strange = sorted({label for pair in pairs for label in pair} - set(labels.values()))
     if strange:
         raise DatasetError(f'{where}: "left_right_pairs" names the ids {strange}, which "labels" does not have')

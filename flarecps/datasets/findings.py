@@ -31,6 +31,12 @@ KINDS: dict[str, Kind] = {
     "channel-count": Kind(
         "error", "Wrong number of channels", "A case has more, fewer or other channel files than dataset.json names.",
         "Give one file per channel: CASE_0000, CASE_0001, …"),
+    "stray-file": Kind(
+        "error", "A file too many", "A scan or label map without channel number lies among a case's channel files.",
+        "Move it elsewhere: a label map belongs into the folder of labels."),
+    "stale-list": Kind(
+        "warning", "A list of other files", "dataset.json lists files, as nnU-Net v1 did, none of which exists.",
+        'Remove the list from dataset.json ("training" or "dataset"); the folders say what there is.'),
     "same-name": Kind(
         "error", "One name, two cases", "Two images in different folders have the same case name.",
         "Rename one of them (and its labels)."),
@@ -217,14 +223,14 @@ class Finding:
 
 @dataclass
 class FindingCollector:
-    """What is wrong with a folder: raised as a DatasetError at once, or with ``collect`` kept for the doctor."""
+    """What is wrong with a folder: kept for the doctor with ``collect``; without, an error is raised at once."""
 
     collect: bool = False
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, case: str, code: str, found: str, expected: str, cure: str = "") -> None:
-        """Keep the finding, or raise it."""
+        """Keep the finding, or raise it as a DatasetError where it is an error."""
         finding = Finding(case, code, found, expected, cure)
-        if not self.collect:
+        if not self.collect and finding.severity == "error":
             raise DatasetError(finding.message)
         self.findings.append(finding)

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeAlias
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.datasets.findings import FindingCollector
-from flarecps.datasets.splits import read_json
 from flarecps.errors import DatasetError
+from flarecps.json_fields import shown
+from flarecps.text_files import read_json
 from flarecps.volumes.io import is_scan_file, scan_name
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
@@ -30,6 +31,11 @@ FLARE22_DESCRIPTION = {
     "channel_names": {"0": "CT"},
     "left_right_pairs": FLARE22_PAIRS,
 }
+DATASET_JSON = "dataset.json"
+EXPECTED = (
+    "expected a dataset.json; it names the labels, for example "
+    '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
+)
 _CHANNEL_ENDING = re.compile(r"^(?P<name>.+)_(?P<channel>\d{4})$")  # nnU-Net: CASE_0000.nii.gz
 
 
@@ -58,20 +64,26 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
-    file = root / "dataset.json"
+    file = root / DATASET_JSON
     description: Mapping[str, Any] | None = None
-    if file.is_file():
-        description = read_json(file)
+    if file.exists():
+        description = read_json(file, DatasetError, EXPECTED)
         if not isinstance(description, dict):
-            raise DatasetError(f"{file}: expected a JSON object")
+            raise DatasetError(f"{file}: holds {shown(description)}; {EXPECTED}")
     for flare22 in [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]:  # as in ``Training``
         if "unlabeled" not in flare22.name.lower() and (flare22 / "images").is_dir():
             cases = _list_roles(_flare22_places(root, flare22), complaints)
             return "FLARE22", cases, FLARE22_DESCRIPTION if description is None else description
-    if description is not None and isinstance(description.get("training"), list):
-        return "MSD", _list_msd(root, description, complaints), description
-    if description is not None and isinstance(description.get("dataset"), Mapping):
-        return "nnU-Net", _list_named(root, description["dataset"], complaints), description
+    if description is not None and isinstance(listed := description.get("training"), list):
+        entries = [_listed_files(root, entry, "image", f'"training" entry {n}') for n, entry in enumerate(listed)]
+        if _list_counts(root, "training", [images[0] for images, _ in entries], complaints):
+            return "MSD", _list_msd(root, entries, description, complaints), description
+    elif description is not None and isinstance(listed := description.get("dataset"), Mapping):
+        named = {
+            name: _listed_files(root, entry, "images", f'"dataset" of case {name!r}') for name, entry in listed.items()
+        }
+        if _list_counts(root, "dataset", [images[0] for images, _ in named.values()], complaints):
+            return "nnU-Net", _list_named(root, named, complaints), description
     places: list[_Place]
     if (root / "imagesTr").is_dir():
         layout = "nnU-Net"
@@ -91,10 +103,7 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
         )
     cases = _list_roles(places, complaints)
     if description is None:
-        raise DatasetError(
-            f"{file}: missing; it names the labels, for example "
-            '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
-        )
+        raise DatasetError(f"{file}: missing; {EXPECTED.removeprefix('expected a dataset.json; ')}")
     return layout, cases, description
 
 
@@ -126,12 +135,13 @@ def _labels_in(folder: Path | None) -> dict[str, Path]:
 def _list_roles(places: list[_Place], complaints: FindingCollector) -> tuple[Case, ...]:
     """The cases of several places; one rule on channel endings for all of them.
 
-    ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit).
+    ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit). A label
+    map that was copied among the images (CASE beside CASE_0000) says nothing of that.
     """
     found = [(_scans_in(images), _labels_in(labels), role, labels) for images, labels, role in places]
     label_names = {name for _, labels, _, _ in found for name in labels}
     stems = {scan_name(path) for paths, _, _, _ in found for path in paths}
-    coded = not (label_names & stems)
+    coded = not any(_CHANNEL_ENDING.match(name) and f"{name}_0000" not in stems for name in label_names & stems)
     cases: list[Case] = []
     for paths, labels, role, labels_folder in found:
         channels: dict[str, list[tuple[int, Path]]] = {}
@@ -148,6 +158,12 @@ def _list_roles(places: list[_Place], complaints: FindingCollector) -> tuple[Cas
             )  # fmt: skip
         for name, images in sorted(channels.items()):
             numbers = [channel for channel, _ in sorted(images)]
+            stray = next((path for _, path in images if scan_name(path) == name and len(images) > 1), None)
+            if stray is not None:
+                complaints.add(
+                    name, "stray-file", f"{stray} lies beside {name}_0000 and the like", "one file per channel",
+                )  # fmt: skip
+                continue
             if numbers != list(range(len(numbers))):
                 complaints.add(
                     name, "channel-count",
@@ -170,18 +186,57 @@ def _flare22_places(root: Path, labelled: Path) -> list[_Place]:
     return places
 
 
-def _list_msd(root: Path, description: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
+_Files: TypeAlias = tuple[tuple[Path, ...], Path | None]  # images of a case, one per channel, and its labels
+
+
+def _listed_files(root: Path, entry: Any, key: str, what: str) -> _Files:
+    """The files that dataset.json gives for a case, whose scan is under ``key`` ("image", or "images": a list)."""
+    images = entry.get(key) if isinstance(entry, Mapping) else None
+    labels = entry.get("label") if isinstance(entry, Mapping) else None
+    paths = [images] if key == "image" else images
+    if not (isinstance(paths, list) and paths and all(map(_is_path, paths)) and (not labels or _is_path(labels))):
+        form = '{"image": path, "label": path}' if key == "image" else '{"images": [paths], "label": path}'
+        raise DatasetError(f"{root / DATASET_JSON}: {what} is {shown(entry)}; expected {form}")
+    return tuple(root / path for path in paths), root / labels if labels else None
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _list_counts(root: Path, key: str, images: Sequence[Path], complaints: FindingCollector) -> bool:
+    """Whether dataset.json's list of cases is what the folder holds, rather than what another program left in it.
+
+    nnU-Net v1 listed CASE.nii.gz where the file is CASE_0000.nii.gz; then the folders decide.
+    """
+    if any(image.exists() for image in images) or not (root / "imagesTr").is_dir():
+        return True
+    if images:
+        complaints.add(
+            "", "stale-list",
+            f'{root / DATASET_JSON}: none of the {len(images)} images under "{key}" is there, first {images[0]}',
+            "the files of the folder, which were taken instead",
+        )  # fmt: skip
+    return False
+
+
+def _list_msd(
+    root: Path, entries: Sequence[_Files], description: Mapping[str, Any], complaints: FindingCollector
+) -> tuple[Case, ...]:
     """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
     cases: list[Case] = []
-    for entry in description["training"]:
-        if not isinstance(entry, Mapping) or "image" not in entry:
-            raise DatasetError(f'{root / "dataset.json"}: "training" must list {{"image": path, "label": path}}')
-        image = root / entry["image"]
-        labels = root / entry["label"] if entry.get("label") else None
-        cases += _if_complete(Case(scan_name(image), "labelled", (image,), labels), complaints)
+    for images, labels in entries:
+        cases += _if_complete(Case(scan_name(images[0]), "labelled", images, labels), complaints)
     unlabelled = [Case(scan_name(path), "unlabelled", (path,)) for path in _scans_in(root / "imagesUn")]
     listed = description.get("test", [])
-    tests = [root / (entry["image"] if isinstance(entry, Mapping) else entry) for entry in listed]
+    if not isinstance(listed, list):
+        raise DatasetError(f'{root / DATASET_JSON}: "test" is {shown(listed)}; expected a list of paths')
+    tests = [
+        _listed_files(root, entry if isinstance(entry, Mapping) else {"image": entry}, "image", f'"test" entry {n}')[0][
+            0
+        ]
+        for n, entry in enumerate(listed)
+    ]
     labels_of = _labels_in(root / "labelsTs")
     test = [Case(scan_name(path), "test", (path,), labels_of.get(scan_name(path))) for path in tests if path.exists()]
     by_name = attrgetter("name")
@@ -196,15 +251,10 @@ def _if_complete(case: Case, complaints: FindingCollector) -> list[Case]:
     return [] if absent else [case]
 
 
-def _list_named(root: Path, named: Mapping[str, Any], complaints: FindingCollector) -> tuple[Case, ...]:
+def _list_named(root: Path, named: Mapping[str, _Files], complaints: FindingCollector) -> tuple[Case, ...]:
     """nnU-Net v2's other way: dataset.json's "dataset" gives every training case's files; the rest lies in folders."""
     cases: list[Case] = []
-    for name, entry in sorted(named.items()):
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list) or "label" not in entry:
-            raise DatasetError(
-                f'{root / "dataset.json"}: "dataset" must give {{"images": [paths], "label": path}} of case {name!r}'
-            )
-        images, labels = tuple(root / str(path) for path in entry["images"]), root / str(entry["label"])
+    for name, (images, labels) in sorted(named.items()):
         cases += _if_complete(Case(name, "labelled", images, labels), complaints)
     return (*cases, *_list_roles(_nnunet_rest(root), complaints))
 

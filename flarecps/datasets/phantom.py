@@ -7,7 +7,6 @@ number of other cases. Unlabelled cases come from a wider distribution than the 
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from flarecps.datasets.layouts import Role
 from flarecps.datasets.phantom_scan import draw_scene, paint
 from flarecps.datasets.phantom_transplant import draw_mapped_scene
 from flarecps.errors import DatasetError
+from flarecps.text_files import read_own_json
 from flarecps.volumes.io import find_scans, write_volume
 from flarecps.volumes.space import Reorientation, Space
 
@@ -178,11 +178,8 @@ def _clear(out: Path) -> None:
     """Make ``out`` ready: a new folder, or an older phantom without its cases; anything else is left alone."""
     if out.exists() and not out.is_dir():
         raise DatasetError(f"{out}: is a file; expected a new folder, or one that holds a phantom")
-    try:
-        recipe = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        recipe = None
-    is_phantom = isinstance(recipe, dict) and "seed" in recipe and "labelled" in recipe
+    recipe = read_own_json(out / RECIPE)
+    is_phantom = "seed" in recipe and "labelled" in recipe
     if out.is_dir() and any(out.iterdir()) and not is_phantom:
         raise DatasetError(f"{out}: holds files that are no phantom; choose a new folder, or empty this one yourself")
     out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from flarecps.errors import DatasetError
+from flarecps.json_fields import is_whole, shown
+from flarecps.text_files import read_json
 
 SPLITS = "splits.json"
 NNUNET_SPLITS = "splits_final.json"
+EXPECTED = 'expected a splits.json, such as {"labelled": [case names], "unlabelled": [...], "test": [...]}'
 DEFAULT_SPLIT = "default"  # the name of the one split in a flat file
 FOLDS = 5
 _FOLD_SEED = 12345  # must not be tuned: folds stay comparable between runs and machines
@@ -69,25 +71,19 @@ def _split_from_json(content: Any, where: str) -> Split:
     for role in _ROLES:
         names = content.get(role, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DatasetError(f"{where}: {role!r} must be a list of case names")
+            raise DatasetError(f"{where}: {role!r} must be a list of case names, not {shown(names)}")
         lists[role] = tuple(names)
     annotated = content.get("annotated", {})
     if not isinstance(annotated, dict) or not all(
-        isinstance(ids, list) and all(isinstance(one, int) for one in ids) for ids in annotated.values()
+        isinstance(ids, list) and all(map(is_whole, ids)) for ids in annotated.values()
     ):
-        raise DatasetError(f'{where}: "annotated" must give a list of label ids per case, as {{"case_1": [1, 2]}}')
+        raise DatasetError(
+            f'{where}: "annotated" is {shown(annotated)}; expected a list of label ids per case, {{"case_1": [1, 2]}}'
+        )
     try:
         return Split(**lists, annotated={name: tuple(ids) for name, ids in annotated.items()})
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from None
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a data set; raises DatasetError where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_splits(path: Path | str) -> dict[str, Split]:
@@ -96,11 +92,9 @@ def read_splits(path: Path | str) -> dict[str, Split]:
     Raises DatasetError when the file is missing, is not JSON, or holds something else.
     """
     path = Path(path)
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file; expected a splits.json")
-    content = read_json(path)
+    content = read_json(path, DatasetError, EXPECTED)
     if not isinstance(content, dict) or not content:
-        raise DatasetError(f"{path}: expected one split, or several by name")
+        raise DatasetError(f"{path}: holds {shown(content)}; expected one split, or several by name")
     if "labelled" in content:
         return {DEFAULT_SPLIT: _split_from_json(content, str(path))}
     return {name: _split_from_json(one, f"{path}: split {name!r}") for name, one in content.items()}
@@ -115,9 +109,9 @@ def data_set_splits(root: Path, unlabelled: Sequence[str] = (), test: Sequence[s
     DatasetError when the file is no such list, or a case has two roles.
     """
     own, path = root / SPLITS, root / NNUNET_SPLITS
-    if own.is_file() or not path.is_file():
-        return read_splits(own) if own.is_file() else {}
-    content = read_json(path)
+    if own.exists() or not path.exists():
+        return read_splits(own) if own.exists() else {}
+    content = read_json(path, DatasetError, "expected nnU-Net's list of folds")
     if not isinstance(content, list) or not content:
         raise DatasetError(f'{path}: expected nnU-Net\'s list of folds, [{{"train": [...], "val": [...]}}, ...]')
     splits = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Any
 
 from flarecps.anatomy import FLARE22_LABELS, Organ
 from flarecps.datasets.label_names import label_names
-from flarecps.errors import ConfigError, DatasetError, FlarecpsError, first_few
+from flarecps.errors import ConfigError, DatasetError, first_few
+from flarecps.text_files import read_json
 
 DATASET_JSON = "dataset.json"
 EXPECTED = 'expected millimetres for all (3), by organ (liver=5,spleen=3), or a JSON file {"liver": 5}'
@@ -48,22 +48,13 @@ def _read_label_set(path: Path) -> dict[str, int]:
 
     Raises DatasetError for a missing file, no JSON, and what `label_names` refuses.
     """
-    content = _read_json(path, 'expected a dataset.json with "labels"', DatasetError)
+    content = read_json(path, DatasetError, 'expected a dataset.json with "labels"')
     names = label_names(content.get("labels") if isinstance(content, dict) else None, str(path))
     return {name: number for name, number in names.items() if number}
 
 
 def _first_file(*candidates: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_json(path: Path, expected: str, kind: type[FlarecpsError]) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise kind(f"{path}: no such file; {expected}") from None
-    except (OSError, ValueError) as error:
-        raise kind(f"{path}: not readable as JSON ({error}); {expected}") from error
 
 
 def read_tolerances(words: str, organs: Sequence[Organ]) -> dict[str, float]:
@@ -78,7 +69,7 @@ def read_tolerances(words: str, organs: Sequence[Organ]) -> dict[str, float]:
     for word, value in _tolerance_entries(words):
         try:
             tolerance_mm = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"tolerance {words!r}: {value!r} is no number of mm; {EXPECTED}") from None
         if not math.isfinite(tolerance_mm) or tolerance_mm < 0 or isinstance(value, bool):
             raise ConfigError(f"tolerance {words!r}: {value!r} is no distance; expected 0 mm or more")
@@ -96,7 +87,7 @@ def _tolerance_entries(words: str) -> list[tuple[str | None, Any]]:
     """(organ or None for all, what the user wrote as its value) in the order written."""
     if words.strip().lower().endswith(".json"):
         path = Path(words.strip())
-        content = _read_json(path, EXPECTED, ConfigError)
+        content = read_json(path, ConfigError, EXPECTED)
         if not isinstance(content, dict) or not content:
             raise ConfigError(f'{path}: expected one object with a tolerance in mm by organ, such as {{"liver": 5}}')
         return list(content.items())

@@ -7,9 +7,6 @@ FLARE has it in its later years. The tables on disk are CSV with FLARE's columns
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -26,6 +23,8 @@ from flarecps.anatomy import Organ
 from flarecps.atomic import write_json, write_text
 from flarecps.errors import DatasetError
 from flarecps.evaluation.flare22 import BOTH_EMPTY, OrganScore, Protocol
+from flarecps.json_fields import is_number
+from flarecps.text_files import csv_text, read_csv, read_own_json
 from flarecps.volumes.io import scan_name
 
 FORMAT, FORMAT_VERSION = "flarecps-scores", 1
@@ -233,40 +232,39 @@ def read_scores(path: Path) -> Scores:
     Protocol and tolerances are those of the JSON that ``flarecps score`` writes beside it. Raises DatasetError for
     another table, and for a cell that is no number.
     """
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    header = list(rows[0]) if rows else []
-    columns = tuple(name[: -len(DSC)] for name in header if name.endswith(DSC))
-    if "Name" not in header or not columns:
-        raise DatasetError(
-            f"{path}: not a table of scores (expected Name, ORGAN{DSC}, ORGAN{NSD}): see 'flarecps score'"
-        )
-    try:
-        values = {
-            measure: np.array([[float(row.get(column + kind) or "nan") for column in columns] for row in rows])
-            for measure, kind in zip(MEASURES, (DSC, NSD), strict=True)
-        }
-    except ValueError as error:
-        raise DatasetError(f"{path}: a score is not a number ({error}): score again with 'flarecps score'") from error
+    expected = f"expected a table of scores (Name, ORGAN{DSC}, ORGAN{NSD}), as 'flarecps score' writes it"
+    table = read_csv(path, DatasetError, expected)
+    columns = tuple(name[: -len(DSC)] for name in table.columns if name.endswith(DSC))
+    if "Name" not in table.columns or not columns or not table.rows:
+        raise DatasetError(f"{path}: not a table of scores; {expected}")
+
+    def score(row: dict[str, str], column: str) -> float:
+        cell = row.get(column, "").strip()
+        try:
+            return float(cell or "nan")
+        except ValueError:
+            raise DatasetError(f"{path}: {column} of {row['Name']} is not a number: {cell!r}; {expected}") from None
+
+    values = {
+        measure: np.array([[score(row, column + kind) for column in columns] for row in table.rows])
+        for measure, kind in zip(MEASURES, (DSC, NSD), strict=True)
+    }
     settings = _settings(path.with_suffix(".json"))
-    tolerances = settings.get("tolerances_mm")
+    protocol, tolerances = settings.get("protocol"), settings.get("tolerances_mm")
     return Scores(
-        tuple(scan_name(row["Name"]) for row in rows),
+        tuple(scan_name(row["Name"]) for row in table.rows),
         columns,
         values,
         str(path),
-        settings.get("protocol"),
-        tolerances if isinstance(tolerances, dict) else {},
+        protocol if isinstance(protocol, str) else None,
+        tolerances if isinstance(tolerances, dict) and all(map(is_number, tolerances.values())) else {},
     )
 
 
 def _settings(path: Path) -> dict[str, Any]:
     """The JSON that ``flarecps score`` writes beside its table; {} for tables from elsewhere."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+    content = read_own_json(path)
+    return content if content.get("format") == FORMAT else {}
 
 
 def write_scores(scored: ScoredCases, out: Path) -> None:
@@ -275,14 +273,12 @@ def write_scores(scored: ScoredCases, out: Path) -> None:
     The CSV has one row per case: Name, then {Organ}_DSC of every organ, then {Organ}_NSD; an empty cell where not
     scored.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Name", *(f"{organ.column}_{measure.upper()}" for measure in MEASURES for organ in scored.organs)])
+    rows = [["Name", *(f"{organ.column}_{measure.upper()}" for measure in MEASURES for organ in scored.organs)]]
     for case in scored.cases.values():
         values = [getattr(case.organs[organ.name], measure) for measure in MEASURES for organ in scored.organs]
-        writer.writerow([case.file_name, *("" if value is None else round(value, CSV_DECIMALS) for value in values)])
+        rows.append([case.file_name, *("" if value is None else round(value, CSV_DECIMALS) for value in values)])
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "scores.csv", text.getvalue())
+    write_text(out / "scores.csv", csv_text(rows))
     write_json(out / "scores.json", _scores_json(scored))
 
 

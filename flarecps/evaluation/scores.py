@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from flarecps.evaluation.flare22 import OrganScore, Protocol, foreign_values, sc
 from flarecps.evaluation.label_sets import with_tolerances
 from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
+from flarecps.json_fields import is_number
+from flarecps.text_files import read_own_json
 from flarecps.volumes.io import in_file_order, is_scan_file, on_grid, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
@@ -198,15 +199,28 @@ def _kept(case: _CaseFiles) -> CaseScore | None:
     if case.kept is None or not case.kept.is_file() or any(file.name.lower().endswith(TWO_FILES) for file in files):
         return None
     try:
-        content = json.loads(case.kept.read_text(encoding="utf-8"))
+        content = read_own_json(case.kept)
         if (content["format"], content["made_from"]) != (FORMAT, _made_from(case)):
             return None
         kept = content["scores"]
         organs = {name: OrganScore(**score) for name, score in kept["organs"].items()}
-        return CaseScore(kept["file_name"], organs, kept["missing"], tuple(kept["warnings"]))
+        whole = CaseScore(kept["file_name"], organs, kept["missing"], tuple(kept["warnings"]))
+        return whole if _is_whole(whole, case) else None
     # Damaged: the case is scored again. An unreadable label map is reported when it is to be scored.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_whole(kept: CaseScore, case: _CaseFiles) -> bool:
+    """Whether all that is read of a file is of the kind that was written to it."""
+    texts = (kept.file_name, *kept.warnings, *(one.remark for one in kept.organs.values()))
+    numbers = [(key, value) for one in kept.organs.values() for key, value in vars(one).items() if key != "remark"]
+    return (
+        set(kept.organs) == {organ.name for organ in case.organs}
+        and isinstance(kept.missing, bool)
+        and all(isinstance(text, str) for text in texts)
+        and all(is_number(value) or (value is None and not key.endswith("_ml")) for key, value in numbers)
+    )
 
 
 def _label_files(path: Path) -> dict[str, Path]:

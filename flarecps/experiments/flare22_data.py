@@ -12,6 +12,7 @@ from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.datasets.layouts import link_cases, link_subset
 from flarecps.datasets.splits import fold
 from flarecps.errors import ConfigError, DatasetError
+from flarecps.text_files import read_text
 
 LABELLED, UNLABELLED, UNLABELLED_USED, VALIDATION, RELEASED = 50, 2000, 1000, 50, 20
 HELD_OUT_FOLD = 0  # as in configs/flare22_*.yaml
@@ -111,10 +112,7 @@ def released_cases(data: Flare22Data, listed: Path | None) -> tuple[tuple[str, .
     """
     judged = tuple(case.name for case in data.with_references)
     if listed is not None:
-        try:
-            names = tuple(word for word in listed.read_text(encoding="utf-8").split() if word)
-        except OSError as error:
-            raise ConfigError(f"{listed}: can't be read ({error.strerror}); expected one case name a line") from error
+        names = tuple(read_text(listed, ConfigError, "expected one case name a line").split())
         strange = [name for name in names if name not in judged]
         if strange or not names:
             raise ConfigError(

@@ -18,7 +18,8 @@ from flarecps.errors import FlarecpsError
 from flarecps.evaluation.score_table import Scores, mean_of
 from flarecps.method_config import method_of
 from flarecps.reporting.run_folder import Run, read_run
-from flarecps.reporting.tables import csv_text, markdown_table, organ_title
+from flarecps.reporting.tables import markdown_table, organ_title
+from flarecps.text_files import csv_text
 
 PAPER = Path(__file__).with_name("flare22_paper.json")
 MEAN = "mean"  # the last row of each table of scores

@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeAlias
 
 from flarecps.atomic import write_json
 from flarecps.errors import ConfigError
+from flarecps.json_fields import is_number
+from flarecps.text_files import read_own_json, read_yaml
 
 State: TypeAlias = Literal["done", "to do", "submitted", "lacking"]
 
@@ -71,11 +73,10 @@ class StageRecords:
 
     def read(self, stage: Stage) -> dict[str, Any]:
         """The stage's record; {} without one, or when it is damaged."""
-        try:
-            content = json.loads((self.folder / f"{stage.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        content = read_own_json(self.folder / f"{stage.name}.json")
+        starts = content.get("starts", [])
+        whole = isinstance(starts, list) and all(isinstance(one, str) for one in starts)
+        return content if whole and is_number(content.get("cpu_s", 0.0)) else {}
 
     def state(self, stage: Stage) -> State:
         """Whether a stage is done: its record says so for this very command, and its outputs are there."""
@@ -184,13 +185,11 @@ def fit_stage(name: str, words: Sequence[object], config: Path, run: Path, after
 
 def training_is_finished(run: Path) -> bool:
     """Whether a training in ``run`` came to its end, by its own record and not only to a stop before a requeue."""
-    from omegaconf import OmegaConf
-
+    record = read_own_json(run / "environment.json")
     try:
-        record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        wanted = OmegaConf.load(run / "config.yaml").trainer.max_epochs
+        wanted = read_yaml(run / "config.yaml", ConfigError, "expected the settings of a run")["trainer"]["max_epochs"]
         return bool(record["finished"]) and record["completed_epochs"] >= wanted
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ConfigError, KeyError, TypeError):
         return False
 
 

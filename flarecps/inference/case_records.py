@@ -10,9 +10,6 @@ killed run left behind is made anew by the next.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flarecps import atomic
+from flarecps.errors import DatasetError
 from flarecps.evaluation.overlap import dice_per_label
+from flarecps.json_fields import Reader, is_number
+from flarecps.text_files import csv_text, read_json
 from flarecps.typing import LabelArray
 
 Record: TypeAlias = dict[str, Any]  # plain types; "case" is the scan's name
@@ -52,7 +52,7 @@ def write_tables(
     """
     there = _records(output, kind)
     while there:
-        records = arrange([json.loads(path.read_text(encoding="utf-8")) for path in there])
+        records = arrange([_read_record(path, kind) for path in there])
         atomic.write_json(output / f"{kind}.json", records)
         atomic.write_text(output / f"{kind}.csv", _csv(rows(records)))
         before, there = there, _records(output, kind)
@@ -144,10 +144,18 @@ def _records(output: Path, kind: str) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith(atomic.PARTIAL_PREFIX))
 
 
+def _read_record(path: Path, kind: str) -> Record:
+    expected = "expected the record of a scan: remove it, and the scan will be segmented again"
+    record = Reader(read_json(path, DatasetError, expected), str(path), kind=DatasetError, again=expected)
+    record.string("case")
+    means = [] if kind == STATISTICS else [record.content.get("mean", "missing")]
+    organs = [one for value in record.mapping("organs").values() for one in (value.values() if isinstance(value, dict)
+              else [value])]  # fmt: skip
+    if not all(value is None or is_number(value) for value in (*means, *organs)):
+        raise record.error("organs", "numbers")
+    return record.content
+
+
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)])

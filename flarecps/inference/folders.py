@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings, Sibling
 from flarecps.planning.plan import Plan
+from flarecps.text_files import read_own_json
 from flarecps.volumes.io import find_scans, is_scan_file, scan_name
 
 __all__ = [
@@ -247,13 +247,10 @@ def describe_results(output: Path, plan: Plan, overwrite: bool) -> None:
         "file_ending": RESULT_SUFFIX,
     }
     if path.exists():
-        try:
-            present = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            present = None
-        if isinstance(present, dict) and present.get("labels") == plan.labels:
+        present = read_own_json(path)
+        if present.get("labels") == plan.labels:
             return
-        ours = isinstance(present, dict) and present.get("description") == SIGNATURE
+        ours = present.get("description") == SIGNATURE
         if not (ours and overwrite):
             raise ConfigError(
                 f"{path}: this folder's label set is not the checkpoint's; name an empty output folder"

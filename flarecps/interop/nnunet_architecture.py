@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flarecps.errors import CheckpointError
+from flarecps.json_fields import is_whole, shown
 from flarecps.networks import PlainUNet, ResidualEncoderUNet, network_name
 from flarecps.networks.blocks import NEGATIVE_SLOPE
 from flarecps.networks.unet import UNet
@@ -13,6 +14,7 @@ from flarecps.networks.unet import UNet
 CLASSES = {"PlainUNet": "PlainConvUNet", "ResidualEncoderUNet": "ResidualEncoderUNet"}  # ours -> theirs
 MODULE = "dynamic_network_architectures.architectures.unet"
 NORM_EPSILON = 1e-5
+MOST_STAGES, MOST_FEATURES, MOST_LAYERS, LARGEST_KERNEL = 16, 4096, 64, 64  # beyond them plans are no plans
 
 
 def architecture_to_nnunet(network: UNet) -> dict[str, Any]:
@@ -63,23 +65,28 @@ def network_from_nnunet(configuration: Mapping[str, Any], channels: int, classes
         raise CheckpointError(f"{where}: 'arch_kwargs' is missing from its architecture")
     try:
         _check_layers(given, where)
-        stages = int(given["n_stages"])
-        dimensions = int(str(given["conv_op"])[-2])
+        stages = _count("n_stages", given["n_stages"], MOST_STAGES)
+        dimensions = _count("conv_op", int(str(given["conv_op"])[-2]), 3)
         shape: dict[str, Any] = {
             "in_channels": channels,
             "classes": classes,
-            "features": _per_stage(given["features_per_stage"], stages),
+            "features": [
+                _count("features_per_stage", one, MOST_FEATURES)
+                for one in _per_stage(given["features_per_stage"], stages)
+            ],
             "strides": [_per_axis(row, dimensions) for row in _per_stage(given["strides"], stages)],
             "kernels": [_per_axis(row, dimensions) for row in _per_stage(given["kernel_sizes"], stages)],
         }
-        decoder = set(_per_stage(given["n_conv_per_stage_decoder"], stages - 1))
+        decoder = _counts(given, "n_conv_per_stage_decoder", stages - 1, MOST_LAYERS)
         if known[name] == "ResidualEncoderUNet":
-            blocks = _per_stage(given["n_blocks_per_stage"], stages)
-            depth = _one_depth(decoder, "n_conv_per_stage_decoder", where)
+            blocks = _counts(given, "n_blocks_per_stage", stages, MOST_LAYERS)
+            depth = _one_depth(set(decoder), "n_conv_per_stage_decoder", where)
             return ResidualEncoderUNet(**shape, blocks_per_stage=blocks, decoder_convolutions=depth)
-        depth = _one_depth(decoder | set(_per_stage(given["n_conv_per_stage"], stages)), "n_conv_per_stage", where)
+        depth = _one_depth(
+            {*decoder, *_counts(given, "n_conv_per_stage", stages, MOST_LAYERS)}, "n_conv_per_stage", where
+        )
         return PlainUNet(**shape, convolutions=depth, output_bias=True)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{where}: its architecture is not complete or contradicts itself ({error})") from error
 
 
@@ -93,6 +100,7 @@ def _architecture(configuration: Mapping[str, Any], where: str) -> Mapping[str, 
     kind = configuration["UNet_class_name"]
     try:
         depths = configuration["n_conv_per_stage_encoder"]
+        _count("the number of stages", len(depths), MOST_STAGES)
         base, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
         dimensions = len(configuration["patch_size"])
         return {
@@ -111,8 +119,8 @@ def _architecture(configuration: Mapping[str, Any], where: str) -> Mapping[str, 
                 "nonlin": "torch.nn.LeakyReLU",
             },
         }
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: its network can't be rebuilt from the plans: {error} is missing") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its network can't be rebuilt from the plans ({error!r})") from error
 
 
 def _check_layers(given: Mapping[str, Any], where: str) -> None:
@@ -153,7 +161,19 @@ def _per_stage(value: Any, stages: int) -> list[Any]:
 
 
 def _per_axis(value: Any, dimensions: int) -> list[int]:
-    return [int(size) for size in value] if isinstance(value, list | tuple) else [int(value)] * dimensions
+    sizes = list(value) if isinstance(value, list | tuple) else [value] * dimensions
+    return [_count("a kernel or stride", size, LARGEST_KERNEL) for size in sizes]
+
+
+def _counts(given: Mapping[str, Any], name: str, stages: int, most: int) -> list[int]:
+    return [_count(name, value, most) for value in _per_stage(given[name], stages)]
+
+
+def _count(name: str, value: Any, most: int) -> int:
+    """``value`` if it is a whole number from 1 to ``most``; ValueError otherwise."""
+    if not is_whole(value, 1) or value > most:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number from 1 to {most}")
+    return int(value)
 
 
 def _one_depth(depths: set[Any], name: str, where: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from flarecps.interop.nnunet_plans import (
     resolved_configuration,
 )
 from flarecps.interop.nnunet_weights import load_nnunet_state_dict
+from flarecps.json_fields import Reader, is_whole
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
+from flarecps.text_files import read_json
 
 FOLD = re.compile(r"fold_(all|\d+)")
 # Kinds of NumPy scalars that nnU-Net's own log of losses and times holds.
@@ -69,8 +70,8 @@ def read_nnunet_model(folder: Path | str, folds: Sequence[str] | None = None, ch
         networks=tuple(network for _, network, _ in found),
         folds=chosen,
         other_folds=tuple(fold for fold in model.folds if fold not in chosen),
-        epoch=int(content.get("current_epoch") or 0),
-        mirror_axes=tuple(int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ()),
+        epoch=int(content["current_epoch"]) if is_whole(content.get("current_epoch")) else 0,
+        mirror_axes=_mirror_axes(content.get("inference_allowed_mirroring_axes"), found[0][0].dimensions),
     )
 
 
@@ -110,9 +111,15 @@ def _configuration_name(model: _ModelFolder, content: Mapping[str, Any]) -> str:
     arguments = content.get("init_args")
     if isinstance(arguments, Mapping) and isinstance(arguments.get("configuration"), str):
         return str(arguments["configuration"])
-    known = list(model.plans.get("configurations") or {})
+    known = list(Reader(model.plans, str(model.path / "plans.json"), kind=CheckpointError).mapping("configurations"))
     ending = model.path.resolve().name.rpartition("__")[2]
     return ending if ending in known or len(known) != 1 else str(known[0])
+
+
+def _mirror_axes(content: Any, dimensions: int) -> tuple[int, ...]:
+    """The axes in a checkpoint; none where it says nothing of the kind."""
+    axes = content if isinstance(content, list | tuple) else ()
+    return tuple(axis for axis in axes if is_whole(axis) and axis < dimensions)
 
 
 @dataclass(frozen=True)
@@ -185,15 +192,8 @@ def _harmless() -> list[Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: missing; a model folder of nnU-Net v2 holds plans.json, dataset.json and fold_N/ folders: was it "
-            "copied completely?"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, as nnU-Net v2 writes it")
-    return content
+    expected = (
+        "a model folder of nnU-Net v2 holds plans.json, dataset.json and fold_N/ folders: copy it again, completely"
+    )
+    content = read_json(path, CheckpointError, expected)
+    return Reader(content, str(path), kind=CheckpointError, again=expected).content

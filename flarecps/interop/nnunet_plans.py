@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flarecps.datasets.label_names import left_right_pairs
-from flarecps.errors import CheckpointError, PlanError
+from flarecps.datasets.label_names import channel_names, left_right_pairs
+from flarecps.errors import CheckpointError, DatasetError, PlanError
 from flarecps.interop.nnunet_architecture import architecture_to_nnunet
+from flarecps.json_fields import Reader, shown
 from flarecps.networks.unet import UNet
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Conventions, Intensity, Plan, Topology, checked
 
 READERS = {"ras": "SimpleITKIOWithReorient", "as_stored": "SimpleITKIO"}  # by a plan's orientation
 PLANS_NAME = "flarecps"
+AGAIN = "expected the plans of nnU-Net v2: copy them again"
 IGNORE = "ignore"  # a label of this name means "do not look here" to nnU-Net
 LARGEST_ID = 254  # of labels that nnU-Net writes as 8 bits
 ORIENTATIONS = {
@@ -113,7 +115,7 @@ def resolved_configuration(plans: Mapping[str, Any], name: str, where: str) -> d
     merged: dict[str, Any] = {}
     following: Any = name
     for _ in range(len(known) + 1 if isinstance(known, Mapping) else 0):
-        one = known.get(following) if isinstance(known, Mapping) else None
+        one = known.get(following) if isinstance(known, Mapping) and isinstance(following, str) else None
         if not isinstance(one, Mapping):
             break
         merged = {**one, **merged}
@@ -158,13 +160,12 @@ def labels_of_dataset(dataset: Mapping[str, Any], where: str) -> dict[str, int]:
 
 def channels_of_dataset(dataset: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The names of the image channels, in order."""
-    names = dataset.get("channel_names", dataset.get("modality"))
+    if not {"channel_names", "modality"} & set(dataset):
+        raise CheckpointError(f'{where}: dataset.json names no channels; expected \'channel_names\' as {{"0": "CT"}}')
     try:
-        if isinstance(names, Mapping) and names:
-            return tuple(str(names[key]) for key in sorted(names, key=int))
-    except ValueError:
-        pass
-    raise CheckpointError(f'{where}: dataset.json names no channels; expected \'channel_names\' as {{"0": "CT"}}')
+        return channel_names(dataset, f"{where}/dataset.json")
+    except DatasetError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def plan_from_nnunet(
@@ -173,8 +174,6 @@ def plan_from_nnunet(
     """The plan by which a model of nnU-Net's was trained. Raises CheckpointError for what this program can't do."""
     try:
         return _plan(plans, dataset, configuration, network, where)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{where}: its plans are not complete: {type(error).__name__} {error}") from error
     except PlanError as error:
         raise CheckpointError(f"{where}: its plans make no sound plan here: {error}") from error
 
@@ -184,25 +183,33 @@ def _plan(
 ) -> Plan:
     _check_preprocessing(plans, configuration, where)
     labels, channels = labels_of_dataset(dataset, where), channels_of_dataset(dataset, where)
-    reader = plans["image_reader_writer"]
+    whole, own = (
+        Reader(one, f"{where}/plans.json", kind=CheckpointError, again=AGAIN) for one in (plans, configuration)
+    )
+    reader = whole.string("image_reader_writer")
     if reader not in ORIENTATIONS:
         raise CheckpointError(f"{where}: its images are read by '{reader}'; known are {', '.join(ORIENTATIONS)}")
-    patch = tuple(int(size) for size in configuration["patch_size"])
-    spacing = [float(edge) for edge in configuration["spacing"]]
-    median = [float(edge) for edge in configuration["median_image_size_in_voxels"]]
+    patch = own.integers("patch_size", None)
+    edges = len(own.content["spacing"]) if len(patch) == 2 and isinstance(own.content.get("spacing"), list) else 3
+    spacing, median = (
+        own.numbers("spacing", edges, above=0.0),
+        own.numbers("median_image_size_in_voxels", edges, above=0.0),
+    )
     if len(patch) == 2:  # nnU-Net leaves the slice axis out
-        spacing = [float(plans["original_median_spacing_after_transp"][0]), *spacing[-2:]]
-        median = [float(plans["original_median_shape_after_transp"][0]), *median[-2:]]
+        slices_mm, slices = (
+            whole.numbers(f"original_median_{what}_after_transp", 3, above=0.0)[0] for what in ("spacing", "shape")
+        )
+        spacing, median = (slices_mm, *spacing[-2:]), (slices, *median[-2:])
     given = network.arguments
     topology = Topology(
         tuple(given["features"]), tuple(map(tuple, given["strides"])), tuple(map(tuple, given["kernels"]))
     )
-    order = [int(axis) for axis in plans["transpose_forward"]]
-    batch = int(configuration["batch_size"])
+    order = whole.integers("transpose_forward", 3, at_least=0)
+    batch = own.integer("batch_size")
     memory = MemoryModel(GPU_GB, len(patch), len(labels))
     orientation: Any = ORIENTATIONS[reader]
     plan = Plan(
-        dataset=str(dataset.get("name") or plans.get("dataset_name", "nnU-Net")),
+        dataset=str(dataset.get("name") or plans.get("dataset_name") or "nnU-Net"),
         dimensions=len(patch),  # type: ignore[arg-type]  # 'checked' says so when it is neither 2 nor 3
         labels=labels,
         left_right_pairs=left_right_pairs(labels) if orientation == "ras" else (),
@@ -213,8 +220,8 @@ def _plan(
         patch_voxels=patch,
         topology=topology,
         global_batch={"labelled": batch, "unlabelled": batch},
-        batch_dice=bool(configuration["batch_dice"]),
-        intensity=_intensity(plans, configuration, len(channels), where),
+        batch_dice=own.boolean("batch_dice"),
+        intensity=_intensity(whole, own, len(channels), where),
         fingerprint={"imported_from": f"nnU-Net v2, {plans.get('dataset_name')}, {plans.get('plans_name')}"},
         memory_gb=round(memory.step_gb(patch, topology, batch), 2),
         conventions=Conventions(orientation, "before_resampling", "nonzero"),
@@ -232,31 +239,35 @@ def _check_preprocessing(plans: Mapping[str, Any], configuration: Mapping[str, A
         if found != expected:
             raise CheckpointError(f"{where}: its {what} is '{found}'; only nnU-Net's default is known, '{expected}'")
     for name, expected_settings in RESAMPLING.items():
-        settings = dict(configuration.get(f"{name}_kwargs") or {})
+        settings = configuration.get(f"{name}_kwargs")
+        if not isinstance(settings, Mapping):
+            raise CheckpointError(f"{where}: {name}_kwargs is {shown(settings)}; expected {shown(expected_settings)}")
         for key, value in expected_settings.items():
             if settings.get(key) != value:
                 raise CheckpointError(f"{where}: {name}_kwargs has {key} {settings.get(key)}; only {value} is known")
-    if any(configuration.get("use_mask_for_norm") or ()):
+    masks = configuration.get("use_mask_for_norm")
+    if any(masks) if isinstance(masks, list | tuple) else masks:
         raise CheckpointError(
             f"{where}: its intensities are scaled within a mask of the non-zero voxels (use_mask_for_norm), which this "
             "program does not do"
         )
 
 
-def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any], channels: int, where: str) -> Intensity:
-    schemes = list(configuration["normalization_schemes"])
+def _intensity(plans: Reader, configuration: Reader, channels: int, where: str) -> Intensity:
+    schemes = list(configuration.strings("normalization_schemes"))
     if schemes == ["ZScoreNormalization"] * channels:
         return Intensity("zscore", source="foreground")
     if schemes != ["CTNormalization"] * channels:
         raise CheckpointError(
-            f"{where}: intensities are scaled by {', '.join(map(str, schemes))}; known are CTNormalization and "
+            f"{where}: intensities are scaled by {', '.join(schemes)}; known are CTNormalization and "
             "ZScoreNormalization, the same for all channels"
         )
-    properties = plans.get("foreground_intensity_properties_per_channel")
-    if properties is None:
-        properties = plans["foreground_intensity_properties_by_modality"]  # the first releases of v2
-    names = ("percentile_00_5", "percentile_99_5", "mean", "std")
-    rows = [tuple(float(properties[str(channel)][name]) for name in names) for channel in range(channels)]
+    keys = ("foreground_intensity_properties_by_modality", "foreground_intensity_properties_per_channel")
+    properties = plans.section(keys[0] if keys[0] in plans.content and keys[1] not in plans.content else keys[1])
+    by_channel = [properties.section(str(channel)) for channel in range(channels)]
+    rows = [
+        tuple(one.number(name) for name in ("percentile_00_5", "percentile_99_5", "mean", "std")) for one in by_channel
+    ]
     if len(set(rows)) != 1:
         raise CheckpointError(f"{where}: its CT channels have windows of their own; here all channels share one")
     low, high, mean, sd = rows[0]

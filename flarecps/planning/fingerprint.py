@@ -24,6 +24,7 @@ from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue, Role
 from flarecps.errors import DatasetError, ScanError
 from flarecps.planning.histogram import Histogram
+from flarecps.text_files import read_own_json
 from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple
 from flarecps.volumes.cropping import crop, field_box
 from flarecps.volumes.io import Volume, on_grid, read_channels, read_labels
@@ -303,7 +304,7 @@ def _read_current(entry: _Entry) -> Fingerprint | None:
     if entry.file is None or not entry.file.is_file():
         return None
     try:
-        content = json.loads(entry.file.read_text(encoding="utf-8"))
+        content = read_own_json(entry.file)
         found = content["format"], content["version"], content["made_from"]
         return Fingerprint.from_json(content) if found == (FORMAT, VERSION, _source_signature(entry)) else None
     except (OSError, ValueError, KeyError, TypeError):  # a missing scan is reported when it is to be read

@@ -18,7 +18,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from flarecps import atomic
 from flarecps.errors import PlanError
-from flarecps.planning.reading import Reader, reject_duplicate_keys
+from flarecps.json_fields import Reader
+from flarecps.text_files import read_json
 from flarecps.typing import SpacingMm, Triple, triple
 
 FORMAT = "flarecps-plan"
@@ -197,17 +198,8 @@ def checked(plan: Plan, where: str = "plan") -> Plan:
 
 def read_plan(path: Path | str) -> Plan:
     """The plan in a JSON file; ``PlanError`` names the file when it is missing, not JSON, or not a sound plan."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=reject_duplicate_keys)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise PlanError(f"{path}: no such plan file; 'flarecps plan DATASET --out {path}' writes one") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"{path}: not valid JSON ({error}); undo the last edit, or write it again with 'flarecps plan'"
-        ) from error
-    except PlanError as error:  # a key that stands twice
-        raise PlanError(f"{path}: {error}") from error
-    return plan_from_json(content, str(path))
+    expected = f"expected a plan: undo the last edit, or write it with 'flarecps plan DATASET --out {path}'"
+    return plan_from_json(read_json(path, PlanError, expected), str(path))
 
 
 def write_plan(path: Path | str, plan: Plan) -> None:

@@ -20,10 +20,10 @@ from flarecps.reporting.tables import (
     NO_NUMBER,
     TITLES,
     best_as_shown,
-    csv_text,
     markdown_table,
     score_text,
 )
+from flarecps.text_files import csv_text
 
 FORMAT, FORMAT_VERSION = "flarecps-comparison", 1
 SMALLEST_P = 0.0001

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from flarecps.errors import ConfigError, DatasetError, first_few
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, read_scores
 from flarecps.named_paths import method_names, name_and_rest
 from flarecps.reporting.tables import finite_number
+from flarecps.text_files import read_csv
 from flarecps.volumes.io import scan_name
 
 SCORES = ("scores.csv", "scores/scores.csv")  # what a folder stands for: the first that is there
@@ -168,17 +168,16 @@ def _read_score_file(path: Path) -> Scores:
 
 
 def _read_efficiency_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
     needed = ("Name", TIME, GPU, CPU)
-    absent = [column for column in needed if not rows or column not in rows[0]]
-    if absent:
+    expected = f"expected the columns {', '.join(needed)}: see 'flarecps efficiency'"
+    table = read_csv(path, DatasetError, expected)
+    absent = [column for column in needed if column not in table.columns]
+    if absent or not table.rows:
         raise DatasetError(
-            f"{path}: not a table of efficiency ({'no rows' if not rows else 'without ' + ', '.join(absent)}); "
-            f"expected the columns {', '.join(needed)}: see 'flarecps efficiency'"
+            f"{path}: not a table of efficiency ({'without ' + ', '.join(absent) if absent else 'no rows'}); {expected}"
         )
     read = []
-    for row in rows:
+    for row in table.rows:
         numbers: dict[str, Any] = {}
         for column, text in row.items():
             number = finite_number(text)

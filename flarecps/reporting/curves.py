@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from flarecps import metric_names
+from flarecps.errors import DatasetError
 from flarecps.reporting.plotting import MUTED, TEXT, logarithmic, new_figure, run_colour, style_axes
 from flarecps.reporting.tables import finite_number
+from flarecps.text_files import read_csv
 
 SIBLING_STYLES = {1: "-", 2: (0, (4, 2))}
 
@@ -185,6 +186,7 @@ ORGAN_CHARTS: tuple[OrganChart, ...] = (
         lambda organ: ((0, metric_names.health_entropy(organ)),),
     ),
 )
+MOST_EPOCHS = 10**9  # a number beyond is none
 LOWEST_RATIO, HIGHEST_RATIO = 0.01, 100.0  # of the scale; below a hundredth a class counts as vanished
 
 
@@ -198,16 +200,15 @@ def read_metrics(path: Path) -> dict[str, Curve]:
     if not path.is_file():
         return {}
     points: dict[str, dict[int, float]] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            epoch = finite_number(row.pop("epoch", None))
-            if None in row or None in row.values() or epoch is None:  # too many cells, too few, or no epoch
-                continue
-            for name, cell in row.items():
-                value = finite_number(cell)
-                name = name.replace("train/learning_rate/", "learning_rate/")  # an older name
-                if value is not None and name != "step":
-                    points.setdefault(name, {})[int(epoch) + 1] = value
+    for row in read_csv(path, DatasetError, "expected a run's metrics.csv", growing=True).rows:
+        epoch = finite_number(row.pop("epoch", None))
+        if epoch is None or abs(epoch) > MOST_EPOCHS:
+            continue
+        for name, cell in row.items():
+            value = finite_number(cell)
+            name = name.replace("train/learning_rate/", "learning_rate/")  # an older name
+            if value is not None and name != "step":
+                points.setdefault(name, {})[int(epoch) + 1] = value
     return {
         name: Curve(np.array(sorted(series)), np.array([series[epoch] for epoch in sorted(series)]))
         for name, series in points.items()

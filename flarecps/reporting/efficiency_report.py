@@ -6,7 +6,6 @@ The tables are made from the records, so a case measured again replaces its row,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from flarecps.evaluation.efficiency import (
     tree_cpu_percent,
 )
 from flarecps.evaluation.measured_run import MeasuredRun
+from flarecps.json_fields import Reader
 from flarecps.reporting.plotting import (
     MUTED,
     TEXT,
@@ -38,7 +38,7 @@ from flarecps.reporting.plotting import (
     style_axes,
     write_png,
 )
-from flarecps.reporting.tables import csv_text
+from flarecps.text_files import LARGEST_INTEGER, csv_text, read_json
 
 FORMAT, FORMAT_VERSION = "flarecps-efficiency", 1
 CASES = "cases"
@@ -113,18 +113,15 @@ def _samples_csv(trace: Trace) -> str:
 
 def _good_rows(folder: Path) -> list[Mapping[str, Any]]:
     """The figures of all finished runs in a folder, by name."""
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith(PARTIAL_PREFIX):
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] == FORMAT and content["exit_code"] == 0:
-                rows.append(content["figures"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path}: not the record of a measured run ({error!r}); remove it, or give --out another folder"
-            ) from error
+        expected = "expected the record of a measured run: remove it, or give --out another folder"
+        record = Reader(read_json(path, ConfigError, expected), str(path), kind=ConfigError, again=expected)
+        if record.string("format") == FORMAT and record.integer("exit_code", at_least=-LARGEST_INTEGER) == 0:
+            figures = record.section("figures")
+            rows.append(figures.content | {"Name": figures.string("Name")})
     return rows
 
 

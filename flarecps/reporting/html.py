@@ -257,7 +257,7 @@ def _commands(run: Run) -> str:
         changed = "  # with changes that were not committed" if git.get("state") not in (None, "clean") else ""
         lines.append(f"git checkout {git['commit']}{changed}")
     command = environment.get("command")
-    if command:
+    if command and isinstance(command, str | list):
         lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
     elif run.config:
         lines.append(f"flarecps fit --config {shlex.quote(str(run.folder / 'config.yaml'))}")

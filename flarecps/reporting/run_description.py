@@ -10,6 +10,7 @@ from typing import Any
 from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
 from flarecps.errors import counted
+from flarecps.json_fields import is_whole
 from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
 
 AXES = ("slice", "row", "column")
@@ -58,7 +59,7 @@ def sessions_of(environment: Mapping[str, Any]) -> list[Session]:
         if isinstance(record, Mapping):
             began, finished = parse_time(record.get("started")), parse_time(record.get("finished"))
             first, completed = (
-                number if isinstance(number, int) else None
+                number if is_whole(number) else None
                 for number in (record.get("first_epoch"), record.get("completed_epochs"))
             )
             why = str(record.get("ended_by") or "")
@@ -105,9 +106,10 @@ def run_status(environment: Mapping[str, Any], config: Mapping[str, Any], logged
 def parse_time(text: Any) -> datetime.datetime | None:
     """The moment that an ISO text names; None for anything else."""
     try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        found = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
         return None
+    return found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:

@@ -8,29 +8,30 @@ RUN/segmentations/NAME.nii.gz   RUN/scores/scores.csv
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError, PlanError
 from flarecps.evaluation.score_table import MethodScores, Scores, read_scores
+from flarecps.json_fields import Reader
 from flarecps.method_config import method_of, with_method
 from flarecps.named_paths import shortest_ends
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.reporting.curves import Curve, read_metrics
+from flarecps.text_files import read_json, read_yaml
 from flarecps.volumes.io import scan_name
 
 CHANCE = (("seed_everything",), ("data", "seed"), ("model", "initial_seed"))
 FOLD = ("data", "fold")
 PLACES = (("trainer", "default_root_dir"), ("ckpt_path",), ("overwrite",), ("data", "workers"), ("pictures",))
+EXPECTED = "expected what 'flarecps fit' writes there"
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,19 @@ def read_run(folder: Path, name: str, predictions: Path, scores: Path) -> Run:
     notes = []
     for part, path, reader in (
         ("plan", folder / "plan.json", read_plan),
-        ("environment", folder / "environment.json", _read_json),
-        ("config", folder / "config.yaml", _read_yaml),
+        ("environment", folder / "environment.json", _read_environment),
+        (
+            "config",
+            folder / "config.yaml",
+            partial(read_yaml, kind=DatasetError, expected="expected the settings of a run"),
+        ),
         ("metrics", folder / "csv" / "metrics.csv", read_metrics),
         ("scores", table, read_scores),
     ):
         if path.is_file():
             try:
                 parts[part] = reader(path)
-            except (PlanError, DatasetError, OSError, ValueError, csv.Error) as error:
+            except (PlanError, DatasetError) as error:
                 notes.append(f"{name}: {part} left out: {' '.join(str(error).split())}")
     parts["predictions"] = scans_by_name(folder / predictions)
     if not any(parts.values()) and not notes:
@@ -202,21 +207,8 @@ def common_name(names: Sequence[str]) -> str:
     return start or f"{names[0]} and {len(names) - 1} more"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return content
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # OmegaConf and its YAML reader have no common base of errors
-        raise ValueError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected settings (key: value)")
-    return {str(key): value for key, value in content.items()}
+def _read_environment(path: Path) -> dict[str, Any]:
+    return Reader(read_json(path, DatasetError, EXPECTED), str(path), kind=DatasetError, again=EXPECTED).content
 
 
 def _commas(words: Sequence[object]) -> str:

@@ -288,7 +288,7 @@ def test_where_the_label_set_comes_from(run: Run, folders: tuple[Path, Path], tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not readable as JSON"),
+        ("{", "not valid JSON"),
         ("[]", 'expected "labels"'),
         ('{"labels": {"liver": [1, 2]}}', "is a region"),
         ('{"labels": {"liver": "one"}}', "expected a whole number"),

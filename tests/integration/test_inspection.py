@@ -393,6 +393,15 @@ def drawn_though_not_listed(root: Path) -> None:
     (root / "splits.json").write_text(json.dumps(split | {"annotated": {"l1": list(range(1, 13))}}))
 
 
+def label_map_among_images(root: Path) -> None:
+    shutil.copy(root / "labelsTr/l1.nii.gz", root / "imagesTr/l1.nii.gz")
+
+
+def list_of_another_version(root: Path) -> None:
+    listed = [{"image": f"./imagesTr/l{n}.nii.gz", "label": f"./labelsTr/l{n}.nii.gz"} for n in (1, 2, 3)]
+    describe(root, training=listed)
+
+
 DEFECTS = [  # plant, case, codes, words of the first
     (truncated, "l1", ["unreadable"], "imagesTr/l1_0000.nii.gz"),
     (truncated_labels, "l1", ["unreadable"], "labelsTr/l1.nii.gz"),
@@ -447,6 +456,8 @@ DEFECTS = [  # plant, case, codes, words of the first
     (labels_without_image, "l9", ["labels-without-image"], "labelsTr/l9.nii.gz"),
     (one_name_twice, "l1", ["same-name"], "is taken by"),
     (second_channel, "u2", ["channel-count"], "2 image files"),
+    (label_map_among_images, "l1", ["stray-file"], "imagesTr/l1.nii.gz"),
+    (list_of_another_version, "", ["stale-list"], 'none of the 3 images under "training"'),
     (gap_in_ids, "", ["label-ids"], "15"),
     (nobody_drew_it, "", ["never-drawn"], "heart (id 14)"),
     (named_but_not_there, "u9", ["missing-file"], "the split names"),

@@ -239,7 +239,7 @@ def _configured(**entries: Any) -> Callable[[dict], Any]:
         ("plans.json", _configured(resampling_fn_data="resample_torch"), "resampling_fn_data is 'resample_torch'"),
         ("plans.json", _configured(normalization_schemes=["NoNormalization"]), "scaled by NoNormalization"),
         ("plans.json", _configured(use_mask_for_norm=[True]), "use_mask_for_norm"),
-        ("plans.json", _configured(spacing=[1.0, -1.0, 1.0]), "no sound plan here"),
+        ("plans.json", _configured(spacing=[1.0, -1.0, 1.0]), "expected a list of 3 numbers, each above 0"),
         ("plans.json", lambda plans: plans.update(image_reader_writer="NaturalImage2DIO"), "NaturalImage2DIO"),
         ("plans.json", lambda plans: plans.pop("transpose_forward"), "transpose_forward"),
         ("dataset.json", lambda data: data.update(channel_names={"0": "CT", "1": "PET"}), "same for all channels"),
@@ -293,7 +293,7 @@ def test_missing_and_foreign_files_are_named(folder: Path, tmp_path: Path) -> No
         import_from_nnunet(folder, out)
     (folder / "dataset.json").unlink()
     (folder / "plans.json").unlink()
-    with pytest.raises(CheckpointError, match=r"plans\.json: missing"):
+    with pytest.raises(CheckpointError, match=r"plans\.json: no such file"):
         import_from_nnunet(folder, out)
 
 

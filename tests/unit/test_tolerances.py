@@ -56,7 +56,7 @@ def test_mistakes(words: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not readable as JSON"),
+        ("{", "not valid JSON"),
         ("[3]", "expected one object"),
         ('{"liver": [3]}', "no number"),
         ('{"liver": true}', "no distance"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -17,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps import atomic
 from flarecps.planning.plan import plan_to_json
+from flarecps.text_files import read_own_json
 from flarecps.training.module import segmentation_module
 
 PACKAGES = ("flarecps", "torch", "lightning", "torchio", "SimpleITK", "numpy", "blosc2")
@@ -78,11 +78,8 @@ def is_complete(trainer: Trainer) -> bool:
 
 def earlier_sessions(path: Path) -> list[dict[str, Any]]:
     """The sessions in an ``environment.json``; a file of before there were several is one; [] without a file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    if not isinstance(content, dict):
+    content = read_own_json(path)
+    if not content:
         return []
     return list(content["sessions"]) if isinstance(content.get("sessions"), list) else [content]
 

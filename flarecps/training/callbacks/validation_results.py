@@ -6,7 +6,6 @@ The table is written at every validation. What is larger is made at about ``MOST
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flarecps.losses.class_sums import joined_classes
 from flarecps.losses.dice import SMOOTH
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order
+from flarecps.text_files import csv_text
 from flarecps.training.dashboards.wandb_run import WandbDashboard
 from flarecps.training.module import segmentation_module
 from flarecps.training.ranks import gather_from_ranks
@@ -93,8 +93,7 @@ class ValidationTable(Callback):
             for case, dsc in sorted(cases.items())
             for organ in organs
         ]
-        with atomic.atomic_path(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
+        atomic.write_text(self.path, csv_text([header, *rows]))
         if self.dashboard is not None and _at_milestone(trainer):
             self.dashboard.add_table(epoch, metric_names.CASES, header, rows)
 

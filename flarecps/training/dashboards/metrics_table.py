@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from flarecps import atomic
+from flarecps.json_fields import is_whole
+from flarecps.text_files import read_own_json
 
 CSV_FOLDER = "csv"
 TABLE = "metrics.csv"
@@ -126,12 +127,8 @@ def logged_run_id(run: Path) -> str | None:
 
 
 def _whole(number: object) -> int:
-    return number if isinstance(number, int) else 0
+    return int(str(number)) if is_whole(number) else 0
 
 
 def _content(run: Path) -> dict[str, object]:
-    try:
-        content = json.loads((run / WANDB_RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_own_json(run / WANDB_RUN_FILE)

@@ -14,10 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from omegaconf import OmegaConf
 
 from flarecps import metric_names
+from flarecps.errors import ConfigError
 from flarecps.planning.plan import plan_to_json
+from flarecps.text_files import read_yaml
 from flarecps.training.callbacks.record import environment, is_complete
 from flarecps.training.dashboards.metrics_table import CSV_FOLDER, TABLE, LoggedEpochs, logged_run_id, rows_between
 from flarecps.training.module import segmentation_module
@@ -310,8 +311,7 @@ class DashboardSession(Callback):
 def _run_config(run: Path) -> dict[str, Any]:
     """The settings in ``RUN/config.yaml``, written when the training was set up; {} without it."""
     path = run / "config.yaml"
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else None
-    return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+    return read_yaml(path, ConfigError, "expected the settings of a run") if path.is_file() else {}
 
 
 def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseException], None]) -> _Result | None:
