@@ -1,7 +1,7 @@
 """The errors a user can cause: each names the file or value, what was expected, and the usual cure.
 
-The command line prints such an error as one line and ends with exit code 2; anything else is a defect
-of the program and keeps its traceback.
+The command line prints such an error as one line and ends with exit code 2; anything else is a defect of the program,
+whose traceback it keeps in a log file (`cli.main`).
 """
 
 import re

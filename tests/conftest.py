@@ -48,6 +48,14 @@ def _no_wandb() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _defects_are_raised() -> Iterator[None]:
+    """A defect keeps its traceback in tests, unless a test takes FLARECPS_TRACEBACK away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLARECPS_TRACEBACK", "1")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _locale_stays() -> Iterator[None]:
     """GDCM's DICOM writer, which some tests use, leaves the process in the "C" locale, where text is ASCII."""

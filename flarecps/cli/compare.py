@@ -11,9 +11,9 @@ from flarecps.errors import ConfigError
 from flarecps.named_paths import comma_list
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
+    from flarecps.cli.console import Console
     from flarecps.evaluation.comparison import Comparison
     from flarecps.evaluation.ranking import MethodRank
     from flarecps.evaluation.score_table import MethodScores
@@ -49,8 +49,7 @@ def compare(
         confidence: confidence level of the interval, 0.95 for 95 %.
         seed: random seed of the bootstrap; the same seed gives the same interval.
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.evaluation.comparison import compare_methods, remarks
     from flarecps.evaluation.ranking import rank_methods
     from flarecps.reporting.comparison_files import (

@@ -14,7 +14,7 @@ from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from flarecps.cli.console import Console
 
 LARGE_ORGANS = ("liver", "spleen", "right kidney", "left kidney", "stomach")
 METHODS = {"supervised": "supervised control", "cps": "CPS"}  # run folder -> what tables call it
@@ -37,7 +37,7 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
         size: small fits two CPU cores and about ten minutes; full (finer scans, larger networks) wants a GPU.
         seed: of the phantom.
     """
-    from rich.console import Console
+    from flarecps.cli.console import Console
 
     console = Console()
     if out.exists() and any(out.iterdir()):

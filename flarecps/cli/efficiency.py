@@ -9,8 +9,7 @@ from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.evaluation.measured_run import MeasuredRun
     from flarecps.evaluation.resource_usage import GpuMeter
 
@@ -47,8 +46,7 @@ def efficiency(
     """
     from datetime import datetime, timezone
 
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.evaluation.measured_run import run_measured
     from flarecps.evaluation.resource_usage import open_gpu
     from flarecps.reporting.efficiency_report import (
@@ -124,6 +122,7 @@ def _remarks(run: MeasuredRun, card: GpuMeter | None) -> list[str]:
 
 def _show(name: str, run: MeasuredRun, console: Console) -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from flarecps.evaluation.efficiency import flare_figures, tolerated_figures, true_figures
@@ -134,7 +133,7 @@ def _show(name: str, run: MeasuredRun, console: Console) -> None:
         value = true[key]
         return "–" if value is None else f"{value:,.{decimals}f}"
 
-    shown = Table(title=f"{name}: {run.trace.duration_s:.2f} s, {true['tree_cpu_s']:.2f} s of processor time",
+    shown = Table(title=escape(f"{name}: {run.trace.duration_s:.2f} s, {true['tree_cpu_s']:.2f} s of processor time"),
                   title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     shown.add_column("")
     for column in ("FLARE", "machine", "process tree"):

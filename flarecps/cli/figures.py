@@ -53,8 +53,7 @@ def figures(
         window_hu: grey values shown as black and white, [-160, 240]; by default these for CT, percentiles for others.
         workers: processes at work; 0 takes one per core, at most 4.
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.reporting.result_figures import write_result_figures
     from flarecps.reporting.results import gather_results, named_folders
     from flarecps.reporting.tables import score_text

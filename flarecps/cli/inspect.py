@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.datasets.inspection import Inspection
 
 SHOWN_PER_CODE = {"error": 100, "warning": 8, "note": 8}
@@ -40,9 +39,8 @@ def inspect(
         workers: processes at work, one scan each
         progress: show progress and the time left
     """
-    from rich.console import Console
-
     from flarecps.atomic import write_json
+    from flarecps.cli.console import Console
     from flarecps.datasets.inspection import inspect_folder, inspection_to_json
 
     inspection = inspect_folder(dataset, split, workers, progress)

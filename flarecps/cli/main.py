@@ -1,26 +1,40 @@
 """The command ``flarecps``: a table of commands, each imported only when it is called.
 
-Exit codes: 0 done, 1 a command's own "no" (as ``inspect`` finding an error), 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 a command's own "no" (as ``inspect`` finding an error), 2 the user's mistake or what the machine
+refuses (a full disk, no permission, no memory), 70 a defect of the program, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import shlex
 import signal
 import sys
+import sysconfig
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flarecps import __version__
-from flarecps.errors import FlarecpsError, did_you_mean
+from flarecps.errors import FlarecpsError, did_you_mean, visible
 from flarecps.verbosity import EXPLAINED, VERBOSE, said, without_options
 
 USER_MISTAKE = 2
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+TRACEBACK = "FLARECPS_TRACEBACK"
+REFUSALS = (  # of the machine, about which a traceback says nothing
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
+)  # fmt: skip
 
 
 class Command(NamedTuple):
@@ -70,9 +84,14 @@ OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own argumen
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of ``flarecps`` called with ``argv`` (without the program's name; default: the process's own).
 
-    A FlarecpsError becomes one line on standard error and exit code 2; anything else keeps its traceback.
+    A FlarecpsError becomes one line on standard error and exit code 2. So does a defect, with exit code 70: its
+    traceback goes to a file in the system's folder of temporary files, which the line names, and is printed instead
+    where the environment says FLARECPS_TRACEBACK=1. Errors in code that a config names keep theirs.
     """
     words, level = without_options(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal has no sign for ends no command
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help_text())
         return 0 if words else USER_MISTAKE
@@ -90,11 +109,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlarecpsError as error:
         if level == VERBOSE:
             traceback.print_exception(error)
-        print(f"flarecps {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_MISTAKE
+        return _say(name, str(error), USER_MISTAKE)
+    except BrokenPipeError:  # whoever read the output, as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
+            raise
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            place = f"{error.filename}: " if error.filename else ""
+            return _say(name, f"{place}{error.strerror}; make room, or choose another place", USER_MISTAKE)
+        if isinstance(error, MemoryError):
+            return _say(name, f"not enough memory (RAM): {error or 'it is used up'}", USER_MISTAKE)
+        return _say(name, f"a defect of the program: {type(error).__name__}: {error}; {_kept_traceback(name)}", DEFECT)
     except KeyboardInterrupt:
         print(f"flarecps {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _say(name: str, message: str, code: int) -> int:
+    """Print one line on standard error; returns the exit code to end with."""
+    print(f"flarecps {name}: {visible(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+def _is_someone_elses(error: Exception) -> bool:
+    """Whether an error passed through code that is neither this program's nor a library's: its author needs it."""
+    homes = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.is_file() and "site-packages" not in file.parts and not any(home in file.parents for home in homes):
+            return True
+    return False
+
+
+def _kept_traceback(name: str) -> str:
+    """Where the traceback of the present error went, in words; it is printed where no file can be written."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix=f"flarecps-{name}-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(
+                f"flarecps {__version__}, Python {sys.version}\n{shlex.join(sys.argv)}\n\n{traceback.format_exc()}"
+            )
+    except OSError:
+        traceback.print_exc()
+        return "please report it with the lines above"
+    return f"please report it with {path}"
 
 
 def _help_text() -> str:

@@ -33,9 +33,8 @@ def phantom(
             deformed; by default the anatomy is synthetic as well
         workers: processes at work, one scan each (full size: about a minute and 1 GB of memory each)
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.datasets.phantom import write_phantom
 
     write_phantom(out, labelled, unlabelled, test, size, seed, anatomy, workers)
-    Console().print(f"{out}: {labelled} labelled, {unlabelled} unlabelled, {test} test scans")
+    Console().print(f"{out}: {labelled} labelled, {unlabelled} unlabelled, {test} test scans", markup=False)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.planning.plan import Plan
 
 FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
@@ -61,8 +60,7 @@ def plan(
         workers: processes at work, one scan each
         progress: show progress and the time left
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
     from flarecps.planning.fingerprint import fingerprint_dataset, fingerprint_shard

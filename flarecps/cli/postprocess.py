@@ -38,9 +38,10 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
         labels: dataset.json (or its folder) that names the structures; by default that of the two folders.
         workers: scans at a time, each in a process.
     """
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from flarecps.cli.console import Console
     from flarecps.evaluation.label_sets import label_set
     from flarecps.inference.outputs import disk_errors_as_config_error
     from flarecps.inference.postprocessing import FILE_NAME, determine_rules, pairs_of, write_rules
@@ -58,7 +59,7 @@ def determine(predictions: Path, references: Path, *, out: Path, labels: Path | 
         table.add_column(heading, justify="right")
     for organ, dsc in before.items():
         if dsc is not None and after[organ] is not None:
-            table.add_row(organ, f"{dsc:.4f}", f"{after[organ]:.4f}", f"{after[organ] - dsc:+.4f}")
+            table.add_row(escape(organ), f"{dsc:.4f}", f"{after[organ]:.4f}", f"{after[organ] - dsc:+.4f}")
     console = Console(highlight=False)
     console.print(table)
     for line in (f"labels: {origin}", f"rules: {rules.describe()}", f"written: {path}"):
@@ -78,9 +79,8 @@ def apply(predictions: Path, output: Path, *, rules: Path, workers: int = 1, ove
     """
     import shutil
 
-    from rich.console import Console
-
     from flarecps.atomic import atomic_path
+    from flarecps.cli.console import Console
     from flarecps.inference.postprocessing import apply_rules, read_rules
 
     outcomes = apply_rules(predictions, output, read_rules(rules), workers, overwrite)
@@ -97,7 +97,7 @@ def apply(predictions: Path, output: Path, *, rules: Path, workers: int = 1, ove
 
 
 def _report(failed: Sequence[tuple[str, str]]) -> int:
-    from rich.console import Console
+    from flarecps.cli.console import Console
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for name, error in failed:

@@ -35,11 +35,11 @@ def preprocess(
             out, so that the next run writes it again; exit code 1 when a case is damaged or missing
         progress: show progress and the time left
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from flarecps.batch_processing import shard as share_of
+    from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.planning.plan import read_plan
     from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset, workers_that_fit

@@ -18,9 +18,8 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
         workers: processes at work, one map each
         progress: show progress and the time left
     """
-    from rich.console import Console
-
     from flarecps.batch_processing import process_cases
+    from flarecps.cli.console import Console
     from flarecps.datasets.relabelling import parse_ids, relabel_file
     from flarecps.errors import DatasetError
     from flarecps.volumes.io import find_scans, scan_name

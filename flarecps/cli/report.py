@@ -32,8 +32,7 @@ def report(
         scores: folder with scores.csv from 'flarecps score --out', relative to each run folder.
         names: what the page calls the runs, separated by commas, in order; without it the folders' names.
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.reporting.html import write_report
     from flarecps.reporting.run_folder import read_runs, scans_by_name
 

@@ -63,9 +63,8 @@ def reproduce(
         other_counts: go on with other numbers of scans than the paper's 50 and 1000; the tables say so.
         workers: processes for inspect, plan and preprocess.
     """
-    from rich.console import Console
-
     from flarecps.cli.configs import config_path
+    from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.experiments.flare22 import RecipeOptions, flare22_stages, write_paper_tables
     from flarecps.experiments.flare22_data import assign_roles, check_case_counts, released_cases

@@ -9,8 +9,7 @@ from flarecps.cli import PLAIN
 from flarecps.errors import counted, first_few
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.evaluation.score_table import ScoredCases
 
 MOST_WORKERS = 8
@@ -61,9 +60,8 @@ def score(
         shard: I/N scores the I-th of N shares of the cases into OUT/cases, for job arrays; after all shares, the
             command without --shard writes the tables.
     """
-    from rich.console import Console
-
     from flarecps.anatomy import organs_of
+    from flarecps.cli.console import Console
     from flarecps.evaluation.label_sets import label_set, read_tolerances
     from flarecps.evaluation.scores import score_folders
     from flarecps.processes import usable_cores
@@ -164,14 +162,15 @@ def _distance_rows(scored: ScoredCases, with_sd: bool = True) -> list[list[str]]
 
 def _show_rows(title: str, heading: list[str], rows: list[list[str]], console: Console) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from flarecps.reporting.tables import MEAN_ROW
 
-    shown = Table(heading[0], title=title, title_justify="left")
+    shown = Table(heading[0], title=Text(title), title_justify="left")
     for column in heading[1:]:
-        shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column(Text(column), justify="right", no_wrap=True)
     for row in rows:
         if row[0] == MEAN_ROW:
             shown.add_section()
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     console.print(shown)

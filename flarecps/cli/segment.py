@@ -89,8 +89,7 @@ def segment(
     """
     import time
 
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
     from flarecps.inference.folders import OutputOptions, segment_folder
     from flarecps.inference.resources.budget import budget_of
     from flarecps.inference.settings import SegmentationSettings
@@ -147,7 +146,7 @@ def segment(
 
 def say(words: str) -> None:
     """Print a line about the budget: estimated, traded, taken."""
-    from rich.console import Console
+    from flarecps.cli.console import Console
 
     from flarecps.verbosity import is_quiet
 

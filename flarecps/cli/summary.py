@@ -67,9 +67,10 @@ def summary(
 
 def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str] | None = None) -> None:
     """Print the table; ``said`` are rows that stand beside it, or in place of what it would say."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from flarecps.cli.console import Console
     from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
     from flarecps.planning.memory import network_step_gb
@@ -79,7 +80,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
     memory_gb = network_step_gb(plan, cost.convolved_elements)
     unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
     batch = plan.global_batch
-    table = Table("quantity", "value", title=title, title_justify="left")
+    table = Table("quantity", "value", title=escape(title), title_justify="left")
     rows = {
         "networks": f"{len(networks)} × {type(network).__name__} ({plan.dimensions}D)",
         "parameters, each": f"{cost.parameters:,} ({cost.parameters / 1e6:.2f} M)",
@@ -94,5 +95,5 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
         "memory of a step, estimated": f"{memory_gb:.2f} GB",
     }
     for name, value in (rows | (said or {})).items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)

@@ -40,7 +40,7 @@ from flarecps.cli.training_options import (
 )
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.datasets.splits import SPLITS, choose_split, read_splits
-from flarecps.errors import CheckpointError, ConfigError, DatasetError, TrainingError, WorkerError
+from flarecps.errors import CheckpointError, ConfigError, DatasetError, TrainingError, WorkerError, visible
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
@@ -459,7 +459,7 @@ def _said(predicted: SegmentationWriter) -> int:
     """Say what became of this process's scans; the exit code is 1 when any process's scan failed."""
     for outcome in predicted.outcomes:
         for remark in outcome.value.warnings if outcome.value is not None else [outcome.error]:
-            print(f"{outcome.name}: {remark}", file=sys.stderr)
+            print(visible(f"{outcome.name}: {remark}"), file=sys.stderr)
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the rest
         return 0
     failed = f"; {predicted.failed} could not be segmented" if predicted.failed else ""

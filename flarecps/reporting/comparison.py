@@ -21,6 +21,7 @@ from flarecps.reporting.tables import (
     TITLES,
     best_as_shown,
     markdown_table,
+    plain_markdown,
     score_text,
 )
 from flarecps.text_files import csv_text
@@ -143,7 +144,7 @@ def comparison_markdown(
         parts += ["## FLARE's ranking\n", f"{RANKING_SENTENCE} {counted(ranked_cases, 'case')}.\n\n{ranking}"]
     if remarks:
         parts += ["## To be known\n", "".join(f"- {remark}\n" for remark in remarks)]
-    return "\n".join(parts)
+    return plain_markdown("\n".join(parts))
 
 
 def _means(comparison: Comparison) -> list[MeansTable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from flarecps.evaluation.score_table import Scores, Summary
 TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
 MEAN_ROW = "mean over organs"
 NO_NUMBER = "–"
+_TAG = re.compile("<(?=[A-Za-z/!?])")
 DECIMALS = 4  # of scores wherever they are shown: FLARE's and the paper's
 
 
@@ -43,7 +45,7 @@ def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] 
     """One method's scores: organs as rows; DSC, NSD (mean ± SD over cases) and the number of cases as columns."""
     body = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
     table = markdown_table(["organ", *TITLES.values(), "cases"], body)
-    remarks = "".join(f"- {note}\n" for note in notes)
+    remarks = plain_markdown("".join(f"- {note}\n" for note in notes))
     return f"# {title}\n\nMean ± SD over cases.\n\n{table}" + (f"\n{remarks}" if remarks else "")
 
 
@@ -67,7 +69,7 @@ def methods_markdown(methods: Mapping[str, Scores], measure: str = "dsc", with_s
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text; the first to the left, the others to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in [header, *body]]
+    lines = [[_one_cell(cell) for cell in line] for line in [header, *body]]
     widths = [max(3, *(len(line[place]) for line in lines)) for place in range(len(header))]
 
     def text(line: Sequence[str]) -> str:
@@ -76,6 +78,19 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
     return "\n".join([text(lines[0]), rule, *map(text, lines[1:])]) + "\n"
+
+
+def _one_cell(text: str) -> str:
+    return plain_markdown(" ".join(text.splitlines())).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def plain_markdown(text: str) -> str:
+    """Markdown in which names from elsewhere can be no HTML and no link.
+
+    >>> plain_markdown("p < 0.05, <b>liver</b> [x](y)")
+    'p < 0.05, &lt;b>liver&lt;/b> [x]&#40;y)'
+    """
+    return _TAG.sub("&lt;", text).replace("](", "]&#40;")
 
 
 def finite_number(cell: Any) -> float | None:
