@@ -14,6 +14,7 @@ SUPERVISED = "flarecps.methods.Supervised"
 SWITCH = "cross_pseudo_supervision"  # a former key of ``model``: true for CROSS_PSEUDO, false for SUPERVISED
 MOVED = ("loss", "ramp", "one_mean", "cps_on_labelled", "pseudo_labels")  # and those that are its arguments now
 _NAMES = {
+    "flarecps.methods.SelfTraining": "self-training, one network",
     CROSS_PSEUDO: "cross-pseudo supervision, two siblings",
     "flarecps.methods.BidirectionalCopyPaste": "bidirectional copy-paste, one network and its average",
     "flarecps.methods.DualDebiasedSupervision": "cross-pseudo supervision with class weights, two siblings",

@@ -126,6 +126,8 @@ def _show(plan: Plan, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from flarecps.planning.plan import batch_words
+
     cases = plan.fingerprint["cases"]
     axes = [("slice", "row", "column")[axis] for axis in plan.axis_order]
     intensities = "each scan by its own mean and SD"
@@ -139,7 +141,7 @@ def _show(plan: Plan, console: Console) -> None:
         ("median shape", f"{_times(plan.median_shape_voxels)} voxels after cropping and resampling"),
         ("axes", "×".join(axes) + (" (the coarse axis first)" if plan.axis_order != (0, 1, 2) else "")),
         ("patch", f"{_times(plan.patch_voxels)} voxels"),
-        ("batch", f"{plan.global_batch['labelled']} labelled + {plan.global_batch['unlabelled']} unlabelled patches"),
+        ("batch", batch_words(plan.global_batch)),
         ("stages", f"{len(plan.topology.features)}, features {'-'.join(map(str, plan.topology.features))}"),
         ("strides", ", ".join(_times(stride) for stride in plan.topology.strides)),
         ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),

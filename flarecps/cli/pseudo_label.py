@@ -23,6 +23,7 @@ def pseudo_label(
     device: str = "auto",
     postprocess: str | None = None,
     largest: list[str] | None = None,
+    annotate_next: int | None = None,
     shard: str | None = None,
     trust: list[str] | None = None,
     progress: bool = True,
@@ -30,9 +31,10 @@ def pseudo_label(
     """Let trained models, the teachers, label the unlabelled scans of a case store.
 
     Labels are those of the mean of the teachers' probabilities over whole scans; 'flarecps fit' trains on them with
-    --data.pseudo_labels OUT and the method flarecps.methods.SelfTraining. Finished cases are skipped, so an interrupted
-    run continues where it stopped. A case that can't be labelled is reported at the end, the others are done; exit code
-    1 then.
+    --data.pseudo_labels OUT and the method flarecps.methods.SelfTraining. How far the teachers agree is in OUT's
+    quality.csv and, with pictures, index.html, worst first; what you list in struck.csv is not trained on. Finished
+    cases are skipped, so an interrupted run continues where it stopped. A case that can't be labelled is reported at
+    the end, the others are done; exit code 1 then.
 
     Args:
         teacher: one or more .ckpt files written by 'flarecps fit' for one plan: folds, seeds, or a student of an
@@ -52,17 +54,22 @@ def pseudo_label(
         postprocess: apply the rules that 'flarecps postprocess determine' wrote to this file; auto takes the
             postprocessing.json beside the first teacher. By default labels stay as the networks give them.
         largest: keep only the largest connected piece of these organs, or of all.
+        annotate_next: say which N of the scans a person should annotate next: those of the lowest quality that are not
+            struck out.
         shard: I/N does the I-th of N shares of the cases, for job arrays; all shares go into the same OUT.
         trust: classes of your own networks that a checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
         progress: show progress and the time left.
     """
-    from rich.console import Console
-
+    from flarecps.cli.console import Console
+    from flarecps.errors import ConfigError
     from flarecps.inference.postprocessing import rules_for
     from flarecps.inference.pseudo_labels import label_store
     from flarecps.inference.settings import SegmentationSettings
     from flarecps.preprocessing.store import CaseStore
+    from flarecps.reporting.pseudo_labels import worth_annotating, write_quality
 
+    if annotate_next is not None and annotate_next < 1:
+        raise ConfigError(f"annotate-next {annotate_next}: expected at least 1 scan")
     settings = SegmentationSettings(
         sibling=sibling,
         step=step,
@@ -72,14 +79,18 @@ def pseudo_label(
         device=device,
         trusted=tuple(trust or ()),
     )
-    rules = rules_for(CaseStore(store).plan.labels, teacher, postprocess, largest or ())
-    outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress)
+    plan, asked = CaseStore(store).plan, annotate_next is not None
+    rules = rules_for(plan.labels, teacher, postprocess, largest or ())
+    outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress, needs_quality=asked)
+    write_quality(out, store, workers, progress)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
     there = f"; {present} were there already" if present else ""
-    Console(highlight=False, soft_wrap=True).print(
-        f"{written} of {len(outcomes)} cases labelled{there}: {out}", markup=False
-    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{written} of {len(outcomes)} cases labelled{there}: {out}", markup=False)
+    if annotate_next is not None:
+        chosen = worth_annotating(out, plan, annotate_next)
+        console.print(f"annotate next: {', '.join(chosen)}", markup=False)
     failed = [one for one in outcomes if one.failed]
     for one in failed:
         errors.print(f"not labelled: {one.name}: {one.error}", style="red", markup=False)

@@ -147,7 +147,6 @@ def segment(
 def say(words: str) -> None:
     """Print a line about the budget: estimated, traded, taken."""
     from flarecps.cli.console import Console
-
     from flarecps.verbosity import is_quiet
 
     if not is_quiet():

@@ -74,12 +74,12 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
     from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
     from flarecps.planning.memory import network_step_gb
+    from flarecps.planning.plan import batch_words
 
     network: Any = networks[0]
     cost = network_cost(rebuilt(network), len(plan.channels), plan.patch_voxels)
     memory_gb = network_step_gb(plan, cost.convolved_elements)
     unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
-    batch = plan.global_batch
     table = Table("quantity", "value", title=escape(title), title_justify="left")
     rows = {
         "networks": f"{len(networks)} × {type(network).__name__} ({plan.dimensions}D)",
@@ -90,7 +90,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
         "features": "-".join(map(str, plan.topology.features)),
         "strides": " ".join("×".join(map(str, stride)) for stride in plan.topology.strides),
         "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
-        "global batch": f"{batch['labelled']} labelled + {batch['unlabelled']} unlabelled patches",
+        "global batch": batch_words(plan.global_batch),
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
         "memory of a step, estimated": f"{memory_gb:.2f} GB",
     }

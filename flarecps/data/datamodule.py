@@ -269,6 +269,19 @@ class ScanDataModule(LightningDataModule):
             case["annotated"] = annotated_classes(listed, self.plan.class_count)
         return case | {"case": name, "spacing_mm": record.spacing_mm}
 
+    def state_dict(self) -> dict[str, str]:
+        """What a checkpoint keeps: which pseudo-labels are trained on, in short."""
+        return {} if self.pseudo_labelled is None else {"pseudo_labels": self.pseudo_labelled.digest}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Go on from a checkpoint. Raises ConfigError where a training would go on with other pseudo-labels."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training and state != self.state_dict():
+            raise ConfigError(
+                "the pseudo-labels are not those that this training began with (labels, struck.csv or "
+                "data.min_quality have changed): undo that, or start a new training from its weights with --init"
+            )
+
     def on_exception(self, exception: BaseException) -> None:
         """Let the workers go. Instead of PyTorch's word that a worker died, raise ``WorkerError``: which scan, what
         memory, what to do."""

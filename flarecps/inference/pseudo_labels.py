@@ -111,10 +111,13 @@ class _CaseLabelling:
     def __call__(self, name: str) -> Done:
         plan = self.teachers.plan
         labels, own = self.teachers.label(self.store.read_prepared(name))
+        differing = [other != own[0] for other in own[1:]]
+        disputed = np.logical_or.reduce(differing).astype(np.uint8) if differing else None
         voxel_ml = math.prod(self.store.record(name).spacing_mm) / 1000
         counts = np.bincount(labels.ravel(), minlength=plan.class_count)
         ml = {organ: round(float(counts[label] * voxel_ml), 3) for organ, label in plan.labels.items() if label}
-        write_pseudo_labels(self.folder, name, labels, plan.dimensions, quality_of(own, plan.labels), ml)
+        quality = quality_of(own, plan.labels)
+        write_pseudo_labels(self.folder, name, labels, disputed, plan.dimensions, quality, ml)
         return "written"
 
 
@@ -128,18 +131,23 @@ def label_store(
     share: str | None = None,
     workers: int = 1,
     progress: bool = True,
+    needs_quality: bool = False,
 ) -> list[Outcome[Done]]:
     """What became of every unlabelled case of the store's split: written to ``folder``, already present, or its error.
 
-    ``share`` "I/N" does the I-th of N shares of them (job arrays). Raises ``StoreError`` when ``store`` is no store or
-    ``folder`` holds pseudo-labels of another run, ``ConfigError`` when teachers and store do not fit.
+    ``share`` "I/N" does the I-th of N shares of them (job arrays); with ``needs_quality`` one teacher is too few.
+    Raises ``StoreError`` when ``store`` is no store or ``folder`` holds pseudo-labels of another run, ``ConfigError``
+    when teachers and store do not fit.
     """
     cases = CaseStore(store)
     names = choose_split(read_splits(store / SPLITS), split, store).unlabelled
     if not names:
         raise ConfigError(f"{store}: the split has no unlabelled case to be labelled; choose another with --split")
     load = partial(Teachers.load, checkpoints, settings)
-    plan = Segmenter.load(checkpoints, settings=settings).plan
+    together = Segmenter.load(checkpoints, settings=settings)
+    plan = together.plan
+    if needs_quality and len(together.networks) < 2:
+        raise ConfigError("one teacher agrees with itself: quality needs two or more networks, of other seeds or folds")
     if plan.preprocessing_hash() != cases.plan.preprocessing_hash():
         raise ConfigError(
             f"{checkpoints[0]}: trained on another grid than that of {store} (spacing, labels or channels); preprocess "

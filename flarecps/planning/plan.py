@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -98,7 +98,7 @@ class Plan:
     median_shape_voxels: Triple  # of the training scans after cropping and resampling
     patch_voxels: tuple[int, ...]
     topology: Topology
-    global_batch: dict[str, int]  # patches per optimiser step, over all ranks: labelled, unlabelled
+    global_batch: dict[str, int]  # patches per optimiser step, over all ranks: labelled, unlabelled [, pseudo_labelled]
     batch_dice: bool
     intensity: Intensity
     fingerprint: dict[str, Any]  # what the numbers were decided from: a summary for people
@@ -317,6 +317,15 @@ def _readable(value: Any, indent: int = 0) -> str:
         )
         return "{\n" + ",\n".join(entries) + "\n" + " " * indent + "}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def batch_words(global_batch: Mapping[str, int]) -> str:
+    """The patches of a step for people.
+
+    >>> batch_words({"labelled": 2, "unlabelled": 0, "pseudo_labelled": 4})
+    '2 labelled + 0 unlabelled + 4 pseudo-labelled patches'
+    """
+    return " + ".join(f"{number} {kind.replace('_', '-')}" for kind, number in global_batch.items()) + " patches"
 
 
 def volume_patch(patch_voxels: Sequence[int]) -> Triple:

@@ -3,15 +3,17 @@
 One directory::
 
     FOLDER/pseudo_labels.json  quality.csv  struck.csv  index.html
-    FOLDER/cases/NAME/labels.b2nd  samples.b2nd  case.json  checksums.sha256
+    FOLDER/cases/NAME/labels.b2nd  samples.b2nd  [disputed.b2nd]  case.json  checksums.sha256
 
 Labels lie on the network's grid, as those of the store do, and only they are here: images are read from the store. A
-case appears whole or not at all. ``struck.csv`` belongs to people: what is listed there is trained on no more.
+case appears whole or not at all. ``disputed`` is 1 where the teachers, each for itself, differ. ``struck.csv`` belongs
+to people: what is listed there is trained on no more.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,8 +24,8 @@ import numpy as np
 
 from flarecps import atomic
 from flarecps.errors import StoreError, counted, first_few
-from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, read_description, read_samples
-from flarecps.preprocessing.store_writing import whole_case, write_labels
+from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
+from flarecps.preprocessing.store_writing import CHECKSUMS, whole_case, write_array, write_labels
 from flarecps.typing import LabelArray, Triple
 
 DESCRIPTION, STRUCK = "pseudo_labels.json", "struck.csv"
@@ -42,6 +44,12 @@ class PseudoLabels:
     ml: dict[str, float]
     samples: dict[int, int]  # voxels kept per structure, by label id
     folder: Path
+
+    def maps(self) -> tuple[LabelArray, LabelArray | None]:
+        """The labels and what is disputed, both (S, H, W) on the network's grid."""
+        disputed = self.folder / "disputed.b2nd"
+        labels = open_array(self.folder / "labels.b2nd")[:]
+        return labels, open_array(disputed)[:] if disputed.exists() else None
 
     @property
     def mean_quality(self) -> float | None:
@@ -88,7 +96,7 @@ def _others(folder: Path) -> bool:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= 90 else f"{text[:90]}…"
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -107,13 +115,19 @@ def write_pseudo_labels(
     folder: Path,
     name: str,
     labels: LabelArray,
+    disputed: LabelArray | None,
     dimensions: int,
     quality: Mapping[str, float | None],
     ml: Mapping[str, float],
 ) -> None:
-    """Write one scan's pseudo-labels, whole or not at all. Raises ``StoreError`` when the disk is full."""
+    """Write one scan's pseudo-labels, whole or not at all; ``disputed`` is None where there is one teacher only.
+
+    Raises ``StoreError`` when the disk is full.
+    """
     with whole_case(folder, name) as partial:
         samples = write_labels(partial, labels, name, dimensions)
+        if disputed is not None:
+            write_array(partial / "disputed.b2nd", disputed, dimensions)
         content = {
             "name": name,
             "shape_voxels": list(labels.shape),
@@ -212,6 +226,8 @@ class PseudoLabelledStore(CaseStore):
             raise StoreError(f"{self.folder}: pseudo-labels of another grid than {self.path}; label this store's cases")
         organs = [name for name, label in self.plan.labels.items() if label]
         struck = read_struck(self.folder, organs)
+        if strange := [name for name in struck if not is_finished(self.path, name)]:
+            raise StoreError(f"{self.folder / STRUCK}: {self.path} has no case {strange[0]!r}; correct the name")
         waiting = [name for name in self.pool if name not in struck or len(struck[name]) < len(organs)]
         missing = [name for name in waiting if not is_finished(self.folder, name)]
         if missing:
@@ -249,6 +265,13 @@ class PseudoLabelledStore(CaseStore):
     def names(self) -> tuple[str, ...]:
         """The cases that are trained on, in the pool's order."""
         return tuple(self.weights)
+
+    @property
+    def digest(self) -> str:
+        """What is trained on, in short: another one for other labels, organs or weights (SHA-256)."""
+        labels = [(self.folder / "cases" / name / CHECKSUMS).read_text(encoding="utf-8") for name in self.names]
+        content = json.dumps([labels, self._annotated, self.weights])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def record(self, name: str) -> CaseRecord:
         """The record of a case with its pseudo-labels."""

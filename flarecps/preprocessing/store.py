@@ -145,7 +145,7 @@ class CaseStore:
         if os.getpid() != self._process:  # forked: what the parent opened stays the parent's
             self._arrays, self._process = OrderedDict(), os.getpid()
         if path not in self._arrays:
-            self._arrays[path] = _open(path)
+            self._arrays[path] = open_array(path)
             if len(self._arrays) > OPEN_ARRAYS:
                 self._arrays.popitem(last=False)
         self._arrays.move_to_end(path)
@@ -210,8 +210,11 @@ def _placed(part: np.ndarray, where: tuple[slice, ...], shape: tuple[int, ...]) 
     return whole
 
 
-def _open(path: Path) -> Any:
-    """One thread for decompression: data-loading workers are many already, and threads do not survive a fork."""
+def open_array(path: Path) -> Any:
+    """The compressed array in a file; ``StoreError`` where it is missing or damaged.
+
+    One thread for decompression: data-loading workers are many already, and threads do not survive a fork.
+    """
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (FileNotFoundError, RuntimeError, OSError) as error:
@@ -223,6 +226,6 @@ def read_samples(folder: Path, counts: tuple[tuple[int, int], ...]) -> dict[int,
     """Voxels (n, 3) by label id; ``counts``: how many of each are stored, in the stored order."""
     if not counts:
         return {}
-    voxels = np.ascontiguousarray(_open(folder / "samples.b2nd")[:].T)
+    voxels = np.ascontiguousarray(open_array(folder / "samples.b2nd")[:].T)
     ends = np.cumsum([count for _, count in counts])
     return {label: voxels[end - count : end] for (label, count), end in zip(counts, ends, strict=True)}

@@ -158,7 +158,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
     image, scaling = prepared.image, None
     if not plan.integer_hu:
         image, scaling = quantise(image, prepared.statistics["sd"])
-    _write_array(folder / "image.b2nd", image, plan.dimensions)
+    write_array(folder / "image.b2nd", image, plan.dimensions)
     samples = {} if prepared.labels is None else write_labels(folder, prepared.labels, case.name, plan.dimensions)
     content = {
         "name": case.name,
@@ -178,7 +178,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
 def write_labels(folder: Path, labels: LabelArray, name: str, dimensions: int) -> dict[int, int]:
     """Write ``labels`` (S, H, W) of the network's grid, and the voxels that patches are centred on; how many of each
     structure's these are, by label id."""
-    _write_array(folder / "labels.b2nd", labels, dimensions)
+    write_array(folder / "labels.b2nd", labels, dimensions)
     samples = sample_voxels(labels, name)
     voxels = np.concatenate([np.zeros((0, 3), np.int32), *samples.values()])
     smallest = np.int16 if voxels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
@@ -222,7 +222,7 @@ def _difference(store: Path, plan: Plan) -> str:
     return f"intensity {there.intensity.scheme} there, {plan.intensity.scheme} here"
 
 
-def _write_array(path: Path, array: np.ndarray, dimensions: int) -> None:
+def write_array(path: Path, array: np.ndarray, dimensions: int) -> None:
     """(C, S, H, W) or (S, H, W), chunked for patches of this dimension."""
     edges = array.shape[-3:]
     chunk = tuple(min(size, edge) for size, edge in zip(CHUNK[dimensions], edges, strict=True))

@@ -23,23 +23,19 @@ from flarecps.datasets.findings import KINDS, SEVERITIES, Finding
 from flarecps.datasets.inspection import Inspection, coarse_histograms, volumes_ml
 from flarecps.datasets.layouts import Case
 from flarecps.errors import ScanError
-from flarecps.reporting.overlays import display_window, draw_orientation, draw_panel
+from flarecps.reporting.overlays import display_window
 from flarecps.reporting.page import render_page
-from flarecps.reporting.planes import PLANES, ViewPlane, slice_with_most_labels
 from flarecps.reporting.plotting import (
-    DARK_BACKGROUND,
     GRID,
     TEXT,
-    axes_at,
-    data_uri,
     inline_svg,
-    jpeg_bytes,
     logarithmic,
     name_rows,
     new_figure,
     run_colour,
     style_axes,
 )
+from flarecps.reporting.thumbnails import thumbnail
 from flarecps.typing import LabelArray
 from flarecps.volumes.io import Volume, on_grid, read_channels, read_volume
 
@@ -49,9 +45,6 @@ MOST_ROWS = 400  # of findings; the JSON has all
 MOST_NAMES = 12  # of cases in a row of the summary
 MOST_STRUCTURES = 40  # in the chart of volumes
 NOT_IN_HU = {"constant", "not-rescaled", "rescaled-twice", "normalised", "eight-bit", "not-ct"}
-PANEL_INCHES, GAP_INCHES = 1.62, 0.04
-DOTS_PER_INCH, JPEG_QUALITY = 100, 84
-MARGIN_VOXELS = 2  # of black around what is shown
 SMOOTH_BINS = 3
 ROLES = ("labelled", "unlabelled", "test", "validation")  # in the order of their colours
 LARGEST_LABEL = 255
@@ -222,34 +215,7 @@ def _case_thumbnail(task: tuple[Case, tuple[Organ, ...], bool]) -> tuple[str, bo
     image = volume.array[0]
     labels = _labels_of(case, volume)
     window = display_window(image[:: max(1, len(image) // 32)], in_hu)
-    size = len(PLANES) * PANEL_INCHES + (len(PLANES) - 1) * GAP_INCHES
-    figure = new_figure(size, PANEL_INCHES, facecolor=DARK_BACKGROUND)
-    spacing_mm = volume.space.spacing_mm
-    for number, plane in enumerate(PLANES):
-        index = image.shape[plane.cut] // 2 if labels is None else slice_with_most_labels(labels, plane)
-        box = _shown_box(image, plane, index, window[0])
-        cut, drawn = image[box], None if labels is None else labels[box]
-        width, height = plane.size_mm(cut.shape, spacing_mm)
-        scale = PANEL_INCHES / max(width, height)
-        left = number * (PANEL_INCHES + GAP_INCHES) + (PANEL_INCHES - width * scale) / 2
-        bottom = (PANEL_INCHES - height * scale) / 2
-        axes = axes_at(figure, left, bottom, width * scale, height * scale)
-        draw_panel(axes, cut, plane, 0, spacing_mm, window, organs, drawn)
-        if number == 0:
-            draw_orientation(axes, plane)
-    return data_uri(jpeg_bytes(figure, DOTS_PER_INCH, JPEG_QUALITY), "image/jpeg"), labels is not None
-
-
-def _shown_box(image: np.ndarray, plane: ViewPlane, index: int, black: float) -> tuple[slice, ...]:
-    """The one slice of a view, cut to what is not black, so that a head in a wide field of view is large."""
-    shown = image.take(index, axis=plane.cut) > black
-    box = [slice(0, edge) for edge in image.shape]
-    box[plane.cut] = slice(index, index + 1)
-    if shown.any():
-        for axis, other in ((plane.down, plane.across), (plane.across, plane.down)):
-            found = np.flatnonzero(shown.any(axis=int(other > axis)))
-            box[axis] = slice(max(0, int(found[0]) - MARGIN_VOXELS), int(found[-1]) + 1 + MARGIN_VOXELS)
-    return tuple(box)
+    return thumbnail(image, volume.space.spacing_mm, organs, window, labels), labels is not None
 
 
 def _labels_of(case: Case, volume: Volume) -> LabelArray | None:

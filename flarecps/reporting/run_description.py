@@ -11,7 +11,7 @@ from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
 from flarecps.errors import counted
 from flarecps.json_fields import is_whole
-from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
+from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan, batch_words
 
 AXES = ("slice", "row", "column")
 _ENDINGS = {
@@ -137,8 +137,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         (
             "Patches",
             f"{_times(plan.patch_voxels)} voxels ({_times(patch_mm)} mm); every optimiser step sees "
-            f"{plan.global_batch['labelled']} labelled and {plan.global_batch['unlabelled']} unlabelled ones over all "
-            f"devices. Dice is computed {'over the whole batch' if plan.batch_dice else 'patch by patch'}.",
+            f"{batch_words(plan.global_batch)} over all devices. "
+            f"Dice is computed {'over the whole batch' if plan.batch_dice else 'patch by patch'}.",
         ),
         (
             "Network",
