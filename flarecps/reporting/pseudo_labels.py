@@ -15,8 +15,9 @@ from flarecps.preprocessing.pseudo_labels import STRUCK, PseudoLabels, read_all,
 from flarecps.preprocessing.store import CaseStore
 from flarecps.reporting.overlays import display_window
 from flarecps.reporting.page import render_page
-from flarecps.reporting.tables import csv_text, score_text
+from flarecps.reporting.tables import score_text
 from flarecps.reporting.thumbnails import thumbnail
+from flarecps.text_files import csv_text
 from flarecps.typing import triple
 
 TABLE, PAGE = "quality.csv", "index.html"
