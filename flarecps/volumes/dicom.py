@@ -22,7 +22,8 @@ from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
 TURNED = 1e-3  # cosines of slices of one stack differ by less
-SAME_PLACE = 0.1  # of the mean distance: slices closer than this lie at one place
+SAME_PLACE = 0.1  # of the mean distance: slices closer than this
+SAME_PLACE_MM = 0.25  # and than this lie at one place
 MISPLACED = 0.2  # of a voxel; and
 ROUNDED_MM = 0.05  # positions are often written with one digit: a slice off its grid by more than both is remarked on
 # What tells the images of one place apart, the likeliest first
@@ -130,7 +131,7 @@ def _each_place_once(path: Path, slices: Sequence[Slice]) -> tuple[list[Slice], 
     Raises ScanError where slices at one place have other voxels: several stacks, which are named, or a contradiction.
     """
     along = _along(slices)
-    near = SAME_PLACE * along[-1] / max(1, len(slices) - 1)
+    near = min(SAME_PLACE_MM, SAME_PLACE * along[-1] / max(1, len(slices) - 1))
     places = [[slices[0]]]
     for one, gap in zip(slices[1:], np.diff(along), strict=True):
         if gap <= near:
@@ -155,7 +156,8 @@ def _along(slices: Sequence[Slice]) -> np.ndarray:
 
 def _contradiction(path: Path, places: Sequence[Sequence[Slice]], one: Slice, other: Slice) -> ScanError:
     """What to say of two slices at one place: the stacks they belong to, where an attribute tells these apart."""
-    where = "(" + ", ".join(f"{edge:g}" for edge in one.position_mm) + ") mm"
+    here, there = ("(" + ", ".join(f"{edge:g}" for edge in slice_.position_mm) + ") mm" for slice_ in (one, other))
+    where = here if here == there else f"{here} and {there}"
     both = f"{one.name} and {other.name} lie at one place, {where}, with other voxels"
     said = attributes([here for place in places for here in place])
     if stacks := _stacks(places, said):

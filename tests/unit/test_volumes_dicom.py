@@ -206,7 +206,9 @@ def test_two_slices_at_one_place_with_other_voxels_are_refused_by_name(tmp_path:
     said = refusal(tmp_path)
     assert "other.dcm" in said
     assert "slice002.dcm" in said
-    assert "one place, (-40, -30, 5) mm, with other voxels (ContentTime" in said.replace("5.02", "5")
+    place = "(-40, -30, 5) mm" if not moved_mm else "(-40, -30, 5) mm and (-40, -30, 5.02) mm"
+    times = "None against 101010" if moved_mm else "101010 against None"  # at one place the names decide who is first
+    assert f"lie at one place, {place}, with other voxels (ContentTime {times})" in said
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,14 @@ def test_missing_slices_are_told_and_where(tmp_path: Path) -> None:
 def test_a_slice_missing_anywhere_between_is_told(tmp_path: Path, lost: int) -> None:
     (series(tmp_path, hounsfield(12)) / f"slice{lost:03d}.dcm").unlink()
     assert any("slices may be missing" in remark for remark in read_volume(tmp_path).warnings)
+
+
+def test_a_jump_in_the_positions_is_no_contradiction(tmp_path: Path) -> None:
+    for number, plane in enumerate(hounsfield(12)):
+        place = [*CORNER_MM, float(number + 200 * (number > 5))]
+        written(tmp_path / f"{number}.dcm", a_slice(plane, number, others={"ImagePositionPatient": place}))
+    (remark,) = read_volume(tmp_path).warnings
+    assert "uneven (1 to 201 mm, the widest between 5.dcm and 6.dcm" in remark
 
 
 def test_positions_rounded_to_a_tenth_are_even(tmp_path: Path) -> None:
@@ -470,3 +480,13 @@ def test_frames_without_places_are_refused(tmp_path: Path) -> None:
     content.NumberOfFrames, content.PixelSpacing = 5, [1, 1]
     content.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     assert "frame 1: states no ImagePositionPatient" in refusal(written(tmp_path / "cine.dcm", content))
+
+
+def test_the_way_out_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "SERIES", names="a{}.dcm", AcquisitionNumber=1)
+    series(tmp_path / "SERIES", HU + 60, names="b{}.dcm", AcquisitionNumber=2)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "scans.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert read_as(tmp_path / "SERIES_1") == ()
+    assert read_as(tmp_path / "SERIES_2", HU + 60) == ()
