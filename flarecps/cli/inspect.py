@@ -79,6 +79,8 @@ def _show_summary(console: Console, summary: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from flarecps.errors import counted, first_few
+
     table = Table(title=escape(f"{summary['dataset']} ({summary['layout']} layout)"), title_justify="left",
                   caption="axes: slice×row×column, from feet to head, back to front, left to right",
                   caption_justify="left")  # fmt: skip
@@ -96,7 +98,11 @@ def _show_summary(console: Console, summary: dict[str, Any]) -> None:
     stored = ", ".join(f"{codes} {count}" for codes, count in summary["stored_as"].items())
     console.print(table)
     labelled = f"structures, in how many of {summary['cases_with_labels']} label maps"
-    for line in (f"cases: {cases}", f"stored as: {stored}", f"{labelled}: {structures}"):
+    lines = [f"cases: {cases}", f"stored as: {stored}", f"{labelled}: {structures}"]
+    for direction, names in summary["not_judged"].items():
+        lines.append(f"{direction} can't be judged of {counted(len(names), 'CT')} without telling organs or a torso "
+                     f"(look at the pictures of --html): {first_few(names)}")  # fmt: skip
+    for line in lines:
         console.print(line, highlight=False, markup=False)
 
 

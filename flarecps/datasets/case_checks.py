@@ -32,8 +32,10 @@ NARROW = 64  # a CT spans more; [0, 1], [-1, 1] and z-scores do not
 LEAST_AIR = 0.001  # shares of voxels
 LEAST_TISSUE = 0.01
 LEAST_STORED_TISSUE = 0.05
-SPIKE = 0.002  # of the voxels that are not air, at one end of the values: clipped
-BEYOND_CLIPPING_HU = 1500  # ends above this are the scanner's own (1023 with noise, 3071)
+# Clipped: the last value has so many times the voxels of those beside it, and no fewer than these. No CT of OpenKBP
+# that ends below 2900 HU has more than 2 voxels at its end; clipped at 1024 HU it has 50 times as many as beside it.
+SPIKE, VALUES_BESIDE, FEWEST_CLIPPED = 4.0, 16, 8
+SCANNER_END_HU = 2900  # ends from here on are scanners' own (2928 to 3095)
 VERY_DENSE_HU = 5000  # bone ends at 2000, the usual scale at 3071
 
 
@@ -81,20 +83,26 @@ def hounsfield_findings(counts: np.ndarray, lowest: float, highest: float, ends:
     elif tissue < LEAST_TISSUE:
         yield "not-ct", f"{span}, neither air nor soft tissue where HU have them", hounsfield
     else:  # plausible HU: were they clipped, and is there air?
-        solid = max(1, total - round(float(within((LOWEST_HU, AIR_HU[1])).sum() / total) * total))
-        no_air = lowest > AIR_HU[1]
-        spikes = [
-            f"{count / total:.1%} of the voxels at exactly {end:g}"
-            for end, count, counted in ((lowest, ends[0], no_air), (highest, ends[1], highest < BEYOND_CLIPPING_HU))
-            if counted and count > SPIKE * solid
-        ]
+        no_air, low, high = lowest > AIR_HU[1], round(lowest), round(highest)
+        spikes = []
+        if no_air and _is_spike(ends[0], counts[low + 1 - LOWEST_HU :]):
+            spikes.append((ends[0], lowest))
+        if highest < SCANNER_END_HU and _is_spike(ends[1], counts[: high - LOWEST_HU][::-1]):
+            spikes.append((ends[1], highest))
         if spikes:
-            yield "clipped", f"{span}; {', '.join(spikes)}", "HU from -1000 (air) to bone above 1000"
+            at_ends = ", ".join(f"{count} voxels ({count / total:.2%}) at exactly {end:g}" for count, end in spikes)
+            yield "clipped", f"{span}; {at_ends}", "HU from -1000 (air) to bone above 1000"
         elif no_air:
             yield "no-air", span, f"air below {AIR_HU[1]} HU"
         if highest > VERY_DENSE_HU:
             dense = int(counts[VERY_DENSE_HU + 1 - LOWEST_HU :].sum())
             yield "very-dense", f"{dense} voxels above {VERY_DENSE_HU} HU, up to {highest:g}", "at most 3071 HU"
+
+
+def _is_spike(count: int, beside: np.ndarray) -> bool:
+    """Whether an end's value has far more voxels than the nearest of the other values (their counts, from there)."""
+    nearest = beside[beside > 0][:VALUES_BESIDE]
+    return count >= max(FEWEST_CLIPPED, SPIKE * (float(nearest.mean()) if len(nearest) else 0.0))
 
 
 # --- labels: their numbers, what is drawn, and whether it lies on the scan
@@ -201,10 +209,11 @@ STEP_MM = 4.0  # voxels this far apart are enough to judge a torso
 BODY_HU = -300.0
 LUNG_HU = (-950.0, -600.0)
 BONE_HU = (300.0, 3000.0)
-TORSO_CM2 = 350.0  # section of the body, lungs included; heads and necks have less
+TORSO_CM2 = 300.0  # section of the body, lungs included; of 142 scans of heads and necks none has more than 284
 BONE_IN_FRONT = 0.05  # of the body's depth; 42 phantoms and 3 real torsos have -0.09 to -0.22
 END_SHARE = 5  # the lowest and the highest fifth of the slices
 LUNG_BELOW, LUNG_ABOVE = 0.10, 0.03  # share of the body's section
+DIRECTIONS = ("up and down", "front and back")
 
 
 @dataclass(frozen=True)
@@ -282,8 +291,12 @@ def _named(centres: StructureCentres, words: str) -> list[str]:
     ]
 
 
-def torso_findings(hu: np.ndarray, spacing_mm: SpacingMm) -> Iterator[Found]:
-    """What the voxels (slice, row, column) of a CT without telling labels say; nothing unless it is a torso."""
+def torso_findings(hu: np.ndarray, spacing_mm: SpacingMm, not_judged: list[str] | None = None) -> Iterator[Found]:
+    """What the voxels (slice, row, column) of a CT without telling labels say; nothing unless it is a torso.
+
+    ``not_judged`` is given the directions (of `DIRECTIONS`) about which they say nothing.
+    """
+    not_judged = [] if not_judged is None else not_judged
     steps = [max(1, round(STEP_MM / edge)) for edge in spacing_mm]
     hu = hu[:: steps[0], :: steps[1], :: steps[2]]
     body = hu > BODY_HU
@@ -291,6 +304,7 @@ def torso_findings(hu: np.ndarray, spacing_mm: SpacingMm) -> Iterator[Found]:
     areas_cm2 = inside.sum(axis=(1, 2)) * (steps[1] * spacing_mm[1] * steps[2] * spacing_mm[2] / 100)
     end = max(1, len(hu) // END_SHARE)
     if min(np.median(areas_cm2), np.median(areas_cm2[:end]), np.median(areas_cm2[-end:])) < TORSO_CM2:
+        not_judged += DIRECTIONS
         return
     bone = (hu > BONE_HU[0]) & (hu < BONE_HU[1])
     rows = np.arange(hu.shape[1])
@@ -300,11 +314,16 @@ def torso_findings(hu: np.ndarray, spacing_mm: SpacingMm) -> Iterator[Found]:
         if bone_plane.sum() >= 5 and len(shown) > 1:
             middle = (body_plane @ rows) / body_plane.sum()
             depths.append(((bone_plane @ rows) / bone_plane.sum() - middle) / (shown[-1] - shown[0] + 1))
-    if depths and (depth := float(np.median(depths))) > BONE_IN_FRONT:
+    depth = float(np.median(depths)) if depths else 0.0
+    if abs(depth) <= BONE_IN_FRONT:
+        not_judged.append(DIRECTIONS[1])
+    if depth > BONE_IN_FRONT:
         words = f"bone lies {depth:.0%} of the body's depth in front of the body's middle"
         yield "maybe-back-to-front", words, "the spine behind it"
     lung = (hu >= LUNG_HU[0]) & (hu < LUNG_HU[1]) & inside
     below, above = (lung[part].sum() / max(1, inside[part].sum()) for part in (slice(0, end), slice(-end, None)))
-    if below >= LUNG_BELOW and above <= LUNG_ABOVE:
+    if not (max(below, above) >= LUNG_BELOW and min(below, above) <= LUNG_ABOVE):
+        not_judged.append(DIRECTIONS[0])
+    elif below > above:
         words = f"{below:.0%} lung in the lowest fifth of the slices, {above:.0%} in the highest"
         yield "maybe-upside-down", words, "lung at the upper end"

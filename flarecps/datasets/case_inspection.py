@@ -77,6 +77,7 @@ class CaseInspection:
     histogram: tuple[int, ...] = ()  # of a CT's first channel, over COARSE_HU
     label_voxels: dict[int, int] = field(default_factory=dict)  # every id in the label map, known or not
     labels_hash: str = ""  # equal for equal label maps
+    not_judged: tuple[str, ...] = ()  # directions of a CT of which neither organs nor voxels tell the right sense
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def inspect_case(case_and_labels: tuple[Case, LabelSet]) -> CaseInspection:
     labels_hash, decided = "", False
     if drawn is not None:
         counts, labels_hash, decided = _inspect_labels(case, drawn, volume, label_set, has_hu, findings)
+    not_judged: list[str] = []
     if has_hu and not decided:
-        findings += torso_findings(volume.array[0], volume.space.spacing_mm)
+        findings += torso_findings(volume.array[0], volume.space.spacing_mm, not_judged)
     return CaseInspection(
         tuple(Finding(case.name, *found) for found in findings),
         scan_hashes(volume.array),
@@ -122,6 +124,7 @@ def inspect_case(case_and_labels: tuple[Case, LabelSet]) -> CaseInspection:
         histogram,
         counts,
         labels_hash,
+        tuple(not_judged),
     )
 
 

@@ -70,7 +70,7 @@ KINDS: dict[str, Kind] = {
     # the grid
     "grid-mismatch": Kind(
         "error", "Labels on another grid",
-        "Label map and image, or two channels, differ in size, spacing, origin or direction.",
+        "Label map and image, or two channels, differ in size, or place voxels a tenth of a voxel apart.",
         "Resample to the image's grid (labels by nearest neighbour), or correct the header that is wrong."),
     "few-voxels": Kind(
         "warning", "Too few slices or voxels", "Fewer than 8 voxels along an axis.",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.batch_processing import process_cases
+from flarecps.datasets.case_checks import DIRECTIONS
 from flarecps.datasets.case_inspection import COARSE_HU, CaseInspection, LabelSet, inspect_case
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.duplicates import find_duplicates
@@ -251,6 +252,11 @@ def _summary(catalogue: Catalogue, examined: Mapping[str, CaseInspection], findi
         },
         "cases_with_labels": len(with_labels),
         "stored_as": dict(Counter(one.stored_as for one in readable).most_common()),
+        "not_judged": {
+            direction: names
+            for direction in DIRECTIONS
+            if (names := [name for name, one in examined.items() if direction in one.not_judged])
+        },
     }
     if readable:
         shapes, spacings = (

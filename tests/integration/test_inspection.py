@@ -474,6 +474,7 @@ def test_a_sound_data_set(dataset: Path) -> None:
     assert (summary["cases"]["labelled"], summary["cases"]["unlabelled"], summary["cases"]["test"]) == (3, 2, 1)
     assert set(summary["cases_with_structure"].values()) == {4}
     assert summary["intensities"]["lowest"] >= -1024
+    assert summary["not_judged"] == {}
     spacing = [read(path)[1].spacing_mm for path in dataset.glob("images*/*.nii.gz")]
     assert summary["spacing_mm"]["median"] == pytest.approx(np.median(spacing, axis=0).tolist(), abs=1e-4)
 
@@ -611,6 +612,16 @@ def test_renumbering_is_proposed_and_cures(dataset: Path, tmp_path: Path, capsys
     describe(dataset, **proposal["dataset_json"])
     assert description["labels"]["duodenum"] == 15
     assert inspected(dataset).findings == ()
+
+
+def test_what_can_not_be_judged_is_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cropped_into_the_body(dataset)
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(dataset), "--html", str(page), "--workers", "1", "--no-progress"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "up and down can't be judged of 1 CT without telling organs or a torso" in said
+    assert "(look at the pictures of --html): u1" in said
+    assert "front and back of 1 CT without telling organs" in page.read_text(encoding="utf-8")
 
 
 def test_validation_cases_in_the_pool_are_a_leak(dataset: Path) -> None:

@@ -186,6 +186,45 @@ def test_real_torsos_lie_as_their_voxels_say(shared_data: Path) -> None:
     assert turned == ["maybe-back-to-front"]
 
 
+def trunk(cm2: float, lung_at: slice = slice(0, 0)) -> np.ndarray:
+    """HU of a trunk of ``cm2`` in section, twice as wide as deep, 4 mm voxels: the spine behind, and lung."""
+    depth_mm = np.sqrt(cm2 * 100 / (np.pi / 4 * 2))
+    rows, columns = (np.arange(90) - 44.5) * 4, (np.arange(120) - 59.5) * 4
+    reach = (rows[:, None] / (depth_mm / 2)) ** 2 + (columns[None] / depth_mm) ** 2
+    hu = np.full((40, 90, 120), -1000.0, np.float32)
+    hu[:, reach < 1] = 40
+    hu[lung_at][:, reach < 0.4] = -850
+    hu[:, (np.abs(rows + 0.35 * depth_mm) < 12)[:, None] & (np.abs(columns) < 15)[None]] = 500
+    return hu
+
+
+@pytest.mark.parametrize("cm2", [348.0, 320.0, 700.0])
+def test_a_slim_patient_on_the_head_is_doubted(cm2: float) -> None:
+    upright, spacing_mm = trunk(cm2, slice(32, 40)), (4.0, 4.0, 4.0)
+    open_: list[str] = []
+    assert list(torso_findings(upright, spacing_mm, open_)) == []
+    assert [code for code, _, _ in torso_findings(upright[::-1], spacing_mm, open_)] == ["maybe-upside-down"]
+    assert [code for code, _, _ in torso_findings(upright[:, ::-1], spacing_mm, open_)] == ["maybe-back-to-front"]
+    assert open_ == []
+
+
+@pytest.mark.parametrize(
+    ("hu", "said"),
+    [
+        (trunk(220.0, slice(32, 40)), ["up and down", "front and back"]),  # it may be a head
+        (trunk(500.0), ["up and down"]),  # no lung
+        (trunk(500.0, slice(0, 40)), ["up and down"]),  # lung at both ends
+        (trunk(500.0, slice(32, 40)).clip(-1000, 200), ["front and back"]),  # no bone
+    ],
+)
+def test_what_the_voxels_do_not_tell_is_said(hu: np.ndarray, said: list[str]) -> None:
+    for scan in (hu, hu[::-1], hu[:, ::-1]):
+        not_judged: list[str] = []
+        found = list(torso_findings(scan, (4.0, 4.0, 4.0), not_judged))
+        assert len(found) <= 2 - len(said)
+        assert sorted(not_judged) == sorted(said)
+
+
 # --- Hounsfield units
 
 
@@ -197,6 +236,31 @@ def body(seed: int = 0) -> np.ndarray:
     hu[:, 8:12] = generator.normal(-100, 15, (20, 4, 40))
     hu[:, 28:30] = generator.normal(600, 150, (20, 2, 40))
     return np.rint(hu).clip(-1024, 3071)
+
+
+def findings_of(hu: np.ndarray) -> list[str]:
+    ends = int((hu == hu.min()).sum()), int((hu == hu.max()).sum())
+    return [code for code, _, _ in hounsfield_findings(hu_histogram(hu), float(hu.min()), float(hu.max()), ends)]
+
+
+@pytest.mark.parametrize("bone", [200, 2_000, 20_000])
+@pytest.mark.parametrize("end", [700, 1024, 2000])
+def test_a_clipped_scan_is_found_whatever_the_share_of_its_end(bone: int, end: int) -> None:
+    """Bone thins out towards high values, by 1/e every 600 HU: a few voxels or most of the bone are clipped."""
+    rng = np.random.default_rng(4)
+    hu = np.concatenate([rng.normal(-950, 30, 90_000), rng.normal(40, 30, 90_000), 300 + rng.exponential(600, bone)])
+    hu = np.rint(hu).clip(-1024, 3071).reshape(-1, 10, 10)
+    assert findings_of(np.where(hu > 2800, 40, hu)) == []
+    assert findings_of(hu.clip(-1024, end)) == ["clipped"]
+    assert findings_of(hu.clip(-1024, end) + 0.4) == ["clipped"]
+    assert findings_of(np.where(hu > end, 40, hu).repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)) == []
+
+
+def test_real_heads_are_clipped_when_they_are_clipped(shared_data: Path) -> None:
+    for path in sorted((shared_data / "kbp" / "imagesTr").glob("*.nii.gz"))[:12]:
+        hu = read_volume(path).array[0]
+        assert "clipped" not in findings_of(hu)
+        assert "clipped" in findings_of(hu.clip(-1024, 1024))
 
 
 @pytest.mark.parametrize(
