@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from itertools import permutations, product
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from flarecps.planning.plan import Intensity, Plan, Topology
 from flarecps.preprocessing.case import GridMapping, labels_to_scan, prepare_case
 from flarecps.preprocessing.intensity import channel_statistics, normalise
 from flarecps.preprocessing.store_writing import sample_voxels
-from flarecps.volumes.io import Source, Volume
+from flarecps.volumes.io import Source, Volume, read_labels, read_volume
 from flarecps.volumes.resampling import resample, resample_labels
 from flarecps.volumes.space import CANONICAL_DIRECTION, Space, canonical_reorientation
 
@@ -152,6 +154,29 @@ def test_the_way_back_travels_as_json() -> None:
     image, _ = a_scan()
     grid_mapping = prepare_case(a_volume(image), a_plan((2.0, 1.6, 1.7))).grid_mapping
     assert GridMapping.from_dict(json.loads(json.dumps(asdict(grid_mapping)))) == grid_mapping
+
+
+@pytest.mark.parametrize("target", [(4.0, 2.0, 2.0), (2.0, 8.0, 2.0)], ids=["halved", "rows by nearest neighbour"])
+def test_ties_of_labels_fall_alike_in_every_order_of_storage(target: tuple, tmp_path: Path) -> None:
+    """Halving puts every voxel midway between two: image and labels, each in any of 48 orders, give one result."""
+    rng = np.random.default_rng(8)
+    image, labels = rng.integers(-300, 400, (10, 12, 14)), rng.integers(0, 4, (10, 12, 14))
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    orders = [np.column_stack(pair) for pair in product(permutations(range(3)), product((1, -1), repeat=3))]
+    plan = a_plan(target)
+    results = []
+    for number, (order, other) in enumerate(zip(orders, orders[17:] + orders[:17], strict=True)):
+        paths = [tmp_path / f"{number}_{name}.nii" for name in ("image", "labels")]
+        for path, array, way in zip(paths, (image, labels), (order, other), strict=True):
+            nibabel.save(nibabel.Nifti1Image(array.astype(np.int16).T, affine).as_reoriented(way), path)
+        results.append(prepare_case(read_volume(paths[0]), plan, read_labels(paths[1])))
+        for path in paths:
+            path.unlink()
+    for one in results[1:]:
+        np.testing.assert_array_equal(one.image, results[0].image)
+        np.testing.assert_array_equal(one.labels, results[0].labels)
+    grid_mapping = results[0].grid_mapping
+    assert grid_mapping.network_shape == ((5, 6, 7) if target[1] == 2.0 else (10, 2, 7))
 
 
 def test_what_does_not_belong_together() -> None:
