@@ -99,9 +99,11 @@ def _show_summary(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
     labelled = f"structures, in how many of {summary['cases_with_labels']} label maps"
     lines = [f"cases: {cases}", f"stored as: {stored}", f"{labelled}: {structures}"]
-    for direction, names in summary["not_judged"].items():
-        lines.append(f"{direction} can't be judged of {counted(len(names), 'CT')} without telling organs or a torso "
-                     f"(look at the pictures of --html): {first_few(names)}")  # fmt: skip
+    lines += [
+        f"{direction} can't be judged of {counted(len(names), 'CT')} (no telling organs, no torso; see the pictures of "
+        f"--html): {first_few(names)}"
+        for direction, names in summary["not_judged"].items()
+    ]
     for line in lines:
         console.print(line, highlight=False, markup=False)
 
