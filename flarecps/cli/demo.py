@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flarecps.cli.configs import config_path
 from flarecps.durations import clock
-from flarecps.errors import ConfigError, FlarecpsError
+from flarecps.errors import ConfigError
+from flarecps.experiments.stages import Stage
 
 if TYPE_CHECKING:
     from flarecps.cli.console import Console
 
 LARGE_ORGANS = ("liver", "spleen", "right kidney", "left kidney", "stomach")
+RECORDS = "stages"  # folder of what is done
 METHODS = {"supervised": "supervised control", "cps": "CPS"}  # run folder -> what tables call it
 
 
@@ -33,26 +34,32 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     for equally many steps; the report compares them on test scans that neither has seen.
 
     Args:
-        out: folder for everything the demo makes; it must not exist yet, or be empty.
+        out: folder for everything the demo makes: new, empty, or that of a demo that was interrupted and goes on.
         size: small fits two CPU cores and about ten minutes; full (finer scans, larger networks) wants a GPU.
         seed: of the phantom.
     """
     from flarecps.cli.console import Console
+    from flarecps.experiments.runner import run_stages
+    from flarecps.experiments.stages import StageRecords
 
     console = Console()
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: this folder is not empty; remove it or choose another with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    records = out / RECORDS
+    if out.exists() and any(out.iterdir()) and not records.is_dir():
+        raise ConfigError(f"{out}: this folder is not empty, and no demo's; remove it or choose another with --out")
     began = time.monotonic()
     stages = _stages(out, size, seed)
-    for number, words in enumerate(stages, start=1):
-        console.rule(
-            f"[bold]{number}/{len(stages)}  {words[0]}[/]  ({clock(time.monotonic() - began)} so far)", align="left"
-        )
-        console.print(f"flarecps {shlex.join(words)}", style="dim", soft_wrap=True, highlight=False)
-        done = subprocess.run([sys.executable, "-m", "flarecps", *words], check=False)
-        if done.returncode:
-            raise FlarecpsError(f"stage '{words[0]}' ended with exit code {done.returncode}; its message stands above")
+    places = {stage.name: number for number, stage in enumerate(stages, start=1)}
+
+    def announce(stage: Stage, text: str, begins: bool) -> None:
+        so_far = f"({clock(time.monotonic() - began)} so far)"
+        console.rule(f"[bold]{places[stage.name]}/{len(stages)}  {stage.name}[/]  {so_far}", align="left")
+        console.print(text if begins else "done before", style="dim", soft_wrap=True, highlight=False)
+
+    try:
+        run_stages(stages, StageRecords(stages, records), announce)
+    except KeyboardInterrupt:
+        print("flarecps demo: the same command again goes on from here", file=sys.stderr)
+        raise
     console.rule("[bold]result[/]", align="left")
     _show_scores(out, console)
     _write_figure(out)
@@ -61,29 +68,34 @@ def demo(*, out: Path = Path("demo"), size: Literal["small", "full"] = "small", 
     )
 
 
-def _stages(out: Path, size: str, seed: int) -> list[list[str]]:
-    """The commands of the demo, without the leading ``flarecps``."""
-    data, plan, store = str(out / "phantom"), str(out / "plan.json"), str(out / "store")
+def _stages(out: Path, size: str, seed: int) -> list[Stage]:
+    """The commands of the demo, one after another; what an interrupted one left is used."""
+    from flarecps.experiments.stages import command_stage, fit_stage, store_stages
+
+    data, plan, store = out / "phantom", out / "plan.json", out / "store"
     scans, config, planning = SIZES[size]
-    configs = {"cps": config_path(config), "supervised": config_path(f"{config}_supervised")}
-    runs = {method: str(out / "runs" / method) for method in configs}
+    configs = {"cps": config, "supervised": f"{config}_supervised"}
+    runs = {method: out / "runs" / method for method in configs}
+    phantom = ["phantom", data, *scans.split(), "--size", size, "--seed", seed]
     stages = [
-        ["phantom", data, *scans.split(), "--size", size, "--seed", str(seed)],
-        ["inspect", data],
-        ["plan", data, *planning, "--out", plan],
-        ["preprocess", data, plan, "--out", store],
+        command_stage("phantom", phantom, data / "dataset.json", protected=True),
+        Stage("inspect", ("inspect", str(data)), after=("phantom",)),
+        *store_stages(data, plan, store, planning, after=["inspect"]),
     ]
     for method, run in runs.items():
-        where = ["--data.store", store, "--trainer.default_root_dir", run]
-        stages.append(["fit", "--config", str(configs[method]), *where])
-    for run in runs.values():
-        stages.append(["segment", f"{run}/checkpoints/last.ckpt", f"{data}/imagesTs", f"{run}/segmentations"])
-    for run in runs.values():
-        stages.append(["score", f"{run}/segmentations", f"{data}/labelsTs", "--out", f"{run}/scores"])
+        words = ["fit", "--config", configs[method], "--data.store", store, "--trainer.default_root_dir", run]
+        trained = fit_stage(f"fit_{method}", words, config_path(configs[method]), run, stages[-1].name)
+        stages.append(replace(trained, resume=(run / "checkpoints", ("--ckpt_path", "auto"))))
+    for method, run in runs.items():
+        words = ["segment", run / "checkpoints" / "last.ckpt", data / "imagesTs", run / "segmentations"]
+        stages.append(command_stage(f"segment_{method}", words, run / "segmentations", stages[-1].name))
+    for method, run in runs.items():
+        words = ["score", run / "segmentations", data / "labelsTs", "--out", run / "scores"]
+        stages.append(command_stage(f"score_{method}", words, run / "scores" / "scores.csv", stages[-1].name))
     names = ",".join(METHODS[method] for method in runs)
-    images = ["--images", f"{data}/imagesTs", "--references", f"{data}/labelsTs"]
-    stages.append(["report", *runs.values(), "--names", names, *images, "--out", str(out / "report.html")])
-    return stages
+    images = ["--images", data / "imagesTs", "--references", data / "labelsTs"]
+    report = ["report", *runs.values(), "--names", names, *images, "--out", out / "report.html"]
+    return [*stages, command_stage("report", report, out / "report.html", stages[-1].name)]
 
 
 def _show_scores(out: Path, console: Console) -> None:

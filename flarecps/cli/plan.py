@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flarecps.cli import PLAIN, next_command
+
 if TYPE_CHECKING:
     from flarecps.cli.console import Console
     from flarecps.planning.plan import Plan
@@ -42,7 +44,7 @@ def plan(
 
     Args:
         dataset: folder of the data set (nnU-Net v2's raw layout plus imagesUn, FLARE22, MSD, or plain folders)
-        out: the plan to write, a .json file
+        out: the plan to write, a .json file; another plan that is there is kept as OUT.1, OUT.2, ...
         dimensions: 3 for volumes, 2 for slices
         intensity: which voxels decide CT window, mean and SD: global, all of them, as in the paper; or foreground,
             those of labelled structures, as in nnU-Net. Other modalities are scaled scan by scan
@@ -88,9 +90,10 @@ def plan(
     asked = (dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features)
     decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
     out.parent.mkdir(parents=True, exist_ok=True)
+    kept = _keep_former(out, decided)
     write_plan(out, decided)
     _show(decided, console)
-    console.print(f"written: {out}", markup=False)
+    console.print(f"written: {out}", *kept, sep="\n", **PLAIN)
     if patch is not None and decided.memory_gb > gpu_memory_gb:
         note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
@@ -99,7 +102,30 @@ def plan(
             errors.print(f"{case.name}: {remark}", style="yellow", markup=False)
     for outcome in failed:
         errors.print(f"not in the plan: {outcome.name}: {outcome.error}", style="red", markup=False)
+    if not failed:
+        store = out.with_name("store") if out.stem == "plan" else out.with_suffix("")
+        console.print(next_command("preprocess", dataset, out, "--out", store), **PLAIN)
     return FAILED if failed else 0
+
+
+def _keep_former(out: Path, decided: Plan) -> list[str]:
+    """Move a plan that is another than the ``decided`` one out of the way; what was done, in words."""
+    from itertools import count
+
+    from flarecps.errors import PlanError
+    from flarecps.planning.plan import plan_differences, read_plan
+
+    if not out.exists():
+        return []
+    try:
+        changed = plan_differences(read_plan(out), decided)
+    except PlanError:
+        changed = ["the former one could not be read"]
+    if not changed:
+        return ["the plan is the one that was there"]
+    former = next(path for path in (out.with_name(f"{out.name}.{n}") for n in count(1)) if not path.exists())
+    out.rename(former)
+    return [f"another plan was there, and is now {former}", *changed]
 
 
 def _declared_cost(class_path: str) -> tuple[float, int]:

@@ -20,10 +20,11 @@ def preprocess(
     """Crop and resample every scan to the plan's grid and store it compressed, ready for training.
 
     CT stays in HU (int16): intensities are scaled when a patch is read. Finished cases are skipped, so an interrupted
-    run continues where it stopped. A case that can't be preprocessed is reported at the end, the others are done; exit
-    code 1 then. A worker takes at most 0.33 GB of RAM and, for a case of one channel, 3 bytes per voxel of the scan, 3
-    (CT) or 7 per voxel of the result and 4 per voxel of the larger: 0.63 GB for a CT of 512×512×119 voxels at 1 mm.
-    Fewer workers start where that does not fit.
+    run continues where it stopped. With another plan that stores the same voxels (another patch, network or intensity
+    scaling) cases are kept and the store's plan is replaced; another grid needs another --out. A case that can't be
+    preprocessed is reported at the end, the others are done; exit code 1 then. A worker takes at most 0.33 GB of RAM
+    and, for a case of one channel, 3 bytes per voxel of the scan, 3 (CT) or 7 per voxel of the result and 4 per voxel
+    of the larger: 0.63 GB for a CT of 512×512×119 voxels at 1 mm. Fewer workers start where that does not fit.
 
     Args:
         dataset: folder of the data set that the plan was made for
@@ -39,13 +40,15 @@ def preprocess(
     from rich.table import Table
 
     from flarecps.batch_processing import shard as share_of
+    from flarecps.cli import PLAIN, next_command
     from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
-    from flarecps.planning.plan import read_plan
+    from flarecps.planning.plan import plan_differences, read_plan
     from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset, workers_that_fit
 
     catalogue, grid = read_catalogue(dataset), read_plan(plan)
     errors = Console(stderr=True, highlight=False)
+    said: list[str] = []
     if verify:
         verdicts = verify_dataset(catalogue, grid, out, workers, shard, progress)
         failures = [(one.name, one.error or one.value or "") for one in verdicts if one.failed or one.value]
@@ -54,8 +57,10 @@ def preprocess(
     else:
         fitting, needed = workers_that_fit(share_of(catalogue.cases, shard), grid, workers)
         if fitting < workers:
-            said = f"{workers} workers may need {needed / 1e9:.1f} GB of RAM, more than is free"
-            errors.print(f"{said}: {fitting} at work instead", markup=False, soft_wrap=True)
+            needs = f"{workers} workers may need {needed / 1e9:.1f} GB of RAM, more than is free"
+            errors.print(f"{needs}: {fitting} at work instead", markup=False, soft_wrap=True)
+        before = out / "plan.json"
+        replaced = plan_differences(read_plan(before), grid) if before.is_file() else []
         outcomes = preprocess_dataset(catalogue, grid, out, fitting, shard, progress)
         failures = [(outcome.name, outcome.error or "") for outcome in outcomes if outcome.failed]
         written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
@@ -64,7 +69,11 @@ def preprocess(
         for outcome in outcomes:
             for remark in outcome.remarks:
                 errors.print(f"{outcome.name}: {remark}", style="yellow", markup=False, soft_wrap=True)
-    Console(highlight=False, soft_wrap=True).print(f"{done}: {out}", markup=False)
+        if replaced:
+            said += [f"the store's plan is now {plan}; its cases, whose voxels are the same, were kept", *replaced]
+        if not failures and shard is None:
+            said.append(next_command("fit", "--data.store", out))
+    Console().print(f"{done}: {out}", *said, sep="\n", **PLAIN)
     if failures and errors.is_terminal:
         table = Table("case", "error", title=f"{len(failures)} {what}", title_justify="left", title_style="red")
         for name, error in failures:

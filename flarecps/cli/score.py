@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flarecps.cli import PLAIN
+from flarecps.cli import PLAIN, next_command
 from flarecps.errors import counted, first_few
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ def score(
         _write_and_show(scored, out, [f"labels: {origin}", *_notes(scored)], console)
     for name, error in scored.failed.items():
         problems.print(f"not scored: {name}: {error}", style="red", **PLAIN)
+    if scored.cases and not scored.failed and shard is None:
+        run = predictions.parent
+        one = ("report", run) if (run / "config.yaml").is_file() else ("compare", out, "OTHER_SCORES")
+        console.print(next_command(*one), **PLAIN)
     if scored.failed:
         left_out = f"{len(scored.failed)} of {len(scored.failed) + len(scored.cases)} cases could not be scored"
         means = "; the means leave them out" if scored.cases else "; no tables were written"

@@ -89,6 +89,7 @@ def segment(
     """
     import time
 
+    from flarecps.cli import next_command
     from flarecps.cli.console import Console
     from flarecps.inference.folders import OutputOptions, segment_folder
     from flarecps.inference.resources.budget import budget_of
@@ -141,6 +142,10 @@ def segment(
     console.print(f"{len(fresh)} of {len(scans)} scans segmented{rate}{there}: {output}", markup=False)
     for outcome in failed:
         errors.print(f"{outcome.name}: {outcome.error}", style="red", markup=False)
+    if not failed and shard is None:
+        beside = input.parent / "labelsTs"
+        references = beside if input.name == "imagesTs" and beside.is_dir() else "REFERENCES"
+        console.print(next_command("score", output, references, "--out", output.parent / "scores"), markup=False)
     return 1 if failed else 0
 
 

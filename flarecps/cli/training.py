@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
+from flarecps.cli import next_command
 from flarecps.cli.former_keys import current_words, read_config
 from flarecps.cli.training_options import (
     DRY_RUN,
@@ -435,7 +435,7 @@ def _say_written(run: Path) -> None:
     last = run / FOLDER / f"{LAST}.ckpt"
     also = f" (and {best.name}, by validation)" if best.is_file() else ""
     print(f"written: {last}{also}")
-    print(f"next: flarecps segment {shlex.quote(str(last))} SCANS {shlex.quote(str(run / 'segmentations'))}")
+    print(next_command("segment", last, "SCANS", run / "segmentations"))
 
 
 def _leave(stopped: StoppedBySignal) -> int:

@@ -98,7 +98,7 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
             if code := run([*stage.words, *(more if last is not None and last.exists() else ())]):
                 raise FlarecpsError(
                     f"stage '{stage.name}' ended with exit code {code}, its message stands above; the same command "
-                    f"again goes on from here, --without {stage.name} leaves it out"
+                    "again goes on from here"
                 )
         state, ended = "done", {"wall_s": time.monotonic() - began, "finished": _now()}
     finally:

@@ -25,6 +25,7 @@ from flarecps.typing import SpacingMm, Triple, triple
 FORMAT = "flarecps-plan"
 VERSION = 1
 CANONICAL_LATERAL_AXIS = 2  # of (slice, row, column) in RAS voxel order
+MOST_SHOWN = 80  # characters of an entry in a message
 FORMER_CONVENTIONS = "habits"  # the key of plans written before "conventions"
 
 IntensityScheme = Literal["ct", "zscore"]
@@ -194,6 +195,23 @@ def checked(plan: Plan, where: str = "plan") -> Plan:
     """``plan`` itself when it would be accepted from a file; ``PlanError`` otherwise."""
     plan_from_json(plan_to_json(plan), where)
     return plan
+
+
+def plan_differences(former: Plan, latter: Plan) -> list[str]:
+    """What a plan says otherwise than a former one, a line for each of its entries."""
+    ours, theirs = plan_to_json(latter), plan_to_json(former)
+    changed = [name for name in ours if ours[name] != theirs.get(name)]
+    return [
+        f"{name}: {_brief(ours[name])} instead of {_brief(theirs.get(name))}"
+        if name not in ("fingerprint", "topology")
+        else f"{name}: another"
+        for name in changed
+    ]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} …"
 
 
 def read_plan(path: Path | str) -> Plan:

@@ -261,3 +261,42 @@ def test_a_methods_declared_cost_decides_the_plan(
     assert "--method pathlib.Path: is no flarecps.methods.Method" in capsys.readouterr().err
     assert main(["plan", str(dataset), "--out", str(tmp_path / "x.json"), "--method", "my_method.Absent"]) == 2
     assert "can't be imported" in capsys.readouterr().err
+
+
+def test_a_plan_is_not_overwritten_in_silence(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    words = ["plan", str(dataset), "--out", str(out), "--no-progress"]
+    assert main(words) == 0
+    first = out.read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"next: flarecps preprocess {dataset} {out} --out {tmp_path / 'store'}"
+    )
+    assert main(words) == 0
+    assert "the plan is the one that was there" in capsys.readouterr().out
+    assert not (tmp_path / "plan.json.1").exists()
+    for number, features in ((1, "8"), (2, "16")):
+        before = out.read_bytes()
+        assert main([*words, "--most-features", features]) == 0
+        said = capsys.readouterr().out
+        assert f"another plan was there, and is now {out}.{number}" in said
+        assert "topology: another" in said
+        assert (tmp_path / f"plan.json.{number}").read_bytes() == before
+    assert (tmp_path / "plan.json.1").read_bytes() == first
+
+
+def test_another_plan_of_the_same_grid_is_told(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = [tmp_path / name for name in ("a.json", "b.json")]
+    assert main(["plan", str(dataset), "--out", str(plans[0]), "--no-progress"]) == 0
+    assert main(["plan", str(dataset), "--out", str(plans[1]), "--no-progress", "--most-features", "8"]) == 0
+    store = tmp_path / "store"
+    capsys.readouterr()
+    for plan in plans:
+        assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1"]) == 0
+        said = capsys.readouterr().out
+        assert ("the store's plan is now" in said) == (plan == plans[1])
+        assert said.splitlines()[-1] == f"next: flarecps fit --data.store {store}"
+    assert (store / "plan.json").read_bytes() == plans[1].read_bytes()
