@@ -62,6 +62,7 @@ def pseudo_label(
     """
     from flarecps.cli.console import Console
     from flarecps.errors import ConfigError
+    from flarecps.inference.outputs import disk_errors_as_config_error
     from flarecps.inference.postprocessing import rules_for
     from flarecps.inference.pseudo_labels import label_store
     from flarecps.inference.settings import SegmentationSettings
@@ -79,17 +80,18 @@ def pseudo_label(
         device=device,
         trusted=tuple(trust or ()),
     )
-    plan, asked = CaseStore(store).plan, annotate_next is not None
-    rules = rules_for(plan.labels, teacher, postprocess, largest or ())
+    asked = annotate_next is not None
+    rules = rules_for(CaseStore(store).plan.labels, teacher, postprocess, largest or ())
     outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress, needs_quality=asked)
-    write_quality(out, store, workers, progress)
+    with disk_errors_as_config_error(out):
+        write_quality(out, store, workers, progress)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
     there = f"; {present} were there already" if present else ""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{written} of {len(outcomes)} cases labelled{there}: {out}", markup=False)
     if annotate_next is not None:
-        chosen = worth_annotating(out, plan, annotate_next)
+        chosen = worth_annotating(out, store, annotate_next)
         console.print(f"annotate next: {', '.join(chosen)}", markup=False)
     failed = [one for one in outcomes if one.failed]
     for one in failed:

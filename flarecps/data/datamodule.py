@@ -106,8 +106,9 @@ class ScanDataModule(LightningDataModule):
             least = int(name == "iterations_per_epoch")
             if value < least:
                 raise ConfigError(f"{name} is {value}; expected a whole number of at least {least}")
-        if not 0 <= foreground_share <= 1:
-            raise ConfigError(f"foreground_share is {foreground_share}; expected a share between 0 and 1")
+        for name, part in (("foreground_share", foreground_share), ("min_quality", min_quality)):
+            if not 0 <= part <= 1:
+                raise ConfigError(f"{name} is {part}; expected a {name.split('_')[1]} between 0 and 1")
         self.quality_weights = quality_weights
         self.iterations_per_epoch = iterations_per_epoch
         self.foreground_share = foreground_share

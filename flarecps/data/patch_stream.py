@@ -159,6 +159,8 @@ class PatchBatches(Dataset[Batch | _Failure]):
         generator = draw.generator()
         name = choose_case(generator, self.settings.names, self.settings.weights)
         record = self.store.record(name)
+        listed = self.settings.annotated.get(name, record.annotated)
+        annotated = annotated_classes(listed, self.store.plan.class_count)
         forced = self.is_labelled and is_forced_foreground(
             draw.index, self.settings.batch, self.settings.foreground_share
         )
@@ -170,14 +172,16 @@ class PatchBatches(Dataset[Batch | _Failure]):
         def read() -> tuple[np.ndarray, np.ndarray | None]:
             if worker is not None and self.trace is not None:
                 self.trace.note(worker, name, draw)
-            return self.store.read_patch(name, lower, shape, labels=self.is_labelled)
+            image, labels = self.store.read_patch(name, lower, shape, labels=self.is_labelled)
+            if labels is not None and listed is not None:  # what is not annotated is nobody's, whatever it is called
+                labels = np.where(annotated.numpy()[labels], labels, 0).astype(labels.dtype)
+            return image, labels
 
         reader = _RegionReader(read)
         content: dict[str, Any] = {"image": tio.ScalarImage(record.folder, reader=reader.image)}
         if self.is_labelled:
-            listed = self.settings.annotated.get(name, record.annotated)
             content["labels"] = tio.LabelMap(record.folder, reader=reader.labels)
-            content["annotated"] = annotated_classes(listed, self.store.plan.class_count)
+            content["annotated"] = annotated
         return tio.Subject(content, case=name, index=draw.index, location=location, generator=generator, pose=pose)
 
     def _augmented(self, subject: tio.Subject) -> tio.Subject:
@@ -213,7 +217,7 @@ def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> Batch:
         if key in first
     }
     if "annotated" in first:
-        batch["annotated"] = torch.stack([subject.annotated for subject in subjects])
+        batch["annotated"] = torch.stack([subject["annotated"] for subject in subjects])
     batch["case"] = [subject["case"] for subject in subjects]
     batch["index"] = torch.tensor([subject.index for subject in subjects], dtype=torch.int64)
     batch["location"] = torch.tensor([subject["location"] for subject in subjects], dtype=torch.int64)

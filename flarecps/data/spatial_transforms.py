@@ -146,7 +146,8 @@ class Mirror(DrawnTransform, tio.SpatialTransform):
     Args:
         axes: axes of the patch's array without channels, (slice, row, column) = (0, 1, 2).
         probability: of each axis, independently.
-        swaps: for each label id the id it becomes when ``lateral_axis`` is mirrored; None changes no labels.
+        swaps: for each label id the id it becomes when ``lateral_axis`` is mirrored, and so does whether it is
+            annotated; None changes no labels.
         lateral_axis: the axis that runs from the patient's left to right.
     """
 
@@ -173,6 +174,8 @@ class Mirror(DrawnTransform, tio.SpatialTransform):
             if self.swaps is not None and self.lateral_axis in chosen and isinstance(image, tio.LabelMap):
                 mirrored = torch.from_numpy(self.swaps[mirrored.numpy()])
             image.set_data(mirrored)
+        if self.swaps is not None and self.lateral_axis in chosen and "annotated" in subject:
+            subject["annotated"] = subject["annotated"][self.swaps.tolist()]
         return subject
 
 

@@ -24,6 +24,7 @@ from flarecps.datasets.splits import SPLITS, choose_split, read_splits
 from flarecps.errors import ConfigError
 from flarecps.inference.case_records import sibling_agreement
 from flarecps.inference.export import plane_of
+from flarecps.inference.outputs import disk_errors_as_config_error
 from flarecps.inference.postprocessing import Rules
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings
@@ -154,7 +155,8 @@ def label_store(
             "the data set with the teachers' plan"
         )
     rules = rules or Rules(plan.labels)
-    prepare_folder(folder, _provenance(cases, checkpoints, settings, rules))
+    with disk_errors_as_config_error(folder):
+        prepare_folder(folder, _provenance(cases, checkpoints, settings, rules))
     mine = shard(names, share)
     remove_partial_cases(folder, set(mine), set(names))
     waiting = [(name, name) for name in mine if not is_finished(folder, name)]

@@ -24,6 +24,7 @@ import numpy as np
 
 from flarecps import atomic
 from flarecps.errors import StoreError, counted, first_few
+from flarecps.planning.plan import Plan
 from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
 from flarecps.preprocessing.store_writing import CHECKSUMS, whole_case, write_array, write_labels
 from flarecps.typing import LabelArray, Triple
@@ -161,28 +162,35 @@ def read_all(folder: Path) -> list[PseudoLabels]:
     return [read_pseudo_labels(folder, path.name) for path in sorted(there) if is_finished(folder, path.name)]
 
 
-def read_struck(folder: Path, organs: Sequence[str]) -> dict[str, frozenset[str]]:
-    """What a person struck out in ``struck.csv``: by scan the organs, all of ``organs`` where a line names none.
+def read_struck(folder: Path, store: CaseStore) -> dict[str, frozenset[str]]:
+    """What a person struck out in ``struck.csv``: by scan the organs, all of the plan's where a line names none.
 
-    Raises ``StoreError``, with the line's number, for an organ that is not one of ``organs``.
+    Raises ``StoreError``, with the line's number, for a scan that ``store`` does not have, or an organ that its plan
+    does not have, and for a file that is no such table.
     """
-    path = folder / STRUCK
-    struck: dict[str, frozenset[str]] = {}
-    if not path.exists():
-        return struck
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, line in enumerate(csv.reader(file), start=1):
-            words = [word.strip() for word in line]
-            if not any(words) or (number == 1 and tuple(words) == STRUCK_HEADER):
-                continue
-            name, organ, *more = [*words, ""]
-            if not name or any(more) or (organ and organ not in organs):
-                raise StoreError(
-                    f"{path}: line {number} is {','.join(words)!r}; expected CASE, or CASE,ORGAN with one of "
-                    f"{', '.join(organs)}"
-                )
-            struck[name] = struck.get(name, frozenset()) | frozenset([organ] if organ else organs)
+    path, struck = folder / STRUCK, dict[str, frozenset[str]]()
+    organs = organs_of_plan(store.plan)
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines())) if path.exists() else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StoreError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from error
+    for number, line in enumerate(lines, start=1):
+        words = [word.strip() for word in line]
+        if not any(words) or (number == 1 and tuple(words) == STRUCK_HEADER):
+            continue
+        name, organ, *more = [*words, ""]
+        if any(more) or (organ and organ not in organs) or not is_finished(store.path, name):
+            raise StoreError(
+                f"{path}: line {number} is {','.join(words)!r}; expected CASE, or CASE,ORGAN, with a case of "
+                f"{store.path} and one of {', '.join(organs)}"
+            )
+        struck[name] = struck.get(name, frozenset()) | frozenset([organ] if organ else organs)
     return struck
+
+
+def organs_of_plan(plan: Plan) -> list[str]:
+    """The names of the plan's labels without background."""
+    return [name for name, label in plan.labels.items() if label]
 
 
 @dataclass(frozen=True)
@@ -224,11 +232,8 @@ class PseudoLabelledStore(CaseStore):
         described, theirs = read_description(self.path), _description(self.folder)
         if theirs["preprocessing_hash"] != described["preprocessing_hash"]:
             raise StoreError(f"{self.folder}: pseudo-labels of another grid than {self.path}; label this store's cases")
-        organs = [name for name, label in self.plan.labels.items() if label]
-        struck = read_struck(self.folder, organs)
-        if strange := [name for name in struck if not is_finished(self.path, name)]:
-            raise StoreError(f"{self.folder / STRUCK}: {self.path} has no case {strange[0]!r}; correct the name")
-        waiting = [name for name in self.pool if name not in struck or len(struck[name]) < len(organs)]
+        struck, organs = read_struck(self.folder, self), organs_of_plan(self.plan)
+        waiting = [name for name in self.pool if len(struck.get(name, ())) < len(organs)]
         missing = [name for name in waiting if not is_finished(self.folder, name)]
         if missing:
             raise StoreError(
@@ -242,8 +247,8 @@ class PseudoLabelledStore(CaseStore):
             self._take(read_pseudo_labels(self.folder, name), struck.get(name, frozenset()))
         if not self.weights:
             raise StoreError(
-                f"{self.folder}: no pseudo-labelled case is left of {len(self.pool)}; lower data.min_quality "
-                f"({min_quality:g}), or strike out less in {STRUCK}"
+                f"{self.folder}: no pseudo-labelled case is left of {len(self.pool)}: struck out in {STRUCK}, below "
+                f"data.min_quality ({min_quality:g}), or the teachers agree on nothing (quality.csv); use better ones"
             )
 
     def _take(self, found: PseudoLabels, struck: frozenset[str]) -> None:

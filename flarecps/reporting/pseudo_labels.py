@@ -11,7 +11,7 @@ from flarecps.atomic import write_text
 from flarecps.batch_processing import process_cases
 from flarecps.planning.plan import Plan
 from flarecps.planning.spacing import in_canonical_order
-from flarecps.preprocessing.pseudo_labels import STRUCK, PseudoLabels, read_all, read_struck
+from flarecps.preprocessing.pseudo_labels import STRUCK, PseudoLabels, organs_of_plan, read_all, read_struck
 from flarecps.preprocessing.store import CaseStore
 from flarecps.reporting.overlays import display_window
 from flarecps.reporting.page import render_page
@@ -29,27 +29,27 @@ def worst_first(scans: Sequence[PseudoLabels]) -> list[PseudoLabels]:
     return sorted(scans, key=lambda one: (-1.0 if one.mean_quality is None else one.mean_quality, one.name))
 
 
-def worth_annotating(folder: Path, plan: Plan, count: int) -> list[str]:
+def worth_annotating(folder: Path, store: Path, count: int) -> list[str]:
     """The ``count`` scans of the lowest quality, those left out that a person struck out as a whole."""
-    organs = _organs(plan)
-    struck = read_struck(folder, organs)
+    cases = CaseStore(store)
+    organs, struck = organs_of_plan(cases.plan), read_struck(folder, cases)
     left = [one.name for one in worst_first(read_all(folder)) if len(struck.get(one.name, ())) < len(organs)]
     return left[:count]
 
 
 def write_quality(folder: Path, store: Path, workers: int = 1, progress: bool = True) -> None:
-    """Write the table and the page of all pseudo-labels that are in ``folder`` by now, each atomically."""
-    plan = CaseStore(store).plan
-    scans = worst_first(read_all(folder))
-    struck = read_struck(folder, _organs(plan))
-    write_text(folder / TABLE, csv_text(_rows(scans, struck, _organs(plan))))
-    tasks = [(one.name, (store, one)) for one in scans[:MOST_PICTURES]]
-    drawn = process_cases(_picture, tasks, workers, "Drawing", progress)
-    write_text(folder / PAGE, _page(folder, plan, scans, {one.name: one.value for one in drawn}, struck))
+    """Write the table and the page of all pseudo-labels that are in ``folder`` by now, each atomically.
 
-
-def _organs(plan: Plan) -> list[str]:
-    return [name for name, label in plan.labels.items() if label]
+    Every job of an array may do this at any time: whoever is last has seen every scan.
+    """
+    cases, written = CaseStore(store), None
+    while (scans := worst_first(read_all(folder))) != written:
+        struck = read_struck(folder, cases)
+        write_text(folder / TABLE, csv_text(_rows(scans, struck, organs_of_plan(cases.plan))))
+        tasks = [(one.name, (store, one)) for one in scans[:MOST_PICTURES]]
+        drawn = process_cases(_picture, tasks, workers, "Drawing", progress)
+        write_text(folder / PAGE, _page(folder, cases.plan, scans, {one.name: one.value for one in drawn}, struck))
+        written = scans
 
 
 def _rows(
