@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> Batch:
         if key in first
     }
     if "annotated" in first:
-        batch["annotated"] = torch.stack([subject["annotated"] for subject in subjects])
+        batch["annotated"] = torch.stack([cast(torch.Tensor, subject["annotated"]) for subject in subjects])
     batch["case"] = [subject["case"] for subject in subjects]
     batch["index"] = torch.tensor([subject.index for subject in subjects], dtype=torch.int64)
     batch["location"] = torch.tensor([subject["location"] for subject in subjects], dtype=torch.int64)

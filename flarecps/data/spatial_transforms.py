@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class Mirror(DrawnTransform, tio.SpatialTransform):
                 mirrored = torch.from_numpy(self.swaps[mirrored.numpy()])
             image.set_data(mirrored)
         if self.swaps is not None and self.lateral_axis in chosen and "annotated" in subject:
-            subject["annotated"] = subject["annotated"][self.swaps.tolist()]
+            subject["annotated"] = cast(torch.Tensor, subject["annotated"])[self.swaps.tolist()]
         return subject
 
 

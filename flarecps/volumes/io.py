@@ -17,12 +17,17 @@ from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom, is_dicom_file
+from flarecps.volumes.headers import ScanHeader, check_length, check_plausible, read_voxels
+from flarecps.volumes.mha import read_mha_header
+from flarecps.volumes.nifti import StoredScan
+from flarecps.volumes.nrrd import read_nrrd_header
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation, matching_reorientation
 
 T = TypeVar("T")
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
+HEADER_READERS = {"nifti": nifti.read_nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
 
 
@@ -52,12 +57,17 @@ class Volume:
 def read_volume(path: Path | str) -> Volume:
     """The scan at ``path`` (a file, or a folder with one DICOM series) as one channel in canonical order.
 
-    Raises ScanError for a missing, truncated or foreign file, several frames or series, NaN or infinite voxels, and a
-    scan of one voxel along any axis.
+    Raises ScanError for a missing, truncated or foreign file, several frames or series, NaN or infinite voxels, a
+    scan of one voxel along any axis, and a grid that is no patient's.
     """
     path = Path(path)
     kind = _kind(path)
-    stored = _read_by({"nifti": nifti.read_nifti, "dicom": dicom.read_series}.get(kind, itk.read_file), path)
+    if kind == "dicom":
+        stored = _read_by(dicom.read_series, path)
+        check_plausible(path, stored.space)
+    else:
+        header = _read_by(read_header, path)
+        stored = StoredScan(read_voxels(header), header.space, header.warnings)
     source = Source(path, stored.space, canonical_reorientation(stored.space.direction), kind)
     space = source.reorientation.apply_to_space(stored.space)
     for name, edge in zip(("slice", "row", "column"), space.shape, strict=True):
@@ -74,6 +84,24 @@ def read_volume(path: Path | str) -> Volume:
         )
     array = np.ascontiguousarray(source.reorientation.apply(stored.array))[None]
     return Volume(array, space, source, stored.warnings)
+
+
+def read_header(path: Path | str) -> ScanHeader:
+    """What the header of an image file says, checked: what is read by it takes no more time and memory than it says.
+
+    Raises ScanError as `read_volume`, for all that a header can tell, and for a DICOM series, which has none.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind not in HEADER_READERS:
+        raise ScanError(f"{path}: a DICOM series has no header of its own")
+    try:
+        header = HEADER_READERS[kind](path)
+    except OSError as error:
+        raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+    check_length(header)
+    check_plausible(path, header.space)
+    return header
 
 
 def read_channels(paths: Sequence[Path | str]) -> Volume:
@@ -166,8 +194,11 @@ def read_labels(path: Path | str, cast: bool = False) -> Volume:
 def read_space(path: Path | str) -> Space:
     """The canonical grid of the scan at ``path``, from its header (of a DICOM series, from every slice's)."""
     path = Path(path)
-    readers = {"nifti": nifti.read_nifti_space, "dicom": dicom.read_series_space}
-    stored = _read_by(readers.get(_kind(path), itk.read_file_space), path)
+    if _kind(path) == "dicom":
+        stored = _read_by(dicom.read_series_space, path)
+        check_plausible(path, stored)
+    else:
+        stored = _read_by(read_header, path).space
     return canonical_reorientation(stored.direction).apply_to_space(stored)
 
 
@@ -251,6 +282,8 @@ def _kind(path: Path) -> ScanKind:
         return "dicom"
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; expected {READABLE}: check the path")
+    if not path.is_file():
+        raise ScanError(f"{path}: not a regular file (a pipe or a device); expected {READABLE}: check the path")
     if nifti.is_nifti(path):
         return "nifti"
     if path.suffix.lower() in itk.KINDS:

@@ -1,4 +1,4 @@
-"""NRRD and MHA files through SimpleITK, its images as our grids, its errors as ours."""
+"""SimpleITK, which writes NRRD and MHA and reads DICOM: its images as our grids, its errors as ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import SimpleITK as sitk
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.typing import triple
-from flarecps.volumes.nifti import COPY_AGAIN, SHEAR_LIMIT, StoredScan
+from flarecps.volumes.headers import COPY_AGAIN, SHEAR_LIMIT
+from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction, nearest_orthonormal
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's C++ warnings would break into the progress display
@@ -26,15 +27,8 @@ KINDS = {".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "mha", ".mhd": "mha"}
 STDERR = 2  # the file descriptor C libraries print to
 
 
-def read_file(path: Path) -> StoredScan:
-    """Voxels and grid of a NRRD or MHA file; ScanError when it is unreadable, truncated or not one 3D image."""
-    with itk_errors_as_scan_error(path, "a complete image file"):
-        image = sitk.ReadImage(str(path))
-    return stored_scan(path, image)
-
-
 def read_file_space(path: Path) -> Space:
-    """The stored grid of a NRRD, MHA or single DICOM file, from its header."""
+    """The stored grid of a single DICOM file, from its header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with itk_errors_as_scan_error(path, "a complete image file"):

@@ -7,11 +7,10 @@ rewrites the codes. Voxels come in the stored type; a truncated or damaged file 
 from __future__ import annotations
 
 import gzip
+import logging
 import math
-import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,30 +18,37 @@ from typing import Any, cast
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.fileholders import FileHolder
+from nibabel.nifti1 import data_type_codes, xform_codes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.typing import triple
+from flarecps.volumes.headers import (
+    COPY_AGAIN,
+    MOST_HEADER_BYTES,
+    NO_ORIENTATION,
+    SHEAR_LIMIT,
+    Packing,
+    ScanHeader,
+    three_axes,
+)
 from flarecps.volumes.space import (
     SAME_GRID_VOXELS,
     Space,
     as_direction,
-    canonical_reorientation,
     misplacement,
     nearest_orthonormal,
 )
 
 SUFFIXES = (".nii", ".nii.gz")
-HEADER_BYTES = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
+HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size in bytes
+QUIET = logging.Logger("nibabel, whose remarks on headers are made here")
+QUIET.addHandler(logging.NullHandler())
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
-TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: metre, millimetre, micrometre
-SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
-DEFLATE_LIMIT = 1040  # gzip packs 1032 bytes into one at best
+TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: none given, metre, millimetre, micrometre
 DAMAGED = (OSError, EOFError, ValueError, OverflowError, zlib.error, WrapStructError, HeaderDataError, ImageFileError)
-COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -59,26 +65,33 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read_nifti(path: Path) -> StoredScan:
-    """Voxels, grid and warnings of a NIfTI-1 or -2 file; integers stay integers where the scaling allows.
+def read_nifti_header(path: Path) -> ScanHeader:
+    """What the header of a NIfTI-1 or -2 file says.
 
-    The array is a view in stored order on memory in canonical order, so bringing it there copies nothing. Raises
-    ScanError when the file is not NIfTI, truncated, damaged, or holds several frames or components.
+    Raises ScanError when the file is not NIfTI, or its header contradicts itself or announces several frames or
+    components. A slope of 0 or NaN is none, as the standard and nibabel have it.
     """
-    with _opened(path) as (image, stream):
-        space, warnings = _grid(path, image.header)
-        proxy = cast(Any, image.dataobj)
-        stream.seek(int(proxy.offset))
-        voxels = _read_voxels(stream, space, proxy.dtype, float(proxy.slope), float(proxy.inter))
-        while stream.read(1 << 20):  # to the end: gzip's check sum is compared there
-            pass
-        return StoredScan(voxels, space, warnings)
-
-
-def read_nifti_space(path: Path) -> Space:
-    """The stored grid, from the header alone; errors as for `read_nifti`."""
-    with _opened(path) as (image, _):
-        return _grid(path, image.header)[0]
+    header, packing, remarks = _header(path)
+    with np.errstate(invalid="ignore", over="ignore"):  # a NaN in it is told by the grid that comes out
+        space, warnings = _grid(path, header)
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise ScanError(
+            f"{path}: its header's scl_slope and scl_inter are no numbers: convert the scan again"
+        ) from error
+    offset = float(header["vox_offset"])
+    return ScanHeader(
+        path,
+        space,
+        header.get_data_dtype(),
+        path,
+        skip=int(offset),
+        packing=packing,
+        slope=1.0 if slope is None else float(slope),
+        inter=0.0 if inter is None else float(inter),
+        warnings=remarks + warnings,
+    )
 
 
 def header_spacing_mm(path: Path) -> tuple[float, float, float] | None:
@@ -113,8 +126,7 @@ def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
     Only what describes the voxel values changes (type, scaling, display window, intent), and header extensions stay
     behind: they may name the patient. Raises ScanError when the source's size is not the array's.
     """
-    with _opened(source) as (image, _):
-        header = image.header.copy()
+    header, _, _ = _header(source)
     edges = tuple(map(int, header.get_data_shape()))
     if (*edges, 1, 1, 1)[:3] != array.shape[::-1]:
         raise ScanError(
@@ -152,45 +164,80 @@ def _write_parts(file: Any, header: nibabel.Nifti1Header, voxels: np.ndarray) ->
         file.write(section.tobytes())
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[nibabel.Nifti1Image, Any]]:
-    """The NIfTI image over an open stream of its bytes; whatever goes wrong in the block becomes a ScanError."""
+def _header(path: Path) -> tuple[nibabel.Nifti1Header, Packing, tuple[str, ...]]:
+    """The header, checked for what readers would stumble over or pass over, whether the file is packed, and remarks.
+
+    Extensions are not read: what they announce is not to be trusted, and nothing here needs them.
+    """
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"  # by content: names lie
             file.seek(0)
             stream: Any = gzip.GzipFile(fileobj=file) if packed else file
-            mark = stream.read(4)
-            kind = HEADER_BYTES.get(int.from_bytes(mark, "little")) or HEADER_BYTES.get(int.from_bytes(mark, "big"))
+            block = stream.read(4)
+            kind = HEADERS.get(int.from_bytes(block, "little")) or HEADERS.get(int.from_bytes(block, "big"))
             if kind is None:
                 raise ScanError(f"{path}: not a NIfTI file (its header has no NIfTI size mark): {COPY_AGAIN}")
-            stream.seek(0)
-            image = kind.from_file_map({"image": FileHolder(fileobj=stream)}, mmap=False)
-            needed = math.prod(map(int, image.header.get_data_shape())) * image.header.get_data_dtype().itemsize
-            if int(image.header["vox_offset"]) + needed > os.path.getsize(path) * (DEFLATE_LIMIT if packed else 1):
-                raise ScanError(
-                    f"{path}: {os.path.getsize(path)} bytes can't hold the voxels it announces: {COPY_AGAIN}"
-                )
-            yield image, stream
+            size = kind.template_dtype.itemsize
+            block += stream.read(size - 4)
+        if len(block) < size:
+            raise EOFError("it ends within its header")
+        header = kind(block, check=False)
+        if wrong := _contradiction(header):
+            raise ScanError(f"{path}: its header's {wrong}: {COPY_AGAIN}")
+        remarks = _remarks(header)
+        header.check_fix(QUIET)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {COPY_AGAIN}") from error
+    return header, "gzip" if packed else "none", remarks
+
+
+def _remarks(header: nibabel.Nifti1Header) -> tuple[str, ...]:
+    """What nibabel mends without a word."""
+    remarks = []
+    if (np.asarray(header["pixdim"][1:4]) < 0).any():
+        remarks.append("the header's pixdim has sizes below 0: their signs were passed over")
+    for name in ("qform_code", "sform_code"):
+        if int(header[name]) not in xform_codes.code:
+            remarks.append(
+                f"the header's {name} is {int(header[name])}, which NIfTI does not know: taken for 0, unknown"
+            )
+    return tuple(remarks)
+
+
+def _contradiction(header: nibabel.Nifti1Header) -> str:
+    """What is impossible in a header, in words; "" when nothing is."""
+    dim = [int(edge) for edge in header["dim"]]
+    if not (1 <= dim[0] <= 7 and all(edge >= 1 for edge in dim[1 : dim[0] + 1])):
+        return f"dim is {dim}; expected 3 and three sizes from 1"
+    if int(header["datatype"]) not in data_type_codes.code:
+        return f"datatype is {int(header['datatype'])}, which NIfTI does not know"
+    if (bits := 8 * header.get_data_dtype().itemsize) and int(header["bitpix"]) != bits:
+        return f"bitpix is {int(header['bitpix'])}; expected {bits}, of its datatype"
+    if bytes(header["magic"]).rstrip(b"\0")[:3] != header.single_magic.rstrip(b"\0")[:3]:
+        return f"magic is {bytes(header['magic'])[:4]!r}; expected that of a single .nii file"
+    offset = float(header["vox_offset"])
+    if not (header.single_vox_offset <= offset <= MOST_HEADER_BYTES and offset.is_integer()):
+        return f"vox_offset is {offset:g}; expected {header.single_vox_offset} or a little more"
+    if any(math.isinf(float(header[name])) for name in ("scl_slope", "scl_inter")):
+        return "scl_slope or scl_inter is infinite"
+    return ""
 
 
 def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, ...]]:
     edges = tuple(int(edge) for edge in header.get_data_shape())
-    if any(edge != 1 for edge in edges[3:]):
-        raise ScanError(
-            f"{path}: {'×'.join(map(str, edges))} voxels, several frames or components in one file; "
-            "expected one 3D image: split it into one file per frame or channel"
-        )
+    three_axes(path, edges)
     if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
         raise ScanError(f"{path}: colour or complex voxels; expected one number per voxel: export it as grey values")
     warnings: list[str] = []
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], float))
-    to_mm = TO_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in TO_MM:
+        warnings.append(f"header lengths are in unit {unit}, which NIfTI does not know: taken for mm")
+    to_mm = TO_MM.get(unit, 1.0)
     if to_mm != 1.0:
         warnings.append(f"header lengths are in units of {to_mm:g} mm and were converted")
     affine = _affine(path, header, pixdim, warnings)
@@ -242,43 +289,5 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
         return np.asarray(qform, float)
     if not (np.isfinite(pixdim).all() and pixdim.all()):
         raise ScanError(f"{path}: the header has neither an orientation nor a voxel size: convert the scan again")
-    warnings.append(
-        "the header has no orientation (sform and qform codes 0): assumed, as ITK does, columns to the patient's "
-        "left, rows to posterior, slices to superior; left and right may be exchanged"
-    )
+    warnings.append(NO_ORIENTATION)
     return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
-
-
-def _read_voxels(stream: Any, space: Space, dtype: np.dtype, slope: float, inter: float) -> np.ndarray:
-    """Intensities (slice, row, column): integers where slope and intercept are whole numbers, else float32.
-
-    One stored slice at a time, so that memory holds little more than the result.
-    """
-    whole = dtype.kind in "iu" and slope.is_integer() and inter.is_integer()
-    voxels = _in_canonical_memory(space, dtype.newbyteorder("=") if whole else np.dtype(np.float32))
-    needed = math.prod(voxels.shape[1:]) * dtype.itemsize
-    for number, section in enumerate(voxels):
-        data = stream.read(needed)
-        if len(data) < needed:
-            raise EOFError(f"its voxels end in slice {number + 1} of {len(voxels)}")
-        numbers = np.frombuffer(data, dtype).reshape(section.shape)
-        section[...] = numbers if whole or (slope, inter) == (1.0, 0.0) else numbers.astype(np.float64) * slope + inter
-    return _scaled(voxels, space, int(slope), int(inter)) if whole and (slope, inter) != (1.0, 0.0) else voxels
-
-
-def _scaled(stored: np.ndarray, space: Space, slope: int, inter: int) -> np.ndarray:
-    """Stored integers as intensities, in the smallest of int16, int32 and float32 that holds them all."""
-    ends = [int(stored.min()) * slope + inter, int(stored.max()) * slope + inter]
-    limits = (np.iinfo(np.int16), np.iinfo(np.int32))
-    fitting = [one.dtype for one in limits if one.min <= min(ends) and max(ends) <= one.max]
-    kind = fitting[0] if fitting else np.dtype(np.float32)
-    scaled = stored if stored.dtype == kind else _in_canonical_memory(space, kind)
-    for section, result in zip(stored, scaled, strict=True):
-        result[...] = section.astype(np.int64 if fitting else np.float64) * slope + inter
-    return scaled
-
-
-def _in_canonical_memory(space: Space, dtype: np.dtype) -> np.ndarray:
-    """An empty array in the stored order of ``space`` whose memory is in canonical order."""
-    reorientation = canonical_reorientation(space.direction)
-    return reorientation.undo(np.empty(reorientation.apply_to_space(space).shape, dtype))

@@ -19,7 +19,7 @@ from flarecps.evaluation.scores import score_folders
 from flarecps.inference.postprocessing import determine_rules
 from flarecps.planning.fingerprint import fingerprint_case
 from flarecps.preprocessing.case import prepare_case
-from flarecps.volumes import itk
+from flarecps.volumes import io
 from flarecps.volumes.io import read_channels, read_labels, read_labels_on, read_space, read_volume
 from flarecps.volumes.space import Space, axis_codes, misplacement
 
@@ -55,10 +55,10 @@ def test_a_grid_that_cannot_be_is_not_made(changes: dict, said: str) -> None:
 def test_a_grid_from_a_library_is_checked_and_its_file_named(
     reader: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ITK returned it for frames stored from top to bottom: one slice from there, the volume was negative."""
+    """As a library returned it for frames stored from top to bottom: one slice from there, the volume was negative."""
     path = tmp_path / "scan.mha"
     sitk.WriteImage(sitk.Image([6, 5, 4], sitk.sitkInt16), str(path))
-    monkeypatch.setattr(itk, "_grid", lambda *_: (Space((4, 5, 6), (-3.0, 1.0, 1.0)), ()))
+    monkeypatch.setitem(io.HEADER_READERS, "mha", lambda _: Space((4, 5, 6), (-3.0, 1.0, 1.0)))
     with pytest.raises(ScanError, match=r"scan\.mha: a spacing of -3, 1, 1 mm .* expected positive numbers"):
         reader(path)
 
