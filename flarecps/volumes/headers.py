@@ -25,8 +25,8 @@ Packing: TypeAlias = Literal["none", "gzip", "zlib"]
 
 COPY_AGAIN = "the file is probably truncated or damaged: copy or download it again"
 NO_ORIENTATION = (
-    "the header has no orientation: assumed, as ITK does, columns to the patient's left, rows to posterior, slices to "
-    "superior; left and right may be exchanged"
+    "the header has no orientation ({}): assumed, as ITK does, columns to the patient's left, rows to posterior, "
+    "slices to superior; left and right may be exchanged"
 )
 SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
 DEFLATE_LIMIT = 1040  # deflate packs 1032 bytes into one at best

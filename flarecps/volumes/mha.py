@@ -106,7 +106,7 @@ def _grid(path: Path, fields: dict[str, str], axes: int, size: tuple[int, int, i
     if not all(edge > 0 for edge in spacing):
         raise ScanError(f"{path}: its header's ElementSpacing is '{fields['ElementSpacing']}'; expected sizes above 0")
     origin = numbers(path, "Offset", fields["Offset"].split(), axes) if "Offset" in fields else [0.0] * axes
-    warnings: tuple[str, ...] = () if "TransformMatrix" in fields else (NO_ORIENTATION,)
+    warnings: tuple[str, ...] = () if "TransformMatrix" in fields else (NO_ORIENTATION.format("no TransformMatrix"),)
     if "Offset" not in fields:
         warnings += ("the header has no position (Offset): the first voxel was taken to lie at 0",)
     matrix, kept = np.eye(3), min(axes, 3)

@@ -289,5 +289,5 @@ def _affine(path: Path, header: nibabel.Nifti1Header, pixdim: np.ndarray, warnin
         return np.asarray(qform, float)
     if not (np.isfinite(pixdim).all() and pixdim.all()):
         raise ScanError(f"{path}: the header has neither an orientation nor a voxel size: convert the scan again")
-    warnings.append(NO_ORIENTATION)
+    warnings.append(NO_ORIENTATION.format("sform and qform codes 0"))
     return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])

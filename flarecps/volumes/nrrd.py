@@ -147,7 +147,7 @@ def _grid(path: Path, fields: dict[str, str], sizes: list[int]) -> tuple[Space, 
             raise ScanError(f"{path}: the header has neither an orientation nor a voxel size: convert the scan again")
         spacing = numbers(path, "spacings", [spacings[axis] for axis in kept], len(kept))
         matrix, origin = np.eye(3), np.zeros(3)
-        warnings: tuple[str, ...] = (NO_ORIENTATION,)
+        warnings: tuple[str, ...] = (NO_ORIENTATION.format("no space directions"),)
     else:
         steps, origin, warnings = _in_lps(path, fields, [vectors[axis] for axis in kept])
         spacing = np.linalg.norm(steps, axis=0).tolist()
