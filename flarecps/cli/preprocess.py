@@ -20,11 +20,12 @@ def preprocess(
     """Crop and resample every scan to the plan's grid and store it compressed, ready for training.
 
     CT stays in HU (int16): intensities are scaled when a patch is read. Finished cases are skipped, so an interrupted
-    run continues where it stopped. With another plan that stores the same voxels (another patch, network or intensity
-    scaling) cases are kept and the store's plan is replaced; another grid needs another --out. A case that can't be
-    preprocessed is reported at the end, the others are done; exit code 1 then. A worker takes at most 0.33 GB of RAM
-    and, for a case of one channel, 3 bytes per voxel of the scan, 3 (CT) or 7 per voxel of the result and 4 per voxel
-    of the larger: 0.63 GB for a CT of 512×512×119 voxels at 1 mm. Fewer workers start where that does not fit.
+    run continues where it stopped; those whose files have changed since are done again. With another plan that stores
+    the same voxels (another patch, network or intensity scaling) cases are kept and the store's plan is replaced;
+    another grid needs another --out. A case that can't be preprocessed is reported at the end, the others are done;
+    exit code 1 then. A worker takes at most 0.33 GB of RAM and, for a case of one channel, 3 bytes per voxel of the
+    scan, 3 (CT) or 7 per voxel of the result and 4 per voxel of the larger: 0.63 GB for a CT of 512×512×119 voxels at
+    1 mm. Fewer workers start where that does not fit.
 
     Args:
         dataset: folder of the data set that the plan was made for
@@ -32,8 +33,9 @@ def preprocess(
         out: folder of the case store; made if needed, continued if it holds cases of this plan
         workers: processes at work, one scan each
         shard: I/N does the I-th of N shares of the cases, for job arrays; all shares go into the same --out
-        verify: preprocess nothing, but compare every stored case with its checksums; a damaged one is listed and taken
-            out, so that the next run writes it again; exit code 1 when a case is damaged or missing
+        verify: preprocess nothing, but compare every stored case, and the files it was made from, with their checksums;
+            a damaged one, or one whose files changed, is listed and taken out, so that the next run writes it again;
+            exit code 1 when there is one, or a case is missing
         progress: show progress and the time left
     """
     from rich.markup import escape
@@ -43,8 +45,14 @@ def preprocess(
     from flarecps.cli import PLAIN, next_command
     from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
+    from flarecps.errors import counted
     from flarecps.planning.plan import plan_differences, read_plan
-    from flarecps.preprocessing.dataset import preprocess_dataset, verify_dataset, workers_that_fit
+    from flarecps.preprocessing.dataset import (
+        cases_without_hashes,
+        preprocess_dataset,
+        verify_dataset,
+        workers_that_fit,
+    )
 
     catalogue, grid = read_catalogue(dataset), read_plan(plan)
     errors = Console(stderr=True, highlight=False)
@@ -53,7 +61,7 @@ def preprocess(
         verdicts = verify_dataset(catalogue, grid, out, workers, shard, progress)
         failures = [(one.name, one.error or one.value or "") for one in verdicts if one.failed or one.value]
         done = f"{len(verdicts) - len(failures)} of {len(verdicts)} cases as they were written"
-        what = "damaged or missing"
+        what = "damaged, missing or changed"
     else:
         fitting, needed = workers_that_fit(share_of(catalogue.cases, shard), grid, workers)
         if fitting < workers:
@@ -74,6 +82,13 @@ def preprocess(
         if not failures and shard is None:
             said.append(next_command("fit", "--data.store", out))
     Console().print(f"{done}: {out}", *said, sep="\n", **PLAIN)
+    if old := cases_without_hashes(catalogue, out):
+        errors.print(
+            f"{out}: {counted(len(old), 'case')} of an earlier version without hashes of their scans: a change that "
+            "keeps a file's size is not seen; preprocess into another --out to have them",
+            markup=False,
+            soft_wrap=True,
+        )
     if failures and errors.is_terminal:
         table = Table("case", "error", title=f"{len(failures)} {what}", title_justify="left", title_style="red")
         for name, error in failures:

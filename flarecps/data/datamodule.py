@@ -168,6 +168,10 @@ class ScanDataModule(LightningDataModule):
                     f"split, or preprocess again with the label file in place"
                 )
 
+    def source_changes(self) -> str:
+        """Which cases of this training were made from files that have changed since, in one line; "" for none."""
+        return self.store.source_changes([*self.labelled_names, *self.validation_names, *self.unlabelled_names])
+
     @property
     def rank(self) -> int:
         """This process among all."""

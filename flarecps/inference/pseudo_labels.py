@@ -7,7 +7,6 @@ read from the store, on the network's own grid, so nothing is resampled.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import Prepared
+from flarecps.preprocessing.checksums import sha256
 from flarecps.preprocessing.pseudo_labels import prepare_folder, write_pseudo_labels
 from flarecps.preprocessing.store import CaseStore, is_finished
 from flarecps.preprocessing.store_writing import remove_partial_cases
@@ -176,7 +176,7 @@ def _provenance(
     mirrored = settings.mirror_axes
     return {
         "preprocessing_hash": store.plan.preprocessing_hash(),
-        "teachers": [{"file": path.name, "sha256": _sha256(path)} for path in checkpoints],
+        "teachers": [{"file": path.name, "sha256": sha256(path)} for path in checkpoints],
         "sibling": settings.sibling,
         "step": settings.step,
         "mirror_axes": mirrored if isinstance(mirrored, str) else list(mirrored),
@@ -187,8 +187,3 @@ def _provenance(
             "holes_filled_in": list(rules.filled),
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,9 +11,18 @@ import psutil
 
 from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.errors import PlanError, ScanError
+from flarecps.errors import PlanError, ScanError, first_few
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.case import network_shape, prepare_case
+from flarecps.preprocessing.sources import (
+    FileHash,
+    hashes_of,
+    have_hashes,
+    note_times,
+    recorded_files,
+    size_bytes,
+    times_of,
+)
 from flarecps.preprocessing.store_writing import (
     check_store,
     find_damage,
@@ -22,7 +31,6 @@ from flarecps.preprocessing.store_writing import (
     prepare_store,
     remove_case,
     remove_partial_cases,
-    size_bytes,
     write_case,
     write_manifest,
 )
@@ -39,6 +47,8 @@ def preprocess_dataset(
 ) -> list[Outcome[Done]]:
     """What became of every case: written, already present, or its error. Labels are stored wherever they exist.
 
+    A case whose files have another content than when it was made is written again; files that were only touched, copied
+    or moved are read, and the case stays.
     ``share`` "I/N" does the I-th of N shares of the cases (job arrays). Raises ``PlanError`` when plan and data set
     disagree, ``StoreError`` when the folder belongs to another plan.
     """
@@ -49,7 +59,9 @@ def preprocess_dataset(
     remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
     done: dict[str, Outcome[Done]] = {
-        one.name: Outcome(one.name, None if one.failed else "written", one.error, one.value or ())
+        one.name: Outcome(one.name, one.value[0], one.error, one.value[1])
+        if one.value
+        else Outcome(one.name, None, one.error)
         for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)
     }
     write_manifest(store)
@@ -59,26 +71,41 @@ def preprocess_dataset(
 def verify_dataset(
     catalogue: Catalogue, plan: Plan, store: Path, workers: int, share: str | None = None, progress: bool = True
 ) -> list[Outcome[str]]:
-    """What is wrong with every case by its checksums ("" when it is whole); each case that is not as it was written
-    leaves the store, so that the next `preprocess_dataset` writes it again. ``share`` as there.
+    """What is wrong with every case by the checksums of its files and of those it was made from ("" when nothing is);
+    such a case leaves the store, so that the next `preprocess_dataset` writes it again. ``share`` as there.
     """
     _check_plan_fits(plan, catalogue)
     check_store(store, plan)
-    entries = [(case.name, (case.name, store)) for case in shard(catalogue.cases, share)]
+    entries = [(case.name, (case, store)) for case in shard(catalogue.cases, share)]
     outcomes = process_cases(_verify_case, entries, workers, "Verify", progress)
     write_manifest(store)
     return outcomes
 
 
-def _verify_case(entry: tuple[str, Path]) -> str:
-    """What is wrong with a stored case, in words; "" when it is whole. A damaged one is taken out of the store."""
-    name, store = entry
-    if not (store / "cases" / name).is_dir():
+def _verify_case(entry: tuple[Case, Path]) -> str:
+    """What is wrong with a stored case, in words; "" when it is whole and of the same files. A wrong one leaves the
+    store."""
+    case, store = entry
+    if not (store / "cases" / case.name).is_dir():
         return "missing"
-    found = find_damage(store / "cases" / name)
+    found = find_damage(store / "cases" / case.name)
+    recorded = [] if found else recorded_files(store, case.name)
+    if recorded and have_hashes(recorded):
+        now = hashes_of(case)
+        changed = sorted({name for name, *_ in (*_absent(recorded, now), *_absent(now, recorded))})
+        found = f"not made from the files that are there now ({first_few(changed)} changed)" if changed else ""
     if found:
-        remove_case(store, name)
+        remove_case(store, case.name)
     return found
+
+
+def _absent(these: list[FileHash], those: list[FileHash]) -> list[FileHash]:
+    return [entry for entry in these if entry not in those]
+
+
+def cases_without_hashes(catalogue: Catalogue, store: Path) -> list[str]:
+    """The cases in the store that an earlier version wrote: it kept the sizes of their files, but no hashes."""
+    return [case.name for case in catalogue.cases if not have_hashes(recorded_files(store, case.name))]
 
 
 def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
@@ -92,13 +119,28 @@ def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             )
 
 
-def preprocess_case(entry: tuple[Case, Plan, Path]) -> tuple[str, ...]:
-    """One case from its files into the store, and the remarks on its scan; (case, plan, store) in one argument."""
+def preprocess_case(entry: tuple[Case, Plan, Path]) -> tuple[Done, tuple[str, ...]]:
+    """One case from its files into the store, what was done, and the remarks on its scan if it was read; (case, plan,
+    store) in one argument."""
     case, plan, store = entry
-    volume = read_channels(case.images)
-    labels = None if case.labels is None else read_labels(case.labels)
-    write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)
-    return volume.warnings
+    try:
+        times = times_of(case)
+    except OSError as error:
+        raise ScanError(
+            f"{error.filename}: a file of case '{case.name}' can't be read ({error.strerror}); restore it, or check "
+            "its permissions"
+        ) from error
+    done: tuple[Done, tuple[str, ...]] = ("present", ())
+    if not is_current(store, case, plan, read=True):
+        volume = read_channels(case.images)
+        labels = None if case.labels is None else read_labels(case.labels)
+        write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)
+        done = "written", volume.warnings
+    if times_of(case) != times:
+        remove_case(store, case.name)
+        raise ScanError(f"{case.images[0]}: case '{case.name}' changed while it was read; run the same command again")
+    note_times(store, case.name, times)
+    return done
 
 
 def case_bytes(voxels_in: int, voxels_out: int, channels: int, ct: bool, stored_bytes: int = 2) -> int:

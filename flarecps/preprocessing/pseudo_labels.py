@@ -25,8 +25,9 @@ import numpy as np
 from flarecps import atomic
 from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan
+from flarecps.preprocessing.checksums import CHECKSUMS, check_file
 from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
-from flarecps.preprocessing.store_writing import CHECKSUMS, whole_case, write_array, write_labels
+from flarecps.preprocessing.store_writing import whole_case, write_array, write_labels
 from flarecps.typing import LabelArray, Triple
 
 DESCRIPTION, STRUCK = "pseudo_labels.json", "struck.csv"
@@ -206,6 +207,7 @@ class _PseudoLabelledRecord(CaseRecord):
     @property
     def samples(self) -> dict[int, np.ndarray]:
         """Voxels (n, 3) of every structure that gives a loss, by label id."""
+        check_file(self.pseudo_folder / "samples.b2nd")
         voxels = read_samples(self.pseudo_folder, tuple(self.sample_counts.items()))
         return {label: some for label, some in voxels.items() if label in (self.annotated or ())}
 

@@ -4,10 +4,12 @@ One directory::
 
     STORE/plan.json  store.json  splits.json  manifest.sha256
     STORE/cases/NAME/image.b2nd  [labels.b2nd  samples.b2nd]  case.json  checksums.sha256
+    STORE/sources/NAME.json
 
 Images are int16, HU (CT) or with a scale and offset that case.json holds, or float32 where 16 bits are not enough; not
 normalised: intensity scaling is applied when a patch is read. A case folder appears whole (temporary name, then
 rename), so an interrupted run continues where it stopped, and nothing in it depends on when or by whom it was written.
+A process checks the SHA-256 of each of its files before it first reads from it. Where the scans lay is in ``sources/``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,18 +28,17 @@ import numpy as np
 
 from flarecps import atomic
 from flarecps.datasets.catalogue import Role
-from flarecps.errors import StoreError
+from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.preprocessing.case import GridMapping, Prepared
+from flarecps.preprocessing.checksums import DAMAGED, check_file
 from flarecps.preprocessing.intensity import Scaling, dequantise, normalise
-from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple
+from flarecps.preprocessing.sources import FileHash, changed_sources, have_hashes
+from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple, triple
 
 FORMAT = "flarecps-store"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: no checksums, and scans other than CT in float32
-DAMAGED = (
-    "missing or damaged; 'flarecps preprocess … --verify' finds all such cases, a run without it writes them again"
-)
 OPEN_ARRAYS = 256  # per process: each takes up to 0.2 MB and one of the (usually 1024) files a process may open
 SAMPLED_CASES = 128  # per process whose voxel samples stay in memory, at most some 100 MB with 13 organs
 
@@ -56,6 +58,8 @@ class CaseRecord:
     grid_mapping: GridMapping
     folder: Path
     scaling: Scaling | None = None  # stored int16 to intensities; None: stored as they are
+    sources: tuple[FileHash, ...] = ()  # name, bytes and SHA-256 of each file it was made from
+    is_checked: bool = True  # whether its files have checksums; not in stores of version 1
 
     @property
     def labels_folder(self) -> Path:
@@ -65,6 +69,8 @@ class CaseRecord:
     @property
     def samples(self) -> dict[int, np.ndarray]:
         """Voxels (n, 3) of every structure present, by label id; empty without labels. Read when first asked for."""
+        if self.sample_counts and self.is_checked:
+            check_file(self.folder / "samples.b2nd")
         return read_samples(self.folder, tuple(self.sample_counts.items()))
 
 
@@ -74,7 +80,7 @@ class CaseStore:
     def __init__(self, path: Path | str) -> None:
         """Raises ``StoreError`` when ``path`` is not a case store."""
         self.path = Path(path)
-        read_description(self.path)
+        self._description = read_description(self.path)
         self._records: dict[str, CaseRecord] = {}
         self._arrays: OrderedDict[Path, Any] = OrderedDict()
         self._process = os.getpid()
@@ -88,8 +94,14 @@ class CaseStore:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan the store was last preprocessed with."""
-        return read_plan(self.path / "plan.json")
+        """The plan the store was last preprocessed with. ``StoreError`` when it is of another grid than the cases."""
+        plan = read_plan(self.path / "plan.json")
+        if plan.preprocessing_hash() != self._description.get("preprocessing_hash"):
+            raise StoreError(
+                f"{self.path / 'plan.json'}: not the plan that the cases were preprocessed with; preprocess again with "
+                "that plan, which writes it here"
+            )
+        return plan
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -100,8 +112,29 @@ class CaseStore:
     def record(self, name: str) -> CaseRecord:
         """The record of a case; ``StoreError`` when there is none of that name."""
         if name not in self._records:
-            self._records[name] = _read_record(self.path, name)
+            self._records[name] = _read_record(self.path, name, has_checksums=self._description["version"] > 1)
         return self._records[name]
+
+    def source_changes(self, names: Iterable[str]) -> str:
+        """What has become of the files that these cases were made from, in one line; "" when nothing is known of them,
+        or they are as they were. Reads only what was touched, and at most 1 GiB of it."""
+        recorded = {name: list(self.record(name).sources) for name in names}
+        changed, unknown = changed_sources(self.path, recorded)
+        if changed:
+            return (
+                f"{self.path}: the scans or labels of {counted(len(changed), 'case')} changed after they were "
+                f"preprocessed ({first_few(changed)}); 'flarecps preprocess' makes these cases anew"
+            )
+        if unknown:
+            return (
+                f"{self.path}: the scans or labels of {counted(len(unknown), 'case')} were touched since "
+                f"({first_few(unknown)}); 'flarecps preprocess' finds whether they changed"
+            )
+        if any(not have_hashes(files) for files in recorded.values()):
+            return (
+                f"{self.path}: an earlier version made it, without hashes of its scans: whether they changed is unknown"
+            )
+        return ""
 
     def read_patch(
         self, name: str, lower: tuple[int, ...], shape: tuple[int, ...], labels: bool
@@ -122,7 +155,7 @@ class CaseStore:
         image = _placed(image, (slice(None), *target), (len(image), *shape))
         if not labels:
             return image, None
-        return image, _placed(self._read(record.labels_folder / "labels.b2nd", inside), target, shape)
+        return image, _placed(self._read(record, record.labels_folder / "labels.b2nd", inside), target, shape)
 
     def read_case(self, name: str) -> tuple[NormalisedArray, LabelArray | None]:
         """The whole normalised case (C, S, H, W) float32 and its labels (S, H, W) uint8, None where it has none."""
@@ -137,14 +170,16 @@ class CaseStore:
 
     def _intensities(self, record: CaseRecord, region: tuple[slice, ...]) -> np.ndarray:
         """Part of a case's image (C, ...): HU of CT, or the scan's own numbers."""
-        image = self._read(record.folder / "image.b2nd", (slice(None), *region))
+        image = self._read(record, record.folder / "image.b2nd", (slice(None), *region))
         return image if record.scaling is None else dequantise(image, record.scaling)
 
-    def _read(self, path: Path, region: tuple[slice, ...]) -> np.ndarray:
-        """Part of the compressed array at ``path``, which is opened once per process."""
+    def _read(self, record: CaseRecord, path: Path, region: tuple[slice, ...]) -> np.ndarray:
+        """Part of a case's compressed array, which is checked and opened once per process."""
         if os.getpid() != self._process:  # forked: what the parent opened stays the parent's
             self._arrays, self._process = OrderedDict(), os.getpid()
         if path not in self._arrays:
+            if record.is_checked:
+                check_file(path)
             self._arrays[path] = open_array(path)
             if len(self._arrays) > OPEN_ARRAYS:
                 self._arrays.popitem(last=False)
@@ -160,31 +195,35 @@ def is_finished(store: Path, name: str) -> bool:
     return not name.startswith(atomic.PARTIAL_PREFIX) and (store / "cases" / name / "case.json").is_file()
 
 
-def _read_record(store: Path, name: str) -> CaseRecord:
+def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
     if not is_finished(store, name):
         raise StoreError(
             f"{store}: no case '{name}'; 'flarecps preprocess' writes cases here, and says at its end which failed"
         )
     folder = store / "cases" / name
+    if has_checksums:
+        check_file(folder / "case.json")
     try:
         content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{folder / 'case.json'}: {DAMAGED}") from error
-    scaling = content.get("scaling")
-    annotated = content["made_from"]["annotated"]
-    return CaseRecord(
-        name=name,
-        shape=tuple(content["shape_voxels"]),
-        spacing_mm=tuple(content["spacing_mm"]),
-        role=content["made_from"]["role"],
-        has_labels=content["has_labels"],
-        annotated=None if annotated is None else tuple(annotated),
-        statistics=content["statistics"],
-        sample_counts={int(label): count for label, count in content["samples"].items()},
-        grid_mapping=GridMapping.from_dict(content["way_back"]),
-        folder=folder,
-        scaling=None if scaling is None else Scaling(tuple(scaling["scale"]), tuple(scaling["offset"])),
-    )
+        scaling, made_from = content.get("scaling"), content["made_from"]
+        annotated = made_from["annotated"]
+        return CaseRecord(
+            name=name,
+            shape=triple(content["shape_voxels"]),
+            spacing_mm=triple(content["spacing_mm"]),
+            role=made_from["role"],
+            has_labels=content["has_labels"],
+            annotated=None if annotated is None else tuple(annotated),
+            statistics=content["statistics"],
+            sample_counts={int(label): count for label, count in content["samples"].items()},
+            grid_mapping=GridMapping.from_dict(content["way_back"]),
+            folder=folder,
+            scaling=None if scaling is None else Scaling(tuple(scaling["scale"]), tuple(scaling["offset"])),
+            sources=tuple(made_from["files"]),
+            is_checked=has_checksums,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder / 'case.json'}: the record of case '{name}' is {DAMAGED}") from error
 
 
 def read_description(store: Path) -> dict[str, Any]:

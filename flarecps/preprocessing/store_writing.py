@@ -28,11 +28,12 @@ from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, spl
 from flarecps.errors import StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
+from flarecps.preprocessing.checksums import CHECKSUMS, checksums_of, sha256
 from flarecps.preprocessing.intensity import quantise
+from flarecps.preprocessing.sources import forget_times, hashes_of, have_hashes, is_made_from, sizes_of, untouched
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
 from flarecps.typing import LabelArray
 
-CHECKSUMS = "checksums.sha256"
 MOST_SAMPLES = 10_000  # nnU-Net's number per structure ...
 SMALLEST_SHARE = 0.01  # ... but never less than this share of the structure's voxels
 
@@ -111,7 +112,7 @@ def whole_case(store: Path, name: str) -> Iterator[Path]:
         with full_disk_as_store_error(store, f"case '{name}'"):
             partial.mkdir(parents=True)
             yield partial
-            checksums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
+            checksums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
             (partial / CHECKSUMS).write_text(checksums, encoding="utf-8")
             remove_case(store, name)
             os.rename(partial, folder)
@@ -140,6 +141,7 @@ def remove_case(store: Path, name: str) -> None:
     if folder.is_dir():
         leaving = atomic.partial_path(folder)
         os.rename(folder, leaving)
+        forget_times(store, name)
         shutil.rmtree(leaving, ignore_errors=True)
 
 
@@ -169,7 +171,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
         "statistics": prepared.statistics,
         "samples": samples,
         "way_back": asdict(prepared.grid_mapping),
-        "made_from": _case_signature(case, plan),
+        "made_from": {**_case_signature(case, plan), "files": hashes_of(case)},
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     atomic.write_json(folder / "case.json", content)
@@ -187,28 +189,33 @@ def write_labels(folder: Path, labels: LabelArray, name: str, dimensions: int) -
 
 
 def _case_signature(case: Case, plan: Plan) -> dict[str, Any]:
-    """What a stored case depends on; a case whose record says the same need not be written again."""
-    files = [*case.images, *([case.labels] if case.labels is not None else [])]
+    """What a stored case depends on beside its files."""
     return {
         "preprocessing_hash": plan.preprocessing_hash(),
         "role": case.role,
         "annotated": None if case.annotated is None else list(case.annotated),
-        "files": [[path.name, size_bytes(path)] for path in files],
     }
 
 
-def is_current(store: Path, case: Case, plan: Plan) -> bool:
+def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
     """Whether the case is there, whole by the sizes of its files, and made from the same files and grid.
 
-    What sizes can't show, `find_damage` does.
+    Files that were not touched since (see `untouched`) are the same; others are if they are read (``read``) and found
+    so. A store of an earlier version knows only their sizes. What sizes in the store can't show, `find_damage` does.
     """
     folder = store / "cases" / case.name
     try:
         content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}
+        made_from = content["made_from"]
+        files = made_from["files"]
+        if content["bytes"] != sizes or made_from != {**_case_signature(case, plan), "files": files}:
+            return False
+        if not have_hashes(files):
+            return bool(files == sizes_of(case))
+        return untouched(store, case) or (read and is_made_from(files, case))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return content["bytes"] == sizes and content.get("made_from") == _case_signature(case, plan)
 
 
 def _difference(store: Path, plan: Plan) -> str:
@@ -242,13 +249,6 @@ def _write(path: Path, array: np.ndarray, **layout: Any) -> None:
     path.write_bytes(packed.to_cframe())
 
 
-def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder (a DICOM series)."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    return path.stat().st_size
-
-
 def _sample_count(voxels: int) -> int:
     """How many of a structure's voxels are kept: all up to 10 000, then 10 000, then 1 %.
 
@@ -279,12 +279,15 @@ def sample_voxels(labels: LabelArray, case_name: str) -> dict[int, np.ndarray]:
 def find_damage(folder: Path) -> str:
     """What is wrong with a case folder by its own list, in words; "" when every file is as it was written."""
     try:
-        listed = _listed(folder)
+        listed = checksums_of(folder)
+        unlisted = {path.name for path in folder.iterdir()} - {CHECKSUMS, *listed}
     except (OSError, ValueError):
         return f"{CHECKSUMS} is missing or unreadable"
+    if unlisted:
+        return f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}"
     for name, expected in listed.items():
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             return f"{name} can't be read ({error.strerror})"
         if found != expected:
@@ -309,22 +312,5 @@ def _manifest(store: Path) -> str:
     for folder in sorted((store / "cases").iterdir()):
         if not folder.name.startswith(atomic.PARTIAL_PREFIX):
             with suppress(OSError, ValueError):  # being replaced at this moment, or damaged: not vouched for
-                lines += [f"{digest}  cases/{folder.name}/{name}\n" for name, digest in _listed(folder).items()]
+                lines += [f"{digest}  cases/{folder.name}/{name}\n" for name, digest in checksums_of(folder).items()]
     return "".join(lines)
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    """Digest by file name; ``ValueError`` when the list does not name the case's record."""
-    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if "case.json" not in listed:
-        raise ValueError(f"{folder / CHECKSUMS}: not a list of a case's files")
-    return listed
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -63,7 +63,7 @@ def test_a_damaged_case_is_listed_and_written_again(
     assert main([*command, "--verify"]) == 1
     captured = capsys.readouterr()
     assert "4 of 5 cases as they were written" in captured.out
-    assert "damaged or missing: c01: image.b2nd is not what was written" in captured.err
+    assert "damaged, missing or changed: c01: image.b2nd is not what was written" in captured.err
     assert main(command) == 0
     assert "1 of 5 cases preprocessed; 4 were there already" in capsys.readouterr().out
     assert main([*command, "--verify"]) == 0
@@ -104,6 +104,6 @@ def test_killed_outright_and_started_again_the_store_is_the_same(tmp_path: Path)
     for share in ("2/3", "1/3", "3/3"):
         assert main([*command, "--out", str(killed), "--shard", share, *words]) == 0
     assert main([*command, "--out", str(whole), *words]) == 0
-    assert len(digests(whole)) == 3 * 40 + 2 * 8 + 4
+    assert len(digests(whole)) == 4 * 40 + 2 * 8 + 4
     assert digests(killed) == digests(whole)
     assert main([*command, "--out", str(killed), "--verify", *words]) == 0

@@ -169,7 +169,7 @@ def test_in_2d_one_slice_is_one_chunk(catalogue: Catalogue, tmp_path: Path) -> N
     plan = a_plan(dimensions=2, patch_voxels=(8, 8), topology=Topology((4, 8), ((1, 1), (2, 2)), ((3, 3), (3, 3))))
     preprocess_dataset(catalogue, plan, tmp_path / "store2", workers=1, progress=False)
     store = CaseStore(tmp_path / "store2")
-    assert store_module._open(store.record("a").folder / "image.b2nd").chunks == (1, 1, 24, 28)
+    assert store_module.open_array(store.record("a").folder / "image.b2nd").chunks == (1, 1, 24, 28)
     patch, _ = store.read_patch("a", (5, 0, 0), (1, 24, 28), labels=False)
     np.testing.assert_array_equal(patch, normalise(voxels_of("a")[0][None, 5:6], plan.intensity, {}))
 
@@ -440,7 +440,7 @@ def stored_and_back(array: np.ndarray, catalogue: Catalogue, path: Path) -> tupl
     patch = CaseStore(path).read_case("m")[0]
     mean, sd = (np.array(prepared.statistics[key]).reshape(-1, 1, 1, 1) for key in ("mean", "sd"))
     assert find_damage(path / "cases" / "m") == ""
-    return patch * sd + mean, str(store_module._open(path / "cases" / "m" / "image.b2nd").dtype)
+    return patch * sd + mean, str(store_module.open_array(path / "cases" / "m" / "image.b2nd").dtype)
 
 
 @pytest.mark.parametrize("offset", [0.0, 500.0, -3.0])

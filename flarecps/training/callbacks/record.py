@@ -18,6 +18,7 @@ from flarecps import atomic
 from flarecps.planning.plan import plan_to_json
 from flarecps.text_files import read_own_json
 from flarecps.training.module import segmentation_module
+from flarecps.training.ranks import warn
 
 PACKAGES = ("flarecps", "torch", "lightning", "torchio", "SimpleITK", "numpy", "blosc2")
 JOB = {"SLURM_JOB_ID": "slurm_job", "SLURM_RESTART_COUNT": "slurm_restart", "SLURM_JOB_NODELIST": "slurm_nodes"}
@@ -25,7 +26,7 @@ FILE = "environment.json"
 
 
 class RunRecord(Callback):
-    """Writes ``RUN/plan.json`` and ``RUN/environment.json``.
+    """Writes ``RUN/plan.json`` and ``RUN/environment.json``; warns when the store's scans have changed meanwhile.
 
     A session is one start of the program: a run that was requeued or resumed has several, and ``sessions`` lists them
     in order. ``seen`` is when a session last completed an epoch (or ended), so one that was killed has a length, too.
@@ -41,6 +42,9 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self.run / "plan.json", plan_to_json(segmentation_module(pl_module).plan))
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when there is one
+            if data is not None and (changes := data.source_changes()):
+                warn(changes)
             self.earlier = earlier_sessions(self.run / FILE) if trainer.ckpt_path is not None else []
             self.session["world_size"] = trainer.world_size
             self.session["precision"] = str(trainer.precision)
