@@ -159,8 +159,6 @@ class PatchBatches(Dataset[Batch | _Failure]):
         generator = draw.generator()
         name = choose_case(generator, self.settings.names, self.settings.weights)
         record = self.store.record(name)
-        listed = self.settings.annotated.get(name, record.annotated)
-        annotated = annotated_classes(listed, self.store.plan.class_count)
         forced = self.is_labelled and is_forced_foreground(
             draw.index, self.settings.batch, self.settings.foreground_share
         )
@@ -172,16 +170,14 @@ class PatchBatches(Dataset[Batch | _Failure]):
         def read() -> tuple[np.ndarray, np.ndarray | None]:
             if worker is not None and self.trace is not None:
                 self.trace.note(worker, name, draw)
-            image, labels = self.store.read_patch(name, lower, shape, labels=self.is_labelled)
-            if labels is not None and listed is not None:  # what is not annotated is nobody's, whatever it is called
-                labels = np.where(annotated.numpy()[labels], labels, 0).astype(labels.dtype)
-            return image, labels
+            return self.store.read_patch(name, lower, shape, labels=self.is_labelled)
 
         reader = _RegionReader(read)
         content: dict[str, Any] = {"image": tio.ScalarImage(record.folder, reader=reader.image)}
         if self.is_labelled:
+            listed = self.settings.annotated.get(name, record.annotated)
             content["labels"] = tio.LabelMap(record.folder, reader=reader.labels)
-            content["annotated"] = annotated
+            content["annotated"] = annotated_classes(listed, self.store.plan.class_count)
         return tio.Subject(content, case=name, index=draw.index, location=location, generator=generator, pose=pose)
 
     def _augmented(self, subject: tio.Subject) -> tio.Subject:

@@ -28,7 +28,7 @@ from flarecps.planning.plan import Plan
 from flarecps.preprocessing.checksums import CHECKSUMS, check_file
 from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
 from flarecps.preprocessing.store_writing import whole_case, write_array, write_labels
-from flarecps.typing import LabelArray, Triple
+from flarecps.typing import LabelArray, NormalisedArray, Triple
 
 DESCRIPTION, STRUCK = "pseudo_labels.json", "struck.csv"
 FORMAT, VERSION = "flarecps-pseudo-labels", 1
@@ -279,6 +279,17 @@ class PseudoLabelledStore(CaseStore):
         labels = [(self.folder / "cases" / name / CHECKSUMS).read_text(encoding="utf-8") for name in self.names]
         content = json.dumps([labels, self._annotated, self.weights])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def read_patch(
+        self, name: str, lower: tuple[int, ...], shape: tuple[int, ...], labels: bool
+    ) -> tuple[NormalisedArray, LabelArray | None]:
+        """As a ``CaseStore`` does; organs that are left out are background in the labels."""
+        image, drawn = super().read_patch(name, lower, shape, labels)
+        if drawn is None:
+            return image, None
+        kept = np.zeros(self.plan.class_count, np.uint8)
+        kept[list(self._annotated[name])] = self._annotated[name]
+        return image, kept[drawn]
 
     def record(self, name: str) -> CaseRecord:
         """The record of a case with its pseudo-labels."""

@@ -413,7 +413,7 @@ def test_a_limit_on_file_size_is_noticed(catalogue: Catalogue, tmp_path: Path) -
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
-            store_writing._write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
+            store_writing.write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
         except OSError as error:
             queue.put(error.errno)
 
