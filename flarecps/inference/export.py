@@ -130,7 +130,7 @@ def plane_of(scores: Tensor) -> Plane:
     Among equal scores the lowest label wins.
     """
     scores = scores.detach()
-    labels = _highest(scores)  # where the scores are: a GPU is quicker, and sends half of float32's bytes
+    labels = highest_label(scores)  # where the scores are: a GPU is quicker, and sends half of float32's bytes
     copied = scores.to("cpu", copy=True, memory_format=torch.contiguous_format).float()
     return Plane(copied.reshape(len(copied), -1), labels)
 
@@ -153,7 +153,7 @@ class _PlaneUpsampling:
         flat = labels.reshape(-1)
         for start in range(0, len(border), AT_ONCE):
             voxels = border[start : start + AT_ONCE]
-            flat[voxels] = _highest(self._interpolated(below, above, share, voxels))
+            flat[voxels] = highest_label(self._interpolated(below, above, share, voxels))
         return labels
 
     def _interpolated(self, below: Plane, above: Plane, share: float, voxels: np.ndarray) -> Tensor:
@@ -180,7 +180,7 @@ def _taken(plane: Plane, voxels: np.ndarray) -> Tensor:
     return plane.scores.index_select(1, torch.from_numpy(voxels))
 
 
-def _highest(scores: Tensor) -> np.ndarray:
+def highest_label(scores: Tensor) -> np.ndarray:
     """The lowest label of the highest score (K, ...), uint8 (...)."""
     best, labels = scores[0].clone(), torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
     for label in range(1, len(scores)):

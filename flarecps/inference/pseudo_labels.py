@@ -8,7 +8,7 @@ read from the store, on the network's own grid, so nothing is resampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, shard
 from flarecps.datasets.splits import SPLITS, choose_split, read_splits
 from flarecps.errors import ConfigError
 from flarecps.inference.case_records import sibling_agreement
-from flarecps.inference.export import plane_of
+from flarecps.inference.export import highest_label
 from flarecps.inference.outputs import disk_errors_as_config_error
 from flarecps.inference.postprocessing import Rules
 from flarecps.inference.segmenter import Segmenter
@@ -71,16 +70,11 @@ class Teachers:
             total = slabs[0].float()
             for other in slabs[1:]:
                 total = total + other.to(total)
+            now = slice(done, done + total.shape[1])
             for array, scores in zip((labels, *own), (total, *slabs), strict=True):
-                for number, drawn in enumerate(_labels_by_slice(scores), start=done):
-                    array[number] = drawn
-            done += total.shape[1]
+                array[now] = highest_label(scores)
+            done = now.stop
         return self.rules(labels), [self.rules(one) for one in own]
-
-
-def _labels_by_slice(scores: Tensor) -> Iterator[LabelArray]:
-    """The label of the highest of ``scores`` (K, n, H, W), slice by slice; the lowest of a tie."""
-    return (plane_of(one).labels for one in scores.unbind(1))
 
 
 def quality_of(maps: Sequence[LabelArray], labels: dict[str, int]) -> dict[str, float | None]:
