@@ -59,8 +59,10 @@ class Space:
     def __post_init__(self) -> None:
         """Whatever a header or a library says about a grid passes here."""
         axes = np.asarray(self.direction, float).reshape(3, 3)
-        if not min(self.shape) >= 1:
-            raise GridError(f"a grid of {'×'.join(map(str, self.shape))} voxels; expected at least 1 along each axis")
+        if len(self.shape) != 3 or not all(edge >= 1 and edge == int(edge) for edge in self.shape):
+            raise GridError(
+                f"a grid of {'×'.join(map(str, self.shape))} voxels; expected at least 1 along each of 3 axes"
+            )
         if not all(0 < edge < np.inf for edge in self.spacing_mm):
             raise GridError(
                 f"a spacing of {_listed(self.spacing_mm)} mm (slice, row, column); expected positive numbers: "

@@ -35,6 +35,8 @@ NAN = float("nan")
         ({"spacing_mm": (3.0, float("inf"), 1.0)}, "expected positive numbers"),
         ({"shape": (0, 5, 6)}, "0×5×6 voxels"),
         ({"shape": (4, -5, 6)}, "at least 1"),
+        ({"shape": (5, 6)}, "5×6 voxels; expected at least 1 along each of 3 axes"),
+        ({"shape": (4, 5.5, 6)}, "4×5.5×6 voxels"),
         ({"origin_mm": (0.0, NAN, 0.0)}, "an origin of 0, nan, 0 mm"),
         ({"direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.01)}, "right angles"),
         ({"direction": (1.0, 0, 0, 0.01, 1.0, 0, 0, 0, 1.0)}, "right angles"),

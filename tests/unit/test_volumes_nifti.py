@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from flarecps.errors import ScanError
 from flarecps.volumes.io import read_labels, read_space, read_volume, write_labels, write_volume
@@ -289,3 +290,29 @@ def test_the_same_labels_make_the_same_file(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_volume(tmp_path / name, voxels().T, Space.canonical((6, 5, 4), (1, 1, 1)))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("moved", "said"),
+    [
+        (np.zeros((3, 4)), False),
+        ([[0, 0, 0, 0.0005], [0, 0, 0, -0.0005], [0, 0, 0, 0.0004]], False),  # an origin rounded to 0.001 mm
+        ([[0.004, 0, 0, 0], [0] * 4, [0] * 4], False),  # 0.156 mm at the last of 40 columns of 2 mm: 0.08 of a voxel
+        ([[0.006, 0, 0, 0], [0] * 4, [0] * 4], True),  # 0.12 of a voxel
+        ([[0.05, -0.05, 0, 0], [0] * 4, [0] * 4], True),  # nothing at the first and the last voxel, 2 mm between them
+    ],
+)
+def test_sform_and_qform_are_compared_over_the_whole_volume(moved: list, said: bool, tmp_path: Path) -> None:
+    """The frame is turned by 179.99°, where float32 quaternions are least exact: 0.014 mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec(np.radians(179.99) * np.array([1, 0.02, 0.05]) / 1.00145).as_matrix()
+    affine[:3, :3] *= [2.0, 2.0, 3.0]
+    affine[:3, 3] = [10, -20, -30]
+    image = nibabel.Nifti1Image(np.zeros((40, 40, 24), np.int16), affine)
+    image.set_qform(affine, 1)
+    other = affine.copy()
+    other[:3] += affine[:3, :3] / [2.0, 2.0, 3.0] @ np.asarray(moved)
+    image.set_sform(other, 1)
+    nibabel.save(image, tmp_path / "scan.nii")
+    warnings = read_volume(tmp_path / "scan.nii").warnings
+    assert any("sform and qform place voxels up to" in remark for remark in warnings) == said
