@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 from small_model import small_plan
 
 from flarecps.datasets.case_inspection import LabelSet, inspect_case
@@ -95,11 +96,12 @@ SHAPE = (8, 12, 384)  # (slice, row, column)
 LABELS = {"background": 0, "one": 1, "two": 2}
 
 
-def write(path: Path, array: np.ndarray, column_mm: float, stored: str, code: str) -> None:
+def write(path: Path, array: np.ndarray, column_mm: float, stored: str, code: str, degrees: float = 0.0) -> None:
     """A NIfTI file stored LPS or RAS from one corner of the scan on, its matrix as qform or sform alone."""
     sense = -1.0 if stored == "LPS" else 1.0
     affine = np.diag([sense * column_mm, sense * 2.0, 3.0, 1.0])
     affine[:3, 3] = [-sense * 135.0, -sense * 20.0, 12.0]
+    affine[:3] = Rotation.from_euler("z", degrees, degrees=True).as_matrix() @ affine[:3]
     image = nibabel.Nifti1Image(array.T, affine)
     image.set_qform(affine, int(code == "qform"))
     image.set_sform(affine, int(code == "sform"))
@@ -128,12 +130,16 @@ def preprocessed(image: Path, labels: Path) -> None:
 
 
 def scored(image: Path, labels: Path) -> bool:
-    return not score_folders(labels, image.with_name("drawn.nii.gz"), LABELS, "strict", progress=False).failed
+    found = score_folders(labels, image.with_name("drawn.nii.gz"), LABELS, "strict", progress=False)
+    assert all(score.dsc == 1.0 for case in found.cases.values() for score in case.organs.values())
+    return not found.failed
 
 
 def postprocessed(image: Path, labels: Path) -> bool:
     pairs = {"case": (labels, image.with_name("drawn.nii.gz")), "other": (labels, labels)}
-    return not determine_rules(pairs, LABELS, progress=False)[1]
+    rules, failed = determine_rules(pairs, LABELS, progress=False)
+    assert rules.evidence["mean_dsc_as_predicted"] == {"one": 1.0, "two": 1.0}
+    return not failed
 
 
 def laid_over(image: Path, labels: Path) -> None:
@@ -155,6 +161,7 @@ def takes(place: Callable[[Path, Path], bool | None], image: Path, labels: Path)
 PLACES = [inspected, planned, preprocessed, scored, postprocessed, laid_over, channels]
 
 
+@pytest.mark.parametrize("degrees", [0.0, 45.0])
 @pytest.mark.parametrize("stored", [("LPS", "LPS"), ("RAS", "RAS"), ("LPS", "RAS")], ids="-".join)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @pytest.mark.parametrize(("column_mm", "accepted"), [(0.7031, True), (0.7040, False)])
@@ -163,15 +170,16 @@ def test_every_place_takes_the_same_grids_for_one(
     column_mm: float,
     accepted: bool,
     stored: tuple[str, str],
+    degrees: float,
     tmp_path: Path,
 ) -> None:
     """The image's columns are 0.703125 mm apart: rounded to 4 decimals they fit, at 0.7040 half a voxel is missing."""
     image, labels = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
     hu = np.random.default_rng(5).normal(40, 200, SHAPE).clip(-1000, 900).astype(np.int16)
     turned = drawn()[:, ::-1, ::-1] if stored[0] != stored[1] else drawn()
-    write(image, hu, 0.703125, stored[0], "qform")
-    write(tmp_path / "drawn.nii.gz", drawn(), 0.703125, stored[0], "qform")
-    write(labels, turned, column_mm, stored[1], "sform")
+    write(image, hu, 0.703125, stored[0], "qform", degrees)
+    write(tmp_path / "drawn.nii.gz", drawn(), 0.703125, stored[0], "qform", degrees)
+    write(labels, turned, column_mm, stored[1], "sform", degrees)
     if stored[0] != stored[1]:  # from the other corner: where the image's last voxel lies
         file = nibabel.load(labels)
         matrix = nibabel.load(image).affine
