@@ -45,7 +45,8 @@ def segment(
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'; nothing else is needed. The probabilities of several (the
             folds of one plan) are averaged.
-        input: a scan (NIfTI, NRRD, MHA), a folder with one DICOM series, or a folder with any mix of these.
+        input: a scan (NIfTI, NRRD, MHA, multi-frame DICOM), a folder with one DICOM series, or a folder with any mix
+            of these.
         output: folder for the results (X_0000.nii.gz becomes X.nii.gz, the DICOM folder a/SERIES a_SERIES.nii.gz)
             and a dataset.json with the label set; for one scan it may be a file name ending in .nii.gz.
         sibling: which of the two networks: 1, 2, or the average of their probabilities.

@@ -40,11 +40,13 @@ UNREADABLE = {  # words of errors
     "NaN": "not-finite",
     "not on the grid": "grid-mismatch",
     "expected one stack of slices": "several-stacks",
+    "DICOM series in one folder": "several-stacks",
 }
 REMARKS = {
     "no orientation": "no-orientation",
     "sheared": "sheared",
     "gantry tilt": "sheared",
+    "beside the line": "missing-slices",
     "slice distances are uneven": "missing-slices",
     "counted once": "odd-slices",
     "passed over": "odd-slices",

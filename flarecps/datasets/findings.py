@@ -57,11 +57,12 @@ KINDS: dict[str, Kind] = {
         "error", "NaN or infinite voxels", "Some voxels are not numbers.",
         "Export the scan again, or fill them with the value of air."),
     "missing-slices": Kind(
-        "error", "Missing or doubled slices", "The slices of a DICOM series are not evenly spaced.",
+        "error", "Missing or doubled slices",
+        "The slices of a DICOM series are not evenly spaced, or one lies beside the others.",
         "Copy the series again; if the scanner changed its step, resample it to an even one."),
     "several-stacks": Kind(
         "error", "Slices that make no single stack",
-        "Slices of a DICOM series contradict each other: several phases or echoes, another orientation or size.",
+        "Slices of a DICOM folder contradict each other: several series, phases or echoes, other orientations or sizes.",
         "Put the slices of each stack into a folder of its own."),
     "odd-slices": Kind(
         "note", "Unusual DICOM series", "Localisers were passed over, slices there twice counted once, or the like.",

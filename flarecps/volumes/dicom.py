@@ -111,7 +111,7 @@ def _check_alike(path: Path, slices: Sequence[Slice]) -> None:
             lambda one: not np.allclose(one.spacing_mm, first.spacing_mm, rtol=1e-4),
         ),
         ("interpretation", lambda one: one.photometric, lambda one: one.photometric != first.photometric),
-        ("rescale slope", lambda one: "stated" if one.rescaled else "none", lambda one: one.rescaled != first.rescaled),
+        ("stated rescaling", lambda one: one.rescaling, lambda one: one.rescaling != first.rescaling),
     ):
         if unlike := [one for one in slices if apart(one)]:
             away = unlike if 2 * len(unlike) <= len(slices) else [one for one in slices if one not in unlike]
@@ -214,7 +214,13 @@ def _misplaced(slices: Sequence[Slice], space: Space) -> list[str]:
             "slices may be missing or doubled"
         )
     offsets = np.array([one.position_mm - slices[0].position_mm for one in slices])
-    sideways = float(np.linalg.norm(offsets - np.outer(along, slices[0].directions[:, 2]), axis=1).max())
-    if sideways > max(ROUNDED_MM, MISPLACED * min(space.spacing_mm[1:])):
-        remarks.append(f"slices are shifted sideways by {sideways:.3g} mm (gantry tilt): read as a straight stack")
+    sideways = offsets - np.outer(along, slices[0].directions[:, 2])
+    limit, farthest = max(ROUNDED_MM, MISPLACED * min(space.spacing_mm[1:])), np.linalg.norm(sideways, axis=1).max()
+    tilt = np.outer(along / (along[-1] or 1.0), sideways[-1])  # what a tilted gantry would give
+    beside = np.linalg.norm(sideways - tilt, axis=1)
+    if beside.max() > limit:
+        which = slices[int(beside.argmax())].name
+        remarks.append(f"{which} lies {beside.max():.3g} mm beside the line of the others: read as a straight stack")
+    elif farthest > limit:
+        remarks.append(f"slices are shifted sideways by {farthest:.3g} mm (gantry tilt): read as a straight stack")
     return remarks

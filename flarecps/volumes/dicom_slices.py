@@ -5,7 +5,6 @@ A slice is a file, or one frame of a multi-frame file; both are described alike,
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import warnings
@@ -34,6 +33,7 @@ LONGEST_FIRST_ELEMENT = 256  # bytes
 PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # as float, as double, as integers
 NO_SCAN = ("SEG", "RTDOSE")  # modalities with pixels that are not a scan's
 LONGEST_TOLD = 64  # characters of an attribute that may tell stacks apart
+BEYOND = 1e9  # no millimetre, slope or intercept is as large
 SKEW_LIMIT = 1e-2  # cosines; headers are often rounded to three digits
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesDescription",
@@ -58,7 +58,7 @@ class Slice:
     position_mm: np.ndarray
     slope: float
     intercept: float
-    rescaled: bool  # whether the header states a slope
+    rescaling: str  # "slope and intercept": what the header states
     photometric: str
 
     @property
@@ -193,6 +193,10 @@ def _groups(header: Dataset, keyword: str, item: int) -> list[Dataset]:
     return [one.value[0] for one in items[item] if one.VR == "SQ" and one.value] if item < len(items) else []
 
 
+def _states(place: Dataset, keyword: str) -> bool:
+    return keyword in place and place.get_item(keyword).value not in (None, b"", "")
+
+
 @dataclass(frozen=True)
 class _Attributes:
     """What a header says; the first of ``places`` that has an attribute counts."""
@@ -206,22 +210,25 @@ class _Attributes:
     def numbers(
         self, keyword: str, count: int, expected: str, absent: tuple[float, ...] | None = None, positive: bool = False
     ) -> tuple[float, ...]:
-        """``count`` finite numbers; ``absent`` where no place has them. ScanError for anything else."""
+        """``count`` numbers below `BEYOND`; ``absent`` where no place has them. ScanError for anything else."""
         for place in self.places:
-            raw = place.get_item(keyword)
-            if raw is None or raw.value in (None, b"", ""):
+            if not _states(place, keyword):
                 continue
             try:
                 found = tuple(map(float, np.array(place[keyword].value, float).ravel()))
             except (TypeError, ValueError, ArithmeticError, struct.error):
                 found = ()
-            if len(found) == count and all(map(math.isfinite, found)) and not (positive and min(found) <= 0):
+            if len(found) == count and all(abs(one) < BEYOND for one in found) and not (positive and min(found) <= 0):
                 return found
+            raw = place.get_item(keyword)
             said = raw.value.decode("latin-1") if isinstance(raw.value, bytes) else raw.value
             raise self.refused(f"{keyword} is {said}; expected {expected}")
         if absent is None:
             raise self.refused(f"states no {keyword}; expected {expected}")
         return absent
+
+    def states(self, keyword: str) -> bool:
+        return any(_states(place, keyword) for place in self.places)
 
     def refused(self, why: str) -> ScanError:
         return ScanError(f"{self.where}: {why}: export the series again, or move this file out of its folder")
@@ -254,6 +261,7 @@ def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice
         position_mm=np.array(header.numbers("ImagePositionPatient", 3, "three numbers in mm")),
         slope=slope,
         intercept=intercept,
-        rescaled=bool(header.text("RescaleSlope")),
+        rescaling=" and ".join(word for word in ("slope", "intercept") if header.states(f"Rescale{word.title()}"))
+        or "none",
         photometric=photometric,
     )

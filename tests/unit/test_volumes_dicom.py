@@ -289,6 +289,13 @@ def test_an_oblique_stack_with_a_gantry_tilt_is_told(tmp_path: Path, reverse: in
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-12)
 
 
+def test_one_slice_beside_the_others_is_named(tmp_path: Path) -> None:
+    written(series(tmp_path) / "slice003.dcm", a_slice(HU[3], 3, others={"ImagePositionPatient": [-35, -30, 7.5]}))
+    assert read_volume(tmp_path).warnings == (
+        "slice003.dcm lies 5 mm beside the line of the others: read as a straight stack",
+    )
+
+
 # Slices that do not belong together
 
 
@@ -299,8 +306,9 @@ def test_an_oblique_stack_with_a_gantry_tilt_is_told(tmp_path: Path, reverse: in
             {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
             "orientation (1, 0, 0, 0, 1, 0) against (1, 0, 0, 0, 0, -1)",
         ),
+        ({"RescaleIntercept": None}, "stated rescaling slope and intercept against slope"),
         ({"PixelSpacing": [0.9, 0.7]}, "pixel spacing 0.9×0.8 mm against 0.9×0.7 mm"),
-        ({"RescaleSlope": None, "RescaleIntercept": None}, "rescale slope stated against none"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "stated rescaling slope and intercept against none"),
     ],
 )
 def test_a_slice_of_another_kind_is_named(tmp_path: Path, others: dict[str, Any], words: str) -> None:
