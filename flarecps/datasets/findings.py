@@ -62,7 +62,7 @@ KINDS: dict[str, Kind] = {
         "Copy the series again; if the scanner changed its step, resample it to an even one."),
     "several-stacks": Kind(
         "error", "Slices that make no single stack",
-        "Slices of a DICOM folder contradict each other: several series, phases or echoes, other orientations or sizes.",
+        "Slices of a DICOM folder contradict each other: several series, phases or echoes, orientations or sizes.",
         "Put the slices of each stack into a folder of its own."),
     "odd-slices": Kind(
         "note", "Unusual DICOM series", "Localisers were passed over, slices there twice counted once, or the like.",

@@ -58,7 +58,7 @@ class Slice:
     position_mm: np.ndarray
     slope: float
     intercept: float
-    rescaling: str  # "slope and intercept": what the header states
+    rescaling: str  # "RescaleSlope and RescaleIntercept": what the header states
     photometric: str
 
     @property
@@ -152,12 +152,9 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
     Raises ScanError for colour, and for a position, orientation, spacing or rescaling that is missing or no number.
     """
     with pydicom_errors_as_scan_error(path):
-        frames = int(
-            _Attributes(str(path), [header]).numbers("NumberOfFrames", 1, "a whole number", (1.0,), positive=True)[0]
-        )
-        if frames == 1:
-            return [_slice_of(path, None, _places(header, 0))]
-        return [_slice_of(path, frame, _places(header, frame)) for frame in range(frames)]
+        stated = _Attributes(str(path), [header]).numbers("NumberOfFrames", 1, "a whole number", (1.0,), positive=True)
+        frames = range(int(stated[0])) if stated[0] > 1 else [None]
+        return [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
 
 
 def attributes(slices: Sequence[Slice]) -> dict[Slice, dict[str, str]]:
@@ -169,7 +166,7 @@ def attributes(slices: Sequence[Slice]) -> dict[Slice, dict[str, str]]:
             headers[one.path] = read_header(one.path, None) or Dataset()
         with pydicom_errors_as_scan_error(one.path):
             own = {
-                element.keyword or str(element.tag): str(element.value)
+                element.keyword or str(element.tag): _in_a_line(str(element.value))
                 for place in reversed(_places(headers[one.path], one.frame or 0))
                 for element in place
                 if element.VR != "SQ" and len(str(element.value)) <= LONGEST_TOLD
@@ -193,6 +190,10 @@ def _groups(header: Dataset, keyword: str, item: int) -> list[Dataset]:
     return [one.value[0] for one in items[item] if one.VR == "SQ" and one.value] if item < len(items) else []
 
 
+def _in_a_line(text: str) -> str:
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:LONGEST_TOLD]
+
+
 def _states(place: Dataset, keyword: str) -> bool:
     return keyword in place and place.get_item(keyword).value not in (None, b"", "")
 
@@ -205,7 +206,7 @@ class _Attributes:
     places: Sequence[Dataset]
 
     def text(self, keyword: str) -> str:
-        return next((str(place[keyword].value).strip() for place in self.places if place.get(keyword)), "")
+        return next((_in_a_line(str(place[keyword].value)) for place in self.places if place.get(keyword)), "")
 
     def numbers(
         self, keyword: str, count: int, expected: str, absent: tuple[float, ...] | None = None, positive: bool = False
@@ -220,9 +221,9 @@ class _Attributes:
                 found = ()
             if len(found) == count and all(abs(one) < BEYOND for one in found) and not (positive and min(found) <= 0):
                 return found
-            raw = place.get_item(keyword)
-            said = raw.value.decode("latin-1") if isinstance(raw.value, bytes) else raw.value
-            raise self.refused(f"{keyword} is {said}; expected {expected}")
+            raw = place.get_item(keyword).value
+            said = raw.decode("latin-1") if isinstance(raw, bytes) else str(raw)
+            raise self.refused(f"{keyword} is {_in_a_line(said)}; expected {expected}")
         if absent is None:
             raise self.refused(f"states no {keyword}; expected {expected}")
         return absent
@@ -261,7 +262,6 @@ def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice
         position_mm=np.array(header.numbers("ImagePositionPatient", 3, "three numbers in mm")),
         slope=slope,
         intercept=intercept,
-        rescaling=" and ".join(word for word in ("slope", "intercept") if header.states(f"Rescale{word.title()}"))
-        or "none",
+        rescaling=" and ".join(filter(header.states, ("RescaleSlope", "RescaleIntercept"))) or "none",
         photometric=photometric,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_series import as_series, enhanced, no_image
+from pydicom import dcmread
 from small_model import write_model
 from stores import TinyStores, fit
 
@@ -100,7 +101,7 @@ def test_the_whole_road_from_dicom_folders(dataset: Path, tmp_path: Path, capsys
     capsys.readouterr()
     assert main([str(word) for word in predicted]) == 1
     said = capsys.readouterr().err
-    assert "twice_0000: 1 slice there twice" in said
+    assert "1 slice there twice with equal voxels, counted once" in said
     assert PHASES in said
 
 
@@ -127,3 +128,35 @@ def test_segment_says_what_is_odd_and_does_the_others(
     np.testing.assert_array_equal(as_file.array, as_folder.array)
     assert as_file.space == as_folder.space
     assert (as_file.space.spacing_mm[0], as_file.array.shape[1:]) == (2.5, volume.array.shape[1:])
+
+
+def test_the_road_on_a_real_series(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A compressed CT of 20 slices, cut into four cases."""
+    slab, root = shared_data / "ct" / "dicom_slab", tmp_path / "slab"
+    height = {file: dcmread(file, stop_before_pixels=True).ImagePositionPatient[2] for file in slab.iterdir()}
+    files = sorted(height, key=lambda file: float(height[file]))
+    organs = read_labels(shared_data / "ct" / "dicom_slab_seg13.nii.gz").array[0]
+    for place, name, first, last in (("Tr", "a", 0, 6), ("Tr", "b", 6, 12), ("Un", "c", 12, 16), ("Ts", "d", 16, 20)):
+        folder = root / f"images{place}" / f"{name}_0000"
+        folder.mkdir(parents=True)
+        for number, file in enumerate(files[first:last]):
+            shutil.copy(file, folder / f"{(7 * number) % 11}")
+        if place != "Un":
+            write_volume(root / f"labels{place}" / f"{name}.nii.gz", organs[first:last], read_space(folder))
+    labels = {"background": 0} | {f"organ {number}": number for number in range(1, 14)}
+    (root / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    plan, store, run, out = (str(tmp_path / name) for name in ("plan.json", "store", "run", "out"))
+    main(["inspect", str(root), "--json", str(tmp_path / "found.json"), "--workers", "1"])
+    findings = json.loads((tmp_path / "found.json").read_text())["findings"]
+    assert {one["code"] for one in findings if one["severity"] == "error"} <= {"never-drawn"}, findings
+    words = ["--spacing", "[2,4,4]", "--patch", "[8,32,32]", "--workers", "1"]
+    assert main(["plan", str(root), "--out", plan, *words]) == 0
+    assert main(["preprocess", str(root), plan, "--out", store, "--workers", "1"]) == 0
+    stores = TinyStores(root, Path(store), Path(store))
+    fit("phantom_3d.yaml", stores, Path(run), "--data.fold", "all", "--data.patch_voxels", "[8,32,32]", epochs=1)
+    checkpoint = f"{run}/checkpoints/last.ckpt"
+    assert main(["segment", checkpoint, str(root / "imagesTs"), out, "--device", "cpu"]) == 0
+    (result,) = Path(out).glob("*.nii.gz")
+    result = result.rename(Path(out) / "d.nii.gz")
+    assert read_space(result).same_grid(read_space(root / "imagesTs" / "d_0000"))
+    assert main(["score", out, str(root / "labelsTs"), "--out", str(tmp_path / "scores")]) == 0

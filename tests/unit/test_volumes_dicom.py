@@ -306,9 +306,12 @@ def test_one_slice_beside_the_others_is_named(tmp_path: Path) -> None:
             {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
             "orientation (1, 0, 0, 0, 1, 0) against (1, 0, 0, 0, 0, -1)",
         ),
-        ({"RescaleIntercept": None}, "stated rescaling slope and intercept against slope"),
+        ({"RescaleIntercept": None}, "stated rescaling RescaleSlope and RescaleIntercept against RescaleSlope;"),
         ({"PixelSpacing": [0.9, 0.7]}, "pixel spacing 0.9×0.8 mm against 0.9×0.7 mm"),
-        ({"RescaleSlope": None, "RescaleIntercept": None}, "stated rescaling slope and intercept against none"),
+        (
+            {"RescaleSlope": None, "RescaleIntercept": None},
+            "RescaleSlope and RescaleIntercept against none",
+        ),
     ],
 )
 def test_a_slice_of_another_kind_is_named(tmp_path: Path, others: dict[str, Any], words: str) -> None:
@@ -373,6 +376,13 @@ def test_text_that_is_no_number_is_refused_and_shown(tmp_path: Path, keyword: st
     said = refusal(tmp_path)
     assert f"slice003.dcm: {keyword} is " in said
     assert text.decode().strip() in said
+
+
+def test_what_a_header_says_stays_in_one_line(tmp_path: Path) -> None:
+    content = a_slice(HU[3], 3)
+    content["RescaleSlope"] = RawDataElement(Tag("RescaleSlope"), "DS", 6, b"o\nn\x02e ", 0, False, True)
+    written(series(tmp_path) / "slice003.dcm", content)
+    assert "RescaleSlope is o n e; expected a number" in refusal(tmp_path)
 
 
 def test_colour_is_refused(tmp_path: Path) -> None:
