@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from flarecps.preprocessing.store_writing import (
     full_disk_as_store_error,
     is_current,
     prepare_store,
+    remarks_on,
     remove_case,
     remove_partial_cases,
     write_case,
@@ -58,14 +60,10 @@ def preprocess_dataset(
     cases = shard(catalogue.cases, share)
     remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})
     waiting = [(case.name, (case, plan, store)) for case in cases if not is_current(store, case, plan)]
-    done: dict[str, Outcome[Done]] = {
-        one.name: Outcome(one.name, one.value[0], one.error, one.value[1])
-        if one.value
-        else Outcome(one.name, None, one.error)
-        for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)
-    }
+    done = {one.name: one for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)}
     write_manifest(store)
-    return [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
+    outcomes = [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
+    return [one if one.failed else replace(one, remarks=remarks_on(store, one.name)) for one in outcomes]
 
 
 def verify_dataset(
@@ -119,9 +117,8 @@ def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             )
 
 
-def preprocess_case(entry: tuple[Case, Plan, Path]) -> tuple[Done, tuple[str, ...]]:
-    """One case from its files into the store, what was done, and the remarks on its scan if it was read; (case, plan,
-    store) in one argument."""
+def preprocess_case(entry: tuple[Case, Plan, Path]) -> Done:
+    """One case from its files into the store: (case, plan, store) in one argument, as `process_cases` hands it over."""
     case, plan, store = entry
     try:
         times = times_of(case)
@@ -130,12 +127,12 @@ def preprocess_case(entry: tuple[Case, Plan, Path]) -> tuple[Done, tuple[str, ..
             f"{error.filename}: a file of case '{case.name}' can't be read ({error.strerror}); restore it, or check "
             "its permissions"
         ) from error
-    done: tuple[Done, tuple[str, ...]] = ("present", ())
+    done: Done = "present"
     if not is_current(store, case, plan, read=True):
         volume = read_channels(case.images)
         labels = None if case.labels is None else read_labels(case.labels)
-        write_case(store, prepare_case(volume, plan, labels, case.name), case, plan)
-        done = "written", volume.warnings
+        write_case(store, prepare_case(volume, plan, labels, case.name), case, plan, volume.warnings)
+        done = "written"
     if times_of(case) != times:
         remove_case(store, case.name)
         raise ScanError(f"{case.images[0]}: case '{case.name}' changed while it was read; run the same command again")

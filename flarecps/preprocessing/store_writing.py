@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -91,13 +91,13 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     atomic.write_json(store / SPLITS, {name: split_to_json(one) for name, one in named.items()})
 
 
-def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
-    """Write one case folder, whole or not at all; a folder of that name is replaced.
+def write_case(store: Path, prepared: Prepared, case: Case, plan: Plan, remarks: Sequence[str] = ()) -> None:
+    """Write one case folder, whole or not at all; a folder of that name is replaced. ``remarks`` are on its scan.
 
     Raises ``StoreError`` when the disk is full or the quota used up; nothing of the case is left behind then.
     """
     with whole_case(store, case.name) as folder:
-        _write_files(folder, prepared, case, plan)
+        _write_files(folder, prepared, case, plan, remarks)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def remove_partial_cases(store: Path, mine: Collection[str], known: Collection[s
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> None:
+def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan, remarks: Sequence[str]) -> None:
     image, scaling = prepared.image, None
     if not plan.integer_hu:
         image, scaling = quantise(image, prepared.statistics["sd"])
@@ -173,7 +173,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan) -> No
         "way_back": asdict(prepared.grid_mapping),
         "made_from": {**_case_signature(case, plan), "files": hashes_of(case)},
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-    }
+    } | ({"remarks": list(remarks)} if remarks else {})
     atomic.write_json(folder / "case.json", content)
 
 
@@ -216,6 +216,12 @@ def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
         return untouched(store, case) or (read and is_made_from(files, case))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def remarks_on(store: Path, name: str) -> tuple[str, ...]:
+    """What was remarked on a stored case's scan when it was read: slices missing, a gantry tilt, …"""
+    content = json.loads((store / "cases" / name / "case.json").read_text(encoding="utf-8"))
+    return tuple(content.get("remarks", ()))
 
 
 def _difference(store: Path, plan: Plan) -> str:

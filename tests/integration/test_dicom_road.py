@@ -84,6 +84,7 @@ def test_the_whole_road_from_dicom_folders(dataset: Path, tmp_path: Path, capsys
         (dataset / "imagesUn" / "venous_0000").mkdir(exist_ok=True)
         file.rename(dataset / "imagesUn" / "venous_0000" / file.name)
     assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1"]) == 0
+    assert GAP in capsys.readouterr().err, "of cases that were there already, too"
     fit("phantom_3d.yaml", TinyStores(dataset, store, store), run, "--data.fold", "all", epochs=1)
     checkpoint = run / "checkpoints" / "last.ckpt"
     out = tmp_path / "segmented"

@@ -269,13 +269,13 @@ def test_a_bad_case_does_not_stop_the_others(catalogue: Catalogue, tmp_path: Pat
 def _die_at_second_case(catalogue: Catalogue, path: Path) -> None:
     done = []
 
-    def write_then_die(store, prepared, case, plan) -> None:
+    def write_then_die(store, prepared, case, plan, remarks) -> None:
         if done:
             (store / "cases" / f".partial-{case.name}").mkdir()
             (store / "cases" / f".partial-{case.name}" / "image.b2nd").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         done.append(case.name)
-        store_writing.write_case(store, prepared, case, plan)
+        store_writing.write_case(store, prepared, case, plan, remarks)
 
     preprocessing_dataset.write_case = write_then_die  # type: ignore[attr-defined]  # in this child process only
     preprocess_dataset(catalogue, a_plan(), path, workers=1, progress=False)
