@@ -77,7 +77,8 @@ def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
         except ScanError:
             raise
         except Exception as error:  # on bytes that are no data set, it raises all sorts
-            reason = " ".join(str(error).split()).split(" - ")[0][:200] or type(error).__name__
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = " ".join(reason.split()).split(" - ")[0][:200] or type(error).__name__
             raise ScanError(f"{path}: can't be read ({reason}); expected DICOM: {COPY_AGAIN}") from error
 
 
@@ -121,7 +122,7 @@ def contains_dicom(folder: Path) -> bool:
 def _may_be_slice(path: Path) -> bool:
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or path.suffix.lower() in NEVER_DICOM:
         return False
-    return path.is_file()
+    return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.exists())  # a link that leads nowhere
 
 
 def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset | None:

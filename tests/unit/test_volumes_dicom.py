@@ -441,6 +441,20 @@ def test_what_is_truncated_is_reported_and_not_passed_over(tmp_path: Path, kept:
     assert contains_dicom(alone)
 
 
+def test_a_link_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
+    (series(tmp_path / "scan") / "slice004.dcm").unlink()
+    (tmp_path / "scan" / "slice004.dcm").symlink_to(tmp_path / "gone.dcm")
+    assert "slice004.dcm: can't be read (No such file or directory)" in refusal(tmp_path / "scan")
+    assert find_scans(tmp_path) == [tmp_path / "scan"]
+
+
+def test_slices_may_be_links(tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    for file in series(tmp_path / "archive").iterdir():
+        (tmp_path / "links" / file.stem).symlink_to(file)
+    assert read_as(tmp_path / "links") == ()
+
+
 def test_one_slice_is_no_scan(tmp_path: Path) -> None:
     series(tmp_path / "one", HU[:1])
     with pytest.raises(ScanError, match=r"one-slice scan .* one along the slice axis"):
