@@ -25,6 +25,8 @@ from flarecps.volumes.itk import KINDS
 from flarecps.volumes.nifti import COPY_AGAIN
 from flarecps.volumes.space import nearest_orthonormal
 
+warnings.filterwarnings("ignore", module=r"pydicom\.")  # not catch_warnings: scans are read in threads, too
+
 SUFFIXES = {".dcm", ".ima", ".dicom"}
 NEVER_DICOM = {*KINDS, ".gz", ".nii", ".json", ".csv", ".txt", ".b2nd"}  # spares opening each file of a dataset
 MARK = b"DICM"  # at byte 128, in files that have a preamble
@@ -70,8 +72,7 @@ class Slice:
 @contextmanager
 def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
     """Turn pydicom's errors, of whatever kind, into a ScanError; odd values that matter to nobody pass in silence."""
-    with config.disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with config.disable_value_validation():
         try:
             yield
         except ScanError:
