@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flarecps.cli.configs import found_config
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def summary(
     checkpoint: Path | None = None,
     /,
     *,
-    config: Path | None = None,
+    config: str | None = None,
     classes: int | None = None,
     trust: list[str] | None = None,
 ) -> None:
@@ -25,8 +26,8 @@ def summary(
 
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'.
-        config: a YAML file for 'flarecps fit'. Without its case store, in which the plan lies, what the config says
-            itself is printed; patch and topology must stand in it then.
+        config: a YAML file for 'flarecps fit', or a name that 'flarecps configs' lists. Without its case store, in
+            which the plan lies, what the config says itself is printed; patch and topology must stand in it then.
         classes: number of classes, background included, for a --config whose case store is not there; by default
             FLARE22's 14.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
@@ -46,9 +47,10 @@ def summary(
         networks: list[nn.Module] = [sibling.network for sibling in model.siblings]
         _show(model.plan, networks, f"{checkpoint}, after {model.epoch} epochs")
     else:
+        found = found_config(str(config))  # before the slow imports
         from flarecps.cli.training import instantiated_module
 
-        module, missing = instantiated_module(str(config), classes)
+        module, missing = instantiated_module(found, classes)
         method = module.method
         if missing is None and classes is not None:
             raise ConfigError(f"{config}: its case store knows the classes; leave out --classes")

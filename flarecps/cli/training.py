@@ -6,14 +6,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
-import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -22,29 +20,25 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
 from flarecps.cli import next_command
 from flarecps.cli.former_keys import current_words, read_config
+from flarecps.cli.training_decisions import instead_of_the_plan, with_defaults
 from flarecps.cli.training_options import (
     DRY_RUN,
     LIGHTNING_COMMANDS,
     OWN_OPTIONS,
     asks_for_help,
-    given_settings,
-    pairs,
     taken,
     with_found_configs,
 )
 from flarecps.data.datamodule import ScanDataModule
-from flarecps.datasets.splits import SPLITS, choose_split, read_splits
-from flarecps.errors import CheckpointError, ConfigError, DatasetError, TrainingError, WorkerError, visible
+from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError, visible
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
-from flarecps.processes import usable_cores
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
@@ -64,7 +58,7 @@ from flarecps.training.checkpoint_files import (
     remove_leftovers,
 )
 from flarecps.training.dashboards import DashboardSession, WandbDashboard, finish_dashboards, loggers_of
-from flarecps.training.defaults import PAPERS_EPOCHS, Machine, default_settings, epochs_of, said
+from flarecps.training.defaults import PAPERS_EPOCHS, epochs_of
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
@@ -118,7 +112,7 @@ class _TrainingCLI(LightningCLI):
         self.words = words
         words, said = current_words(with_found_configs(words))
         if words[0] in LIGHTNING_COMMANDS and not asks_for_help(words):
-            words, decided = _with_defaults(words)
+            words, decided = with_defaults(words)
             said += decided
         for line in said:
             say(line)
@@ -311,78 +305,6 @@ def say(line: str) -> None:
     """Print a line on standard error, in one process of a training, unless it is to be quiet."""
     if not is_quiet() and not rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
         print(f"flarecps: {line}", file=sys.stderr, flush=True)
-
-
-def _with_defaults(words: list[str]) -> tuple[list[str], list[str]]:
-    """A command line with what it leaves open decided by store and machine, and what was decided, in words."""
-    command, *rest = words
-    given = given_settings(rest)
-    store = given.get("data.store")
-    if not isinstance(store, str) or "${" in store:  # the parser will say what is missing, or knows what it refers to
-        return words, []
-    machine = _machine(given)
-    unlabelled = _unlabelled_cases(Path(store), given)
-    options = [name for name, _ in pairs(rest)]
-    found = default_settings(given, "config" in options, unlabelled, machine)
-    decided = said(found, given, unlabelled, machine) if command == "fit" else []
-    more = []
-    workers = given.get("data.workers")
-    if isinstance(workers, int) and workers > machine.cores and "data.workers" not in options:
-        more = [f"--data.workers={machine.cores}"]
-        decided.append(f"workers {machine.cores}, as many as there are cores, instead of the config's {workers}")
-    nested: dict[str, Any] = {}
-    for name, value in found.items():
-        part, _, key = name.partition(".")
-        nested.setdefault(part, {})[key] = value
-    return [command, f"--config={OmegaConf.to_yaml(OmegaConf.create(nested))}", *rest, *more], decided
-
-
-def _machine(given: dict[str, Any]) -> Machine:
-    """What a process of a training with these settings may use."""
-    gpu = torch.cuda.is_available() and given.get("trainer.accelerator") != "cpu"
-    devices = str(given.get("trainer.devices", 1))
-    beside = int(devices) if devices.isdigit() and int(devices) and not under_slurm() else 1  # SLURM deals cores out
-    return Machine(
-        max(1, usable_cores() // beside), gpu, gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-
-
-def _unlabelled_cases(store: Path, given: dict[str, Any]) -> int:
-    """How many the store's split has; 0 where it can't be told, which the data module will explain."""
-    try:
-        name = given.get("data.split")
-        return len(
-            choose_split(read_splits(store / SPLITS), None if name in (None, "null") else name, store).unlabelled
-        )
-    except DatasetError:
-        return 0
-
-
-def instead_of_the_plan(data: ScanDataModule, model: SegmentationModule) -> list[str]:
-    """The network that is trained, and a line for all that a config says instead of the store's plan."""
-    planned, used = data.plan, model.plan
-    size = sum(weight.numel() for weight in model.siblings[0].parameters()) / 1e6
-    lines = [f"{len(model.siblings)} × {type(model.siblings[0]).__name__}, {size:.2f} M parameters each"]
-    if used.patch_voxels != planned.patch_voxels:
-        lines.append(f"patch {_times(used.patch_voxels)} instead of the plan's {_times(planned.patch_voxels)}")
-    for stream, patches in used.global_batch.items():
-        if patches not in (0, planned.global_batch.get(stream, 0)):
-            lines.append(
-                f"batch of {patches} {stream} patches instead of the plan's {planned.global_batch.get(stream, 0)}"
-            )
-    for name in ("features", "strides", "kernels"):
-        own, other = (_network_row(getattr(one.topology, name)) for one in (used, planned))
-        if own != other:
-            lines.append(f"network's {name} {own} instead of the plan's {other}")
-    return lines
-
-
-def _network_row(row: Sequence[Any]) -> str:
-    return "-".join(_times(one) if isinstance(one, Sequence) else str(one) for one in row)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "×".join(map(str, sizes))
 
 
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:

@@ -6,26 +6,27 @@ of names and paths read the classes' signatures from their source, and import no
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from docstring_parser import parse
 from omegaconf import OmegaConf
 
 from flarecps.cli.configs import found_config
 from flarecps.cli.former_keys import CONFIG
+from flarecps.cli.signatures import PACKAGE, known_options, offered, signature, trainer
 from flarecps.errors import CheckpointError, ConfigError, StoreError, did_you_mean
-from flarecps.method_config import MOVED, SWITCH
+from flarecps.method_config import CROSS_PSEUDO, MOVED, SWITCH
 from flarecps.verbosity import EXPLAINED
 
-PACKAGE = Path(__file__).resolve().parents[1]
-CLASSES = {"data": ("data/datamodule.py", "ScanDataModule"), "model": ("training/module.py", "SegmentationModule")}
+# What a setting without a class_path is.
+IMPLIED = {
+    "topology": ("planning/plan.py", "Topology"),
+    "ramp": ("losses/ramps.py", "LinearRamp"),
+    "augmentation": ("data/augmentation.py", "AugmentationSettings"),
+}
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 HELP_WIDTH = 120  # where the terminal does not say
 
@@ -56,45 +57,9 @@ OF_TRAINER = {
 }
 
 
-@cache
-def signature(file: Path, owner: str, function: str = "__init__") -> dict[str, tuple[str, str]]:
-    """Each argument of a class's function: its default as it is written, "" without one, and its line of help.
-
-    Empty where the file is not there or holds no such class: then nothing can be said of its options.
-    """
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError):
-        return {}
-    for one in tree.body:
-        if isinstance(one, ast.ClassDef) and one.name == owner:
-            explained = {arg.arg_name: arg.description or "" for arg in parse(ast.get_docstring(one) or "").params}
-            for method in one.body:
-                if isinstance(method, ast.FunctionDef) and method.name == function:
-                    named = [*method.args.args[1:], *method.args.kwonlyargs]
-                    defaults = [*method.args.defaults, *method.args.kw_defaults]
-                    written = ["" if value is None else ast.unparse(value) for value in defaults]
-                    written = [""] * (len(named) - len(written)) + written
-                    return {
-                        arg.arg: (default, explained.get(arg.arg, ""))
-                        for arg, default in zip(named, written, strict=True)
-                    }
-    return {}
-
-
-def known_options(part: str) -> dict[str, tuple[str, str]]:
-    """The arguments of ``data``, ``model`` or ``trainer``; see ``signature``."""
-    return signature(*((PACKAGE / CLASSES[part][0], CLASSES[part][1]) if part in CLASSES else (_trainer(), "Trainer")))
-
-
-def _trainer() -> Path:
-    found = importlib.util.find_spec("lightning")  # finds the package and imports nothing
-    return Path(found.origin if found and found.origin else "").parent / "pytorch" / "trainer" / "trainer.py"
-
-
 def _top_level() -> set[str]:
     """What an option may begin with, or a config hold; empty where Lightning's source does not say."""
-    found = {name for command in LIGHTNING_COMMANDS for name in signature(_trainer(), "Trainer", command)}
+    found = {name for command in LIGHTNING_COMMANDS for name in signature(trainer(), "Trainer", command)}
     own = {"config", "print_config", "seed_everything", "dry_run", "dry-run", "trainer", "data", "model", "help"}
     return (found - {"model", "datamodule"}) | own | set(OWN_OPTIONS) if found else set()
 
@@ -235,7 +200,56 @@ def check(command: str, words: Sequence[str]) -> None:
                 for inner in entry if key in ("trainer", "data", "model") and isinstance(entry, Mapping) else ():
                     _check_name(f"{key}.{inner}", "", f"{value}: ")
     if not asks_for_help(words):
-        _check_paths(command, given_settings(words))
+        settings = given_settings(words)
+        tree = _tree(settings)
+        for part in ("data", "model"):
+            for name, value in tree.get(part, {}).items():
+                _check_classes(value, f"{part}.{name}", name)
+        _check_paths(command, settings)
+
+
+def _tree(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a config nests them; the method's class where it is left to the default."""
+    tree: dict[str, Any] = {}
+    for name, value in given.items():
+        *above, last = name.split(".")
+        place = tree
+        for one in above:
+            if not isinstance(place.get(one), dict):
+                place[one] = {"class_path": place[one]} if isinstance(place.get(one), str) else {}
+            place = place[one]
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = read_yaml(value)
+        place[last] = (
+            OmegaConf.to_container(OmegaConf.create(value), resolve=False) if isinstance(value, dict) else value
+        )
+    method = tree.get("model", {}).get("method")
+    if isinstance(method, dict) and "init_args" in method:
+        method.setdefault("class_path", CROSS_PSEUDO)
+    return tree
+
+
+def _check_classes(value: Any, where: str, name: str) -> None:
+    """Raise ConfigError for a class of this program that is not there, or for an argument that it does not take."""
+    if isinstance(value, str) and where.startswith("model.") and value.startswith(f"{PACKAGE.name}."):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping):
+        return
+    class_path, takes, inside = value.get("class_path"), {}, value
+    if isinstance(class_path, str):
+        module, _, owner = class_path.rpartition(".")
+        classes = offered(module) if module else {}
+        if classes and owner not in classes:
+            likely = did_you_mean(class_path, [f"{module}.{one}" for one in classes])
+            raise ConfigError(f"{where}: there is no class {class_path}{likely}")
+        takes = signature(classes[owner], owner) if owner in classes else {}
+        inside, where = value.get("init_args") or {}, f"{where}.init_args"
+    elif name in IMPLIED:
+        takes = signature(PACKAGE / IMPLIED[name][0], IMPLIED[name][1])
+    for key, one in inside.items():
+        if takes and key not in takes:
+            raise ConfigError(f"no setting {where}.{key}{did_you_mean(key, takes)}")
+        _check_classes(one, f"{where}.{key}", key)
 
 
 def _check_name(name: str, dashes: str, where: str) -> None:

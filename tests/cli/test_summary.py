@@ -139,6 +139,7 @@ def test_the_number_of_classes_may_be_given_where_no_store_says_it(
     (tmp_path / "with_store.yaml").write_text(yaml.safe_dump(settings))
     assert main(["summary", "--config", str(tmp_path / "with_store.yaml"), "--classes", "14"]) == 2
     assert "leave out --classes" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "last.ckpt").touch()
     assert main(["summary", "last.ckpt", "--classes", "14"]) == 2
     assert "leave out --classes" in capsys.readouterr().err.splitlines()[-1]
 

@@ -13,7 +13,8 @@ from stores import CONFIGS
 
 from flarecps.cli import configs
 from flarecps.cli.main import LIGHTNING_COMMANDS, main
-from flarecps.cli.training_options import CLASSES, given_settings, help_text, known_options
+from flarecps.cli.signatures import CLASSES, known_options
+from flarecps.cli.training_options import check, given_settings, help_text
 
 HEAVY = {"torch", "lightning", "torchio", "SimpleITK", "scipy"}
 
@@ -122,6 +123,56 @@ def test_a_configs_mistakes_name_the_config(
     line = refused(["fit", "--config", str(tmp_path / "my.yaml")], capsys)
     assert line.startswith(f"flarecps fit: {tmp_path / 'my.yaml'}: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.method.init_args.rmap.start", "3"], "no setting model.method.init_args.rmap; did you mean ramp?"),
+        (["--model.method.init_args.ramp.strt", "3"], "model.method.init_args.ramp.strt; did you mean start?"),
+        (["--model.topology", "{featurs: [3]}"], "no setting model.topology.featurs; did you mean features?"),
+        (["--model.topology.stride", "[1]"], "no setting model.topology.stride; did you mean strides?"),
+        (["--model.method", "flarecps.methods.Supervise"], "did you mean flarecps.methods.Supervised?"),
+        (["--config", "data: {augmentation: {noise_chance: 1, blu: 2}}"], "no setting data.augmentation."),
+        (
+            ["--config", "{model: {network: {class_path: flarecps.networks.PlainUnet}}}"],
+            "did you mean flarecps.networks.PlainUNet?",
+        ),
+        (
+            ["--config", "{model: {method: {init_args: {loss: {class_path: flarecps.losses.DiceCrossEntropy, "
+             "init_args: {batch_dise: 1}}}}}}"],
+            "no setting model.method.init_args.loss.init_args.batch_dise; did you mean batch_dice?",
+        ),
+    ],
+)  # fmt: skip
+def test_deeper_settings_are_checked_by_their_classes(
+    words: list[str], message: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(["fit", "--data.store", str(store), *words], capsys)
+
+
+def test_what_is_right_passes(store: Path, tmp_path: Path) -> None:
+    """Every config of ours, classes of somebody else's, short names, former keys, lists and references."""
+    for path in CONFIGS.glob("*.yaml"):
+        split = ["--data.split", "default"]
+        check("fit", ["--config", path.stem, "--data.store", str(store), *split, "--trainer.default_root_dir", "new"])
+    for words in (
+        ["--model.method", "Supervised"],
+        ["--model.method", "my_lab.MeanTeacher", "--model.method.init_args.decay", "0.9"],
+        ["--model.network", "my_lab.nets.MyUNet"],
+        ["--model.scheduler.init_args.total_iters", "7"],
+        ["--model.cross_pseudo_supervision", "false"],
+        ["--model.ramp.start", "2"],
+        ["--trainer.callbacks+", "my_lab.Callback"],
+        ["--trainer.callbacks", "[{class_path: my.Callback, init_args: {epoch: 1}}]"],
+        ["--data.transforms", "[{class_path: torchio.RandomFlip}]"],
+        ["--data.augmentation", "false"],
+        ["--trainer.max_epochs=-1", "--seed_everything=3", "--dry-run"],
+        ["--config", "data: {seed: '${seed_everything}'}", "--trainer.logger=false"],
+        ["--ckpt_path", "auto", "--weights_only", "true"],
+        ["--print_config"],
+    ):
+        check("fit", ["--data.store", str(store), "--trainer.default_root_dir", str(tmp_path / "new"), *words])
 
 
 def test_settings_of_configs_and_options_are_put_together(tmp_path: Path) -> None:

@@ -142,3 +142,51 @@ def test_time_to_the_end_counts_epochs_without_pseudo_labels_apart() -> None:
     steps = [TimedStep(1.0, 2.0, True), TimedStep(0.0, 3.0, True), TimedStep(0.5, 0.5, False)]
     left_s = seconds_to_the_end(steps, lambda epoch: max(0, epoch - 3), epochs=10, iterations=10)
     assert left_s == pytest.approx(4 * 10 * 1 + 6 * 10 * 3)
+
+
+def test_a_store_is_enough(
+    tiny_stores: TinyStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Method, network, patch and batch are the plan's and the split's; what was decided and written is said."""
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--data.store", str(tiny_stores.three), "--trainer.accelerator", "cpu"]
+    assert main([*words, "--trainer.max_epochs", "2", "--data.iterations_per_epoch", "2"]) == 0
+    said = capfd.readouterr()
+    assert [line.removeprefix("flarecps: ").split(" (")[0] for line in said.err.splitlines()] == [
+        "method CrossPseudoSupervision",
+        "precision 32-true, workers 0",
+        "run folder runs/three",
+        "2 × PlainUNet, 1.36 M parameters each",
+    ]
+    lines = said.out.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["epoch", "epoch", "written:", "next:"]
+    assert lines[-1] == "next: flarecps segment runs/three/checkpoints/last.ckpt SCANS runs/three/segmentations"
+    model = read_checkpoint(Path("runs/three/checkpoints/last.ckpt"))
+    assert (len(model.siblings), model.epoch) == (2, 2)
+    assert model.plan.patch_voxels == (16, 16, 16)
+
+
+def test_a_dry_run_without_an_end_says_so(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, row in (
+        (["--trainer.max_epochs", "-1"], "not known"),
+        (["--trainer.max_epochs", "-1", "--trainer.max_steps", "7"], "3 steps (trainer.max_steps"),
+    ):
+        words = fit_words("phantom_3d.yaml", tiny_stores, tmp_path / "run", *SMALL, "--dry-run", *more)
+        assert main(words) == 0
+        said = capsys.readouterr()
+        assert row in " ".join(said.out.replace("│", " ").split())
+        assert "-1" not in said.out
+
+
+def test_what_a_config_says_instead_of_the_plan_is_told(
+    tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topology = "{features: [4, 8], strides: [[1, 1, 1], [2, 2, 2]], kernels: [[3, 3, 3], [3, 3, 3]]}"
+    more = [*SMALL, "--data.patch_voxels", "[10,14,14]", "--model.topology", topology, "--dry-run"]
+    assert main(fit_words("phantom_3d.yaml", tiny_stores, tmp_path / "run", *more)) == 0
+    told = capsys.readouterr().err
+    assert "patch 10×14×14 instead of the plan's 16×16×16" in told
+    assert "network's features 4-8 instead of the plan's" in told
+    assert "labelled patches instead" not in told, "the plan's batch is 2 + 2, too"
