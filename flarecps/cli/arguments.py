@@ -110,6 +110,13 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
     return function(*arguments, **options)
 
 
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """The long options of ``function``'s command line, in the order of its help."""
+    parser, _ = _parser(function, "")
+    options = [one for action in parser._actions for one in action.option_strings]  # which has no public name
+    return [one for one in options if one.startswith("--") and not one.endswith("+")]
+
+
 def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, dict[str, str]]:
     """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
     documentation = parse(inspect.getdoc(function) or "")

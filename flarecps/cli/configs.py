@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path  # whose isfile takes text that is too long for a path
 import shutil
 import site
 import sys
@@ -29,10 +30,10 @@ def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:
     if (copy is None) != (out is None):
         raise ConfigError("--copy NAME ... and --out FOLDER belong together")
     if copy is None or out is None:
-        width = max(map(len, preset_names()))
-        for name in preset_names():
-            print(f"{name:<{width}}  {_first_line(config_path(name))}")
-        print("\nflarecps fit --config NAME --data.store STORE   trains with one of them")
+        names = preset_names()
+        width = max(map(len, names))
+        lines = [f"{name:<{width}}  {_first_line(config_path(name))}" for name in names]
+        print(*lines, "", "flarecps fit --config NAME --data.store STORE   trains with one of them", sep="\n")
         return
     copies = {out / found.name: found for found in map(config_path, copy)}
     for target in copies:
@@ -68,9 +69,9 @@ def found_config(given: str) -> str:
 
     YAML text (with a colon or a brace) is handed on. Raises ConfigError for a file or name that is not there.
     """
-    if Path(given).is_file() or any(sign in given for sign in ":{\n"):
+    if os.path.isfile(given) or any(sign in given for sign in ":{\n"):
         return given
-    if Path(given).is_dir() and given not in preset_names():
+    if os.path.isdir(given) and given not in preset_names():
         raise ConfigError(
             f"--config {given}: is a folder; expected a YAML file, or a name that 'flarecps configs' lists"
         )

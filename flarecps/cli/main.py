@@ -75,6 +75,9 @@ COMMANDS: dict[str, Command] = {
     "configs": Command(
         "flarecps.cli.configs", "configs", "list the training configs that come with flarecps, or copy them"
     ),
+    "completion": Command(
+        "flarecps.cli.completion", "completion", "print a script that completes words in bash or zsh"
+    ),
     "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables; needs the FLARE22 data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")

@@ -110,11 +110,11 @@ class _TrainingCLI(LightningCLI):
 
     def __init__(self, words: list[str], **settings: Any) -> None:
         self.words = words
-        words, said = current_words(with_found_configs(words))
+        words, former = current_words(with_found_configs(words))
+        decided: list[str] = []
         if words[0] in LIGHTNING_COMMANDS and not asks_for_help(words):
             words, decided = with_defaults(words)
-            said += decided
-        for line in said:
+        for line in (["; ".join(former)] if former else []) + decided:
             say(line)
         super().__init__(
             SegmentationModule,
@@ -472,6 +472,7 @@ def _set_up_libraries() -> None:
         ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
         ".*args parameter is intended to run.*",  # the words of sys.argv are handed on, they do not contradict it
         ".*srun. command is available on your system but is not used.*",  # a training need not be a job
+        ".*Checkpoint directory .* exists and is not empty.*",  # a run that goes on; another's folder is refused
         ".*suggested max number of worker.*",  # who asks for more workers than cores gets them
         ".*recommended to use.*sync_dist=True.*",  # what is logged has been reduced already, and is equal on all ranks
     )

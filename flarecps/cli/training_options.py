@@ -6,6 +6,7 @@ of names and paths read the classes' signatures from their source, and import no
 
 from __future__ import annotations
 
+import os.path
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +115,13 @@ def _with_default(text: str, default: str) -> str:
     )
 
 
+def option_names() -> list[str]:
+    """The options that may be typed after one of Lightning's commands."""
+    parts = [f"--{part}.{name}" for part in ("data", "model", "trainer") for name in known_options(part)]
+    top = sorted(_top_level() - {"data", "model", "trainer", "dry_run"})
+    return [*(f"--{name}" for name in top), "--help-all", "--quiet", *(one for one in parts if one != "--model.plan")]
+
+
 # -- what is given
 
 
@@ -156,7 +164,7 @@ def given_settings(words: Sequence[str]) -> dict[str, Any]:
 def read_yaml(config: str) -> dict[str, Any]:
     """The content of a config: a file, a name or text. ConfigError, with the line, where it can't be read."""
     found = found_config(config)
-    is_file = Path(found).is_file()
+    is_file = os.path.isfile(found)
     try:
         content = OmegaConf.to_container(OmegaConf.load(found) if is_file else OmegaConf.create(found), resolve=False)
     except Exception as error:  # unreadable, or no YAML: many kinds

@@ -2,8 +2,8 @@
 
 SIGUSR1 is what SLURM sends shortly before a job's time is over (``#SBATCH --signal=USR1@...``): stop, to be started
 again. SIGTERM is what ends a job for good, or what a scheduler that preempts sends before it requeues by itself.
-Ctrl-C interrupts, without a checkpoint. Whoever asks a second time does not want to wait for a step any more: the
-process ends at once, also where it waits for another rank.
+Ctrl-C asks for the same once steps are taken; before, it interrupts. Whoever asks a second time does not want to wait
+for a step any more: the process ends at once, also where it waits for another rank.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class StopRequest(IntEnum):
     NONE = 0
     REQUEUE = 1
     END = 2
+    INTERRUPT = 3
 
     @property
     def signal(self) -> signal.Signals:
@@ -37,11 +38,16 @@ class StopRequest(IntEnum):
         return {asked: number for number, asked in SIGNALS.items()}[self]
 
 
-SIGNALS = {signal.SIGUSR1: StopRequest.REQUEUE, signal.SIGTERM: StopRequest.END}
-WATCHED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)  # the weakest request first
+SIGNALS = {
+    signal.SIGUSR1: StopRequest.REQUEUE,
+    signal.SIGTERM: StopRequest.END,
+    signal.SIGINT: StopRequest.INTERRUPT,
+}
+WATCHED = tuple(SIGNALS)  # the weakest request first
 
 _received = StopRequest.NONE
 _listening = False
+_saving_interrupts = False  # Ctrl-C sets the flag, too
 
 
 def _note(number: int, frame: Any) -> None:
@@ -58,6 +64,8 @@ def _end_at_second(heard: socket.socket) -> None:
             strength, now_s = WATCHED.index(signal.Signals(number)), time.monotonic()
             if (strength > strongest and WATCHED[strength] != signal.SIGINT) or strongest < 0:
                 strongest, since_s = strength, now_s
+                if _saving_interrupts and number == signal.SIGINT:
+                    print("flarecps fit: stops after this step; Ctrl-C again ends at once", file=sys.stderr, flush=True)
             elif now_s - since_s > ONE_S:
                 name = signal.Signals(number).name
                 print(f"flarecps fit: ended at once by a second signal ({name})", file=sys.stderr, flush=True)
@@ -75,11 +83,17 @@ def received() -> StopRequest:
     return _received
 
 
-def reinstall_handlers() -> None:
-    """Take the signals back from a library that has set handlers of its own; nothing when nobody is listening."""
+def reinstall_handlers(with_interrupts: bool = False) -> None:
+    """Take the signals back from a library that has set handlers of its own; nothing when nobody is listening.
+
+    From the first call ``with_interrupts`` on, Ctrl-C sets the flag as well: who calls looks at it after every step.
+    """
+    global _saving_interrupts
     if _listening:
+        _saving_interrupts = _saving_interrupts or with_interrupts
         for number in SIGNALS:
-            signal.signal(number, _note)
+            if number != signal.SIGINT or _saving_interrupts:
+                signal.signal(number, _note)
 
 
 @contextmanager
@@ -93,7 +107,7 @@ def listening() -> Iterator[None]:
     the block ends, SIGTERM ends the process again; SIGUSR1, late for a training that has ended, is ignored. Nothing
     changes outside of the main thread, where Python allows no handlers.
     """
-    global _received, _listening
+    global _received, _listening, _saving_interrupts
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,11 +122,11 @@ def listening() -> Iterator[None]:
     watch = threading.Thread(target=_end_at_second, args=(heard,), daemon=True)
     watch.start()
     reinstall_handlers()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     try:
         yield
     finally:
-        _listening = False
+        _listening = _saving_interrupts = False
         signal.set_wakeup_fd(former)
         written.close()
         watch.join()

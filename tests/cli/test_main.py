@@ -17,7 +17,7 @@ from flarecps.errors import ScanError
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
                 "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary",
-                "report", "export", "import", "convert", "configs", "reproduce"]  # fmt: skip
+                "report", "export", "import", "convert", "configs", "completion", "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 
@@ -60,7 +60,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith(f"usage: flarecps {name}")
     arguments = text.split("options:")[-1]
-    assert "(default: " in arguments or name in ("summary", "configs")
+    assert "(default: " in arguments or name in ("summary", "configs", "completion")
     assert "type: " not in arguments, "defaults and explanations, no Python types"
 
 
@@ -289,3 +289,24 @@ def test_quiet_and_v_are_every_commands(capfd: pytest.CaptureFixture[str], tmp_p
     assert "nowhere" in capfd.readouterr().err, "errors are still said"
     assert cli.main(["inspect", str(tmp_path / "nowhere"), "-v"]) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flarecps seg", {"segment"}),
+        ("flarecps plan --gpu", {"--gpu-memory"}),
+        ("flarecps fit --data.fo", {"--data.fold", "--data.foreground_share"}),
+        ("flarecps fit --config kbp", {"kbp_3d", "kbp_3d_supervised"}),
+        ("flarecps postprocess --ru", {"--rules"}),
+        ("flarecps segment sc", set()),
+    ],
+)
+def test_bash_completes(line: str, expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    words = line.split()
+    asked = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _flarecps; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script}{asked}"], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+    assert not done.stderr

@@ -211,7 +211,8 @@ def test_configs_are_listed_and_copied_unchanged(tmp_path: Path, capsys: pytest.
 def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert configs.found_config("kbp_3d") == str(CONFIGS / "kbp_3d.yaml")
-    assert configs.found_config("data: {fold: 0}") == "data: {fold: 0}"
+    for text in ("data: {fold: 0}", "data:\n  store: " + "x" * 5000):
+        assert configs.found_config(text) == text
     Path("kbp_3d").write_text("data: {fold: 0}")
     assert configs.found_config("kbp_3d") == "kbp_3d"
 

@@ -139,7 +139,7 @@ def start(tiny_stores: TinyStores, tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
-        (signal.SIGINT, 128 + signal.SIGINT, "flarecps fit: interrupted"),
+        (signal.SIGINT, 128 + signal.SIGINT, "go on with --ckpt_path auto"),
         (signal.SIGTERM, 128 + signal.SIGTERM, "go on with --ckpt_path auto"),
         (signal.SIGUSR1, 128 + signal.SIGUSR1, "go on with --ckpt_path auto"),
     ],

@@ -48,6 +48,17 @@ def test_the_signals_are_taken_back_from_a_library() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_ctrl_c_sets_the_flag_once_steps_are_taken() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with listening():
+        assert signal.getsignal(signal.SIGINT) is before, "nobody looks at a flag yet"
+        stop_signals.reinstall_handlers(with_interrupts=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received() == StopRequest.INTERRUPT
+        assert received().signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_signal_that_was_blocked_before_python_began_arrives() -> None:
     """What ``env --block-signal=USR1`` in the job script is for."""
     program = "from flarecps.training.stop_signals import listening, received\nwith listening(): print(received().name)"

@@ -15,6 +15,7 @@ from flarecps import metric_names
 from flarecps.durations import clock
 
 GB = 1e9
+FIRST_LINE_S = 30.0  # without a terminal: a first epoch that takes longer is told of after so many seconds
 
 
 class Throughput(Callback):
@@ -76,9 +77,10 @@ class TrainingProgress(ProgressBar):
     """A bar per epoch with loss, λ, DSC, patches per second, the wait for data and the time to the end of training.
 
     Loss, λ, DSC and wait are those of the last epoch that has them. Without a terminal to redraw a bar on (in a batch
-    job, say) there is one plain line per epoch. The time to the end comes from the wall clock of this session's steps,
-    validation included, so a session that begins in the middle of a training, or of an epoch, is not misled. A step
-    with λ > 0 costs twice what one without does: the wall clock starts anew when λ has left zero.
+    job, say) there is one plain line per epoch, and an early one in a long first epoch. The time to the end comes from
+    the wall clock of this session's steps, validation included, so a session that begins in the middle of a training,
+    or of an epoch, is not misled. A step with λ > 0 costs twice what one without does: the wall clock starts anew when
+    λ has left zero.
     """
 
     def __init__(self) -> None:
@@ -92,6 +94,7 @@ class TrainingProgress(ProgressBar):
         self._epoch: int | None = None  # of the steps that are counted next
         self._epoch_began = self._epoch_s = 0.0
         self._epoch_patches = 0
+        self._has_spoken = False
 
     def disable(self) -> None:
         self._enabled = False
@@ -132,6 +135,9 @@ class TrainingProgress(ProgressBar):
         if self._bar is not None:
             name, state = self._words(trainer, trainer.current_epoch, batch_idx + 1)
             self._bar.update(self._bar.task_ids[0], description=name, completed=batch_idx + 1, state=state)
+        elif not self._has_spoken and time.monotonic() - self._began >= FIRST_LINE_S:
+            name, state = self._words(trainer, trainer.current_epoch, batch_idx + 1)
+            self._say(f"{name}, step {batch_idx + 1}/{int(trainer.num_training_batches)} · {state}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._say_epoch(trainer)
@@ -144,8 +150,12 @@ class TrainingProgress(ProgressBar):
         """Print the line of the epoch whose steps were counted; its figures are known once the next one begins."""
         if self._epoch is None or not self._enabled:
             return
-        line = " · ".join(self._words(trainer, self._epoch, int(trainer.num_training_batches)))
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._say(" · ".join(self._words(trainer, self._epoch, int(trainer.num_training_batches))))
+
+    def _say(self, line: str) -> None:
+        self._has_spoken = True
+        if self._enabled:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:

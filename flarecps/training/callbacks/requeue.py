@@ -63,7 +63,7 @@ class Requeue(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning's SIGTERM handler talks to the other ranks from wherever it interrupts
-        stop_signals.reinstall_handlers()
+        stop_signals.reinstall_handlers(with_interrupts=trainer.state.fn == TrainerFn.FITTING)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         request = self._agreed(pl_module)
