@@ -450,6 +450,8 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     if is_verbose():
         return
+    if is_quiet():
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     told_otherwise = (
         "litlogger",  # an advertisement
         "PU available: ",  # GPU, TPU, HPU: what is trained on is said at the start

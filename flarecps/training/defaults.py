@@ -67,7 +67,7 @@ def default_settings(
     epochs = epochs_of({**given, **found}, siblings=1 if method == SUPERVISED else 2)
     if not with_config and epochs is not None and 0 < epochs < PAPERS_EPOCHS:
         if not names_method and method == CROSS_PSEUDO:
-            found[METHOD]["init_args"] = {"ramp": {"start": epochs // 3, "length": epochs // 3}}
+            found[METHOD]["init_args"] = {"ramp": dict.fromkeys(("start", "length"), max(1, epochs // 3))}
         if not any(name.startswith("model.scheduler") for name in given):
             polynomial = {"total_iters": epochs, "power": 0.9}
             found["model.scheduler"] = {

@@ -61,6 +61,13 @@ def test_the_method_depends_on_the_split(given: dict[str, Any], unlabelled: int,
         )
 
 
+def test_a_ramp_is_never_a_jump() -> None:
+    """A length of 0 would be the full λ at once."""
+    for epochs in (1, 2, 3):
+        ramp = found({"trainer.max_epochs": epochs})["model.method"]["init_args"]["ramp"]
+        assert ramp == {"start": 1, "length": 1}
+
+
 def test_a_method_that_is_named_stays() -> None:
     for given in ({"model.method": "Supervised"}, {"model.method": {"class_path": SUPERVISED}}):
         settings = found(given)
