@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import PARTIAL_PREFIX, write_json
+from flarecps.case_names import file_name
 from flarecps.datasets.findings import FindingCollector
 from flarecps.errors import DatasetError
 from flarecps.json_fields import shown
@@ -270,9 +271,9 @@ def link_cases(cases: Sequence[Case], images: Path, labels: Path | None = None) 
             folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         for channel, image in enumerate(case.images):
-            _link(images / f"{case.name}_{channel:04d}{_suffix(image)}", image)
+            _link(images / file_name(case.name, f"_{channel:04d}{_suffix(image)}"), image)
         if labels is not None and case.labels is not None:
-            _link(labels / f"{case.name}{_suffix(case.labels)}", case.labels)
+            _link(labels / file_name(case.name, _suffix(case.labels)), case.labels)
 
 
 def link_subset(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flarecps.case_names import why_not_plain
 from flarecps.errors import DatasetError
 from flarecps.json_fields import is_whole, shown
 from flarecps.text_files import read_json
@@ -80,6 +81,9 @@ def _split_from_json(content: Any, where: str) -> Split:
         raise DatasetError(
             f'{where}: "annotated" is {shown(annotated)}; expected a list of label ids per case, {{"case_1": [1, 2]}}'
         )
+    for name in (*(name for names in lists.values() for name in names), *annotated):
+        if reason := why_not_plain(name):
+            raise DatasetError(f"{where}: the case name {ascii(name)[:80]} {reason}; expected a plain one")
     try:
         return Split(**lists, annotated={name: tuple(ids) for name, ids in annotated.items()})
     except DatasetError as error:

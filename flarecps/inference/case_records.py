@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flarecps import atomic
+from flarecps.case_names import file_name
 from flarecps.errors import DatasetError
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.json_fields import Reader, is_number
@@ -30,7 +31,7 @@ AGREEMENT, STATISTICS = "agreement", "statistics"  # kinds of records
 
 def record_path(output: Path, kind: str, name: str) -> Path:
     """Where the record of scan ``name`` is kept: ``OUTPUT/KIND/NAME.json``."""
-    return output / kind / f"{name}{SUFFIX}"
+    return output / kind / file_name(name, SUFFIX)
 
 
 def write_record(output: Path, kind: str, record: Record) -> None:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from flarecps.atomic import PARTIAL_PREFIX
+from flarecps.case_names import file_name
 from flarecps.errors import ConfigError
 from flarecps.inference.case_records import (
     AGREEMENT,
@@ -65,13 +66,13 @@ class OutputOptions:
         output, name = request.result.parent, request.name
         found = {}
         if self.probabilities:
-            found[PROBABILITIES] = output / "probabilities" / f"{name}.npz"
+            found[PROBABILITIES] = output / "probabilities" / file_name(name, ".npz")
         if self.statistics:
             found[STATISTICS] = record_path(output, STATISTICS, name)
         if self.agreement:
             found[AGREEMENT] = record_path(output, AGREEMENT, name)
         if self.draw is not None:
-            found[PREVIEW] = output / "previews" / f"{name}.png"
+            found[PREVIEW] = output / "previews" / file_name(name, ".png")
         return found | {LABELS: request.result}
 
     def missing(self, request: SegmentationRequest, overwrite: bool = False) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.atomic import PARTIAL_PREFIX, write_json
+from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, split_to_json
 from flarecps.errors import DatasetError
@@ -66,9 +67,10 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
 
 def _place(case: Case, out: Path, ending: str, copy: bool) -> None:
     images, labels = FOLDERS[case.role]
-    pairs = [(path, out / images / f"{case.name}_{channel:04d}{ending}") for channel, path in enumerate(case.images)]
+    names = [file_name(case.name, f"_{channel:04d}{ending}") for channel in range(len(case.images))]
+    pairs = [(path, out / images / name) for path, name in zip(case.images, names, strict=True)]
     if case.labels is not None and labels:
-        pairs.append((case.labels, out / labels / f"{case.name}{ending}"))
+        pairs.append((case.labels, out / labels / file_name(case.name, ending)))
     for given, made in pairs:
         made.parent.mkdir(exist_ok=True)
         if copy:

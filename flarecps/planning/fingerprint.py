@@ -21,6 +21,7 @@ import numpy as np
 
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases, shard
+from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue, Role
 from flarecps.errors import DatasetError, ScanError
 from flarecps.planning.histogram import Histogram
@@ -274,7 +275,7 @@ def _process(
     cases = shard((*catalogue.labelled, *catalogue.unlabelled), share)
     waiting = []
     for case in cases:
-        file = None if folder is None else folder / "cases" / f"{case.name}.json"
+        file = None if folder is None else folder / "cases" / file_name(case.name, ".json")
         entry = _Entry(case, case.labels if case.role == "labelled" else None, ct, known, file)
         if (found := _read_current(entry)) is None:
             waiting.append((case.name, entry))

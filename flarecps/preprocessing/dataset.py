@@ -11,6 +11,7 @@ from typing import Literal
 import psutil
 
 from flarecps.batch_processing import Outcome, process_cases, shard
+from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import PlanError, ScanError, first_few
 from flarecps.planning.plan import Plan
@@ -84,9 +85,10 @@ def _verify_case(entry: tuple[Case, Path]) -> str:
     """What is wrong with a stored case, in words; "" when it is whole and of the same files. A wrong one leaves the
     store."""
     case, store = entry
-    if not (store / "cases" / case.name).is_dir():
+    folder = store / "cases" / file_name(case.name)
+    if not folder.is_dir():
         return "missing"
-    found = find_damage(store / "cases" / case.name)
+    found = find_damage(folder)
     recorded = [] if found else recorded_files(store, case.name)
     if recorded and have_hashes(recorded):
         now = hashes_of(case)

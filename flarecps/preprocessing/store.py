@@ -26,7 +26,7 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from flarecps import atomic
+from flarecps.case_names import file_name, why_not_plain
 from flarecps.datasets.catalogue import Role
 from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan, read_plan
@@ -192,7 +192,7 @@ class CaseStore:
 
 def is_finished(store: Path, name: str) -> bool:
     """Whether the case is there, whole."""
-    return not name.startswith(atomic.PARTIAL_PREFIX) and (store / "cases" / name / "case.json").is_file()
+    return not why_not_plain(name) and (store / "cases" / file_name(name) / "case.json").is_file()
 
 
 def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
@@ -200,7 +200,7 @@ def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
         raise StoreError(
             f"{store}: no case '{name}'; 'flarecps preprocess' writes cases here, and says at its end which failed"
         )
-    folder = store / "cases" / name
+    folder = store / "cases" / file_name(name)
     if has_checksums:
         check_file(folder / "case.json")
     try:

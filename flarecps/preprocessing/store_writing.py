@@ -23,6 +23,7 @@ import blosc2
 import numpy as np
 
 from flarecps import atomic
+from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, split_to_json
 from flarecps.errors import StoreError
@@ -106,7 +107,7 @@ def whole_case(store: Path, name: str) -> Iterator[Path]:
 
     It gets its checksums then. Raises ``StoreError`` when the disk is full or the quota used up.
     """
-    folder = store / "cases" / name
+    folder = store / "cases" / file_name(name)
     partial = atomic.partial_path(folder)
     try:
         with full_disk_as_store_error(store, f"case '{name}'"):
@@ -137,7 +138,7 @@ def full_disk_as_store_error(store: Path, what: str) -> Iterator[None]:
 
 def remove_case(store: Path, name: str) -> None:
     """Take a case out of the store: at once (it is renamed), so that nobody meets half of it."""
-    folder = store / "cases" / name
+    folder = store / "cases" / file_name(name)
     if folder.is_dir():
         leaving = atomic.partial_path(folder)
         os.rename(folder, leaving)
@@ -203,7 +204,7 @@ def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
     Files that were not touched since (see `untouched`) are the same; others are if they are read (``read``) and found
     so. A store of an earlier version knows only their sizes. What sizes in the store can't show, `find_damage` does.
     """
-    folder = store / "cases" / case.name
+    folder = store / "cases" / file_name(case.name)
     try:
         content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from flarecps import atomic, metric_names
 from flarecps.anatomy import organs_of
+from flarecps.case_names import file_name
 from flarecps.dice import dice_coefficient
 from flarecps.losses import class_sums
 from flarecps.losses.class_sums import joined_classes
@@ -126,7 +127,7 @@ class ValidationOverlays(Callback):
 
         module = segmentation_module(pl_module)
         epoch, case = trainer.current_epoch + 1, str(batch["case"])
-        path = self.folder / case / f"epoch_{epoch:04d}.jpg"
+        path = self.folder / file_name(case) / f"epoch_{epoch:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(path) as partial:
             partial.write_bytes(jpeg_bytes(_case_figure(batch, outputs, module.plan), DOTS_PER_INCH))

@@ -1,0 +1,51 @@
+"""The one way from a case's name to a file's: names come from files that others wrote and are never taken for paths."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from flarecps.errors import DatasetError
+
+LONGEST_BYTES = 200  # file systems take 255, of which endings and the mark of unfinished files take some
+RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")  # Windows' devices, with any ending
+
+
+def file_name(name: str, ending: str = "") -> str:
+    """The name of case ``name``'s file or, without ``ending``, folder: ``name + ending``.
+
+    Raises DatasetError for a name that is no plain file name on every system: empty, starting with a dot, starting or
+    ending with a space, ending with a dot, with a slash, backslash, control character or half of a surrogate pair, one
+    that Windows keeps for devices, or above 200 bytes. So what is joined to a folder stays in it.
+
+    >>> file_name("case_01", ".nii.gz")
+    'case_01.nii.gz'
+    """
+    if reason := why_not_plain(name):
+        raise DatasetError(f"case name {ascii(name)[:80]}: {reason}; expected a plain one, such as case_01: rename it")
+    return name + ending
+
+
+def why_not_plain(name: object) -> str:
+    """Why a case can't be called so (see ``file_name``); empty for a plain name.
+
+    >>> why_not_plain("case_01"), why_not_plain("../victim")
+    ('', 'holds a slash')
+    """
+    if not isinstance(name, str):
+        return "is no text"
+    if not name:
+        return "is empty"
+    if "/" in name or "\\" in name:
+        return "holds a " + ("slash" if "/" in name else "backslash")
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        return "holds a control character"
+    if name.startswith("."):
+        return "starts with a dot, as hidden files do"
+    if name != name.strip() or name.endswith("."):
+        return "starts or ends with a space, or ends with a dot"
+    if RESERVED.fullmatch(name):
+        return "is a device's on Windows"
+    if len(name.encode()) > LONGEST_BYTES:
+        return f"has {len(name.encode())} bytes, more than {LONGEST_BYTES}"
+    return ""
