@@ -7,6 +7,8 @@ from pathlib import Path
 
 from flarecps.errors import ConfigError
 
+FILES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".csv", ".json", ".md", ".html", ".png", ".zip")
+
 
 def comma_list(words: str | None) -> list[str] | None:
     """The names of "a, b"; None where nothing was given.
@@ -51,3 +53,15 @@ def method_names(
     if len(names) != len(given):
         raise ConfigError(f"--names has {len(names)} names for {len(given)} methods; expected one each, in order")
     return list(names)
+
+
+def check_output_folder(path: Path) -> None:
+    """Nothing, or ConfigError where results want a folder and ``path`` is, or is called like, a file."""
+    if path.is_dir():
+        return
+    if path.name.lower().endswith(FILES):
+        raise ConfigError(
+            f"{path}: a file's name; expected that of a folder (one scan's labels may be a file ending in .nii.gz)"
+        )
+    if path.exists():
+        raise ConfigError(f"{path}: is a file; expected a folder, new or of an earlier run")

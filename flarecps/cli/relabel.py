@@ -19,20 +19,22 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
         progress: show progress and the time left
     """
     from flarecps.batch_processing import process_cases
+    from flarecps.case_names import file_name
     from flarecps.cli.console import Console
     from flarecps.datasets.relabelling import parse_ids, relabel_file
     from flarecps.errors import DatasetError
-    from flarecps.volumes.io import find_scans, scan_name
+    from flarecps.named_paths import check_output_folder
+    from flarecps.volumes.discovery import label_maps
+    from flarecps.volumes.io import scan_name
 
     table = parse_ids(ids)
     if not labels.exists():
         raise DatasetError(f"{labels}: no such file or folder; expected label maps: check the path")
-    files = find_scans(labels) if labels.is_dir() else [labels]
-    if not files:
-        raise DatasetError(f"{labels}: no label maps in it; expected NIfTI, NRRD or MHA files")
+    check_output_folder(out)
     if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
         raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
-    tasks = [(file.name, (file, out / f"{scan_name(file)}.nii.gz")) for file in files]
+    files = label_maps(labels, leave_out=(out,)) if labels.is_dir() else {scan_name(labels): labels}
+    tasks = [(file.name, (file, out / file_name(name, ".nii.gz"))) for name, file in files.items()]
     outcomes = process_cases(partial(relabel_file, ids=table), tasks, workers, "Relabelling", progress)
     console = Console()
     failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.failed]

@@ -28,7 +28,7 @@ from flarecps.errors import ConfigError, DatasetError, StoreError
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.pseudo_labels import PseudoLabelledStore
 from flarecps.preprocessing.store import CaseStore
-from flarecps.volumes.io import find_scans
+from flarecps.volumes.discovery import find_scans
 
 
 class ScanDataModule(LightningDataModule):

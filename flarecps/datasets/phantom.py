@@ -22,7 +22,8 @@ from flarecps.datasets.phantom_scan import draw_scene, paint
 from flarecps.datasets.phantom_transplant import draw_mapped_scene
 from flarecps.errors import DatasetError
 from flarecps.text_files import read_own_json
-from flarecps.volumes.io import find_scans, write_volume
+from flarecps.volumes.discovery import find_scans
+from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Reorientation, Space
 
 Size: TypeAlias = Literal["small", "full"]

@@ -20,6 +20,7 @@ import numpy as np
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
+from flarecps.case_names import file_name
 from flarecps.errors import ConfigError, DatasetError, ScanError, counted, first_few
 from flarecps.evaluation.flare22 import OrganScore, Protocol, foreign_values, score_case
 from flarecps.evaluation.label_sets import with_tolerances
@@ -27,7 +28,8 @@ from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json
-from flarecps.volumes.io import in_file_order, is_scan_file, on_grid, read_labels, scan_name
+from flarecps.volumes.discovery import label_maps
+from flarecps.volumes.io import in_file_order, on_grid, read_labels, scan_name
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
@@ -92,6 +94,7 @@ def score_folders(
     found_p, found_r = _label_files(predictions), _label_files(references)
     if predictions.is_file() and references.is_file():
         found_p = {next(iter(found_r)): predictions}
+    found_r = _called_as(found_r, found_p)
     shared = [name for name in found_p if name in found_r]
     if not shared:
         raise DatasetError(
@@ -101,9 +104,9 @@ def score_folders(
     missing = [name for name in found_r if name not in found_p]
     # Quirk: official walks the prediction folder, so a missing prediction costs nothing there.
     names = sorted(found_r) if protocol == "strict" else shared
+    kept = {name: keep / file_name(name, ".json") if keep else None for name in names}
     cases = {
-        name: _CaseFiles(found_p.get(name), found_r[name], organs, protocol, keep / f"{name}.json" if keep else None)
-        for name in shard(names, share)
+        name: _CaseFiles(found_p.get(name), found_r[name], organs, protocol, kept[name]) for name in shard(names, share)
     }
     scored = {name: score for name, case in cases.items() if (score := _kept(case)) is not None}
     waiting = [(name, case) for name, case in cases.items() if name not in scored]
@@ -225,18 +228,11 @@ def _is_whole(kept: CaseScore, case: _CaseFiles) -> bool:
 
 def _label_files(path: Path) -> dict[str, Path]:
     """Label files by case name, sorted: those of a folder, or the one file given."""
-    if path.is_file():
-        return {scan_name(path): path}
-    if not path.is_dir():
-        raise DatasetError(f"{path}: no such folder; expected a folder of label maps (NIfTI, NRRD, MHA), or one file")
-    found: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        if not (file.is_file() and is_scan_file(file)):
-            continue
-        name = scan_name(file)
-        if name in found:
-            raise DatasetError(f"{file}: the case name {name!r} is taken by {found[name].name}; keep one of the two")
-        found[name] = file
-    if not found:
-        raise DatasetError(f"{path}: no label maps in this folder; expected files such as CASE.nii.gz")
-    return found
+    return label_maps(path) if path.is_dir() or not path.exists() else {scan_name(path): path}
+
+
+def _called_as(references: dict[str, Path], predictions: dict[str, Path]) -> dict[str, Path]:
+    """References by the names of their predictions: CASE's may be called CASE_0000, as its image is."""
+    renamed = {f"{name}_0000": name for name in predictions if name not in references}
+    names = {name: renamed.get(name, name) if name not in predictions else name for name in references}
+    return {names[name]: path for name, path in references.items()}

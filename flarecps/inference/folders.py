@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,15 +10,19 @@ from pathlib import Path
 
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
+from flarecps.case_names import file_name
 from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.outputs import OutputOptions, SegmentationRequest
 from flarecps.inference.postprocessing import rules_for
 from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult, pipelined
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings, Sibling
+from flarecps.named_paths import check_output_folder
 from flarecps.planning.plan import Plan
 from flarecps.text_files import read_own_json
-from flarecps.volumes.io import find_scans, is_scan_file, scan_name
+from flarecps.volumes.discovery import RESULTS_MARK, find_cases
+from flarecps.volumes.io import scan_name
+from flarecps.volumes.nifti import is_nifti
 
 __all__ = [
     "OutputOptions",
@@ -34,7 +36,6 @@ __all__ = [
 
 RESULT_SUFFIX = ".nii.gz"
 DATASET_JSON = "dataset.json"
-SIGNATURE = "labels predicted by flarecps segment"  # marks a dataset.json that may be replaced
 SIBLINGS: tuple[Sibling, Sibling] = ("1", "2")  # whose agreement is measured
 TABLES_EVERY_S = 60.0  # tables of a long run are never older
 
@@ -42,23 +43,32 @@ TABLES_EVERY_S = 60.0  # tables of a long run are never older
 def requests_for(scans: Path, output: Path, channels: int = 1) -> list[SegmentationRequest]:
     """What to segment: ``scans`` is one image file, one DICOM series folder, or a folder with any mix of both.
 
-    ``X_0000.nii.gz`` and ``X.mha`` become ``X.nii.gz``, a DICOM folder its path below ``scans`` (``a/SERIES`` becomes
-    ``a_SERIES``); with several channels ``X_0000``, ``X_0001``, … belong together. ``output`` is a folder, or, for
-    one scan, a file ending in .nii.gz or .nii. Nothing is read or written yet. Raises ScanError when there is nothing
-    to segment, ConfigError when two results would have one name or a result would replace a scan.
+    Results are called by the rule for all commands (docs/case-names.md): ``X_0000.nii.gz`` and ``X.mha`` become
+    ``X.nii.gz``, ``a/SERIES`` ``a_SERIES``; ``X_0000``, ``X_0001``, … are the channels of X. ``output`` is a folder,
+    or, for one scan, a file ending in .nii.gz or .nii. Nothing is read or written yet. What is wrong with one case is
+    its request's ``fault``. Raises ScanError when there is nothing to segment, ConfigError when a result would replace
+    a scan.
     """
-    found = find_scans(scans) if scans.is_dir() else [scans]
-    if not scans.exists():
+    if not scans.exists() and not scans.is_symlink():
         raise ScanError(f"{scans}: no such file or folder; expected a scan, a DICOM series or a folder of scans")
-    if not found:
+    cases = find_cases(scans, channels, leave_out=(output,) if output.resolve() != scans.resolve() else ())
+    if not cases:
         raise ScanError(f"{scans}: no scan in this folder; expected NIfTI, NRRD or MHA files, or DICOM series folders")
-    groups = _by_patient(found, channels, scans)
-    if output.name.endswith((".nii.gz", ".nii")):
-        if len(groups) > 1:
-            raise ConfigError(f"{output}: a file name for the results of {len(groups)} scans; name a folder instead")
-        requests = [SegmentationRequest(scan_name(output), files, output) for _, files in groups]
+    if is_nifti(output) and not output.is_dir():
+        if len(cases) > 1:
+            raise ConfigError(f"{output}: a file name for the results of {len(cases)} scans; name a folder instead")
+        requests = [SegmentationRequest(scan_name(output), cases[0].images, output, cases[0].fault)]
     else:
-        requests = [SegmentationRequest(name, files, output / f"{name}{RESULT_SUFFIX}") for name, files in groups]
+        check_output_folder(output)
+        requests = [
+            SegmentationRequest(
+                case.name,
+                case.images,
+                output / (RESULT_SUFFIX if case.fault else file_name(case.name, RESULT_SUFFIX)),
+                case.fault,
+            )
+            for case in cases
+        ]
     _check_results(requests)
     return requests
 
@@ -103,10 +113,11 @@ def segment_folder(
     load = partial(_loaded, checkpoints, settings, overwrite, say)
     case = load(outputs)
     plan = case.segmenter.plan
-    requests = shard(requests_for(scans, output, len(plan.channels)), share)
+    found = shard(requests_for(scans, output, len(plan.channels)), share)
+    requests = [request for request in found if not request.fault]
     if postprocess is not None:
         case.outputs = outputs = replace(outputs, rules=rules_for(plan.labels, checkpoints, postprocess))
-    if requests and requests[0].result != output:
+    if found and found[0].result != output:
         describe_results(output, plan, overwrite)
     waiting = [(request.name, request) for request in requests if outputs.missing(request, overwrite)]
     try:
@@ -119,11 +130,16 @@ def segment_folder(
         _tables(outputs, requests)
         raise
     done = {request.result: outcome for (_, request), outcome in zip(waiting, outcomes, strict=True)}
-    return [*(done.get(one.result) or _there(one) for one in requests), *_tables(outputs, requests)]
+    all_outcomes = [_faulty(one) if one.fault else done.get(one.result) or _there(one) for one in found]
+    return [*all_outcomes, *_tables(outputs, requests)]
 
 
 def _there(request: SegmentationRequest) -> Outcome[SegmentationResult]:
     return Outcome(request.name, SegmentationResult(request.result, 0.0, skipped=True), None)
+
+
+def _faulty(request: SegmentationRequest) -> Outcome[SegmentationResult]:
+    return Outcome(request.name, None, request.fault)
 
 
 def _tables(outputs: OutputOptions, requests: Sequence[SegmentationRequest]) -> list[Outcome[SegmentationResult]]:
@@ -159,7 +175,9 @@ def segment_requests(
     case = CaseSegmentation(segmenter, outputs, overwrite=overwrite)
     waiting = []
     for request in requests:
-        if outputs.missing(request, overwrite):
+        if request.fault:
+            yield _faulty(request)
+        elif outputs.missing(request, overwrite):
             waiting.append((request.name, request))
         else:
             yield _there(request)
@@ -187,51 +205,9 @@ def _loaded(
     return CaseSegmentation(segmenter, outputs, siblings, overwrite)
 
 
-def _by_patient(scans: Sequence[Path], channels: int, given: Path) -> list[tuple[str, tuple[Path, ...]]]:
-    """(name of the result, files) per patient; with several channels the files ending in _0000, _0001, … in order."""
-    if channels == 1:
-        return [(_result_name(path, given), (path,)) for path in scans]
-    parts: dict[str, dict[int, Path]] = defaultdict(dict)
-    for path in scans:
-        match = re.fullmatch(r"(.+)_(\d{4})", scan_name(path)) if path.is_file() else None
-        if match is None:
-            raise ScanError(
-                f"{path}: this model takes {channels} channels; expected files CASE_0000 to CASE_{channels - 1:04d}"
-            )
-        parts[match[1]][int(match[2])] = path
-    if len(scans) == 1:  # one named file stands for its patient: its channels lie beside it
-        only = scans[0]
-        ((name, _),) = parts.items()
-        parts[name] = {
-            int(scan_name(path)[-4:]): path
-            for path in only.parent.iterdir()
-            if is_scan_file(path) and re.fullmatch(re.escape(name) + r"_\d{4}", scan_name(path))
-        }
-    for name, files in parts.items():
-        if sorted(files) != list(range(channels)):
-            there = ", ".join(f"_{number:04d}" for number in sorted(files))
-            raise ScanError(
-                f"{scans[0].parent / name}: channels {there}; this model takes _0000 to _{channels - 1:04d}"
-            )
-    return [(name, tuple(files[number] for number in sorted(files))) for name, files in sorted(parts.items())]
-
-
-def _result_name(path: Path, given: Path) -> str:
-    if path.is_dir():
-        return path.resolve().name if path == given else "_".join(path.relative_to(given).parts)
-    return re.sub(r"(?<=.)_0000$", "", scan_name(path))
-
-
 def _check_results(requests: Sequence[SegmentationRequest]) -> None:
-    first: dict[Path, SegmentationRequest] = {}
-    scans = {path.resolve(): path for request in requests for path in request.scans}
+    scans = {path.resolve() for request in requests for path in request.scans}
     for request in requests:
-        other = first.setdefault(request.result, request)
-        if other is not request:
-            raise ConfigError(
-                f"{request.result}: the result of both {other.scans[0]} and {request.scans[0]}; rename one of them, "
-                "or segment them into different folders"
-            )
         if request.result.resolve() in scans:
             raise ConfigError(f"{request.result}: the result would replace the scan itself; name another output folder")
 
@@ -241,7 +217,7 @@ def describe_results(output: Path, plan: Plan, overwrite: bool) -> None:
     path = output / DATASET_JSON
     content = {
         "name": plan.dataset,
-        "description": SIGNATURE,
+        "description": RESULTS_MARK,
         "channel_names": {str(number): name for number, name in enumerate(plan.channels)},
         "labels": plan.labels,
         "file_ending": RESULT_SUFFIX,
@@ -250,7 +226,7 @@ def describe_results(output: Path, plan: Plan, overwrite: bool) -> None:
         present = read_own_json(path)
         if present.get("labels") == plan.labels:
             return
-        ours = present.get("description") == SIGNATURE
+        ours = present.get("description") == RESULTS_MARK
         if not (ours and overwrite):
             raise ConfigError(
                 f"{path}: this folder's label set is not the checkpoint's; name an empty output folder"

@@ -44,6 +44,7 @@ class SegmentationRequest:
     name: str
     scans: tuple[Path, ...]
     result: Path
+    fault: str = ""  # why it can't be segmented, known before anything is read
 
 
 @dataclass(frozen=True)

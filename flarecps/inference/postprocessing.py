@@ -20,10 +20,13 @@ from scipy import ndimage
 
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases
+from flarecps.case_names import file_name
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.overlap import dice_per_label
+from flarecps.named_paths import check_output_folder
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import is_scan_file, read_labels, read_labels_on, scan_name, write_labels
+from flarecps.volumes.discovery import label_maps
+from flarecps.volumes.io import read_labels, read_labels_on, write_labels
 
 Dsc: TypeAlias = dict[int, float]  # by label; NaN where prediction and reference both lack it
 Pair: TypeAlias = tuple[Path, Path]  # a prediction and its reference
@@ -221,7 +224,7 @@ def _organs(labels: dict[str, int]) -> dict[str, int]:
 
 def pairs_of(predictions: Path, references: Path) -> dict[str, Pair]:
     """The predictions that have a reference of the same name. DatasetError when a folder is missing, or none has."""
-    found, expected = _by_name(predictions), _by_name(references)
+    found, expected = label_maps(predictions), label_maps(references)
     pairs = {name: (path, expected[name]) for name, path in found.items() if name in expected}
     if not pairs:
         raise DatasetError(f"{predictions}: no prediction has the name of a reference in {references}")
@@ -276,7 +279,9 @@ def apply_rules(
     """
     if output.resolve() == predictions.resolve():
         raise DatasetError(f"{output}: the predictions' own folder; name another one")
-    cases = [(name, (path, output / f"{name}.nii.gz")) for name, path in _by_name(predictions).items()]
+    check_output_folder(output)
+    found = label_maps(predictions, leave_out=(output,))
+    cases = [(name, (path, output / file_name(name, ".nii.gz"))) for name, path in found.items()]
     return process_cases(
         partial(_applied, rules=rules, overwrite=overwrite), cases, workers, "Post-processing", progress
     )
@@ -335,19 +340,3 @@ def _does_good(before: Dsc, after: Dsc) -> bool:
 
 def _plain(mean: float) -> float | None:
     return None if np.isnan(mean) else round(mean, 6)
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; expected label maps (NIfTI, NRRD, MHA)")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_scan_file(path):
-            other = found.setdefault(scan_name(path), path)
-            if other is not path:
-                raise DatasetError(
-                    f"{path}: the name {scan_name(path)!r} is taken by {other.name}; keep one of the two"
-                )
-    if not found:
-        raise DatasetError(f"{folder}: no label maps in this folder; expected files such as CASE.nii.gz")
-    return found

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from flarecps import atomic
+from flarecps.case_names import file_name
 from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.checksums import CHECKSUMS, check_file
@@ -142,7 +143,7 @@ def write_pseudo_labels(
 
 def read_pseudo_labels(folder: Path, name: str) -> PseudoLabels:
     """What is known of a finished scan; ``StoreError`` when it is damaged."""
-    case = folder / "cases" / name
+    case = folder / "cases" / file_name(name)
     try:
         content = json.loads((case / "case.json").read_text(encoding="utf-8"))
         return PseudoLabels(
@@ -276,7 +277,9 @@ class PseudoLabelledStore(CaseStore):
     @property
     def digest(self) -> str:
         """What is trained on, in short: another one for other labels, organs or weights (SHA-256)."""
-        labels = [(self.folder / "cases" / name / CHECKSUMS).read_text(encoding="utf-8") for name in self.names]
+        labels = [
+            (self.folder / "cases" / file_name(name) / CHECKSUMS).read_text(encoding="utf-8") for name in self.names
+        ]
         content = json.dumps([labels, self._annotated, self.weights])
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps import atomic
+from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case
 from flarecps.preprocessing.checksums import sha256
 
@@ -83,7 +84,7 @@ def have_hashes(files: Sequence[FileHash]) -> bool:
 def recorded_files(store: Path, name: str) -> list[FileHash]:
     """What a case's record says of the files it was made from; [] without a readable record."""
     try:
-        content = json.loads((store / "cases" / name / "case.json").read_text(encoding="utf-8"))
+        content = json.loads((store / "cases" / file_name(name) / "case.json").read_text(encoding="utf-8"))
         return list(content["made_from"]["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -158,4 +159,4 @@ def changed_sources(store: Path, recorded: dict[str, list[FileHash]]) -> tuple[l
 
 
 def _place(store: Path, name: str) -> Path:
-    return store / FOLDER / f"{name}.json"
+    return store / FOLDER / file_name(name, ".json")

@@ -221,7 +221,7 @@ def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
 
 def remarks_on(store: Path, name: str) -> tuple[str, ...]:
     """What was remarked on a stored case's scan when it was read: slices missing, a gantry tilt, …"""
-    content = json.loads((store / "cases" / name / "case.json").read_text(encoding="utf-8"))
+    content = json.loads((store / "cases" / file_name(name) / "case.json").read_text(encoding="utf-8"))
     return tuple(content.get("remarks", ()))
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
-from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom, is_dicom_file
+from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
 from flarecps.volumes.headers import ScanHeader, check_length, check_plausible, read_voxels
+from flarecps.volumes.links import check_reachable
 from flarecps.volumes.mha import read_mha_header
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.nrrd import read_nrrd_header
@@ -238,19 +239,6 @@ def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
         raise ScanError(f"{path}: unknown image format; expected a name ending in .nii.gz, .nii, .nrrd or .mha")
 
 
-def find_scans(folder: Path | str) -> list[Path]:
-    """Every scan in ``folder``, sorted: image files in it, and each folder at or below it that holds DICOM slices.
-
-    Hidden and partial files (names starting with a dot) are left out. Raises ScanError for a missing folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ScanError(f"{folder}: no such folder: check the path")
-    files = [path for path in folder.iterdir() if path.is_file() and is_scan_file(path)]
-    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))]
-    return sorted(files + [candidate for candidate in folders if contains_dicom(candidate)])
-
-
 def is_scan_file(path: Path) -> bool:
     """Whether a file's name is that of a NIfTI, NRRD or MHA image."""
     return not path.name.startswith(".") and (nifti.is_nifti(path) or path.suffix.lower() in itk.KINDS)
@@ -278,6 +266,7 @@ def _read_by(reader: Callable[[Path], T], path: Path) -> T:
 
 
 def _kind(path: Path) -> ScanKind:
+    check_reachable(path)
     if path.is_dir():
         return "dicom"
     if not path.exists():

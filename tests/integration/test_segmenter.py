@@ -17,7 +17,7 @@ import torch
 
 from flarecps.checkpoint import model_entry
 from flarecps.cli.main import main
-from flarecps.errors import CheckpointError, ConfigError, ScanError
+from flarecps.errors import CheckpointError, ConfigError
 from flarecps.inference.folders import requests_for, segment_folder
 from flarecps.inference.resources import planner
 from flarecps.inference.resources.budget import Budget
@@ -580,8 +580,13 @@ def test_what_results_are_called(tmp_path: Path) -> None:
 def test_results_that_would_collide(tmp_path: Path) -> None:
     for name in ("a_0000.nii.gz", "a.mha"):
         (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match=r"a\.nii\.gz: the result of both"):
-        requests_for(tmp_path, tmp_path / "out")
+    (a,) = requests_for(tmp_path, tmp_path / "out")
+    assert "a.mha and " in a.fault
+    assert "both are case 'a'" in a.fault
+    (alone,) = requests_for(tmp_path / "a.mha", tmp_path / "out")
+    assert (alone.name, alone.fault) == ("a", "")
+    (tmp_path / "c.nii.gz").touch()
+    assert [one.fault for one in requests_for(tmp_path, tmp_path / "out")] == [a.fault, ""], "the other is done"
     with pytest.raises(ConfigError, match="a file name for the results of 2 scans"):
         requests_for(tmp_path, tmp_path / "out.nii.gz")
     (tmp_path / "in").mkdir()
@@ -601,8 +606,9 @@ def test_several_channels_belong_together(tmp_path: Path) -> None:
     (one,) = requests_for(tmp_path / "a_0000.nii", tmp_path / "out", channels=2)
     assert [path.name for path in one.scans] == ["a_0000.nii", "a_0001.nii"]
     (tmp_path / "b_0001.nii").unlink()
-    with pytest.raises(ScanError, match="this model takes _0000 to _0001"):
-        requests_for(tmp_path, tmp_path / "out", channels=2)
+    requests = requests_for(tmp_path, tmp_path / "out", channels=2)
+    assert [bool(one.fault) for one in requests] == [False, True]
+    assert "b_0000.nii: case 'b' has the channels _0000; expected _0000 to _0001" in requests[1].fault
 
 
 def test_a_folder_with_another_label_set_is_left_alone(

@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from flarecps.errors import ScanError
+from flarecps.volumes.discovery import find_scans
 from flarecps.volumes.io import (
-    find_scans,
     read_channels,
     read_labels,
     read_space,

@@ -1,0 +1,175 @@
+"""Which scans there are and what each case is called: one walk and one rule for all commands (docs/case-names.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flarecps.case_names import why_not_plain
+from flarecps.errors import DatasetError, ScanError
+from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom
+from flarecps.volumes.io import is_scan_file, scan_name
+from flarecps.volumes.links import leads_nowhere
+
+RESULTS_MARK = "labels predicted by flarecps segment"  # in the dataset.json of results, which are no scans
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: CASE_0000.nii.gz
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """One case's files, a file or DICOM folder per channel in order; ``fault``: why it can't be used, if so."""
+
+    name: str
+    images: tuple[Path, ...]
+    fault: str = ""
+
+
+def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Path]:
+    """Every scan at or below ``folder``, sorted: image files, and folders that hold DICOM slices.
+
+    Links are followed, each loop once. Left out, at any depth: what starts with a dot, the folders ``leave_out``, and
+    results of ``segment`` below ``folder``. Links that lead nowhere and folders that can't be opened are listed, too:
+    reading them says so. Raises ScanError for a missing folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ScanError(f"{folder}: no such folder: check the path")
+    found: list[Path] = []
+    unwanted = {os.path.realpath(path) for path in leave_out}
+    entered: set[str] = set()
+    waiting: list[tuple[Path, frozenset[str], int]] = [(folder, frozenset(), 0)]  # with its ancestors; links on the way
+    while waiting:
+        place, ancestors, links = waiting.pop()
+        real = os.path.realpath(place)
+        # What links in linked folders lead to is entered once, or folders that link each other would multiply.
+        if (
+            real in ancestors
+            or real in unwanted
+            or (links > 1 and real in entered)
+            or (ancestors and _is_results(place))
+        ):
+            continue
+        entered.add(real)
+        try:
+            inside = [path for path in sorted(place.iterdir()) if not path.name.startswith(".")]
+            is_series = contains_dicom(place)
+        except OSError:
+            found.append(place)
+            continue
+        lost = [path for path in inside if leads_nowhere(path)]
+        slices = [path for path in lost if is_series or path.suffix.lower() in SUFFIXES]
+        found += [place] if is_series or slices else []
+        found += [path for path in lost if path not in slices]
+        for path in inside:
+            if path in lost:
+                continue
+            if path.is_dir():
+                waiting.append((path, ancestors | {real}, links + path.is_symlink()))
+            elif path.is_file() and is_scan_file(path):
+                found.append(path)
+    return sorted(found)
+
+
+def _is_results(folder: Path) -> bool:
+    try:
+        return RESULTS_MARK in (folder / "dataset.json").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def find_cases(
+    place: Path,
+    channels: int = 1,
+    labels: Mapping[str, Path] | None = None,
+    ending: str | None = None,
+    leave_out: Collection[Path] = (),
+) -> list[FoundCase]:
+    """The cases of a folder (or of one scan), sorted by name; what contradicts the rule is the fault of its case.
+
+    ``labels``, where known, by ``label_name``; ``ending``: only image files of this ending count, in any case of
+    letters. Raises ScanError for a missing folder, and when files are there but none of that ending.
+    """
+    is_one = not place.is_dir()
+    if is_one:
+        paths = sorted({place, *(one for one in place.parent.iterdir() if is_scan_file(one))})
+    else:
+        paths = find_scans(place, leave_out)
+    if ending is not None and paths:
+        first = paths[0]
+        paths = [path for path in paths if path.is_dir() or path.name.lower().endswith(ending.lower())]
+        if not paths:
+            raise ScanError(
+                f'{first}: no file there ends in {ending}, which dataset.json gives as "file_ending": correct it there'
+            )
+    names = _split_numbers([label_name(path, None if is_one else place) for path in paths], channels, labels or {})
+    parts: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    for (name, number), path in zip(names, paths, strict=True):
+        if not is_one or path == place or channels > 1:  # beside one file of several lie its other channels
+            parts[name].append((number, path))
+    found = [_case(name, sorted(files), channels) for name, files in sorted(parts.items())]
+    return [case for case in found if place in case.images] if is_one else found
+
+
+def label_maps(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, Path]:
+    """The label maps of a folder by ``label_name``, sorted; DatasetError where two have one name or there are none."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; expected label maps (NIfTI, NRRD, MHA)")
+    found: dict[str, Path] = {}
+    for path in find_scans(folder, leave_out):
+        name = label_name(path, folder)
+        if name in found:
+            raise DatasetError(f"{path}: the case name {name!r} is taken by {found[name].name}; keep one of the two")
+        found[name] = path
+    if not found:
+        raise DatasetError(f"{folder}: no label maps in this folder; expected files such as CASE.nii.gz")
+    return found
+
+
+def label_name(path: Path, below: Path | None = None) -> str:
+    """A label map's case, and a scan's name with its channel: the file's name without image ending, or the folder's.
+
+    Given the folder ``below``, folders on the way are part of it.
+
+    >>> label_name(Path("scans/a/SERIES/x.nii.gz"), Path("scans"))
+    'a_SERIES_x'
+    """
+    if below is None or path == below:
+        return scan_name(Path(os.path.abspath(path)))
+    return "_".join((*path.relative_to(below).parts[:-1], scan_name(path)))
+
+
+def labels_of(name: str, labels: Mapping[str, Path]) -> Path | None:
+    """The label map of a case among those of a folder by ``label_name``: CASE, else CASE_0000 as some images are."""
+    return labels.get(name) or labels.get(f"{name}_0000")
+
+
+def _split_numbers(names: Sequence[str], channels: int, labels: Mapping[str, Path]) -> list[tuple[str, int]]:
+    """(case, channel) of each name. Four digits at the end are the channel where a case has several channels or labels
+    without them; else only _0000 is, unless others of that beginning have other numbers: then they count the cases."""
+    matches = [_NUMBERED.fullmatch(name) for name in names]
+    counting = {match["case"] for match in matches if match and int(match["number"])} if channels == 1 else set()
+    counting -= set(labels)
+    return [
+        (match["case"], int(match["number"])) if match and match["case"] not in counting else (name, 0)
+        for name, match in zip(names, matches, strict=True)
+    ]
+
+
+def _case(name: str, files: Sequence[tuple[int, Path]], channels: int) -> FoundCase:
+    numbers, images = [number for number, _ in files], tuple(path for _, path in files)
+    if reason := why_not_plain(name):
+        return FoundCase(
+            name, images, f"{images[0].parent}: the case name {ascii(name)[:80]} {reason}: rename the file"
+        )
+    if len(set(numbers)) < len(numbers):
+        both = next(files[i][1] for i in range(1, len(files)) if numbers[i] == numbers[i - 1])
+        return FoundCase(name, images, f"{images[0]} and {both}: both are case {name!r}; rename or remove one of them")
+    if numbers != list(range(channels)):
+        there = ", ".join(f"_{number:04d}" for number in numbers)
+        expected = "one file" if channels == 1 else f"_0000 to _{channels - 1:04d}, one file each"
+        return FoundCase(name, images, f"{images[0]}: case {name!r} has the channels {there}; expected {expected}")
+    return FoundCase(name, images)
