@@ -24,4 +24,6 @@ def convert(source: Path, out: Path, *, copy: bool = False) -> int:
     print(f"{out}: " + ", ".join(f"{count} {role}" for role, count in converted.cases.items()))
     for remark in converted.remarks:
         print(remark, file=sys.stderr)
-    return 0
+    for fault in converted.faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    return 1 if converted.faults else 0

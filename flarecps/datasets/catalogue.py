@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Catalogue:
     cases: tuple[Case, ...]
     layout: str = "nnU-Net"
     validation_names: tuple[str, ...] = ()  # labelled cases that a split holds out
+    faults: Mapping[str, str] = field(default_factory=dict)  # why a case was left out, by its name
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -69,10 +71,11 @@ class Catalogue:
         """
         complaints = complaints or FindingCollector()
         by_name = {case.name: case for case in self.cases}
+        known = {*by_name, *self.faults}
         roles: list[tuple[str, Role]] = [(name, "labelled") for name in split.labelled + split.validation]
         roles += [(name, "unlabelled") for name in split.unlabelled]
         roles += [(name, "test") for name in split.test]
-        unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in by_name]
+        unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in known]
         for name in dict.fromkeys(unknown):
             complaints.add(
                 name, "missing-file",
@@ -100,9 +103,10 @@ def read_catalogue(
     """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
 
     ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
-    do not. nnU-Net's ``splits_final.json`` holds such named splits: "fold_0", "fold_1", … Raises DatasetError: missing
-    folder, no images, no labelled case, images and labels unmatched, a case with the wrong number of channels, one name
-    twice, or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
+    do not. nnU-Net's ``splits_final.json`` holds such named splits: "fold_0", "fold_1", … A case that lacks a channel
+    or a listed file, or has no plain name, is left out and stands in ``faults``: whoever works through the cases says
+    so. Raises DatasetError: missing folder, no images, no labelled case, images and labels unmatched, one name twice,
+    or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
 
     With ``complaints`` that collect, what concerns single cases or the numbering of labels is kept there instead of
     raised: the cases that can't be listed are left out, and label ids stay as they are written.
@@ -121,7 +125,7 @@ def read_catalogue(
         cases=cases,
         layout=layout,
     )
-    catalogue = replace(catalogue, cases=_sound_cases(catalogue, complaints))
+    catalogue = replace(catalogue, cases=_sound_cases(catalogue, complaints), faults=complaints.faults)
     roles = catalogue.split
     splits = data_set_splits(root, roles.unlabelled, roles.test)
     if split is not None and not splits:
@@ -170,7 +174,7 @@ def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple
 def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Case, ...]:
     """The cases that can be used: each name once, one file per channel."""
     if not any(case.role == "labelled" for case in catalogue.cases):
-        raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
+        raise _no_labelled_case(catalogue.root, complaints.faults)
     sound: dict[str, Case] = {}
     for case in catalogue.cases:
         if case.name in sound:
@@ -180,7 +184,7 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
                 "one scan per name",
             )  # fmt: skip
         elif len(case.images) != len(catalogue.channels):
-            complaints.add(
+            complaints.add_fault(
                 case.name, "channel-count",
                 f"{case.images[0]}: case {case.name!r} has {len(case.images)} image files, but dataset.json names "
                 f"{len(catalogue.channels)} channels ({', '.join(catalogue.channels)})",
@@ -191,9 +195,14 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
     return tuple(sound.values())
 
 
+def _no_labelled_case(root: Path, faults: Mapping[str, str]) -> DatasetError:
+    first = "".join(f"; the first fault: {fault}" for fault in list(faults.values())[:1])
+    return DatasetError(f"{root}: no labelled case; expected training images with a label file each{first}")
+
+
 def _check_labelled(catalogue: Catalogue, complaints: FindingCollector) -> None:
     if not catalogue.labelled:
-        raise DatasetError(f"{catalogue.root}: no labelled case; expected training images with a label file each")
+        raise _no_labelled_case(catalogue.root, catalogue.faults)
     missing = [case for case in catalogue.labelled if case.labels is None]
     if missing and len(missing) == len(catalogue.labelled):
         raise DatasetError(

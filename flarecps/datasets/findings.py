@@ -40,6 +40,9 @@ KINDS: dict[str, Kind] = {
     "same-name": Kind(
         "error", "One name, two cases", "Two images in different folders have the same case name.",
         "Rename one of them (and its labels)."),
+    "odd-name": Kind(
+        "error", "Not a file's name", "A case is called by what can't be a file's name on every system.",
+        "Rename the case and its files: letters, digits, dashes, underscores."),
     "missing-file": Kind(
         "error", "Listed, but not there", "dataset.json or splits.json names a file or case that is not in the folder.",
         "Complete the download, or take the name off the list."),
@@ -228,6 +231,7 @@ class FindingCollector:
 
     collect: bool = False
     findings: list[Finding] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)  # by case: why it alone can't be used
 
     def add(self, case: str, code: str, found: str, expected: str, cure: str = "") -> None:
         """Keep the finding, or raise it as a DatasetError where it is an error."""
@@ -235,3 +239,9 @@ class FindingCollector:
         if not self.collect and finding.severity == "error":
             raise DatasetError(finding.message)
         self.findings.append(finding)
+
+    def add_fault(self, case: str, code: str, found: str, expected: str, cure: str = "") -> None:
+        """Keep a finding that concerns one case alone: it is left out and reported, the others are done."""
+        finding = Finding(case, code, found, expected, cure)
+        self.findings.append(finding)
+        self.faults[case] = finding.message

@@ -6,7 +6,6 @@ A subset of a data set is a folder of links in nnU-Net v2's layout: nothing is c
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import PARTIAL_PREFIX, write_json
-from flarecps.case_names import file_name
+from flarecps.case_names import file_name, why_not_plain
 from flarecps.datasets.findings import FindingCollector
 from flarecps.errors import DatasetError
 from flarecps.json_fields import shown
 from flarecps.text_files import read_json
-from flarecps.volumes.io import is_scan_file, scan_name
+from flarecps.volumes.discovery import FoundCase, find_cases, find_scans, label_name, labels_of
+from flarecps.volumes.io import scan_name
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
 _Place: TypeAlias = tuple[Path, Path | None, Role]  # folder of images, folder of labels, whose they are
@@ -37,7 +37,6 @@ EXPECTED = (
     "expected a dataset.json; it names the labels, for example "
     '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
 )
-_CHANNEL_ENDING = re.compile(r"^(?P<name>.+)_(?P<channel>\d{4})$")  # nnU-Net: CASE_0000.nii.gz
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,10 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
         description = read_json(file, DatasetError, EXPECTED)
         if not isinstance(description, dict):
             raise DatasetError(f"{file}: holds {shown(description)}; {EXPECTED}")
+    files = _files_of(description)
     for flare22 in [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]:  # as in ``Training``
         if "unlabeled" not in flare22.name.lower() and (flare22 / "images").is_dir():
-            cases = _list_roles(_flare22_places(root, flare22), complaints)
+            cases = _list_roles(_flare22_places(root, flare22), complaints, files)
             return "FLARE22", cases, FLARE22_DESCRIPTION if description is None else description
     if description is not None and isinstance(listed := description.get("training"), list):
         entries = [_listed_files(root, entry, "image", f'"training" entry {n}') for n, entry in enumerate(listed)]
@@ -84,7 +84,7 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
             name: _listed_files(root, entry, "images", f'"dataset" of case {name!r}') for name, entry in listed.items()
         }
         if _list_counts(root, "dataset", [images[0] for images, _ in named.values()], complaints):
-            return "nnU-Net", _list_named(root, named, complaints), description
+            return "nnU-Net", _list_named(root, named, complaints, files), description
     places: list[_Place]
     if (root / "imagesTr").is_dir():
         layout = "nnU-Net"
@@ -102,7 +102,7 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
             f"{root}: no images found; expected imagesTr/ (nnU-Net v2), FLARE22_LabeledCase50/, an MSD dataset.json, "
             f"or images/ labels/ unlabelled/"
         )
-    cases = _list_roles(places, complaints)
+    cases = _list_roles(places, complaints, files)
     if description is None:
         raise DatasetError(f"{file}: missing; {EXPECTED.removeprefix('expected a dataset.json; ')}")
     return layout, cases, description
@@ -117,62 +117,57 @@ def _images_of(folder: Path) -> Path:
     return folder / "images" if (folder / "images").is_dir() else folder
 
 
-def _scans_in(folder: Path | None) -> list[Path]:
-    """Scan files and sub-folders (DICOM series) in a folder, sorted; hidden ones and other files are passed over."""
-    if folder is None or not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if is_scan_file(path) or (path.is_dir() and path.name != "labels" and not path.name.startswith("."))
-    )
+@dataclass(frozen=True)
+class _Files:
+    """What dataset.json says of the files: how many channels a case has, and how files end (None: any ending)."""
+
+    channels: int = 1
+    ending: str | None = None
 
 
-def _labels_in(folder: Path | None) -> dict[str, Path]:
+def _files_of(description: Mapping[str, Any] | None) -> _Files:
+    description = description or {}
+    channels = description.get("channel_names", description.get("modality"))
+    ending = description.get("file_ending")
+    return _Files(len(channels) if isinstance(channels, Mapping) else 1, ending if isinstance(ending, str) else None)
+
+
+def _labels_in(folder: Path | None, ending: str | None = None) -> dict[str, Path]:
     """Label files by case name."""
-    return {scan_name(path): path for path in _scans_in(folder)}
+    if folder is None or not folder.is_dir():
+        return {}
+    found = [path for path in find_scans(folder) if ending is None or path.name.lower().endswith(ending.lower())]
+    return {label_name(path, folder): path for path in found}
 
 
-def _list_roles(places: list[_Place], complaints: FindingCollector) -> tuple[Case, ...]:
-    """The cases of several places; one rule on channel endings for all of them.
-
-    ``_0000`` at the end of a file name is a channel unless label files carry the very same names (MSD's habit). A label
-    map that was copied among the images (CASE beside CASE_0000) says nothing of that.
-    """
-    found = [(_scans_in(images), _labels_in(labels), role, labels) for images, labels, role in places]
-    label_names = {name for _, labels, _, _ in found for name in labels}
-    stems = {scan_name(path) for paths, _, _, _ in found for path in paths}
-    coded = not any(_CHANNEL_ENDING.match(name) and f"{name}_0000" not in stems for name in label_names & stems)
+def _list_roles(places: list[_Place], complaints: FindingCollector, files: _Files) -> tuple[Case, ...]:
+    """The cases of several places, by the rule for all commands (docs/case-names.md)."""
     cases: list[Case] = []
-    for paths, labels, role, labels_folder in found:
-        channels: dict[str, list[tuple[int, Path]]] = {}
-        for path in paths:
-            match = _CHANNEL_ENDING.match(scan_name(path)) if coded else None
-            name, channel = (match["name"], int(match["channel"])) if match else (scan_name(path), 0)
-            channels.setdefault(name, []).append((channel, path))
-        orphans = sorted(set(labels) - set(channels))
+    for images, labels_folder, role in places:
+        if not images.is_dir():
+            continue
+        labels = _labels_in(labels_folder, files.ending)
+        ending = None if role == "unlabelled" else files.ending  # nnU-Net, whose word it is, has no unlabelled scans
+        found = find_cases(images, files.channels, labels, ending, leave_out=(images / "labels",))
+        named = {case.name for case in found}
+        # A folder in which no slice was recognised is a case all the same where it has labels: reading it says why.
+        unread = [name for name in labels if name not in named and (images / name).is_dir()]
+        found += [FoundCase(name, (images / name,)) for name in unread]
+        own = {case.name: labels_of(case.name, labels) for case in found}
+        orphans = sorted(name for name, path in labels.items() if path not in own.values())
         for orphan in orphans if role == "labelled" else []:
             complaints.add(
                 orphan, "labels-without-image",
                 f"{labels[orphan]}: labels without an image ({len(orphans)} such files in {labels_folder})",
                 f"an image called {orphan}_0000 beside the others",
             )  # fmt: skip
-        for name, images in sorted(channels.items()):
-            numbers = [channel for channel, _ in sorted(images)]
-            stray = next((path for _, path in images if scan_name(path) == name and len(images) > 1), None)
-            if stray is not None:
-                complaints.add(
-                    name, "stray-file", f"{stray} lies beside {name}_0000 and the like", "one file per channel",
-                )  # fmt: skip
-                continue
-            if numbers != list(range(len(numbers))):
-                complaints.add(
-                    name, "channel-count",
-                    f"{images[0][1]}: case {name!r} has the channels {numbers}",
-                    "0, 1, ... once each (file names ending in _0000, _0001, ...)",
-                )  # fmt: skip
-                continue
-            cases.append(Case(name, role, tuple(path for _, path in sorted(images)), labels.get(name)))
+        for case in sorted(found, key=attrgetter("name")):
+            if case.fault:
+                stray = len(case.images) > 1 and any(scan_name(path) == case.name for path in case.images)
+                code = "odd-name" if why_not_plain(case.name) else "stray-file" if stray else "channel-count"
+                complaints.add_fault(case.name, code, case.fault, "a file per channel, of a plain name")
+            else:
+                cases.append(Case(case.name, role, case.images, own[case.name]))
     return tuple(cases)
 
 
@@ -187,10 +182,10 @@ def _flare22_places(root: Path, labelled: Path) -> list[_Place]:
     return places
 
 
-_Files: TypeAlias = tuple[tuple[Path, ...], Path | None]  # images of a case, one per channel, and its labels
+_Listed: TypeAlias = tuple[tuple[Path, ...], Path | None]  # images of a case, one per channel, and its labels
 
 
-def _listed_files(root: Path, entry: Any, key: str, what: str) -> _Files:
+def _listed_files(root: Path, entry: Any, key: str, what: str) -> _Listed:
     """The files that dataset.json gives for a case, whose scan is under ``key`` ("image", or "images": a list)."""
     images = entry.get(key) if isinstance(entry, Mapping) else None
     labels = entry.get("label") if isinstance(entry, Mapping) else None
@@ -222,13 +217,14 @@ def _list_counts(root: Path, key: str, images: Sequence[Path], complaints: Findi
 
 
 def _list_msd(
-    root: Path, entries: Sequence[_Files], description: Mapping[str, Any], complaints: FindingCollector
+    root: Path, entries: Sequence[_Listed], description: Mapping[str, Any], complaints: FindingCollector
 ) -> tuple[Case, ...]:
     """Medical Segmentation Decathlon: image and label paths are listed in dataset.json; ``imagesUn/`` is ours."""
     cases: list[Case] = []
     for images, labels in entries:
-        cases += _if_complete(Case(scan_name(images[0]), "labelled", images, labels), complaints)
-    unlabelled = [Case(scan_name(path), "unlabelled", (path,)) for path in _scans_in(root / "imagesUn")]
+        name = label_name(images[0]).removesuffix("_0000")
+        cases += _if_complete(Case(name, "labelled", images, labels), complaints)
+    unlabelled = _list_roles([(root / "imagesUn", None, "unlabelled")], complaints, _Files())
     listed = description.get("test", [])
     if not isinstance(listed, list):
         raise DatasetError(f'{root / DATASET_JSON}: "test" is {shown(listed)}; expected a list of paths')
@@ -238,26 +234,34 @@ def _list_msd(
         ]
         for n, entry in enumerate(listed)
     ]
-    labels_of = _labels_in(root / "labelsTs")
-    test = [Case(scan_name(path), "test", (path,), labels_of.get(scan_name(path))) for path in tests if path.exists()]
+    known = _labels_in(root / "labelsTs")
+    named = [(label_name(path).removesuffix("_0000"), path) for path in tests if path.exists()]
+    test = [Case(name, "test", (path,), labels_of(name, known)) for name, path in named]
     by_name = attrgetter("name")
     return (*sorted(cases, key=by_name), *unlabelled, *sorted(test, key=by_name))
 
 
 def _if_complete(case: Case, complaints: FindingCollector) -> list[Case]:
-    """The case, if all files that dataset.json gives for it are there."""
+    """The case, if it has a plain name and all files that dataset.json gives for it are there."""
+    if reason := why_not_plain(case.name):
+        complaints.add_fault(
+            case.name, "odd-name", f"dataset.json: the case name {ascii(case.name)[:80]} {reason}", "a plain one"
+        )
+        return []
     absent = [path for path in (*case.images, case.labels) if path is not None and not path.exists()]
     for path in absent:
-        complaints.add(case.name, "missing-file", f"{path}: listed in dataset.json but not there", "the file")
+        complaints.add_fault(case.name, "missing-file", f"{path}: listed in dataset.json but not there", "the file")
     return [] if absent else [case]
 
 
-def _list_named(root: Path, named: Mapping[str, _Files], complaints: FindingCollector) -> tuple[Case, ...]:
+def _list_named(
+    root: Path, named: Mapping[str, _Listed], complaints: FindingCollector, files: _Files
+) -> tuple[Case, ...]:
     """nnU-Net v2's other way: dataset.json's "dataset" gives every training case's files; the rest lies in folders."""
     cases: list[Case] = []
     for name, (images, labels) in sorted(named.items()):
         cases += _if_complete(Case(name, "labelled", images, labels), complaints)
-    return (*cases, *_list_roles(_nnunet_rest(root), complaints))
+    return (*cases, *_list_roles(_nnunet_rest(root), complaints, files))
 
 
 def link_cases(cases: Sequence[Case], images: Path, labels: Path | None = None) -> None:
@@ -283,7 +287,10 @@ def link_subset(
     (out / "dataset.json").unlink(missing_ok=True)
     link_cases(labelled, out / "imagesTr", out / "labelsTr")
     link_cases(unlabelled, out / "imagesUn")
-    write_json(out / "dataset.json", {**description, "numTraining": len(labelled), "file_ending": ".nii.gz"})
+    endings = {_suffix(image) for case in (*labelled, *unlabelled) for image in case.images} - {""}
+    ending = {"file_ending": endings.pop()} if len(endings) == 1 else {}
+    others = {key: value for key, value in description.items() if key != "file_ending"}
+    write_json(out / "dataset.json", {**others, "numTraining": len(labelled), **ending})
 
 
 def _link(link: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ class ConvertedDataset:
 
     cases: dict[str, int]
     remarks: tuple[str, ...]
+    faults: tuple[str, ...] = ()  # of cases that were left out
 
 
 def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> ConvertedDataset:
@@ -61,7 +62,9 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ConvertedDataset(
-        {role: sum(case.role == role for case in catalogue.cases) for role in FOLDERS}, _remarks(out)
+        {role: sum(case.role == role for case in catalogue.cases) for role in FOLDERS},
+        _remarks(out),
+        tuple(f"{name}: {fault}" for name, fault in catalogue.faults.items()),
     )
 
 

@@ -286,7 +286,8 @@ def _process(
     present = len(cases) - len(waiting)
     title = f"Fingerprint ({present} there already)" if present else "Fingerprint"
     outcomes = process_cases(_make, waiting, workers, title, progress, received=lambda _, value: receive(value))
-    return len(cases), [outcome for outcome in outcomes if outcome.failed]
+    faulty: list[Outcome[Fingerprint]] = [Outcome(name, None, why) for name, why in catalogue.faults.items()]
+    return len(cases) + len(faulty), [outcome for outcome in outcomes if outcome.failed] + faulty
 
 
 def _make(entry: _Entry) -> Fingerprint:

@@ -64,7 +64,9 @@ def preprocess_dataset(
     done = {one.name: one for one in process_cases(preprocess_case, waiting, workers, "Preprocess", progress)}
     write_manifest(store)
     outcomes = [done.get(case.name, Outcome(case.name, "present", None)) for case in cases]
-    return [one if one.failed else replace(one, remarks=remarks_on(store, one.name)) for one in outcomes]
+    faulty: list[Outcome[Done]] = [Outcome(name, None, why) for name, why in catalogue.faults.items()]
+    outcomes = [one if one.failed else replace(one, remarks=remarks_on(store, one.name)) for one in outcomes]
+    return outcomes + faulty
 
 
 def verify_dataset(

@@ -84,14 +84,14 @@ def _is_results(folder: Path) -> bool:
 def find_cases(
     place: Path,
     channels: int = 1,
-    labels: Mapping[str, Path] | None = None,
+    labels: Collection[str] = (),
     ending: str | None = None,
     leave_out: Collection[Path] = (),
 ) -> list[FoundCase]:
     """The cases of a folder (or of one scan), sorted by name; what contradicts the rule is the fault of its case.
 
-    ``labels``, where known, by ``label_name``; ``ending``: only image files of this ending count, in any case of
-    letters. Raises ScanError for a missing folder, and when files are there but none of that ending.
+    ``labels``: names of label maps (``label_name``), where known; ``ending``: only image files of this ending count, in
+    any case of letters. Raises ScanError for a missing folder, and when files are there but none of that ending.
     """
     is_one = not place.is_dir()
     if is_one:
@@ -105,7 +105,7 @@ def find_cases(
             raise ScanError(
                 f'{first}: no file there ends in {ending}, which dataset.json gives as "file_ending": correct it there'
             )
-    names = _split_numbers([label_name(path, None if is_one else place) for path in paths], channels, labels or {})
+    names = _split_numbers([label_name(path, None if is_one else place) for path in paths], channels, labels)
     parts: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for (name, number), path in zip(names, paths, strict=True):
         if not is_one or path == place or channels > 1:  # beside one file of several lie its other channels
@@ -147,12 +147,26 @@ def labels_of(name: str, labels: Mapping[str, Path]) -> Path | None:
     return labels.get(name) or labels.get(f"{name}_0000")
 
 
-def _split_numbers(names: Sequence[str], channels: int, labels: Mapping[str, Path]) -> list[tuple[str, int]]:
-    """(case, channel) of each name. Four digits at the end are the channel where a case has several channels or labels
-    without them; else only _0000 is, unless others of that beginning have other numbers: then they count the cases."""
+def _split_numbers(names: Sequence[str], channels: int, labels: Collection[str]) -> list[tuple[str, int]]:
+    """(case, channel) of each name: four digits at its end are the channel's number, unless they count the cases.
+
+    They do so only where cases have one channel, and for a beginning that has other numbers than _0000, no label map of
+    its own, and either label maps with the numbers, no _0000, or the only _0000 in the folder.
+    """
     matches = [_NUMBERED.fullmatch(name) for name in names]
-    counting = {match["case"] for match in matches if match and int(match["number"])} if channels == 1 else set()
-    counting -= set(labels)
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for match in filter(None, matches):
+        numbers[match["case"]].add(int(match["number"]))
+    with_first = sum(0 in one for one in numbers.values())
+    with_labels = {match["case"] for match in map(_NUMBERED.fullmatch, labels) if match}
+    counting = {
+        case
+        for case, found in numbers.items()
+        if channels == 1
+        and found != {0}
+        and case not in labels
+        and (case in with_labels or 0 not in found or with_first == 1)
+    }
     return [
         (match["case"], int(match["number"])) if match and match["case"] not in counting else (name, 0)
         for name, match in zip(names, matches, strict=True)

@@ -172,12 +172,16 @@ def test_labels_without_image(tmp_path: Path) -> None:
 def test_missing_channel_and_wrong_number_of_channels(tmp_path: Path) -> None:
     root = nnunet(tmp_path)
     describe(root, channel_names={"0": "T1", "1": "T2"})
-    with pytest.raises(DatasetError, match=r"has 1 image files, but dataset\.json names 2 channels"):
+    with pytest.raises(DatasetError, match=r"no labelled case.*p_1_0000\.nii\.gz: case 'p_1' has the channels _0000;"):
         read_catalogue(root)
     describe(root)
-    touch(root, "imagesTr/p_4_0001.nii.gz", "labelsTr/p_4.nii.gz")
-    with pytest.raises(DatasetError, match=r"case 'p_4' has the channels \[1\]"):
-        read_catalogue(root)
+    touch(
+        root, "imagesTr/p_4_0001.nii.gz", "labelsTr/p_4.nii.gz", "imagesUn/u_2_0000.nii.gz", "imagesUn/u_2_0001.nii.gz"
+    )
+    (root / "splits.json").write_text(json.dumps({"labelled": ["p_1", "p_4"], "unlabelled": ["u_1", "u_2"]}))
+    catalogue = read_catalogue(root)
+    assert roles(catalogue) == {"labelled": ["p_1"], "unlabelled": ["u_1"], "test": []}, "the others are done"
+    assert {name: "has the channels" in fault for name, fault in catalogue.faults.items()} == {"p_4": True, "u_2": True}
 
 
 def test_one_name_in_two_roles(tmp_path: Path) -> None:

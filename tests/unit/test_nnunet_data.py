@@ -199,10 +199,11 @@ def test_what_can_not_be_converted_is_named(raw: Path, tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), four / "imagesTr" / "liver_0.nii.gz")
     series = flare22(tmp_path / "series")
     (series / "Training" / "FLARE22_UnlabeledCase2000" / "dicom").mkdir()
+    (series / "Training" / "FLARE22_UnlabeledCase2000" / "dicom" / "slice.dcm").touch()
     for source, kind, message in (
         (raw, DatasetError, "has nnU-Net's raw layout already"),
         (mixed, DatasetError, "expects one ending for all"),
-        (several, DatasetError, "has 1 image files, but dataset.json names 2 channels"),
+        (several, DatasetError, "no labelled case.*has 1 image files, but dataset.json names 2 channels"),
         (four, ScanError, "liver_0"),
         (series, DatasetError, "a DICOM series"),
     ):

@@ -1,0 +1,206 @@
+"""Discovery loses nothing, a case has one name in every command, and its fault is its own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from small_model import LABELS, write_model, write_scan
+
+from flarecps.cli.main import main
+from flarecps.datasets.catalogue import read_catalogue
+from flarecps.errors import ScanError
+from flarecps.inference.folders import requests_for
+from flarecps.volumes.discovery import find_cases, find_scans
+
+
+def relative(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in find_scans(folder)]
+
+
+def series(folder: Path) -> Path:
+    """Slices that are DICOM by their suffix; nothing reads them here."""
+    folder.mkdir(parents=True)
+    for index in range(3):
+        (folder / f"{index}.dcm").touch()
+    return folder
+
+
+def segment(model: Path, scans: Path, out: Path, *more: object) -> int:
+    return main([str(word) for word in ("segment", model, scans, out, "--device", "cpu", *more)])
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "archive", tmp_path / "in"
+    series(archive / "P1/study/CT")
+    series(folder / "P2/CT")
+    (folder / "P1").symlink_to(archive / "P1")
+    (folder / "P3").mkdir()
+    (folder / "P3/scan.NII.GZ").touch()
+    (folder / "P2/up").symlink_to(folder)
+    (archive / "P1/self").symlink_to(archive / "P1")
+    for hidden in (".Trash-1000/files/old", "P2/.cache/x"):
+        series(folder / hidden)
+    assert relative(folder) == ["P1/study/CT", "P2/CT", "P3/scan.NII.GZ"]
+    assert [case.name for case in find_cases(folder)] == ["P1_study_CT", "P2_CT", "P3_scan"]
+
+
+def test_folders_that_link_each_other_do_not_multiply(tmp_path: Path) -> None:
+    folders = [tmp_path / "in" / str(index) for index in range(12)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "x.nii").touch()
+        for other in folders:
+            (folder / f"to_{other.name}").symlink_to(other)
+    found = find_scans(tmp_path / "in")
+    assert {path.resolve() for path in found} == {(folder / "x.nii").resolve() for folder in folders}
+    assert len(found) < 2 * 12 * 12, "12! were all ways gone"
+
+
+def test_what_can_not_be_reached_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / "gone")
+    (tmp_path / "P1").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "self.nii").symlink_to(tmp_path / "self.nii")
+    (series(tmp_path / "CT") / "9.dcm").symlink_to(tmp_path / "gone.dcm")
+    (tmp_path / "shut").mkdir()
+    listed = Path.iterdir
+
+    def refused(folder: Path) -> object:
+        if folder.name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert relative(tmp_path) == ["CT", "P1", "a.nii.gz", "self.nii", "shut"]
+    from flarecps.volumes.io import read_volume
+
+    for name, words in (("CT", "1 link in it"), ("P1", "nowhere, which can't"), ("shut", "Permission denied")):
+        with pytest.raises(ScanError, match=words):
+            read_volume(tmp_path / name)
+
+
+def test_segment_reports_what_it_can_not_reach_and_does_the_rest(tmp_path: Path, capsys) -> None:
+    model = write_model(tmp_path / "last.ckpt")
+    write_scan(tmp_path / "real/c.nii.gz")
+    scans = tmp_path / "in"
+    scans.mkdir()
+    (scans / "c_0000.nii.gz").symlink_to(tmp_path / "real/c.nii.gz")
+    (scans / "d_0000.nii.gz").symlink_to(tmp_path / "real/d.nii.gz")
+    shutil.copy(tmp_path / "real/c.nii.gz", scans / "con.nii.gz")
+    assert segment(model, scans, scans / "out") == 1
+    err = capsys.readouterr().err
+    assert "d: " in err
+    assert "can't be reached" in err
+    assert "is a device's on Windows" in err
+    assert [path.name for path in (scans / "out").glob("*.nii.gz")] == ["c.nii.gz"]
+    assert [one.name for one in requests_for(scans, tmp_path / "other")] == ["c", "con", "d"], "results are no scans"
+
+
+def test_endings_of_outputs(tmp_path: Path, capsys) -> None:
+    model, scan = write_model(tmp_path / "last.ckpt"), write_scan(tmp_path / "in/c_0000.nii.gz")
+    scan = tmp_path / "in/c_0000.nii.gz"
+    assert segment(model, scan, tmp_path / "y.NII.GZ") == 0
+    assert nibabel.Nifti1Image.from_bytes(gzip.decompress((tmp_path / "y.NII.GZ").read_bytes()))
+    for name in ("x.nrrd", "x.MHA", "x.Json"):
+        assert segment(model, scan, tmp_path / name) == 2
+        assert "expected that of a folder" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    assert main(["relabel", str(scan), str(tmp_path / "r.nii.gz"), "--ids", "1=2"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names"),
+    [
+        (["a_0000", "b_0000"], ["a", "b"], ["a", "b"]),
+        (["case_0000", "case_0001"], ["case_0000", "case_0001"], ["case_0000", "case_0001"]),
+        (["a_0000", "b_0000"], ["a_0000", "b_0000"], ["a", "b"]),
+        (["FLARE22_Tr_0001_0000", "FLARE22_Tr_0002_0000"], ["FLARE22_Tr_0001", "FLARE22_Tr_0002"], None),
+        (["case_0001", "case_0002"], ["case_0001", "case_0002"], ["case_0001", "case_0002"]),
+    ],
+)
+def test_one_name_in_every_command(
+    images: list[str], labels: list[str], names: list[str] | None, tmp_path: Path, capsys
+) -> None:
+    root = tmp_path / "data"
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        write_scan(root / f"imagesTr/{image}.nii.gz", index)
+        map_ = np.zeros((24, 24, 24), np.uint8)
+        map_[4:12, 4:12, 4:12] = 1
+        affine = nibabel.load(root / f"imagesTr/{image}.nii.gz").affine
+        (root / "labelsTr").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(map_, affine), root / f"labelsTr/{label}.nii.gz")
+    (root / "dataset.json").write_text(json.dumps({"labels": LABELS, "channel_names": {"0": "CT"}}))
+    names = names or labels
+    assert [case.name for case in read_catalogue(root).labelled] == names
+    requests = requests_for(root / "imagesTr", tmp_path / "out")
+    assert [one.name for one in requests] == names
+    for request, label in zip(requests, labels, strict=True):
+        request.result.parent.mkdir(exist_ok=True)
+        shutil.copy(root / f"labelsTr/{label}.nii.gz", request.result)
+    words = [
+        "score",
+        str(tmp_path / "out"),
+        str(root / "labelsTr"),
+        "--out",
+        str(tmp_path / "scores"),
+        "--workers",
+        "1",
+    ]
+    assert main([*words, "--protocol", "strict"]) == 0, capsys.readouterr().err
+    assert sorted(path.stem for path in (tmp_path / "scores/cases").glob("*.json")) == names
+
+
+def test_file_ending_is_obeyed(tmp_path: Path) -> None:
+    for name in ("imagesTr/a_0000.NRRD", "imagesTr/a_0000.nii.gz", "imagesTr/a_seg.nii.gz", "labelsTr/a.nrrd"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    content = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nrrd"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (case,) = read_catalogue(tmp_path).cases
+    assert (case.name, case.images[0].name) == ("a", "a_0000.NRRD")
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"file_ending": ".mha"}))
+    with pytest.raises(ScanError, match=r'no file there ends in \.mha.*"file_ending"'):
+        read_catalogue(tmp_path)
+
+
+def test_a_case_without_its_channel_is_reported_and_the_others_are_done(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "data"
+    for index, name in enumerate(("bad", "good")):
+        for channel in range(2 if name == "good" else 1):
+            write_scan(root / f"imagesTr/{name}_{channel:04d}.nii.gz", index)
+        image = sitk.ReadImage(str(root / f"imagesTr/{name}_0000.nii.gz"))
+        (root / "labelsTr").mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.Cast(image > 0, sitk.sitkUInt8), str(root / f"labelsTr/{name}.nii.gz"))
+    victim = {"images": ["imagesTr/good_0000.nii.gz", "imagesTr/good_0001.nii.gz"], "label": "labelsTr/good.nii.gz"}
+    labels = {"background": 0, "liver": 1}
+    (root / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "T1", "1": "T2"}}))
+    words = [str(root), "--out", str(tmp_path / "plan.json"), "--workers", "1"]
+    preprocess = ["preprocess", str(root), str(tmp_path / "plan.json"), "--out", str(tmp_path / "s"), "--workers", "1"]
+    assert main(["plan", *words, "--fingerprints", str(tmp_path / "prints")]) == 1
+    err = capsys.readouterr().err
+    assert "bad: " in err
+    assert "has the channels _0000; expected _0000 to _0001" in err
+    assert main(preprocess) == 1
+    assert [path.name for path in (tmp_path / "s/cases").iterdir()] == ["good"]
+    assert main(["inspect", str(root), "--workers", "1"]) == 1
+    assert "channel-count" in capsys.readouterr().out
+    requests = requests_for(root / "imagesTr", tmp_path / "out", channels=2)
+    assert [bool(one.fault) for one in requests] == [True, False]
+
+    named = {"good": victim, "../../victim": victim, "/abs": victim, "": victim, ".": victim}
+    content = {"labels": labels, "channel_names": {"0": "T1", "1": "T2"}, "dataset": named}
+    (root / "dataset.json").write_text(json.dumps(content))
+    before = {str(path) for path in tmp_path.rglob("*")}
+    assert main(["plan", *words, "--fingerprints", str(tmp_path / "a/b/prints")]) == 1
+    assert main(preprocess) == 1
+    new = {str(path) for path in tmp_path.rglob("*")} - before
+    assert all(os.path.commonpath([path, str(tmp_path / "a")]) == str(tmp_path / "a") for path in new)
+    assert [path.name for path in (tmp_path / "s/cases").iterdir()] == ["good"]
