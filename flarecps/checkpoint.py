@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ LONGEST_REASON = 120  # characters of torch's explanations, which name every ten
 MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity", "conventions")
 DOTTED = re.compile(r"(?=.{,255}$)[^\W\d]\w*(\.[^\W\d]\w*)+")  # my_lab.nets.MyUNet
 Trusted: TypeAlias = Sequence[type[nn.Module] | str]  # classes, or their dotted paths
+MOST_SIBLINGS = 64
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
 
 
@@ -98,6 +100,7 @@ def load_plain(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints/")
+    check_unpacked_size(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not one, none of them for the user's eyes
@@ -121,6 +124,23 @@ def load_plain(path: Path | str) -> dict[str, Any]:
     return dict(content)
 
 
+def check_unpacked_size(path: Path) -> None:
+    """Nothing, or CheckpointError for a PyTorch file that is packed: a few MB of it could fill the memory.
+
+    PyTorch stores tensors as they are. What is no zip archive is left for ``torch.load`` to refuse.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes that unpack to {unpacked}; PyTorch packs no checkpoint: "
+            "it is damaged or was made by hand; use the file that the training wrote"
+        )
+
+
 def check_fits(content: Mapping[str, Any], plan: Plan, siblings: nn.ModuleList) -> None:
     """Nothing, or ``CheckpointError`` when a checkpoint's networks are others, or see other images, than these."""
     theirs, ours = content[ENTRY], model_entry(plan, siblings, 0)
@@ -141,6 +161,8 @@ def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
     A checkpoint that names none was written before methods could say so: all its siblings.
     """
     entry = content[ENTRY]
+    if type(entry["siblings"]) is not int or not 0 <= entry["siblings"] <= MOST_SIBLINGS:
+        raise ValueError(f"siblings is {str(entry['siblings'])[:20]}, expected 1 to {MOST_SIBLINGS}")
     every = [f"{SIBLINGS_PREFIX}{index}." for index in range(entry["siblings"])]
     for key in content["state_dict"]:
         if key.startswith(SIBLINGS_PREFIX) and not key.startswith(tuple(every)):
@@ -199,6 +221,9 @@ def read_checkpoint(path: Path | str, trusted: Trusted = ()) -> TrainedModel:
             raise ValueError(f"the network has (channels, classes) {seen}, the plan {planned}")
         siblings = []
         for state in sibling_states(content):
+            if build in NETWORKS.values():  # a size that the weights don't have is told before memory is taken for it
+                with torch.device("meta"):
+                    build(**arguments).load_state_dict({name: value.to("meta") for name, value in state.items()})
             network = build(**arguments)
             network.load_state_dict(state)
             siblings.append(FinestScale(network).eval())

@@ -35,11 +35,13 @@ from flarecps.inference.outputs import (
     remove_partial_file,
 )
 from flarecps.inference.probability_file import writing_probabilities
+from flarecps.inference.resources.cost import Beside
 from flarecps.inference.resources.planner import MARGIN
-from flarecps.inference.segmenter import Segmenter
+from flarecps.inference.resources.usage import RamMeter, peak_gpu_memory
+from flarecps.inference.segmenter import Segmenter, what_it_took
 from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import Source, Volume, read_channels, read_labels_on, read_space, write_labels
+from flarecps.volumes.io import Source, Volume, read_channels, read_labels_on, read_sizes, write_labels
 from flarecps.volumes.space import Space
 
 A = TypeVar("A")  # what names a case
@@ -48,8 +50,6 @@ C = TypeVar("C")  # what is computed
 T = TypeVar("T")  # what is left when it is written
 
 Attempted: TypeAlias = tuple[T | None, str | None]
-
-READING_BYTES = 8  # a voxel, at most, while a file is read: float32, and once more in a reader of another format
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class LoadedScan:
     labels: LabelArray | None
     missing: dict[str, Path]
     seconds: float
+    ram: RamMeter | None  # running, where memory is counted
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class PredictedScan:
     agreement: Record | None
     missing: dict[str, Path]
     seconds: float
+    ram: RamMeter | None
+    vram_bytes: int
 
 
 class CaseSegmentation:
@@ -108,6 +111,10 @@ class CaseSegmentation:
     ) -> None:
         self.segmenter = segmenter
         self.outputs = outputs
+        for one in (segmenter, *siblings):
+            one.resources.beside = Beside(
+                outputs.probabilities, outputs.draw is not None, outputs.rules is not None, outputs.agreement
+            )
         self.siblings = tuple(siblings)
         self.overwrite = overwrite
         self.show_progress = show_progress
@@ -119,35 +126,58 @@ class CaseSegmentation:
         return self.write(request, self.compute(request, self.read(request)))
 
     def read(self, request: SegmentationRequest) -> LoadedScan:
-        """The scan, prepared for the network unless memory is counted (then one step is taken at a time)."""
-        began = time.monotonic()
+        """The scan, prepared for the network unless memory is counted (then one step is taken at a time).
+
+        With a limit of RAM, its headers are asked first whether it may be read.
+        """
+        began, budget = time.monotonic(), self.segmenter.settings.budget
         check_free_space(request.result.parent)
         missing = self.outputs.missing(request, self.overwrite)
-        volume = read_channels(request.scans)
-        drawn = prepared = None
-        if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
-            drawn = _labels_on(request.result, volume)
-        elif not self.segmenter.settings.budget:
-            prepared = self.segmenter.prepare(volume)
-        return LoadedScan(volume, prepared, drawn, missing, time.monotonic() - began)
+        with ExitStack() as stopped:
+            ram = stopped.enter_context(RamMeter()) if budget else None
+            if budget.ram_bytes is not None:
+                self.segmenter.check_unread(*_unread(request.scans))
+            volume = read_channels(request.scans)
+            drawn = prepared = None
+            if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
+                drawn = _labels_on(request.result, volume)
+            elif not budget:
+                prepared = self.segmenter.prepare(volume)
+            stopped.pop_all()  # the meter runs until the scan's files are written, or it fails
+            return LoadedScan(volume, prepared, drawn, missing, time.monotonic() - began, ram)
 
     def compute(self, request: SegmentationRequest, loaded: LoadedScan) -> PredictedScan:
         """The labels, and what else comes out of the networks."""
         began, volume, missing = time.monotonic(), loaded.volume, loaded.missing
         labels = loaded.labels
         found: Record | None = None
-        if labels is None:
-            labels = self._segmented(loaded, began - loaded.seconds)
-            if AGREEMENT in missing:
-                found = self._agreement(request.name, loaded, labels)
-            if self.outputs.rules is not None:
-                labels = self.outputs.rules(labels)
+        with ExitStack() as stopped:
+            if loaded.ram is not None:
+                stopped.callback(loaded.ram.stop)
+            if labels is None:
+                labels = self._segmented(loaded, began - loaded.seconds)
+                if AGREEMENT in missing:
+                    found = self._agreement(request.name, loaded, labels)
+                if self.outputs.rules is not None:
+                    labels = self.outputs.rules(labels)
+            stopped.pop_all()
         image = volume.array[0] if {STATISTICS, PREVIEW} & set(missing) else None
-        seconds = loaded.seconds + time.monotonic() - began
-        return PredictedScan(volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds)
+        seconds, vram = loaded.seconds + time.monotonic() - began, peak_gpu_memory(self.segmenter.device)
+        return PredictedScan(
+            volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds, loaded.ram, vram
+        )
 
     def write(self, request: SegmentationRequest, computed: PredictedScan) -> SegmentationResult:
         """Every missing file, the labels last."""
+        with ExitStack() as stopped:
+            if computed.ram is not None:
+                stopped.callback(computed.ram.stop)
+            done = self._written(request, computed)
+        if computed.ram is not None:
+            self.segmenter.say(what_it_took(computed.ram.peak, computed.vram_bytes, done.seconds))
+        return done
+
+    def _written(self, request: SegmentationRequest, computed: PredictedScan) -> SegmentationResult:
         began, image, labels, missing = time.monotonic(), computed.image, computed.labels, computed.missing
         plan, output, space = self.segmenter.plan, request.result.parent, computed.space
         is_hu = plan.intensity.scheme == "ct"
@@ -177,18 +207,15 @@ class CaseSegmentation:
         limit = self.segmenter.settings.budget.ram_bytes
         if limit is None:
             return True
-        if loaded.labels is not None or any(path.is_dir() for path in following.scans):
-            return False  # how large a DICOM series is, only reading it tells
+        if loaded.labels is not None:
+            return False
         try:
-            voxels = sum(
-                space.shape[0] * space.shape[1] * space.shape[2]
-                for space in (read_space(path) for path in following.scans)
-            )
+            _, _, reading_bytes = _unread(following.scans)
         except (ScanError, OSError):
             return False
         _, estimate = self.segmenter.estimate(loaded.volume)
         written = 2 * loaded.volume.array[0].size  # the scan before may still be on its way to the disk
-        return estimate.ram.peak * MARGIN + voxels * READING_BYTES + written <= limit
+        return estimate.ram.peak * MARGIN + reading_bytes + written <= limit
 
     def _segmented(self, loaded: LoadedScan, began_s: float) -> LabelArray:
         """The labels; the probabilities are written as they come, if they are wanted."""
@@ -216,6 +243,18 @@ class CaseSegmentation:
             labels if one is self.segmenter else one(loaded.volume, prepared=loaded.prepared) for one in self.siblings
         )
         return sibling_agreement(name, first, second, self.segmenter.plan.labels)
+
+
+def _unread(scans: Sequence[Path]) -> tuple[Space, int, int]:
+    """Of the files of one scan, by their headers: the canonical grid, the bytes in memory, and while they are read."""
+    spaces, kept, reading = [], 0, 0
+    for space, array_bytes, reading_bytes in map(read_sizes, scans):
+        spaces.append(space)
+        reading = max(reading, kept + reading_bytes)
+        kept += array_bytes
+    if len(scans) > 1:  # while channels are put together, one is there twice
+        reading = max(reading, kept + kept // len(scans))
+    return spaces[0], kept, reading
 
 
 def _labels_on(path: Path, volume: Volume) -> LabelArray:

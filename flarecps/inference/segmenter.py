@@ -20,6 +20,7 @@ from flarecps.errors import ConfigError
 from flarecps.inference.export import scan_labels
 from flarecps.inference.mirroring import mirroring_of
 from flarecps.inference.resources.budget import format_bytes
+from flarecps.inference.resources.cost import Unread
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.planner import Estimate, ResourcePlanner, WorkPlan, describe_work
 from flarecps.inference.resources.usage import (
@@ -37,6 +38,7 @@ from flarecps.preprocessing.case import GridMapping, Prepared, prepare_case, tra
 from flarecps.preprocessing.intensity import normalise
 from flarecps.typing import LabelArray, SpacingMm, Triple
 from flarecps.volumes.io import Volume
+from flarecps.volumes.space import Space
 
 # Enforced spacing: the voxel sizes that the paper's test submission pretends a scan to have.
 FEW_SLICES, MANY_SLICES = 150, 600  # below and above which the rule changes; both numbers belong to the middle
@@ -74,7 +76,7 @@ class Segmenter:
         self.networks = tuple(networks)  # whoever runs windows takes them to the device, as far as they fit
         self.mirroring = mirroring_of(plan, self.settings.mirror_axes, self.settings.swap_left_right)
         self.resources = ResourcePlanner(plan, self.networks, self.settings, self.device, self.mirroring)
-        self._say = say or (lambda words: None)
+        self.say = say or (lambda words: None)
 
     @classmethod
     def load(
@@ -109,26 +111,27 @@ class Segmenter:
         """Labels, uint8 (slice, row, column), on the canonical grid of ``volume``; 0 outside the field of view.
 
         ``show_progress`` shows a bar over the windows. ``began_s`` (``time.monotonic()``) is when the scan's time began
-        to count, by default now. ``prepared`` is what ``prepare`` gave for this scan, if that was done ahead.
+        to count, by default now; whoever began tells what the scan took. ``prepared`` is what ``prepare`` gave for this
+        scan, if that was done ahead.
         ``each_slab`` is shown the scores (K, n, H, W) on the network's grid as they come. Raises ScanError when the
         channels are not the plan's, ConfigError when the budget's memory can't suffice.
         """
-        began_s = time.monotonic() if began_s is None else began_s
+        tell, began_s = began_s is None, time.monotonic() if began_s is None else began_s
         budget, seen = self.settings.budget, self._seen(volume)
         work = self.resources.wanted()
         with ExitStack() as measures:
             if budget:
                 work, estimate = self.estimate(seen, began_s)
-                self._say(describe_work(work, estimate, budget))
+                self.say(describe_work(work, estimate, budget))
                 measures.enter_context(limited_gpu_memory(budget.vram_bytes, self.device))
                 ram = measures.enter_context(RamMeter())
                 reset_peak_gpu_memory(self.device)
             prepared = prepared or prepare_case(seen, self.plan)
-            schedule = self.resources.schedule(work, seen, began_s, self._say)
+            schedule = self.resources.schedule(work, seen, began_s, self.say)
             slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
             labels = scan_labels(_shown(slabs, prepared.grid_mapping, each_slab), prepared.grid_mapping, work.mode)
-        if budget:
-            self._say(_what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
+        if budget and tell:
+            self.say(what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
         return self._restored(labels, volume)
 
     def prepare(self, volume: Volume) -> Prepared:
@@ -156,12 +159,24 @@ class Segmenter:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
         return self.resources.plan_scan(transposed_to_plan(volume, self.plan), began_s)
 
+    def check_unread(self, space: Space, array_bytes: int, reading_bytes: int) -> None:
+        """Nothing, or ConfigError when a scan that is not read yet can't be done within the budget's memory.
+
+        ``space`` is its canonical grid; ``array_bytes`` its intensities in memory, and ``reading_bytes`` what they take
+        at most while they are read.
+        """
+        if self.plan.conventions.orientation == "as_stored":  # brought into the file's order: there twice on the way
+            reading_bytes = max(reading_bytes, 2 * array_bytes)
+        self.resources.check_unread(Unread(self._seen_space(space), array_bytes, reading_bytes))
+
     def _seen(self, volume: Volume) -> Volume:
         """The scan in the plan's order of voxels, with the spacing that it is treated as having."""
-        if self.settings.enforce_spacing:
-            spacing_mm = enforced_spacing_mm(volume.space.shape, volume.space.spacing_mm)
-            volume = replace(volume, space=replace(volume.space, spacing_mm=spacing_mm))
-        return transposed_to_plan(volume, self.plan)
+        return transposed_to_plan(replace(volume, space=self._seen_space(volume.space)), self.plan)
+
+    def _seen_space(self, space: Space) -> Space:
+        if not self.settings.enforce_spacing:
+            return space
+        return replace(space, spacing_mm=enforced_spacing_mm(space.shape, space.spacing_mm))
 
     def _slabs(
         self, prepared: Prepared, work: WorkPlan, schedule: WindowSchedule, name: str, show_progress: bool
@@ -192,7 +207,7 @@ class Segmenter:
                 advance,
             )
         if chain.place:
-            self._say(f"the GPU's memory ran out; went on with {chain.now}")
+            self.say(f"the GPU's memory ran out; went on with {chain.now}")
             self.resources.batch = min(self.resources.batch, chain.now.batch)
 
     def _restored(self, labels: LabelArray, scan: Volume) -> LabelArray:
@@ -263,7 +278,8 @@ def _shown(
         yield slab
 
 
-def _what_it_took(ram_bytes: int, vram_bytes: int, seconds: float) -> str:
+def what_it_took(ram_bytes: int, vram_bytes: int, seconds: float) -> str:
+    """A scan's time and highest memory in words."""
     vram = f", GPU memory {format_bytes(vram_bytes + CUDA_CONTEXT_BYTES)}" if vram_bytes else ""
     return f"it took {seconds:.1f} s; the highest RAM was {format_bytes(ram_bytes)}{vram}"
 

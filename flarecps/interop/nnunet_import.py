@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flarecps.atomic import atomic_path
-from flarecps.checkpoint import ENTRY, SIBLINGS_PREFIX, model_entry
+from flarecps.checkpoint import ENTRY, SIBLINGS_PREFIX, check_unpacked_size, model_entry
 from flarecps.errors import CheckpointError
 from flarecps.interop.nnunet_architecture import network_from_nnunet
 from flarecps.interop.nnunet_plans import (
@@ -160,6 +160,7 @@ def _read_fold(folder: _ModelFolder, fold: str, checkpoint: str) -> dict[str, An
     if fold not in folder.folds:
         raise CheckpointError(f"{folder.path}: has no fold {fold}; it has {', '.join(folder.folds)}")
     path = folder.path / f"fold_{fold}" / checkpoint
+    check_unpacked_size(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)

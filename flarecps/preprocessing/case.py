@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from flarecps.errors import ScanError
 from flarecps.planning.fingerprint import FILL_HU, checked_labels, to_hu
@@ -17,6 +19,7 @@ from flarecps.volumes.cropping import Box, crop, field_box, uncrop
 from flarecps.volumes.io import Volume, in_file_order
 from flarecps.volumes.resampling import coarse_axis, resample_into, resample_labels, resampled_shape
 
+LEAST_BYTES = 2  # a voxel of the network's grid
 FIELD_HU = FILL_HU + 0.5  # what rounds to more than the fill is inside the field of view
 
 
@@ -84,7 +87,7 @@ def prepare_case(volume: Volume, plan: Plan, labels: Volume | None = None, name:
     box = field_box(volume.array, FIELD_HU if is_hu and plan.conventions.crop == "field_of_view" else 0)
     array = crop(volume.array, box)
     target = _target_mm(plan, volume.space.spacing_mm)
-    shape = resampled_shape(box.shape, volume.space.spacing_mm, target)
+    shape = _resampled_shape(box.shape, volume.space.spacing_mm, target, str(volume.source.path))
     grid = in_network_order(shape, plan.axis_order)
     coarse = coarse_axis(volume.space.spacing_mm, target)
     to_type = to_hu if is_hu else None
@@ -115,7 +118,21 @@ def transposed_to_plan(volume: Volume, plan: Plan) -> Volume:
 
 def network_shape(shape: Triple, spacing_mm: SpacingMm, plan: Plan) -> Triple:
     """The network's grid (in its own order of axes) of a scan that fills its field of view; ``shape`` is canonical."""
-    return in_network_order(resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm)), plan.axis_order)
+    return in_network_order(_resampled_shape(shape, spacing_mm, _target_mm(plan, spacing_mm)), plan.axis_order)
+
+
+def _resampled_shape(shape: Triple, spacing_mm: SpacingMm, target_mm: SpacingMm, scan: str = "this scan") -> Triple:
+    """The grid at ``target_mm``; ScanError where its voxels would not fit this machine's memory, whatever is done."""
+    resampled = resampled_shape(shape, spacing_mm, target_mm)
+    needed, there = LEAST_BYTES * math.prod(resampled), psutil.virtual_memory().total
+    if needed > there:
+        sizes = ("×".join(f"{edge:g}" for edge in edges) for edges in (shape, spacing_mm, resampled, target_mm))
+        before, before_mm, after, after_mm = sizes
+        raise ScanError(
+            f"{scan}: {before} voxels of {before_mm} mm become {after} at the plan's {after_mm} mm, "
+            f"{needed / 2**30:.0f} GB of {there / 2**30:.0f}: correct the header's voxel sizes, cut the scan, or plan a larger spacing"
+        )
+    return resampled
 
 
 def labels_to_scan(labels: LabelArray, grid_mapping: GridMapping) -> LabelArray:

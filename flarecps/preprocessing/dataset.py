@@ -174,7 +174,7 @@ def _bytes_of(case: Case, plan: Plan) -> int:
     """Bytes of a worker with this case; of the worker alone when the case can't be read (it will say so itself)."""
     try:
         space = read_space(case.images[0])
+        sizes = math.prod(space.shape), math.prod(network_shape(space.shape, space.spacing_mm, plan))
     except ScanError:
         return PROCESS_BYTES
-    sizes = math.prod(space.shape), math.prod(network_shape(space.shape, space.spacing_mm, plan))
     return PROCESS_BYTES + case_bytes(*sizes, len(case.images), plan.integer_hu)

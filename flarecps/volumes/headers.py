@@ -80,7 +80,8 @@ class ScanHeader:
     def reading_bytes(self) -> int:
         """Of memory, at most, while the file is read: scaled integers are there twice."""
         twice = self.is_whole and (self.slope, self.inter) != (1.0, 0.0)
-        return self.array_bytes + (self.voxel_bytes if twice else 0)
+        finite = 0 if self.is_whole else math.prod(self.space.shape)  # whether each is a number
+        return self.array_bytes + (self.voxel_bytes if twice else finite)
 
 
 def check_plausible(path: Path, space: Space) -> None:

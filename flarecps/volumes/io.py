@@ -29,6 +29,7 @@ ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
 HEADER_READERS = {"nifti": nifti.read_nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
+DICOM_BYTES, DICOM_READING_BYTES = 2, 6  # a voxel of a series, in memory and while it is read
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
 
 
@@ -201,6 +202,18 @@ def read_space(path: Path | str) -> Space:
     else:
         stored = _read_by(read_header, path).space
     return canonical_reorientation(stored.direction).apply_to_space(stored)
+
+
+def read_sizes(path: Path | str) -> tuple[Space, int, int]:
+    """What the scan at ``path`` will take, by its header: its canonical grid, the bytes of its array, and at most the
+    bytes of memory while it is read. Of DICOM it is what CT takes.
+    """
+    space = read_space(path)
+    if _kind(Path(path)) == "dicom":
+        voxels = space.shape[0] * space.shape[1] * space.shape[2]
+        return space, DICOM_BYTES * voxels, DICOM_READING_BYTES * voxels
+    header = read_header(path)
+    return space, header.array_bytes, header.reading_bytes
 
 
 def write_labels(path: Path | str, labels: LabelArray, source: Source) -> None:

@@ -10,6 +10,7 @@ import matplotlib.image
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from small_model import LABELS, small_plan, write_model, write_scan
 
 from flarecps.cli.main import main
@@ -19,10 +20,12 @@ from flarecps.inference.probability_file import network_affine
 from flarecps.inference.resources.budget import Budget
 from flarecps.inference.resources.cost import MemoryEstimate
 from flarecps.inference.resources.planner import Estimate
+from flarecps.inference.resources.usage import ram_bytes
 from flarecps.inference.segment_case import CaseSegmentation
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings
 from flarecps.preprocessing.case import prepare_case
+from flarecps.volumes import io
 from flarecps.volumes.io import read_volume
 
 ORGANS = {name: label for name, label in LABELS.items() if label}
@@ -233,6 +236,27 @@ def test_a_limit_of_ram_is_held_one_scan_at_a_time(tmp_path: Path, model: Path, 
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_scan_that_expands_beyond_the_limit_is_refused_before_it_is_read(
+    tmp_path: Path, model: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header announces 200 MB in a file of a few hundred kB; the others are done, its voxels are never touched."""
+    write_scan(tmp_path / "in" / "a.nii.gz")
+    image = sitk.Image([512, 512, 400], sitk.sitkInt16)
+    image.SetSpacing((0.5, 0.5, 0.5))
+    sitk.WriteImage(image, str(tmp_path / "in" / f"b{suffix}"), useCompression=True)
+    del image
+    read: list[str] = []
+    original = io.read_voxels
+    monkeypatch.setattr(io, "read_voxels", lambda header: read.append(header.path.name) or original(header))
+    budget = Budget(ram_bytes=int(1.15 * ram_bytes()) + 300 * 2**20)
+    settings = SegmentationSettings(device="cpu", budget=budget)
+    done = segment_folder(model, tmp_path / "in", tmp_path / "out", progress=False, settings=settings)
+    assert [outcome.failed for outcome in done] == [False, True]
+    assert "does not fit its budget" in (done[1].error or "")
+    assert read == ["a.nii.gz"]
+
+
 def test_series_of_one_name_in_several_folders(tmp_path: Path, shared_data: Path) -> None:
     """a/SERIES and b/SERIES keep apart, and a series is called the same whatever lies beside it."""
     for folder in ("a/SERIES", "b/SERIES", "b/study/SERIES", "plain"):
@@ -254,9 +278,9 @@ def test_series_of_one_name_in_several_folders(tmp_path: Path, shared_data: Path
 def test_the_next_scan_is_read_ahead_only_where_it_fits(
     tmp_path: Path, model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the estimate peak and its reserve: 8 bytes a voxel of the next scan, 2 of the one being written."""
+    """Beside the estimate peak and its reserve: 2 bytes a voxel of the next scan, 2 of the one being written."""
     peak, voxels = 10**9, 24**3
-    enough = round(peak * 1.15) + (8 + 2) * voxels
+    enough = round(peak * 1.15) + (2 + 2) * voxels
     estimate = Estimate(MemoryEstimate(peak, 0, 0, 0), 0, 1.0)
     monkeypatch.setattr(Segmenter, "estimate", lambda segmenter, volume: (None, estimate))
     following = requests_for(scans, tmp_path)[1]

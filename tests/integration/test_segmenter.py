@@ -390,13 +390,13 @@ def test_the_sums_estimated_are_the_quick_pass_s_where_those_are_more(
     segmenter = Segmenter(plan, [threshold], device="cpu", batch=batch, coarse_to_fine=True)
     segmenter(volume)
     step = segmenter.settings.step
-    assert sums_bytes(Job.of(volume, plan, coarse_to_fine=True), Placement(batch), (step,)) == max(held)
+    assert sums_bytes(Job.of(volume.space, plan, coarse_to_fine=True), Placement(batch), (step,)) == max(held)
     if batch == 16:
-        assert sums_bytes(Job.of(volume, plan), Placement(batch), (step,)) < max(held)
+        assert sums_bytes(Job.of(volume.space, plan), Placement(batch), (step,)) < max(held)
     jobs: list[Job] = []
     monkeypatch.setattr(planner, "plan_work", lambda job, *rest: jobs.append(job))
     segmenter.estimate(volume)
-    assert jobs == [Job.of(volume, plan, coarse_to_fine=True)]
+    assert jobs == [Job.of(volume.space, plan, coarse_to_fine=True)]
 
 
 # -- checkpoints, folders and the command ----------------------------------------------------------------------------

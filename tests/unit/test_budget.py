@@ -11,6 +11,9 @@ from flarecps.errors import ConfigError
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.budget import PRESETS, Budget, budget_of, format_bytes, parse_bytes
 from flarecps.inference.resources.cost import (
+    BORDER,
+    KEPT_BYTES,
+    Beside,
     Job,
     WindowCost,
     estimate_gpu_memory,
@@ -68,7 +71,7 @@ def test_the_forecast_counts_what_is_in_memory() -> None:
     scan, network = 1000 * 512 * 512, 800 * 320 * 320
     assert sums_bytes(JOB, Placement(1), STEP) == 96 * 320 * 320 * (14 + 1) * 4
     assert sums_bytes(JOB, Placement(1, GPU, GPU, half_sums=True), STEP) == 96 * 320 * 320 * (14 * 2 + 4)
-    planes = 3 * 14 * 320 * 320 * 4
+    planes = 3 * 14 * 320 * 320 * 4 + 14 * BORDER + KEPT_BYTES
     memory = estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP)
     sums = sums_bytes(JOB, Placement(2), STEP)
     assert memory.windows == 3 * GB + network * 2 + scan + planes + sums + 2 * WINDOW.ram_bytes
@@ -119,6 +122,27 @@ def test_a_limit_of_time_counts_the_larger_steps_that_it_may_take() -> None:
     window = WindowCost(1e-6, 0, 0, 0)
     peaks = [plan_work(job, wanted, Budget(seconds=limit), window, 0, 1.0)[1].ram.windows for limit in (None, 1e6)]
     assert peaks[1] - peaks[0] == sums_bytes(job, Placement(16), (1.0,)) - sums_bytes(job, Placement(16), (0.5,)) > 0
+
+
+def test_what_is_made_beside_labels_and_reading_are_in_the_estimate() -> None:
+    plain = estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP)
+    slab = 96 * 320 * 320
+    for beside, phase, more in (
+        (Beside(probabilities=True), "windows", slab * 14 * 8),
+        (Beside(agreement=True), "windows", 1000 * 512 * 512),
+        (Beside(preview=True), "writing", 100 * MB),
+        (Beside(rules=True), "writing", 13 * 1000 * 512 * 512),
+    ):
+        costs = estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP, beside)
+        assert getattr(costs, phase) == getattr(plain, phase) + more
+    assert estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP, reading_bytes=99 * GB).peak == 99 * GB
+
+
+def test_several_windows_cost_what_was_measured() -> None:
+    """Small ones take less together than one alone; beyond what was measured, in proportion to the most that were."""
+    window = WindowCost(1.0, 80 * MB, 0, 0, {2: 10 * MB, 4: 16 * MB})
+    assert [window.ram_of(batch) // MB for batch in (1, 2, 4, 8)] == [80, 10, 16, 32]
+    assert WindowCost(1.0, 80 * MB, 0, 0).ram_of(4) == 320 * MB
 
 
 def test_the_forecast_of_time_counts_passes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,16 @@ def truncated(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
 
 
+def deflated(path: Path) -> None:
+    """A few hundred kB that would fill the memory."""
+    torch.save(content() | {"callbacks": torch.zeros(1 << 24)}, path)
+    with zipfile.ZipFile(path) as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, part in parts.items():
+            packed.writestr(name, part)
+
+
 def pickled(path: Path) -> None:
     path.write_bytes(pickle.dumps({"state_dict": {}, "flarecps": Payload(path.parent / "trace")}))
 
@@ -150,6 +161,7 @@ def entry_of_another_kind(path: Path) -> None:
         (text, "not a checkpoint that can be loaded safely"),
         (empty, "not a checkpoint that can be loaded safely"),
         (truncated, "copied completely"),
+        (deflated, "bytes that unpack to"),
         (pickled, "not a checkpoint that can be loaded safely"),
         (hidden_object, "not a checkpoint that can be loaded safely"),
         (whole_network, "not a checkpoint that can be loaded safely"),

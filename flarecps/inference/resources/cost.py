@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from flarecps.inference.export import Mode
+from flarecps.inference.export import AT_ONCE, Mode
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
-from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, RamMeter, peak_gpu_memory, reset_peak_gpu_memory
+from flarecps.inference.resources.usage import (
+    CUDA_CONTEXT_BYTES,
+    RamMeter,
+    peak_gpu_memory,
+    ram_bytes,
+    reset_peak_gpu_memory,
+)
 from flarecps.inference.sliding_window import Network, scores_by_slab, window_count, windows
 from flarecps.inference.window_selection import COARSE_STEP, coarse_shape
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.case import network_shape
 from flarecps.typing import Triple
-from flarecps.volumes.io import Volume
+from flarecps.volumes.space import Space
 
 FLOAT, HALF, LABEL = 4, 2, 1  # bytes a voxel
+COMPONENTS = 13  # bytes a voxel while connected components are looked for: a mask, their numbers, these as indices
+BORDER = 8 * AT_ONCE * FLOAT  # bytes a class while border voxels are interpolated between their 8 neighbours
+KEPT_BYTES = 32 * 2**20  # of freed memory that the allocator keeps: what lies below glibc's largest threshold
+PREVIEW_BYTES = 100 * 2**20  # of a picture that is drawn: measured, benchmarks/inference/ram_limits.py
 QUICK_S = 2.0  # a first window that is quicker is timed again, without what torch sets up once
 
 # Seconds per million voxels of the scan on one thread of a server core, with a reserve of about two: start values only,
@@ -45,11 +55,11 @@ class Job:
     coarse_shape: Triple | None = None  # of the quick pass over larger voxels, where there is one
 
     @staticmethod
-    def of(volume: Volume, plan: Plan, coarse_to_fine: bool = False) -> Job:
-        """The sizes of a scan in the plan's order of voxels."""
-        shape = network_shape(volume.space.shape, volume.space.spacing_mm, plan)
+    def of(space: Space, plan: Plan, coarse_to_fine: bool = False) -> Job:
+        """The sizes of a scan whose grid is ``space``, in the plan's order of voxels."""
+        shape = network_shape(space.shape, space.spacing_mm, plan)
         return Job(
-            scan_shape=volume.space.shape,
+            scan_shape=space.shape,
             network_shape=shape,
             axis_order=plan.axis_order,
             network_bytes=2 if plan.integer_hu else 4,
@@ -79,6 +89,31 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is made of every scan beside its labels, as far as memory is concerned."""
+
+    probabilities: bool = False
+    preview: bool = False
+    rules: bool = False
+    agreement: bool = False
+
+
+LABELS_ALONE = Beside()
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What a scan takes in memory that is not read yet, by its headers alone: its grid in the plan's order of voxels.
+
+    ``array_bytes`` of its intensities, all channels; ``reading_bytes`` at the most while they are read.
+    """
+
+    space: Space
+    array_bytes: int
+    reading_bytes: int
+
+
+@dataclass(frozen=True)
 class WindowCost:
     """One window, measured: through all networks once, unmirrored."""
 
@@ -86,11 +121,22 @@ class WindowCost:
     ram_bytes: int  # rise above what was there before
     vram_bytes: int  # peak of all tensors, the networks' weights among them
     weights_bytes: int  # of the networks, on the GPU
+    ram_by_batch: Mapping[int, int] = field(default_factory=dict)  # of several windows at once, where measured
+
+    def ram_of(self, batch: int) -> int:
+        """What ``batch`` windows at once take: as measured, else in proportion to the most that were.
+
+        One small window may take more than several: PyTorch convolves single samples by another road.
+        """
+        measured = {1: self.ram_bytes, **self.ram_by_batch}
+        if batch in measured:
+            return measured[batch]
+        return math.ceil(measured[max(measured)] * batch / max(measured))
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Resident memory at its highest, by phase, in bytes."""
+    """Resident memory at its highest, by phase, in bytes; ``before`` the windows also while the scan is read."""
 
     before: int
     preparing: int
@@ -103,11 +149,15 @@ class MemoryEstimate:
         return max(self.before, self.preparing, self.windows, self.writing)
 
 
-def measure_window(networks: Sequence[Network], plan: Plan, chain: FallbackChain) -> WindowCost:
-    """The cost of one window through all networks, unmirrored, on the first placement of ``chain`` that it fits."""
+def measure_window(
+    networks: Sequence[Network], plan: Plan, chain: FallbackChain, batch: int = 1, ram_limit: int | None = None
+) -> WindowCost:
+    """The cost of one window through all networks, unmirrored, on the first placement of ``chain`` that it fits.
+
+    On the CPU 2, 4, … up to ``batch`` windows at once are tried, too, as long as twice as many as were tried are sure
+    to fit ``ram_limit``: the memory that they take is not in proportion.
+    """
     patch = volume_patch(plan.patch_voxels)
-    image = torch.zeros((len(plan.channels), *patch)).normal_(generator=torch.Generator().manual_seed(0))
-    device = chain.now.device
     weights = sum(
         value.numel() * value.element_size()
         for network in networks
@@ -115,31 +165,49 @@ def measure_window(networks: Sequence[Network], plan: Plan, chain: FallbackChain
         for value in network.state_dict().values()
     )
 
-    def once() -> float:
+    def rise(count: int, chain: FallbackChain) -> tuple[float, int]:
+        """Seconds and memory of ``count`` windows at once, behind each other along the first axis."""
+        image = torch.zeros((len(plan.channels), count * patch[0], *patch[1:]))
+        image.normal_(generator=torch.Generator().manual_seed(0))
         began = time.perf_counter()
-        for _ in scores_by_slab(networks, image, plan.patch_voxels, plan.class_count, WindowSchedule(1.0), chain):
-            pass
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        with RamMeter() as ram:
+            for _ in scores_by_slab(networks, image, plan.patch_voxels, plan.class_count, WindowSchedule(1.0), chain):
+                pass
+            if chain.now.device.type == "cuda":
+                torch.cuda.synchronize(chain.now.device)
+        sums = (plan.class_count + 1) * count * math.prod(patch) * FLOAT
+        return time.perf_counter() - began, max(ram.rise - sums, 0)
 
+    device = chain.now.device
     reset_peak_gpu_memory(device)
-    with RamMeter() as ram:
-        seconds = once()
+    seconds, window_bytes = rise(1, chain)
     if seconds < QUICK_S or chain.place:
         reset_peak_gpu_memory(device)  # placements that failed filled the GPU to its limit
-        seconds = once()
-    sums = (plan.class_count + 1) * patch[0] * patch[1] * patch[2] * FLOAT
-    return WindowCost(seconds, max(ram.rise - sums, 0), peak_gpu_memory(device), weights)
+        seconds, window_bytes = rise(1, chain)
+    cost = WindowCost(seconds, window_bytes, peak_gpu_memory(device), weights)
+    while chain.now.device.type == "cpu" and (count := 2 * max((1, *cost.ram_by_batch))) <= batch:
+        if ram_limit is not None and ram_bytes() + 2 * cost.ram_of(count) > ram_limit:
+            break
+        _, more = rise(count, FallbackChain([Placement(count)]))
+        cost = replace(cost, ram_by_batch={**cost.ram_by_batch, count: more})
+    return cost
 
 
 def estimate_ram(
-    job: Job, placement: Placement, window: WindowCost, now_bytes: int, mode: Mode, steps: Sequence[float]
+    job: Job,
+    placement: Placement,
+    window: WindowCost,
+    now_bytes: int,
+    mode: Mode,
+    steps: Sequence[float],
+    beside: Beside = LABELS_ALONE,
+    reading_bytes: int = 0,
 ) -> MemoryEstimate:
     """The process's resident memory while the scan is done, if it is ``now_bytes`` now, with the scan read.
 
     ``steps`` are those that the windows may take on the way. While windows run, memory holds the image on the
     network's grid, the sums' slabs, the labels, and what the batch takes. Nothing of it grows with classes × scan.
+    ``beside`` is what else is made of the scan; ``reading_bytes`` the memory, in all, while it is read.
     """
     image = job.channels * job.network_voxels * job.network_bytes
     # Where voxels are filled, as truth values twice; then the image on the network's grid, beside what lies between the
@@ -147,14 +215,22 @@ def estimate_ram(
     preparing = now_bytes + max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
     _, rows, columns = _padded(job.network_shape, job.patch_voxels)
-    planes = 3 * job.classes * rows * columns * FLOAT  # two of scores, and the border voxels interpolated at a time
-    running = now_bytes + image + labels + planes
+    planes = 3 * job.classes * rows * columns * FLOAT  # two of scores, and one on its way
+    running = now_bytes + image + labels + planes + job.classes * BORDER + KEPT_BYTES
     if placement.sums_on.type == "cpu":
         running += sums_bytes(job, placement, steps)
     if placement.device.type == "cpu":
-        running += placement.batch * window.ram_bytes
+        running += window.ram_of(placement.batch)
+    if beside.probabilities:  # a slab in single precision where it is softened, twice in half precision on its way out
+        running += _slab_voxels(job, placement, steps) * job.classes * (FLOAT + 2 * HALF)
+    if beside.agreement:  # the labels of one sibling wait for those of the other
+        running += job.scan_voxels * LABEL
     writing = now_bytes + 2 * job.scan_voxels * LABEL
-    return MemoryEstimate(now_bytes, preparing, running, writing)
+    if beside.rules:
+        writing = max(writing, now_bytes + job.scan_voxels * (2 * LABEL + COMPONENTS))
+    if beside.preview:
+        writing += PREVIEW_BYTES
+    return MemoryEstimate(max(now_bytes, reading_bytes), preparing, running, writing)
 
 
 def estimate_gpu_memory(job: Job, placement: Placement, window: WindowCost, steps: Sequence[float]) -> int:
@@ -180,10 +256,16 @@ def overhead_seconds(job: Job, mode: Mode) -> float:
 
 def sums_bytes(job: Job, placement: Placement, steps: Sequence[float]) -> int:
     """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most, or the quick pass."""
+    held = _slab_voxels(job, placement, steps)
+    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
+
+
+def _slab_voxels(job: Job, placement: Placement, steps: Sequence[float]) -> int:
+    """The most that a slab holds, at any of ``steps`` or in the quick pass."""
     held = max(_voxels_held(job.network_shape, job.patch_voxels, placement.batch, step) for step in steps)
     if job.coarse_shape is not None:
         held = max(held, _voxels_held(job.coarse_shape, job.patch_voxels, placement.batch, COARSE_STEP))
-    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
+    return held
 
 
 def _voxels_held(shape: Triple, patch_voxels: tuple[int, ...], batch: int, step: float) -> int:

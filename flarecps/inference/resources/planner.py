@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,8 +14,11 @@ from flarecps.inference.export import Mode
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.budget import Budget, format_bytes
 from flarecps.inference.resources.cost import (
+    LABELS_ALONE,
+    Beside,
     Job,
     MemoryEstimate,
+    Unread,
     WindowCost,
     estimate_gpu_memory,
     estimate_ram,
@@ -75,6 +79,7 @@ class ResourcePlanner:
         self.device = device
         self.mirroring = mirroring
         self.batch = settings.batch or windows_at_a_time(plan.patch_voxels, device)
+        self.beside = LABELS_ALONE  # what is made of every scan beside its labels; for whoever makes it to say
         self._window: WindowCost | None = None
         self._largest: Placement | None = None  # what one window had to be content with under the limit of GPU memory
 
@@ -93,18 +98,31 @@ class ResourcePlanner:
         to RAM, then the network. ``began_s`` (``time.monotonic()``) is when the scan's time began to count. Raises
         ConfigError when the budget's memory can't suffice.
         """
-        budget = self.settings.budget
-        if self._window is None:
-            with limited_gpu_memory(budget.vram_bytes, self.device):
-                chain = FallbackChain(placements(1, self.device, self.device.type != "cpu"))
-                self._window = measure_window(self.networks, self.plan, chain)
-                self._largest = chain.now if chain.place else None
+        budget, window = self.settings.budget, self._measured_window()
         if budget.seconds is not None and began_s is not None:
             left_s = max(budget.seconds - (time.monotonic() - began_s), 0.0)
             budget = Budget(budget.ram_bytes, budget.vram_bytes, left_s)
-        job = Job.of(volume, self.plan, self.settings.coarse_to_fine)
+        job = Job.of(volume.space, self.plan, self.settings.coarse_to_fine)
         share = share_with_body(volume.array, job.network_shape, self.plan, self.settings.step)
-        return plan_work(job, self.wanted(), budget, self._window, ram_bytes(), share)
+        return plan_work(job, self.wanted(), budget, window, ram_bytes(), share, self.beside)
+
+    def check_unread(self, scan: Unread) -> None:
+        """Nothing, or ConfigError when a scan's headers tell that it can't be read, or done, within the budget."""
+        if self.settings.budget.ram_bytes is None:
+            return
+        window, now = self._measured_window(), ram_bytes()
+        job = Job.of(scan.space, self.plan, self.settings.coarse_to_fine)
+        after, reading = now + scan.array_bytes, now + scan.reading_bytes
+        plan_work(job, self.wanted(), self.settings.budget, window, after, 1.0, self.beside, reading)
+
+    def _measured_window(self) -> WindowCost:
+        if self._window is None:
+            with limited_gpu_memory(self.settings.budget.vram_bytes, self.device):
+                chain = FallbackChain(placements(1, self.device, self.device.type != "cpu"))
+                budget = self.settings.budget
+                self._window = measure_window(self.networks, self.plan, chain, self.batch, budget.ram_bytes)
+                self._largest = chain.now if chain.place else None
+        return self._window
 
     def chain(self, work: WorkPlan) -> FallbackChain:
         """The placement of ``work`` and those below it."""
@@ -120,22 +138,31 @@ class ResourcePlanner:
         seconds = self.settings.budget.seconds
         if seconds is None:
             return WindowSchedule(work.step, mirroring)
-        after_s = overhead_seconds(Job.of(volume, self.plan), work.mode)
+        after_s = overhead_seconds(Job.of(volume.space, self.plan), work.mode)
         return DeadlineSchedule(work.step, mirroring, began_s + seconds, after_s, say)
 
 
 def plan_work(
-    job: Job, wanted: WorkPlan, budget: Budget, window: WindowCost, now_bytes: int, share_with_body: float
+    job: Job,
+    wanted: WorkPlan,
+    budget: Budget,
+    window: WindowCost,
+    now_bytes: int,
+    share_with_body: float,
+    beside: Beside = LABELS_ALONE,
+    reading_bytes: int = 0,
 ) -> tuple[WorkPlan, Estimate]:
     """The first work plan that fits the budget, from the one wanted down, and what it will cost.
 
     Memory is traded first, for nothing but speed: smaller batches, sums in half precision, sums in RAM, the network
     on the CPU. Then time: windows that hold air are left out, mirroring is, windows overlap less, labels instead of
     probabilities are resampled. A time that can't be met is no error: the fastest plan is taken. Raises ConfigError
-    when no plan fits the memory. ``share_with_body`` is the share of windows that hold more than air.
+    when no plan fits the memory. ``share_with_body`` is the share of windows that hold more than air; ``beside`` and
+    ``reading_bytes`` as for `estimate_ram`.
     """
+    estimated = partial(_estimate, job, budget, window, now_bytes, share_with_body, beside, reading_bytes)
     for plan in _for_memory(wanted):
-        estimate = _estimate(job, plan, budget, window, now_bytes, share_with_body)
+        estimate = estimated(plan)
         if not (too_much := _too_much(estimate, budget)):
             break
     else:
@@ -144,7 +171,7 @@ def plan_work(
             "give a scan with fewer slices"
         )
     for quicker in _for_time(plan):
-        plan, estimate = quicker, _estimate(job, quicker, budget, window, now_bytes, share_with_body)
+        plan, estimate = quicker, estimated(quicker)
         if budget.seconds is None or estimate.seconds <= budget.seconds:
             break
     return plan, estimate
@@ -196,13 +223,20 @@ def _for_time(plan: WorkPlan) -> Iterator[WorkPlan]:
 
 
 def _estimate(
-    job: Job, plan: WorkPlan, budget: Budget, window: WindowCost, now_bytes: int, share_with_body: float
+    job: Job,
+    budget: Budget,
+    window: WindowCost,
+    now_bytes: int,
+    share_with_body: float,
+    beside: Beside,
+    reading_bytes: int,
+    plan: WorkPlan,
 ) -> Estimate:
     larger = () if budget.seconds is None else LARGER_STEPS  # see DeadlineSchedule
     steps = (plan.step, *(step for step in larger if step > plan.step))
     share = share_with_body if plan.skip_air else 1.0
     return Estimate(
-        estimate_ram(job, plan.placement, window, now_bytes, plan.mode, steps),
+        estimate_ram(job, plan.placement, window, now_bytes, plan.mode, steps, beside, reading_bytes),
         estimate_gpu_memory(job, plan.placement, window, steps),
         estimate_seconds(job, window, plan.step, plan.mirrors, share, plan.mode),
     )

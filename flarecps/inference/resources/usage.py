@@ -19,7 +19,10 @@ def ram_bytes() -> int:
 
 
 class RamMeter:
-    """The highest resident memory of this process while the ``with`` block ran, looked at 100 times a second."""
+    """The highest resident memory of this process while the ``with`` block ran, looked at 100 times a second.
+
+    ``stop`` ends it from elsewhere.
+    """
 
     def __init__(self) -> None:
         self.before = self.peak = 0
@@ -32,6 +35,12 @@ class RamMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Look no longer; nothing when that is so already."""
+        if self._over.is_set():
+            return
         self._over.set()
         self._thread.join()
         self.peak = max(self.peak, ram_bytes())
