@@ -23,6 +23,7 @@ from flarecps import __version__
 from flarecps.errors import CheckpointError, ConfigError, PlanError
 from flarecps.networks import NETWORKS, network_name
 from flarecps.planning.plan import Plan, plan_from_json, plan_to_json
+from flarecps.torch_files import check_finite, check_whole
 
 ENTRY = "flarecps"
 SCHEMA_VERSION = 1
@@ -33,6 +34,7 @@ DOTTED = re.compile(r"(?=.{,255}$)[^\W\d]\w*(\.[^\W\d]\w*)+")  # my_lab.nets.MyU
 Trusted: TypeAlias = Sequence[type[nn.Module] | str]  # classes, or their dotted paths
 MOST_SIBLINGS = 64
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
+METHOD_PREFIX = "method."  # what a method keeps, such as a teacher
 
 
 class FinestScale(nn.Module):
@@ -94,13 +96,14 @@ def model_entry(
 def load_plain(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content, loaded without running any code in it.
 
-    Raises ``CheckpointError`` when the file is missing, damaged, holds other objects than tensors and plain types,
-    or was not written by this program.
+    Raises ``CheckpointError`` when the file is missing, damaged (every byte is checked), holds other objects than
+    tensors and plain types or weights that are not finite, or was not written by this program.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints/")
     check_unpacked_size(path)
+    check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not one, none of them for the user's eyes
@@ -121,6 +124,10 @@ def load_plain(path: Path | str) -> dict[str, Any]:
             f"{path}: checkpoint schema {entry['schema']}, this version reads {SCHEMA_VERSION}; "
             f"use the flarecps that wrote it ({entry.get('version', 'unknown')})"
         )
+    if isinstance(content.get("state_dict"), Mapping):
+        learnt = (SIBLINGS_PREFIX, METHOD_PREFIX)
+        check_finite(path, {name: value for name, value in content["state_dict"].items() if name.startswith(learnt)})
+    check_finite(path, {"optimizer_states": content.get("optimizer_states")}, "optimisers' states")
     return dict(content)
 
 

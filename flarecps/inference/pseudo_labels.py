@@ -59,14 +59,14 @@ class Teachers:
         """What all of them were trained by."""
         return self.segmenters[0].plan
 
-    def label(self, prepared: Prepared) -> tuple[LabelArray, list[LabelArray]]:
+    def label(self, prepared: Prepared, name: str) -> tuple[LabelArray, list[LabelArray]]:
         """Labels, uint8 (S, H, W) of the network's grid, of the teachers' mean probabilities, and each one's own;
-        all after post-processing.
+        all after post-processing. ``name`` is the case's, for errors.
         """
         shape = prepared.grid_mapping.network_shape
         labels, own = np.empty(shape, np.uint8), [np.empty(shape, np.uint8) for _ in self.segmenters]
         done = 0
-        for slabs in zip(*(one.slabs(prepared) for one in self.segmenters), strict=True):
+        for slabs in zip(*(one.slabs(prepared, name) for one in self.segmenters), strict=True):
             total = slabs[0].float()
             for other in slabs[1:]:
                 total = total + other.to(total)
@@ -105,7 +105,7 @@ class _CaseLabelling:
 
     def __call__(self, name: str) -> Done:
         plan = self.teachers.plan
-        labels, own = self.teachers.label(self.store.read_prepared(name))
+        labels, own = self.teachers.label(self.store.read_prepared(name), name)
         differing = [other != own[0] for other in own[1:]]
         disputed = np.logical_or.reduce(differing).astype(np.uint8) if differing else None
         voxel_ml = math.prod(self.store.record(name).spacing_mm) / 1000

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flarecps.batch_processing import progress_bar
 from flarecps.checkpoint import MUST_AGREE, TrainedModel, Trusted, read_checkpoint
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.export import scan_labels
 from flarecps.inference.mirroring import mirroring_of
 from flarecps.inference.resources.budget import format_bytes
@@ -150,10 +150,10 @@ class Segmenter:
             scores = torch.softmax(scores, dim=0)
         return scores, prepared.grid_mapping
 
-    def slabs(self, prepared: Prepared) -> Iterator[Tensor]:
+    def slabs(self, prepared: Prepared, name: str) -> Iterator[Tensor]:
         """The scores (K, n, H, W) of a prepared scan on the network's grid, n slices at a time and together all."""
         work = self.resources.wanted()
-        return self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), "", show_progress=False)
+        return self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), name, show_progress=False)
 
     def estimate(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
@@ -194,7 +194,7 @@ class Segmenter:
             tests.append(region.touches)
         count = window_count(image.shape[1:], self.plan.patch_voxels, work.step)
         with progress_bar(f"Segmenting {name}", count, unit="window", shown=show_progress) as advance:
-            yield from scores_by_slab(
+            for slab in scores_by_slab(
                 self.networks,
                 image,
                 self.plan.patch_voxels,
@@ -205,7 +205,14 @@ class Segmenter:
                 convert,
                 lambda place: all(test(place) for test in tests),
                 advance,
-            )
+            ):
+                if not bool(torch.isfinite(slab).all()):
+                    raise ScanError(
+                        f"{name}: the network's outputs are not finite numbers for this scan: its "
+                        "intensities are far from those it was trained on, or its weights are too large for half "
+                        "precision; look at the scan (flarecps inspect), or use --device cpu"
+                    )
+                yield slab
         if chain.place:
             self.say(f"the GPU's memory ran out; went on with {chain.now}")
             self.resources.batch = min(self.resources.batch, chain.now.batch)

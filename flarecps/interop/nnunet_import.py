@@ -27,6 +27,7 @@ from flarecps.json_fields import Reader, is_whole
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
 from flarecps.text_files import read_json
+from flarecps.torch_files import check_finite, check_whole
 
 FOLD = re.compile(r"fold_(all|\d+)")
 # Kinds of NumPy scalars that nnU-Net's own log of losses and times holds.
@@ -161,6 +162,7 @@ def _read_fold(folder: _ModelFolder, fold: str, checkpoint: str) -> dict[str, An
         raise CheckpointError(f"{folder.path}: has no fold {fold}; it has {', '.join(folder.folds)}")
     path = folder.path / f"fold_{fold}" / checkpoint
     check_unpacked_size(path)
+    check_whole(path)
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -179,6 +181,7 @@ def _read_fold(folder: _ModelFolder, fold: str, checkpoint: str) -> dict[str, An
     weights = content["network_weights"]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
         raise CheckpointError(f"{path}: 'network_weights' holds something else than named tensors")
+    check_finite(path, weights)
     return content
 
 

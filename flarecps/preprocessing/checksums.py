@@ -22,11 +22,16 @@ _checked: dict[Path, tuple[int, ...]] = {}  # what this process has found whole:
 
 
 def check_file(path: Path) -> None:
-    """Nothing, or ``StoreError`` when a file of a case is not what its case's list says; each file once per process."""
+    """Nothing, or ``StoreError`` when a file of a case is not what its case's list says; each file once per process.
+
+    Without a list (stores of version 1) nothing can be said.
+    """
     try:
         stat = os.stat(path)
         mark = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
         if _checked.get(path) == mark:
+            return
+        if not (path.parent / CHECKSUMS).is_file():
             return
         whole = checksums_of(path.parent).get(path.name) == sha256(path)
     except (OSError, ValueError) as error:

@@ -31,7 +31,7 @@ from flarecps.datasets.catalogue import Role
 from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.preprocessing.case import GridMapping, Prepared
-from flarecps.preprocessing.checksums import DAMAGED, check_file
+from flarecps.preprocessing.checksums import CHECKSUMS, DAMAGED, check_file
 from flarecps.preprocessing.intensity import Scaling, dequantise, normalise
 from flarecps.preprocessing.sources import FileHash, changed_sources, have_hashes
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple, triple
@@ -59,7 +59,6 @@ class CaseRecord:
     folder: Path
     scaling: Scaling | None = None  # stored int16 to intensities; None: stored as they are
     sources: tuple[FileHash, ...] = ()  # name, bytes and SHA-256 of each file it was made from
-    is_checked: bool = True  # whether its files have checksums; not in stores of version 1
 
     @property
     def labels_folder(self) -> Path:
@@ -69,8 +68,6 @@ class CaseRecord:
     @property
     def samples(self) -> dict[int, np.ndarray]:
         """Voxels (n, 3) of every structure present, by label id; empty without labels. Read when first asked for."""
-        if self.sample_counts and self.is_checked:
-            check_file(self.folder / "samples.b2nd")
         return read_samples(self.folder, tuple(self.sample_counts.items()))
 
 
@@ -155,7 +152,7 @@ class CaseStore:
         image = _placed(image, (slice(None), *target), (len(image), *shape))
         if not labels:
             return image, None
-        return image, _placed(self._read(record, record.labels_folder / "labels.b2nd", inside), target, shape)
+        return image, _placed(self._read(record.labels_folder / "labels.b2nd", inside), target, shape)
 
     def read_case(self, name: str) -> tuple[NormalisedArray, LabelArray | None]:
         """The whole normalised case (C, S, H, W) float32 and its labels (S, H, W) uint8, None where it has none."""
@@ -170,16 +167,14 @@ class CaseStore:
 
     def _intensities(self, record: CaseRecord, region: tuple[slice, ...]) -> np.ndarray:
         """Part of a case's image (C, ...): HU of CT, or the scan's own numbers."""
-        image = self._read(record, record.folder / "image.b2nd", (slice(None), *region))
+        image = self._read(record.folder / "image.b2nd", (slice(None), *region))
         return image if record.scaling is None else dequantise(image, record.scaling)
 
-    def _read(self, record: CaseRecord, path: Path, region: tuple[slice, ...]) -> np.ndarray:
+    def _read(self, path: Path, region: tuple[slice, ...]) -> np.ndarray:
         """Part of a case's compressed array, which is checked and opened once per process."""
         if os.getpid() != self._process:  # forked: what the parent opened stays the parent's
             self._arrays, self._process = OrderedDict(), os.getpid()
         if path not in self._arrays:
-            if record.is_checked:
-                check_file(path)
             self._arrays[path] = open_array(path)
             if len(self._arrays) > OPEN_ARRAYS:
                 self._arrays.popitem(last=False)
@@ -201,8 +196,9 @@ def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
             f"{store}: no case '{name}'; 'flarecps preprocess' writes cases here, and says at its end which failed"
         )
     folder = store / "cases" / file_name(name)
-    if has_checksums:
-        check_file(folder / "case.json")
+    if has_checksums and not (folder / CHECKSUMS).is_file():
+        raise StoreError(f"{folder / CHECKSUMS}: {DAMAGED}")
+    check_file(folder / "case.json")
     try:
         content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         scaling, made_from = content.get("scaling"), content["made_from"]
@@ -220,7 +216,6 @@ def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
             folder=folder,
             scaling=None if scaling is None else Scaling(tuple(scaling["scale"]), tuple(scaling["offset"])),
             sources=tuple(made_from["files"]),
-            is_checked=has_checksums,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder / 'case.json'}: the record of case '{name}' is {DAMAGED}") from error
@@ -250,10 +245,11 @@ def _placed(part: np.ndarray, where: tuple[slice, ...], shape: tuple[int, ...]) 
 
 
 def open_array(path: Path) -> Any:
-    """The compressed array in a file; ``StoreError`` where it is missing or damaged.
+    """The compressed array in a file; ``StoreError`` where it is missing or damaged, by its checksum, too.
 
     One thread for decompression: data-loading workers are many already, and threads do not survive a fork.
     """
+    check_file(path)
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
     except (FileNotFoundError, RuntimeError, OSError) as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +110,6 @@ def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
             skipped(f"{error}; it is passed over")
     for _, path in sorted(sound, key=lambda pair: pair[0], reverse=True):  # stable: ties stay in order
         try:
-            _check_bytes(path)
             load_plain(path)
         except CheckpointError as error:
             skipped(f"{error}; it is passed over")
@@ -123,17 +120,6 @@ def newest_whole(folder: Path, skipped: Callable[[str], None]) -> Path:
         f"{folder}: none of its checkpoints ({names}) is whole, so there is nothing to resume from; restore one from "
         "a backup, or move the folder away to start anew"
     )
-
-
-def _check_bytes(path: Path) -> None:
-    """Nothing, or ``CheckpointError`` when a part of it lacks its checksum (torch does not look)."""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path}: damaged") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged ({damaged} is not what was written)")
 
 
 def progress_of(path: Path) -> tuple[int, int]:

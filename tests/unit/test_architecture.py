@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     "dice": 0, "durations": 0, "named_paths": 0, "verbosity": 0, "text_files": 0, "json_fields": 0,
     "case_names": 0, "_root": 0,
     "volumes": 1, "datasets": 1, "batch_processing": 1,
-    "planning": 2, "networks": 2, "losses": 2,
+    "planning": 2, "networks": 2, "losses": 2, "torch_files": 2,
     "preprocessing": 3, "checkpoint": 3, "evaluation": 3, "methods": 3,
     "data": 4, "inference": 4, "interop": 4, "reporting": 4,
     "training": 5,

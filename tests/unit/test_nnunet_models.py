@@ -191,6 +191,19 @@ def test_numpys_older_name_is_let_in_too(folder: Path) -> None:
     assert read_nnunet_model(folder).networks
 
 
+def test_flipped_bits_and_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    whole = (folder / FINAL).read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    (folder / FINAL).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"checkpoint_final\.pth: damaged"):
+        read_nnunet_model(folder)
+    (folder / FINAL).write_bytes(whole)
+    changed(folder / FINAL, lambda content: next(iter(content["network_weights"].values())).view(-1).fill_(np.nan))
+    with pytest.raises(CheckpointError, match=r"checkpoint_final\.pth: its weights are not finite numbers"):
+        read_nnunet_model(folder)
+
+
 @pytest.mark.parametrize("where", ["logging", "init_args", "network_weights"])
 def test_objects_are_refused_and_never_run(where: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     content = torch.load(folder / FINAL, weights_only=True)
