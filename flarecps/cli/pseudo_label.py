@@ -83,17 +83,17 @@ def pseudo_label(
     asked = annotate_next is not None
     rules = rules_for(CaseStore(store).plan.labels, teacher, postprocess, largest or ())
     outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress, needs_quality=asked)
-    with disk_errors_as_config_error(out):
-        write_quality(out, store, workers, progress)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
     there = f"; {present} were there already" if present else ""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{written} of {len(outcomes)} cases labelled{there}: {out}", markup=False)
-    if annotate_next is not None:
-        chosen = worth_annotating(out, store, annotate_next)
-        console.print(f"annotate next: {', '.join(chosen)}", markup=False)
     failed = [one for one in outcomes if one.failed]
     for one in failed:
         errors.print(f"not labelled: {one.name}: {one.error}", style="red", markup=False)
+    with disk_errors_as_config_error(out):
+        write_quality(out, store, workers, progress)
+    if annotate_next is not None:
+        chosen = worth_annotating(out, store, annotate_next)
+        console.print(f"annotate next: {', '.join(chosen)}", markup=False)
     return FAILED if failed else 0

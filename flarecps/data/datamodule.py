@@ -44,7 +44,7 @@ class ScanDataModule(LightningDataModule):
             the split names validation cases.
         patch_voxels: patch size, (slice, row, column) or in 2D (row, column); by default the plan's.
         global_batch: patches per step over all processes, {labelled: n, unlabelled: n, pseudo_labelled: n}; by default
-            the plan's, with as many pseudo-labelled as unlabelled ones.
+            the plan's. Pseudo-labelled ones are as many as unlabelled ones where their number is left out.
         iterations_per_epoch: steps in an epoch.
         foreground_share: share of labelled (and of pseudo-labelled) patches centred on a labelled structure: the last
             patches of every global batch, from the round(batch × (1 - share))-th on.
@@ -98,7 +98,7 @@ class ScanDataModule(LightningDataModule):
         self.plan: Plan = self.store.plan
         self.patch_voxels = _checked_patch(patch_voxels, self.plan)
         self.global_batch = _checked_batch(
-            global_batch or self.plan.global_batch, unlabelled, pseudo_labels is not None, is_plans=not global_batch
+            global_batch or self.plan.global_batch, unlabelled, pseudo_labels is not None
         )
         numbers = {"iterations_per_epoch": iterations_per_epoch, "workers": workers}
         numbers |= {"seed": seed or 0, "validation_patches": validation_patches}
@@ -318,15 +318,14 @@ def _checked_patch(patch_voxels: list[int] | None, plan: Plan) -> tuple[int, ...
     return tuple(patch_voxels)
 
 
-def _checked_batch(
-    global_batch: dict[str, int], unlabelled: bool, pseudo_labelled: bool, is_plans: bool
-) -> dict[str, int]:
+def _checked_batch(global_batch: dict[str, int], unlabelled: bool, pseudo_labelled: bool) -> dict[str, int]:
     """The global batch, 0 for unlabelled patches that are not in use; ConfigError for other names or sizes below 1.
 
-    ``is_plans``: the plan's own, which says nothing of pseudo-labelled patches.
+    Where it says nothing of pseudo-labelled patches, there are as many as unlabelled ones, or else as labelled ones.
     """
-    if is_plans and pseudo_labelled:
-        global_batch = {"pseudo_labelled": global_batch["unlabelled"] or global_batch["labelled"], **global_batch}
+    if pseudo_labelled:
+        others = global_batch.get("unlabelled") or global_batch.get("labelled", 0)
+        global_batch = {"pseudo_labelled": others, **global_batch}
     in_use = {"labelled": True, "unlabelled": unlabelled, "pseudo_labelled": pseudo_labelled}
     missing = any(global_batch.get(name, 0) < 1 for name, used in in_use.items() if used)
     if missing or set(global_batch) - set(in_use):

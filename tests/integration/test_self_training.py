@@ -325,7 +325,13 @@ def test_what_is_left_out_and_what_is_refused(
     with pytest.raises(ConfigError, match="min_quality is 70"):
         ScanDataModule(str(tiny_stores.three), pseudo_labels=str(folder), min_quality=70)
     with pytest.raises(ConfigError, match="pseudo_labelled: n"):
-        ScanDataModule(str(tiny_stores.three), pseudo_labels=str(folder), global_batch={"labelled": 2, "unlabelled": 2})
+        ScanDataModule(str(tiny_stores.three), pseudo_labels=str(folder), global_batch={"pseudo_labelled": 2})
+    batch = {"labelled": 3, "unlabelled": 4}
+    for unlabelled, expected in ((True, batch), (False, batch | {"unlabelled": 0})):
+        data = ScanDataModule(
+            str(tiny_stores.three), pseudo_labels=str(folder), unlabelled=unlabelled, global_batch=batch
+        )
+        assert data.global_batch == expected | {"pseudo_labelled": 4}
     digest = whole.digest
     (folder / "struck.csv").write_text(f"{third},{organs[1]}\n")
     assert store().digest != digest
