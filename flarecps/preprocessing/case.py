@@ -130,8 +130,8 @@ def _resampled_shape(shape: Triple, spacing_mm: SpacingMm, target_mm: SpacingMm,
         before, before_mm, after, after_mm = sizes
         raise ScanError(
             f"{scan}: {before} voxels of {before_mm} mm become {after} at the plan's {after_mm} mm, "
-            f"{needed / 2**30:.0f} GB of {there / 2**30:.0f}: "
-            "correct the header's voxel sizes, cut the scan, or plan a larger spacing"
+            f"{needed / 2**30:.0f} GB of {there / 2**30:.0f}: correct the header's voxel sizes, cut the scan, or plan "
+            "a larger spacing"
         )
     return resampled
 

@@ -278,7 +278,7 @@ def test_series_of_one_name_in_several_folders(tmp_path: Path, shared_data: Path
 def test_the_next_scan_is_read_ahead_only_where_it_fits(
     tmp_path: Path, model: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the estimate peak and its reserve: 2 bytes a voxel of the next scan, 2 of the one being written."""
+    """Beside the estimate peak and its reserve: 2 bytes a voxel of the next scan (int16), 2 of that being written."""
     peak, voxels = 10**9, 24**3
     enough = round(peak * 1.15) + (2 + 2) * voxels
     estimate = Estimate(MemoryEstimate(peak, 0, 0, 0), 0, 1.0)

@@ -16,7 +16,7 @@ import torch
 from flarecps.errors import ScanError
 from flarecps.inference.export import scan_labels
 from flarecps.planning.plan import Intensity, Plan, Topology
-from flarecps.preprocessing.case import GridMapping, labels_to_scan, prepare_case
+from flarecps.preprocessing.case import GridMapping, labels_to_scan, network_shape, prepare_case
 from flarecps.preprocessing.intensity import channel_statistics, normalise
 from flarecps.preprocessing.store_writing import sample_voxels
 from flarecps.volumes.io import Source, Volume, read_labels, read_volume
@@ -62,6 +62,14 @@ def a_scan(shape: tuple = (12, 14, 16)) -> tuple[np.ndarray, np.ndarray]:
     labels[0, 6:9, 3:12, 4:12] = 2
     labels[0, 3:5, 9:12, 10:13] = 3
     return image, labels
+
+
+def test_a_grid_beyond_this_machines_memory_is_refused_before_it_is_made() -> None:
+    image, _ = a_scan()
+    with pytest.raises(ScanError, match=r"scan\.nii\.gz: .* voxels of 90×90×90 mm become .* correct the header"):
+        prepare_case(a_volume(image, (90.0, 90.0, 90.0)), a_plan((0.01, 0.01, 0.01)))
+    with pytest.raises(ScanError, match="correct the header"):
+        network_shape((20, 20, 20), (90.0, 90.0, 90.0), a_plan((0.01, 0.01, 0.01)))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (2, 1, 0)])
