@@ -6,9 +6,11 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from flarecps.errors import FULL_DISK, WriteError
 
 PARTIAL_PREFIX = ".partial-"  # what an interrupted run leaves behind is recognised, and never taken for a result
 
@@ -22,14 +24,24 @@ def partial_path(path: Path) -> Path:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffixes, which takes the name ``path`` when the block succeeds.
 
-    On an exception the temporary file is removed and ``path`` is untouched. The parent folder must exist.
+    On an exception the temporary file is removed and ``path`` is untouched. The parent folder must exist. Raises
+    ``WriteError``, which names ``path``, when the file can't be written.
     """
     partial = partial_path(Path(path))
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if isinstance(error, WriteError) or not (_is(error.filename, partial) or error.errno in FULL_DISK):
+            raise
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses to remove what is not there
+            partial.unlink(missing_ok=True)
+
+
+def _is(name: object, path: Path) -> bool:
+    return isinstance(name, str | os.PathLike) and Path(name) == path
 
 
 def write_text(path: Path | str, text: str) -> None:

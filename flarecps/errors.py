@@ -4,12 +4,15 @@ The command line prints such an error as one line and ends with exit code 2; any
 whose traceback it keeps in a log file (`cli.main`).
 """
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 # Controls but line ends and tabs, what turns the direction of writing, and halves of characters (of file names).
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FlarecpsError(Exception):
@@ -50,6 +53,17 @@ class TrainingError(FlarecpsError):
 
 class WorkerError(FlarecpsError):
     """A process that prepared data and died, usually for want of memory."""
+
+
+class WriteError(FlarecpsError, OSError):
+    """A file that can't be written: the disk is full or read-only, a quota is used up, permissions lack.
+
+    Made of errno, its text and the file's path, as every OSError is.
+    """
+
+    def __str__(self) -> str:
+        cure = "free some, or raise the quota" if self.errno in FULL_DISK else "check its permissions, or name another"
+        return f"{self.filename}: can't be written ({self.strerror}); {cure}, and run the same command again"
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

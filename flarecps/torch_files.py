@@ -5,6 +5,7 @@ Such a file is a zip archive without compression, with a CRC-32 for every entry,
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,22 @@ COPY_AGAIN = "if it was not copied completely, copy it again, or use another of 
 ARCHIVE = b"PK\x03\x04"  # what torch.load goes by
 ENCRYPTED = 1  # of a part's flags
 DEEPEST = 6  # levels at which tensors are looked for: optimiser, "state", parameter, its "momentum_buffer"
+
+
+def save(content: Any, path: Path) -> None:
+    """``torch.save`` to the disk itself; ``OSError`` says why the file could not be written.
+
+    PyTorch, left to write, knows only that it could not.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # of the last write, which PyTorch's own error hides
+                raise error.__context__ from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_whole(path: Path) -> None:

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
-
 from flarecps import __version__
 from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.checkpoint import TrainedModel
-from flarecps.errors import CheckpointError
+from flarecps.errors import CheckpointError, WriteError
 from flarecps.interop.nnunet_plans import configuration_name, nnunet_dataset_json, plan_to_nnunet
 from flarecps.interop.nnunet_weights import nnunet_state_dict
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
+from flarecps.torch_files import save
 
 Siblings: TypeAlias = Literal["1", "2", "both"]
 CHECKPOINT = "checkpoint_final.pth"
@@ -32,7 +31,8 @@ def export_to_nnunet(
 
     ``folder`` is what ``nnUNetv2_predict_from_modelfolder -m`` takes. ``mirror_axes`` are the patch's axes that nnU-Net
     may mirror at test time; only those that the training mirrored, too, do good. The folder appears whole or not at
-    all. Raises CheckpointError when it exists, when the model has no such sibling, and for what nnU-Net can't express.
+    all. Raises CheckpointError when it exists, when the model has no such sibling, and for what nnU-Net can't express;
+    WriteError when the disk is full or read-only.
     """
     folder = Path(folder)
     if folder.exists():
@@ -53,9 +53,11 @@ def export_to_nnunet(
         for fold, network in enumerate(networks):
             place = Path(f"fold_{fold}") / CHECKPOINT
             (partial / place).parent.mkdir()
-            torch.save(_checkpoint(network, fold, plans, dataset, model, axes), partial / place)
+            save(_checkpoint(network, fold, plans, dataset, model, axes), partial / place)
             written.append(folder / place)
         os.replace(partial, folder)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return written

@@ -27,7 +27,7 @@ from flarecps.json_fields import Reader, is_whole
 from flarecps.networks.unet import UNet
 from flarecps.planning.plan import Plan
 from flarecps.text_files import read_json
-from flarecps.torch_files import check_finite, check_whole
+from flarecps.torch_files import check_finite, check_whole, save
 
 FOLD = re.compile(r"fold_(all|\d+)")
 # Kinds of NumPy scalars that nnU-Net's own log of losses and times holds.
@@ -91,7 +91,7 @@ def import_from_nnunet(
     entry = model_entry(imported.plan, siblings, imported.epoch)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as partial:
-        torch.save({"state_dict": state, ENTRY: entry}, partial)
+        save({"state_dict": state, ENTRY: entry}, partial)
     return imported
 
 

@@ -27,8 +27,8 @@ from flarecps.preprocessing.sources import (
 )
 from flarecps.preprocessing.store_writing import (
     check_store,
+    disk_errors_as_store_error,
     find_damage,
-    full_disk_as_store_error,
     is_current,
     prepare_store,
     remarks_on,
@@ -56,7 +56,7 @@ def preprocess_dataset(
     disagree, ``StoreError`` when the folder belongs to another plan.
     """
     _check_plan_fits(plan, catalogue)
-    with full_disk_as_store_error(store, "its description"):
+    with disk_errors_as_store_error(store, "its description"):
         prepare_store(store, plan, catalogue)
     cases = shard(catalogue.cases, share)
     remove_partial_cases(store, {case.name for case in cases}, {case.name for case in catalogue.cases})

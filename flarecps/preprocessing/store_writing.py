@@ -26,7 +26,7 @@ from flarecps import atomic
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, split_to_json
-from flarecps.errors import StoreError
+from flarecps.errors import FULL_DISK, StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
 from flarecps.preprocessing.checksums import CHECKSUMS, checksums_of, sha256
@@ -35,6 +35,7 @@ from flarecps.preprocessing.sources import forget_times, hashes_of, have_hashes,
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
 from flarecps.typing import LabelArray
 
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 MOST_SAMPLES = 10_000  # nnU-Net's number per structure ...
 SMALLEST_SHARE = 0.01  # ... but never less than this share of the structure's voxels
 
@@ -110,7 +111,7 @@ def whole_case(store: Path, name: str) -> Iterator[Path]:
     folder = store / "cases" / file_name(name)
     partial = atomic.partial_path(folder)
     try:
-        with full_disk_as_store_error(store, f"case '{name}'"):
+        with disk_errors_as_store_error(store, f"case '{name}'"):
             partial.mkdir(parents=True)
             yield partial
             checksums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
@@ -123,12 +124,16 @@ def whole_case(store: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def full_disk_as_store_error(store: Path, what: str) -> Iterator[None]:
-    """A full disk or a used-up quota in the block becomes a ``StoreError`` that says what could not be written."""
+def disk_errors_as_store_error(store: Path, what: str) -> Iterator[None]:
+    """A full or read-only disk in the block becomes a ``StoreError`` that says what could not be written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in CLOSED:
+            raise StoreError(
+                f"{store}: can't write {what} there ({error.strerror}); check its permissions, or name another --out"
+            ) from error
+        if error.errno not in FULL_DISK:
             raise
         raise StoreError(
             f"{store}: no room to write {what} ({error.strerror}); free some, or raise the quota, and run the same "

@@ -18,6 +18,7 @@ from flarecps.checkpoint import ENTRY, load_plain, sibling_states
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.networks import class_tensors, network_name
 from flarecps.planning.plan import Plan
+from flarecps.torch_files import save
 
 FOLDER = "checkpoints"  # of a run
 LAST = "last"  # after every epoch
@@ -59,10 +60,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.atomic_path(target) as partial:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            save(checkpoint, partial)
             if target.name == f"{LAST}.ckpt" and target.is_file():
                 _keep(target, target.with_name(f"{PREVIOUS}.ckpt"))
 

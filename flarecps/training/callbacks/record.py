@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flarecps import atomic
+from flarecps.data.datamodule import ScanDataModule
 from flarecps.planning.plan import plan_to_json
 from flarecps.text_files import read_own_json
 from flarecps.training.module import segmentation_module
 from flarecps.training.ranks import warn
+from flarecps.training.side_files import side_file
 
 PACKAGES = ("flarecps", "torch", "lightning", "torchio", "SimpleITK", "numpy", "blosc2")
 JOB = {"SLURM_JOB_ID": "slurm_job", "SLURM_RESTART_COUNT": "slurm_restart", "SLURM_JOB_NODELIST": "slurm_nodes"}
@@ -42,8 +44,8 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
             atomic.write_json(self.run / "plan.json", plan_to_json(segmentation_module(pl_module).plan))
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when there is one
-            if data is not None and (changes := data.source_changes()):
+            data = getattr(trainer, "datamodule", None)
+            if isinstance(data, ScanDataModule) and (changes := data.source_changes()):
                 warn(changes)
             self.earlier = earlier_sessions(self.run / FILE) if trainer.ckpt_path is not None else []
             self.session["world_size"] = trainer.world_size
@@ -71,7 +73,8 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             self.session |= {"seen": now(), **more}
             sessions = [*self.earlier, self.session]
-            atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
+            with side_file(self.run / FILE):
+                atomic.write_json(self.run / FILE, {**self.session, "sessions": sessions})
 
 
 def is_complete(trainer: Trainer) -> bool:

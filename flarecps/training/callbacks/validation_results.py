@@ -29,6 +29,7 @@ from flarecps.text_files import csv_text
 from flarecps.training.dashboards.wandb_run import WandbDashboard
 from flarecps.training.module import segmentation_module
 from flarecps.training.ranks import gather_from_ranks
+from flarecps.training.side_files import side_file
 
 TABLE = "validation.csv"
 OVERLAYS = "overlays"
@@ -94,7 +95,8 @@ class ValidationTable(Callback):
             for case, dsc in sorted(cases.items())
             for organ in organs
         ]
-        atomic.write_text(self.path, csv_text([header, *rows]))
+        with side_file(self.path):
+            atomic.write_text(self.path, csv_text([header, *rows]))
         if self.dashboard is not None and _at_milestone(trainer):
             self.dashboard.add_table(epoch, metric_names.CASES, header, rows)
 
@@ -114,8 +116,9 @@ class ValidationOverlays(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A training that starts anew in this folder leaves no picture of the older one."""
         if trainer.is_global_zero and trainer.ckpt_path is None:
-            for old in self.folder.glob("*/epoch_*.jpg"):
-                old.unlink()
+            with side_file(self.folder):
+                for old in self.folder.glob("*/epoch_*.jpg"):
+                    old.unlink()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
@@ -128,11 +131,12 @@ class ValidationOverlays(Callback):
         module = segmentation_module(pl_module)
         epoch, case = trainer.current_epoch + 1, str(batch["case"])
         path = self.folder / file_name(case) / f"epoch_{epoch:04d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.atomic_path(path) as partial:
-            partial.write_bytes(jpeg_bytes(_case_figure(batch, outputs, module.plan), DOTS_PER_INCH))
-        if self.dashboard is not None:
-            self.dashboard.add_picture(epoch, metric_names.overlay(case), path, f"{case}, after epoch {epoch}")
+        with side_file(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.atomic_path(path) as partial:
+                partial.write_bytes(jpeg_bytes(_case_figure(batch, outputs, module.plan), DOTS_PER_INCH))
+            if self.dashboard is not None:
+                self.dashboard.add_picture(epoch, metric_names.overlay(case), path, f"{case}, after epoch {epoch}")
 
 
 def _case_figure(case: dict[str, Any], outputs: dict[str, Any], plan: Plan) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from flarecps import atomic
 from flarecps.json_fields import is_whole
 from flarecps.text_files import read_own_json
+from flarecps.training.side_files import side_file
 
 CSV_FOLDER = "csv"
 TABLE = "metrics.csv"
@@ -48,8 +50,33 @@ class MetricsTable(CSVLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if not self._continued:
             self._continued = True
-            _keep_before(Path(self.experiment.metrics_file_path), epoch=float(metrics.get("epoch", 0)))
+            with side_file(self._table):
+                _keep_before(self._table, epoch=float(metrics.get("epoch", 0)))
         super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append what was logged since; where that can't be, the file stays as it was and the next time tries again."""
+        writer, table = self.experiment, self._table
+        with side_file(table):
+            new = {name for row in writer.metrics for name in row} - set(writer.metrics_keys)
+            size = table.stat().st_size if table.is_file() else 0
+            if new and size:  # Lightning would empty the file before it writes it anew
+                columns = sorted({*writer.metrics_keys, *new})
+                size = _with_columns(table, columns)
+                writer.metrics_keys = columns
+            try:
+                super().save()
+            except OSError:
+                if size:
+                    os.truncate(table, size)
+                else:
+                    table.unlink(missing_ok=True)
+                raise
+
+    @property
+    def _table(self) -> Path:
+        return Path(self.log_dir, TABLE)
 
 
 def _keep_before(table: Path, epoch: float) -> None:
@@ -60,6 +87,18 @@ def _keep_before(table: Path, epoch: float) -> None:
         reader = csv.DictReader(file)
         rows = [row for row in reader if row.get("epoch") and float(row["epoch"]) < epoch]
         columns = list(reader.fieldnames or [])
+    _write_rows(table, columns, rows)
+
+
+def _with_columns(table: Path, columns: list[str]) -> int:
+    """Give a CSV file these columns, empty where it lacks them; its size then."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    _write_rows(table, columns, rows)
+    return table.stat().st_size
+
+
+def _write_rows(table: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     with atomic.atomic_path(table) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -110,7 +149,8 @@ class LoggedEpochs:
         self.last = epoch
         self.offline = epoch if offline else self.offline
         content = {"id": self.run_id, "logged_epochs": self.last, "offline_epochs": self.offline}
-        atomic.write_json(self.path, content)
+        with side_file(self.path):
+            atomic.write_json(self.path, content)
 
     def sync_with_server(self, epoch: int) -> None:
         """Of an online run the server knows the last epoch: what was sent and did not arrive is to be sent again.
