@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import write_model, write_scan
+from stores import TinyStores, fit, fit_words
 
 from flarecps import atomic
 from flarecps.cli.main import main
@@ -21,8 +23,6 @@ from flarecps.errors import FlarecpsError, WriteError
 from flarecps.torch_files import save
 from flarecps.training import checkpoint_files
 from flarecps.training.dashboards.metrics_table import MetricsTable
-from tests.small_model import write_model, write_scan
-from tests.stores import TinyStores, fit, fit_words
 
 
 @contextmanager

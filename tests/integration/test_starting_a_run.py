@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,36 @@ def test_what_a_config_says_instead_of_the_plan_is_told(
     assert "patch 10×14×14 instead of the plan's 16×16×16" in told
     assert "network's features 4-8 instead of the plan's" in told
     assert "labelled patches instead" not in told, "the plan's batch is 2 + 2, too"
+
+
+def test_a_training_says_that_its_scans_have_changed(
+    tiny_stores: TinyStores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shutil.copytree(tiny_stores.three, tmp_path / "store")
+    noted = store / "sources" / "labelled_001.json"
+    files = json.loads(noted.read_text())
+    corrected = tmp_path / "corrected.nii.gz"
+    corrected.write_bytes(Path(files[-1][0]).read_bytes() + b"more")
+    files[-1][0] = str(corrected)
+    noted.write_text(json.dumps(files))
+    with caplog.at_level(logging.WARNING, logger="flarecps.training"):
+        fit("phantom_3d.yaml", tiny_stores, tmp_path / "run", "--data.store", store, epochs=1)
+    said = [one.getMessage() for one in caplog.records if "changed after they were preprocessed" in one.getMessage()]
+    assert len(said) == 1
+    assert "labels of 1 case changed after they were preprocessed (labelled_001)" in said[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_ends_a_training_in_one_line(
+    tiny_stores: TinyStores, tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    store = shutil.copytree(tiny_stores.three, tmp_path / "store")
+    image = store / "cases" / "unlabelled_001" / "image.b2nd"
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    words = ["--data.store", store, "--data.workers", workers, "--data.max_unlabelled", 1]
+    assert main(fit_words("phantom_3d.yaml", tiny_stores, tmp_path / "run", *words)) == 2
+    message = capfd.readouterr().err
+    assert f"flarecps fit: {image}: missing or damaged" in message
+    assert "Traceback" not in message

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_model import small_plan
 
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.errors import StoreError
@@ -20,7 +21,6 @@ from flarecps.preprocessing.dataset import cases_without_hashes, preprocess_data
 from flarecps.preprocessing.store import CaseStore
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
-from tests.small_model import small_plan
 
 SPACE = Space.canonical((10, 12, 14), (2.0, 1.5, 1.5))
 LONG_AGO = 1_600_000_000  # seconds

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_model import small_plan, write_model, write_scan
 
 from flarecps.checkpoint import load_plain, read_checkpoint
 from flarecps.cli.main import main
@@ -18,7 +19,6 @@ from flarecps.inference.segmenter import Segmenter
 from flarecps.torch_files import check_finite, check_whole
 from flarecps.training.checkpoint_files import load_start_weights
 from flarecps.volumes.io import read_volume
-from tests.small_model import small_plan, write_model, write_scan
 
 IS_FOLDER = 0x10  # a bit of an entry's attributes that lets PyTorch read nothing, without a word
 ATTRIBUTES = 38  # where they are in the directory's entry
