@@ -72,6 +72,10 @@ class Reader:
         valid = _list_of(lambda entry: is_whole(entry, at_least), length)
         return tuple(self._checked(key, valid, f"{_row_text(length)}, each at least {at_least}"))
 
+    def ids(self, key: str) -> tuple[int, ...]:
+        """A list of label ids; may be empty."""
+        return () if self._value(key) == [] else self.integers(key, None)
+
     def numbers(self, key: str, length: int, above: float) -> tuple[float, ...]:
         """A list of ``length`` numbers."""
         valid = _list_of(lambda entry: is_number(entry, above), length)

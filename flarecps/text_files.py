@@ -55,7 +55,7 @@ def read_text(path: Path | str, kind: type[FlarecpsError], expected: str, larges
         raise kind(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        return content.decode(encoding).removeprefix("\ufeff")  # a second mark, which some programs write
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise kind(
@@ -112,12 +112,15 @@ def read_yaml(path: Path | str, kind: type[FlarecpsError], expected: str) -> dic
 
     text = read_text(path, kind, expected, LARGEST_YAML)
     try:
-        problem = _no_plain_value(yaml.safe_load(text), MOST_NODES)
+        plain = yaml.safe_load(text)
+        problem = _no_plain_value(plain, MOST_NODES)
+        if not isinstance(plain, dict | None):
+            problem = "holds no settings (key: value)"
         content = None if problem else OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except Exception as error:  # OmegaConf and PyYAML raise many kinds
         raise kind(f"{path}: not readable as YAML ({' '.join(str(error).split())}); {expected}") from None
     if problem or not isinstance(content, dict):
-        raise kind(f"{path}: {problem or 'holds no settings (key: value)'}; {expected}")
+        raise kind(f"{path}: {problem}; {expected}")
     return {str(key): value for key, value in content.items()}
 
 
@@ -126,25 +129,28 @@ def _no_plain_value(content: Any, most: float = math.inf) -> str:
 
     With ``most`` (of YAML, which may have them) numbers need not be finite, and that many nodes are the most.
     """
-    waiting = [(content, 1)]
+    waiting = [(content, 1, "")]
     seen = 0
     while waiting:
-        value, depth = waiting.pop()
+        value, depth, name = waiting.pop()
         seen += 1
         if isinstance(value, str):
             if "\0" in value or not _can_be_encoded(value):
-                return f"the text '{visible(value[:40])}' holds what is no character"
+                return f"{name}the text '{visible(value[:40])}' holds what is no character"
         elif isinstance(value, float):
             if not math.isfinite(value) and most == math.inf:
-                return f"holds {value}, which is no JSON number"
+                return f"{name}holds {value}, which is no JSON number"
         elif isinstance(value, int):
             if abs(value) > LARGEST_INTEGER:
-                return "holds a whole number of more than 64 bits"
+                return f"{name}holds a whole number of more than 64 bits"
         elif isinstance(value, dict | list):
             if depth > DEEPEST:
-                return f"nested more than {DEEPEST} deep"
-            inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            waiting += [(one, depth + 1) for one in inner]
+                return f"{name}nested more than {DEEPEST} deep"
+            if isinstance(value, dict):
+                waiting += [(one, depth + 1, f"'{visible(str(key))}' ") for key, one in value.items()]
+                waiting += [(key, depth + 1, "") for key in value]
+            else:
+                waiting += [(one, depth + 1, name) for one in value]
         if seen + len(waiting) > most:
             return f"more than {MOST_NODES} entries once its references (*name) are followed"
     return ""

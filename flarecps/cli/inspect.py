@@ -51,7 +51,8 @@ def inspect(
     if proposed := inspection.renumbering:
         console.print("proposed renumbering of the labels", style="bold")
         plain(f"  why: {proposed.reason}", soft_wrap=True)
-        plain(f"  label maps: flarecps relabel LABELS OUT --ids {proposed.words}", soft_wrap=True)
+        for command in proposed.commands or ["stay as they are"]:
+            plain(f"  label maps: {command}", soft_wrap=True)
         plain(f"  dataset.json: {proposed.fragment or 'stays as it is'}", soft_wrap=True)
     for file in (json, annotated):
         if file is not None:

@@ -14,7 +14,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     Args:
         labels: folder of label maps, or one file
         out: folder to write into, not the same one
-        ids: old and new ids, as 63=1,126=2; 0 clears
+        ids: old and new ids, as 63=1,126=2; 0 clears (with a first id below 0: --ids=-1=0)
         workers: processes at work, one map each
         progress: show progress and the time left
     """

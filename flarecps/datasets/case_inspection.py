@@ -195,12 +195,13 @@ def _inspect_labels(
     if min(counts) < 0 or max(counts) > LARGEST_ID or set(counts) <= {0}:
         return counts, "", False
     labels = np.rint(array).astype(np.uint8) if array.dtype != np.uint8 else array
-    centres = label_centres(labels, volume.space.spacing_mm, label_set.names)
+    names = {label: name for label, name in label_set.names.items() if 0 <= label <= LARGEST_ID}  # that labels can hold
+    centres = label_centres(labels, volume.space.spacing_mm, names)
     pairs = [(label_set.names[right], label_set.names[left]) for right, left in label_set.left_right_pairs]
     found, decided = label_orientation_findings(centres, pairs)
     findings += found
     if has_hu:
-        findings += position_findings(labels, volume.array[0], label_set.names)
+        findings += position_findings(labels, volume.array[0], names)
     digest = hashlib.sha256(repr(labels.shape).encode())
     digest.update(np.ascontiguousarray(labels).data)
     return counts, digest.hexdigest(), decided

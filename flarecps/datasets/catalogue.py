@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flarecps.datasets.findings import FindingCollector
 from flarecps.datasets.label_names import channel_names, label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Role, list_folder
+from flarecps.datasets.relabelling import relabel_command
 from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, Split, choose_split, data_set_splits, read_splits
 from flarecps.errors import DatasetError
 from flarecps.json_fields import is_whole, shown
@@ -50,6 +52,11 @@ class Catalogue:
     def test(self) -> tuple[Case, ...]:
         """Cases kept apart for the end; their labels may be absent."""
         return tuple(case for case in self.cases if case.role == "test")
+
+    @property
+    def label_folders(self) -> tuple[Path, ...]:
+        """The folders in which the label maps lie that training or testing uses."""
+        return label_folders(self.cases)
 
     @property
     def split(self) -> Split:
@@ -97,6 +104,11 @@ class Catalogue:
         return chosen
 
 
+def label_folders(cases: Sequence[Case]) -> tuple[Path, ...]:
+    """The folders that hold the label maps of labelled and test cases, each once."""
+    return tuple(dict.fromkeys(case.labels.parent for case in cases if case.labels and case.role != "unlabelled"))
+
+
 def read_catalogue(
     dataset: Path | str, split: str | None = None, complaints: FindingCollector | None = None
 ) -> Catalogue:
@@ -115,7 +127,7 @@ def read_catalogue(
     root = Path(dataset)
     layout, cases, description = list_folder(root, complaints)
     where = str(root / "dataset.json")
-    labels = _read_labels(description.get("labels"), where, complaints)
+    labels = _read_labels(description.get("labels"), where, complaints, label_folders(cases))
     catalogue = Catalogue(
         root=root,
         name=_data_set_name(description.get("name", root.resolve().name), where),
@@ -136,16 +148,21 @@ def read_catalogue(
     return catalogue
 
 
-def _read_labels(content: Any, where: str, complaints: FindingCollector) -> dict[str, int]:
+def _read_labels(content: Any, where: str, complaints: FindingCollector, folders: Sequence[Path]) -> dict[str, int]:
     """``{name: id}`` ascending by id; a gap in the ids is complained of: networks have a channel for every id."""
-    labels = label_names(content, where)
+    command = partial(relabel_command, folders[0] if folders else Path(where).with_name("LABELS"))
+    labels = label_names(content, where, any_ids=True, relabel=command)
     if list(labels.values()) != list(range(len(labels))):
-        proposal = ", ".join(f"{old}->{new}" for new, old in enumerate(labels.values()) if new != old)
+        in_order = sorted(labels.values(), key=lambda label: (label != 0, label))
+        changed = {old: new for new, old in enumerate(in_order) if new != old}
+        proposal = ", ".join(f"{old}->{new}" for old, new in changed.items())
+        ids = ",".join(f"{old}={new}" for old, new in changed.items())
+        commands = " and ".join(f"'{relabel_command(folder, ids)}'" for folder in folders)
         complaints.add(
             "", "label-ids",
             f"{where}: label ids {list(labels.values())}",
             "0, 1, 2, ... without gaps",
-            f"renumber the label files and dataset.json: {proposal} (flarecps relabel)",
+            f"renumber the label files{f' ({commands})' if commands else ''} and dataset.json: {proposal}",
         )  # fmt: skip
     return labels
 

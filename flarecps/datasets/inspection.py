@@ -107,7 +107,7 @@ def inspect_catalogue(
     root = str(catalogue.root)  # paths are told as seen from there
     findings = [replace(one, found=one.found.replace(f"{root}/", "").replace(f"{root}: ", "")) for one in findings]
     maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
-    renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs)
+    renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs, catalogue.label_folders)
     return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
 
 

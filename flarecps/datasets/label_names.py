@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flarecps.errors import DatasetError
@@ -15,13 +15,16 @@ IGNORE = "ignore"  # nnU-Net v2's name of a label that its loss passes over
 
 
 def label_names(
-    content: Any, where: str, any_ids: bool = False, relabel: str = "flarecps relabel LABELS OUT"
+    content: Any,
+    where: str,
+    any_ids: bool = False,
+    relabel: Callable[[str], str] = "flarecps relabel LABELS OUT --ids={}".format,
 ) -> dict[str, int]:
     """``{name: id}`` from nnU-Net v2's ``{name: id}`` or MSD's ``{"id": name}``, ascending by id, background (0) added.
 
     Ids may have gaps. Raises DatasetError, naming ``where``, for no mapping, a region (several ids), a label to be
     ignored, an id that is no whole number from 0 to 255 (with ``any_ids``: no whole number), a name or id given twice,
-    and no structure but background. ``relabel`` begins the command that clears a label to be ignored.
+    and no structure but background. ``relabel`` makes the command that clears a label to be ignored.
     """
     if not isinstance(content, Mapping) or not content:
         raise DatasetError(f'{where}: expected "labels" as {{"background": 0, "liver": 1, ...}}, not {shown(content)}')
@@ -44,7 +47,7 @@ def label_names(
         if name == IGNORE:
             raise DatasetError(
                 f"{where}: label {name!r} marks voxels that nobody annotated, which is not known here voxel by voxel; "
-                f"clear them ('{relabel} --ids={number}=0') and remove the entry; structures that are not drawn "
+                f"clear them ('{relabel(f'{number}=0')}') and remove the entry; structures that are not drawn "
                 'in a case are left out of its list under "annotated" in splits.json'
             )
         pairs.append((str(name), number))

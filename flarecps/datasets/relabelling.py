@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from flarecps.datasets.case_checks import label_counts
 from flarecps.datasets.label_names import LARGEST_ID
-from flarecps.errors import DatasetError, ScanError
+from flarecps.errors import DatasetError, ScanError, counted
 from flarecps.volumes.io import read_volume, write_labels
 
 
@@ -64,18 +65,26 @@ def relabel_file(source_and_out: tuple[Path, Path], ids: Sequence[tuple[int, int
 
 @dataclass(frozen=True)
 class Renumbering:
-    """A proposed map of label ids, the ``labels`` of dataset.json that go with it, and why."""
+    """A proposed map of label ids, the ``labels`` of dataset.json that go with it, and why.
+
+    ``folders``: where the label maps lie that are to be renumbered.
+    """
 
     ids: dict[int, int]  # old -> new; ids not named stay
     labels: dict[str, int]
     reason: str
     left_right_pairs: tuple[tuple[int, int], ...] = ()
     changes_dataset_json: bool = True
+    folders: tuple[Path, ...] = ()
 
     @property
-    def words(self) -> str:
-        """The map as ``flarecps relabel --ids`` reads it: "63=1,126=2"."""
-        return ",".join(f"{old}={new}" for old, new in self.ids.items())
+    def commands(self) -> list[str]:
+        """What renumbers the label maps, a command for each folder: the maps are written beside it, the old ones stay.
+
+        Empty where only dataset.json is to be changed.
+        """
+        ids = ",".join(f"{old}={new}" for old, new in self.ids.items())
+        return [relabel_command(folder, ids) for folder in self.folders if ids]
 
     def to_json(self) -> dict[str, Any]:
         """The proposal as plain JSON types; ``dataset_json`` is the fragment to put into dataset.json."""
@@ -83,7 +92,7 @@ class Renumbering:
             "reason": self.reason,
             "ids": {str(old): new for old, new in self.ids.items()},
             "dataset_json": self.dataset_json,
-            "command": f"flarecps relabel LABELS OUT --ids {self.words}",
+            "commands": self.commands,
         }
 
     @property
@@ -100,50 +109,76 @@ class Renumbering:
         return json.dumps(self.dataset_json, ensure_ascii=False)[1:-1]
 
 
+def relabel_command(folder: Path, ids: str) -> str:
+    """The command that writes the label maps of ``folder`` with other ids (as "63=1,126=2") beside it."""
+    out = folder.with_name(f"{folder.name}_renumbered")
+    return shlex.join(["flarecps", "relabel", str(folder), str(out), f"--ids={ids}"])  # "=", for an id may be below 0
+
+
 def propose_renumbering(
-    labels: Mapping[str, int], maps: Sequence[Collection[int]], pairs: Sequence[tuple[int, int]] = ()
+    labels: Mapping[str, int],
+    maps: Sequence[Collection[int]],
+    pairs: Sequence[tuple[int, int]] = (),
+    folders: Sequence[Path] = (),
 ) -> Renumbering | None:
-    """The map to consecutive ids, or None where there is nothing to renumber.
+    """The map to consecutive ids, or None where there is nothing to renumber. Ids that fit stay what they are.
 
     ``labels`` and ``pairs`` (right, left) are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json
-    are closed. If the maps hold exactly as many structures as dataset.json names, they are paired in ascending order.
-    Otherwise an unknown id takes the place of the one structure that is missing wherever it occurs; failing that it
-    becomes a structure of its own, after the known ones, to be named or mapped to 0 by the user.
+    are closed. Ids below 0 that it does not name are cleared. If the maps hold as many unknown ids as dataset.json has
+    structures that nobody drew, they are paired in ascending order. Otherwise an unknown id takes the place of the one
+    structure that is missing wherever it occurs; failing that it becomes a structure of its own, after the known ones,
+    to be named or mapped to 0 by the user.
 
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
     {63: 1, 126: 2}
+    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{-1, 0, 1}]).ids
+    {-1: 0}
     """
-    closed = {name: new for new, name in enumerate(sorted(labels, key=labels.__getitem__))}
+    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: (labels[name] != 0, labels[name])))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
-    renumbered = tuple((ids.get(right, right), ids.get(left, left)) for right, left in pairs)
+    reasons = ["dataset.json leaves gaps between its ids, or holds some outside 0 to 255"] if ids else []
     known = set(labels.values()) - {0}
     drawn = sorted(set().union(*maps) - {0})
-    unknown = [label for label in drawn if label not in known]
-    if not unknown:
-        return Renumbering(ids, closed, "dataset.json leaves gaps between its ids", renumbered) if ids else None
-    if len(drawn) == len(known):
-        paired = {old: new for new, old in enumerate(drawn, start=1) if old != new}
-        reason = (
-            f"the label maps hold {len(drawn)} ids, as many as dataset.json names: paired in ascending order; "
-            "check with the pictures that the names fit"
-        )
-        return Renumbering(paired, closed, reason, renumbered, closed != dict(labels))
+    cleared = [label for label in drawn if label < 0 and label not in known]
+    unknown = [label for label in drawn if label > 0 and label not in known]
+    never = sorted(known - set(drawn))
     extended = dict(closed)
     names = {label: name for name, label in labels.items()}
-    replaced: list[str] = []
+    if cleared:
+        ids |= dict.fromkeys(cleared, 0)
+        reasons.append(
+            f"{_listed(cleared)} below 0, which programs write where nobody looked: cleared; a structure that was left "
+            'out there belongs on no list under "annotated" in splits.json'
+        )
+    if unknown and len(unknown) == len(never):
+        ids |= {label: closed[names[missing]] for label, missing in zip(unknown, never, strict=True)}
+        reasons.append(
+            f"the label maps hold {counted(len(unknown), 'unknown id')}, as many as there are structures that nobody "
+            "drew: paired in ascending order; check with the pictures that the names fit"
+        )
+        unknown = []
+    own = []
     for label in unknown:
         missing = _missing_with(label, known, maps)
         if len(missing) == 1 and len([one for one in unknown if _missing_with(one, known, maps) == missing]) == 1:
             name = names[missing.pop()]
             ids[label] = closed[name]
-            replaced.append(f"{label} stands where {name} is missing")
+            reasons.append(f"{label} stands where {name} is missing")
         else:
-            ids[label] = len(extended)
+            own.append(label)
             extended[f"unknown {label}"] = len(extended)
-    reason = "; ".join(replaced)
-    if len(replaced) < len(unknown):
-        reason += "; " * bool(reason) + "unknown ids become structures of their own: name them, or write ID=0 to clear"
-    return Renumbering(dict(sorted(ids.items())), extended, reason, renumbered, extended != dict(labels))
+            ids[label] = extended[f"unknown {label}"]
+    if own:
+        reasons.append("unknown ids become structures of their own: name them, or write ID=0 to clear")
+    if not reasons:
+        return None
+    renumbered = tuple((ids.get(right, right), ids.get(left, left)) for right, left in pairs)
+    ids = {old: new for old, new in sorted(ids.items()) if old != new}
+    return Renumbering(ids, extended, "; ".join(reasons), renumbered, extended != dict(labels), tuple(folders))
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return f"{'id' if len(ids) == 1 else 'ids'} {', '.join(map(str, ids))}"
 
 
 def _missing_with(label: int, known: set[int], maps: Sequence[Collection[int]]) -> set[int]:

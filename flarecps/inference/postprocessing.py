@@ -8,7 +8,6 @@ one organ changes no other's DSC, so all organs are judged at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,9 +20,12 @@ from scipy import ndimage
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases
 from flarecps.case_names import file_name
+from flarecps.datasets.label_names import LARGEST_ID
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.evaluation.overlap import dice_per_label
+from flarecps.json_fields import Reader, is_whole
 from flarecps.named_paths import check_output_folder
+from flarecps.text_files import read_json
 from flarecps.typing import LabelArray
 from flarecps.volumes.discovery import label_maps
 from flarecps.volumes.io import read_labels, read_labels_on, write_labels
@@ -156,24 +158,20 @@ def write_rules(path: Path, rules: Rules) -> None:
 
 def read_rules(path: Path, labels: dict[str, int] | None = None) -> Rules:
     """The rules in ``path``; ConfigError when it is no such file, or made for another label set than ``labels``."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA_VERSION:
-            raise ConfigError(f"{path}: schema {content['schema']}, this version reads {SCHEMA_VERSION}")
-        rules = Rules(
-            {str(name): int(label) for name, label in content["labels"].items()},
-            bool(content["largest_component_of_all_organs"]),
-            tuple(int(label) for label in content["largest_component_of"]),
-            tuple(int(label) for label in content["holes_filled_in"]),
-            dict(content["evidence"]),
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file; 'flarecps postprocess determine PREDICTIONS REFERENCES --out {path}' makes it from "
-            "validation scans"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not the rules that 'flarecps postprocess determine' writes ({error})") from error
+    expected = f"'flarecps postprocess determine PREDICTIONS REFERENCES --out {path}' makes it from validation scans"
+    reader = Reader(read_json(path, ConfigError, expected), str(path), kind=ConfigError, again=expected)
+    if reader.integer("schema") != SCHEMA_VERSION:
+        raise reader.error("schema", f"{SCHEMA_VERSION}, which this version reads")
+    organs = reader.mapping("labels")
+    if not all(is_whole(label) and label <= LARGEST_ID for label in organs.values()):
+        raise reader.error("labels", "ids by name, whole numbers from 0 to 255")
+    rules = Rules(
+        organs,
+        reader.boolean("largest_component_of_all_organs"),
+        reader.ids("largest_component_of"),
+        reader.ids("holes_filled_in"),
+        reader.mapping("evidence"),
+    )
     if strange := (set(rules.largest) | set(rules.filled)) - (set(rules.labels.values()) - {0}):
         raise ConfigError(f"{path}: structures {sorted(strange)} are not in its own label set")
     if labels is not None and _organs(rules.labels) != _organs(labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -606,12 +607,15 @@ def test_renumbering_is_proposed_and_cures(dataset: Path, tmp_path: Path, capsys
     said = capsys.readouterr().out
     proposal = json.loads(report.read_text())["renumbering"]
     assert proposal["ids"] == {"13": 12, "15": 13}
-    assert "flarecps relabel LABELS OUT --ids 13=12,15=13" in said
-    for folder in ("labelsTr", "labelsTs"):
-        new = tmp_path / folder
-        assert main(["relabel", str(dataset / folder), str(new), "--ids", "13=12,15=13", "--no-progress"]) == 0
-        shutil.rmtree(dataset / folder)
-        new.rename(dataset / folder)
+    assert len(proposal["commands"]) == 2  # labelsTr, labelsTs
+    for command in proposal["commands"]:
+        assert f"  label maps: {command}\n" in said
+        program, *words = shlex.split(command)
+        assert program == "flarecps"
+        assert main([*words, "--no-progress"]) == 0
+        folder, new = map(Path, words[1:3])
+        shutil.rmtree(folder)
+        new.rename(folder)
     description = json.loads((dataset / "dataset.json").read_text())
     assert proposal["dataset_json"]["left_right_pairs"] == [[2, 12], [7, 8]]
     describe(dataset, **proposal["dataset_json"])

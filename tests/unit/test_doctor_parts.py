@@ -91,7 +91,7 @@ def test_gaps_in_dataset_json_are_closed() -> None:
     assert proposal is not None
     assert proposal.ids == {5: 2}
     assert proposal.labels == {"background": 0, "liver": 1, "spleen": 2}
-    assert proposal.to_json()["command"] == "flarecps relabel LABELS OUT --ids 5=2"
+    assert proposal.to_json()["commands"] == []  # without a folder
 
 
 def test_unknown_ids() -> None:
@@ -103,11 +103,32 @@ def test_unknown_ids() -> None:
     assert "30 stands where aorta is missing" in swapped_in.reason
     new = propose_renumbering(labels, [{0, 1, 2, 3, 7, 9}, {-1, 0, 1}])
     assert new is not None
-    assert new.ids == {-1: 4, 7: 5, 9: 6}
-    assert new.labels == labels | {"unknown -1": 4, "unknown 7": 5, "unknown 9": 6}
+    assert new.ids == {-1: 0, 7: 4, 9: 5}
+    assert new.labels == labels | {"unknown 7": 4, "unknown 9": 5}
     both = propose_renumbering({"background": 0, "liver": 1, "spleen": 5}, [{0, 1, 5, 8}])
     assert both is not None
     assert both.ids == {5: 2, 8: 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "maps", "ids"),
+    [
+        ({"background": 0, "body": 1, "ball": 2}, [{-1, 0, 1, 2}], {-1: 0}),
+        ({"background": 0, "body": 1, "ball": 2, "never": 3}, [{-1, 0, 1, 2}], {-1: 0}),  # as many ids as names
+        ({"background": 0, "body": 1, "ball": 2}, [{-1, 0, 1, 77}], {-1: 0, 77: 2}),
+        ({"background": 0, "left": 1035, "right": 2035}, [{0, 1035, 2035}], {1035: 1, 2035: 2}),
+        ({"background": 0, "left": 1035, "right": 2035}, [{0, 1, 2}], {1035: 1, 2035: 2}),  # maps are right already
+        ({"outside": -1, "background": 0, "body": 1}, [{-1, 0, 1}], {-1: 1, 1: 2}),
+        ({"background": 0, "liver": 1, "spleen": 2, "aorta": 3}, [{0, 1, 2, 3, 200, 300}, {0, 3, 4}], {200: 5, 300: 6}),
+    ],
+)
+def test_what_fits_is_left_alone(labels: dict[str, int], maps: list[set[int]], ids: dict[int, int]) -> None:
+    proposal = propose_renumbering(labels, maps)
+    assert proposal is not None
+    assert proposal.ids == ids
+    renumbered = [{proposal.ids.get(label, label) for label in held} for held in maps]
+    assert sorted(proposal.labels.values()) == list(range(len(proposal.labels)))
+    assert set().union(*renumbered) <= set(proposal.labels.values())
 
 
 def test_relabel(tmp_path: Path) -> None:

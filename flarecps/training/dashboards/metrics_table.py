@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from flarecps import atomic
+from flarecps.errors import ConfigError
 from flarecps.json_fields import is_whole
-from flarecps.text_files import read_own_json
+from flarecps.text_files import Table, read_csv, read_own_json, read_text
 from flarecps.training.side_files import side_file
 
 CSV_FOLDER = "csv"
+EXPECTED = "expected the table that a training logs to: move it away to begin a new one"
 TABLE = "metrics.csv"
 WANDB_RUN_FILE = "wandb-run.json"
 
@@ -38,12 +41,13 @@ class MetricsTable(CSVLogger):
         if self._experiment is not None:
             return self._experiment
         table = Path(self.log_dir, TABLE)
-        earlier = table.read_text() if table.is_file() else ""
+        earlier = read_text(table, ConfigError, EXPECTED) if table.is_file() else ""
+        columns = list(_rows(table).columns)
         table.unlink(missing_ok=True)  # or Lightning deletes it, with a warning
         writer = super().experiment
         if earlier:
             atomic.write_text(table, earlier)
-            writer.metrics_keys = next(csv.reader(earlier.splitlines()))
+            writer.metrics_keys = columns
         return writer
 
     @rank_zero_only
@@ -83,22 +87,18 @@ def _keep_before(table: Path, epoch: float) -> None:
     """Leave only the rows of epochs before ``epoch`` in a CSV file, if it exists."""
     if not table.is_file():
         return
-    with table.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if row.get("epoch") and float(row["epoch"]) < epoch]
-        columns = list(reader.fieldnames or [])
-    _write_rows(table, columns, rows)
+    found = _rows(table)
+    rows = [row for row in found.rows if _number(row.get("epoch")) < epoch]
+    _write_rows(table, found.columns, rows)
 
 
 def _with_columns(table: Path, columns: list[str]) -> int:
     """Give a CSV file these columns, empty where it lacks them; its size then."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    _write_rows(table, columns, rows)
+    _write_rows(table, columns, _rows(table).rows)
     return table.stat().st_size
 
 
-def _write_rows(table: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+def _write_rows(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     with atomic.atomic_path(table) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -113,13 +113,17 @@ def rows_between(table: Path, after: int, before: int) -> dict[int, dict[str, fl
     if not table.is_file():
         return {}
     rows: dict[int, dict[str, float]] = {}
-    with table.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            values = {name: _number(cell) for name, cell in row.items() if name and name != "step"}
-            epoch = values.pop("epoch", math.nan) + 1
-            if after < epoch < before:
-                rows.setdefault(int(epoch), {}).update({name: x for name, x in values.items() if not math.isnan(x)})
+    for row in _rows(table).rows:
+        values = {name: _number(cell) for name, cell in row.items() if name and name != "step"}
+        epoch = values.pop("epoch", math.nan) + 1
+        if after < epoch < before:
+            rows.setdefault(int(epoch), {}).update({name: x for name, x in values.items() if not math.isnan(x)})
     return dict(sorted(rows.items()))
+
+
+def _rows(table: Path) -> Table:
+    """What a ``metrics.csv`` holds, its last line left out while it is being written; nothing without the file."""
+    return read_csv(table, ConfigError, EXPECTED, growing=True) if table.is_file() else Table((), ())
 
 
 def _number(cell: object) -> float:
