@@ -7,12 +7,17 @@ from typing import Any
 
 import rich.console
 from rich.segment import Segment
+from rich.text import Text
 
 from flarecps.errors import visible
 
 
 class Console(rich.console.Console):
     """rich's console; control characters in what it is given are printed as escapes ("\\x1b")."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """rich's text of a string, which is made visible before it is laid out."""
+        return super().render_str(visible(text), **options)
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
         """rich's segments of something printable, their text made visible; rich's own control codes are kept."""

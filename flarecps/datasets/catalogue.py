@@ -153,11 +153,11 @@ def _read_labels(content: Any, where: str, complaints: FindingCollector, folders
     command = partial(relabel_command, folders[0] if folders else Path(where).with_name("LABELS"))
     labels = label_names(content, where, any_ids=True, relabel=command)
     if list(labels.values()) != list(range(len(labels))):
-        in_order = sorted(labels.values(), key=lambda label: (label != 0, label))
+        in_order = sorted(labels.values(), key=lambda label: (label < 0, label))
         changed = {old: new for new, old in enumerate(in_order) if new != old}
         proposal = ", ".join(f"{old}->{new}" for old, new in changed.items())
         ids = ",".join(f"{old}={new}" for old, new in changed.items())
-        commands = " and ".join(f"'{relabel_command(folder, ids)}'" for folder in folders)
+        commands = " and ".join(relabel_command(folder, ids) for folder in folders)
         complaints.add(
             "", "label-ids",
             f"{where}: label ids {list(labels.values())}",

@@ -108,6 +108,10 @@ def inspect_catalogue(
     findings = [replace(one, found=one.found.replace(f"{root}/", "").replace(f"{root}: ", "")) for one in findings]
     maps = [tuple(one.label_voxels) for one in examined.values() if one.label_voxels]
     renumbering = propose_renumbering(catalogue.labels, maps, catalogue.left_right_pairs, catalogue.label_folders)
+    listed = {label for case in catalogue.cases for label in case.annotated or ()}
+    if renumbering is not None and listed & set(renumbering.ids):
+        also = '; change the ids under "annotated" in splits.json in the same way'
+        renumbering = replace(renumbering, reason=renumbering.reason + also)
     return Inspection(tuple(findings), _summary(catalogue, examined, findings), catalogue, examined, renumbering)
 
 

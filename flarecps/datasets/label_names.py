@@ -47,7 +47,7 @@ def label_names(
         if name == IGNORE:
             raise DatasetError(
                 f"{where}: label {name!r} marks voxels that nobody annotated, which is not known here voxel by voxel; "
-                f"clear them ('{relabel(f'{number}=0')}') and remove the entry; structures that are not drawn "
+                f"clear them ({relabel(f'{number}=0')}) and remove the entry; structures that are not drawn "
                 'in a case are left out of its list under "annotated" in splits.json'
             )
         pairs.append((str(name), number))

@@ -134,7 +134,7 @@ def propose_renumbering(
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{-1, 0, 1}]).ids
     {-1: 0}
     """
-    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: (labels[name] != 0, labels[name])))}
+    closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: (labels[name] < 0, labels[name])))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
     reasons = ["dataset.json leaves gaps between its ids, or holds some outside 0 to 255"] if ids else []
     known = set(labels.values()) - {0}

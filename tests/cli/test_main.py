@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 import flarecps
 from flarecps.cli import main as cli
 from flarecps.cli.arguments import call_with_arguments
+from flarecps.cli.console import Console
 from flarecps.errors import ScanError
+from flarecps.text_files import csv_text
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
                 "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary",
@@ -142,10 +149,78 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, ZeroDivisionError("ours"))
-    with pytest.raises(ZeroDivisionError):
+def test_a_defect_is_one_line_and_a_log_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pretend(monkeypatch, ZeroDivisionError("ours \x1b[2J"))
+    with pytest.raises(ZeroDivisionError):  # FLARECPS_TRACEBACK=1, as in all tests
         cli.main(["report"])
+    monkeypatch.delenv("FLARECPS_TRACEBACK")
+    with pytest.raises(ZeroDivisionError):  # the frame of this test's function: someone else's code
+        cli.main(["report"])
+    monkeypatch.setattr(cli, "_is_someone_elses", lambda error: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli.main(["report"]) == 70
+    said = capsys.readouterr().err
+    (log,) = tmp_path.iterdir()
+    assert said == (
+        f"flarecps report: a defect of the program: ZeroDivisionError: ours \\x1b[2J; please report it with {log}\n"
+    )
+    text = log.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert "ZeroDivisionError: ours" in text
+    assert log.stat().st_mode & 0o077 == 0, "paths in it are nobody else's business"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert cli.main(["report"]) == 70
+    assert "Traceback" in capsys.readouterr().err, "printed where no file can be written"
+
+
+def test_whose_code_an_error_passed_through() -> None:
+    for call, someones in ((lambda: csv_text([None]), False), (lambda: 1 / 0, True)):
+        with pytest.raises((csv.Error, TypeError, ZeroDivisionError)) as caught:
+            call()
+        assert cli._is_someone_elses(_below(caught.value)) is someones
+
+
+def _below(error: Exception) -> Exception:
+    """The error as if it had been caught one call further down: without the frames of the test that caught it."""
+    inner = error.__traceback__.tb_next
+    return error.with_traceback(inner.tb_next or inner)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/out/x"), "/out/x: No space left on device; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "/out/x: Permission denied"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FLARECPS_TRACEBACK")
+    monkeypatch.setattr(cli, "_is_someone_elses", lambda error: False)
+    pretend(monkeypatch, error)
+    assert cli.main(["report"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_no_name_is_obeyed_by_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("case", title="cases\x9b1m")
+    table.add_row("liver\x1b[2J")
+    Console(force_terminal=True, width=80).print(table, Text("b\x1b]0;x\x07", style="red"), "\u202ea", sep="\n")
+    said = capsys.readouterr().out
+    assert not re.search("\x1b(?!\\[[0-9;]*m)|[\x07\x9b\u202e]", said), "rich's own colours, nothing else"
+    for shown in ("cases\\x9b1m", "liver\\x1b[2J", "b\\x1b]0;x", "\\u202ea"):
+        assert shown in said
+
+
+def test_every_command_prints_by_that_console() -> None:
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        assert file.name == "console.py" or "rich.console" not in file.read_text(encoding="utf-8"), file
 
 
 def brew(
