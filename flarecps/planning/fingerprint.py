@@ -23,10 +23,11 @@ from flarecps import atomic
 from flarecps.batch_processing import Outcome, process_cases, shard
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue, Role
-from flarecps.errors import DatasetError, ScanError
+from flarecps.errors import DatasetError, PlanError, ScanError
+from flarecps.json_fields import Reader
 from flarecps.planning.histogram import Histogram
 from flarecps.text_files import read_own_json
-from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple
+from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple, triple
 from flarecps.volumes.cropping import crop, field_box
 from flarecps.volumes.io import Volume, on_grid, read_channels, read_labels
 from flarecps.volumes.space import axis_codes
@@ -89,20 +90,24 @@ class Fingerprint:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Fingerprint:
-        """The inverse of ``to_json``; what follows from other entries is not read."""
+        """The inverse of ``to_json`` and a way through JSON; what follows from other entries is not read.
+
+        Raises PlanError, KeyError, TypeError or ValueError for anything else.
+        """
         histogram = content["histogram_hu"]
+        cases = [Reader(case, "fingerprint") for case in content["cases"]]
         return Fingerprint(
             cases=tuple(
                 CaseShape(
-                    case["name"],
-                    case["role"],
-                    tuple(case["shape_voxels"]),
-                    tuple(case["spacing_mm"]),
-                    case["orientation"],
-                    {int(label): count for label, count in case["label_voxels"].items()},
-                    tuple(case.get("remarks", ())),
+                    case.string("name"),
+                    case.choice("role", ("labelled", "unlabelled", "test")),
+                    triple(case.integers("shape_voxels", 3)),
+                    triple(case.numbers("spacing_mm", 3, above=0.0)),
+                    case.string("orientation"),
+                    {int(label): case.section("label_voxels").integer(label) for label in case.mapping("label_voxels")},
+                    case.strings("remarks") if case.content.get("remarks") else (),
                 )
-                for case in content["cases"]
+                for case in cases
             ),
             histogram=None if histogram is None else Histogram.from_json(histogram),
             label_histograms={
@@ -309,7 +314,14 @@ def _read_current(entry: _Entry) -> Fingerprint | None:
         content = read_own_json(entry.file)
         found = content["format"], content["version"], content["made_from"]
         return Fingerprint.from_json(content) if found == (FORMAT, VERSION, _source_signature(entry)) else None
-    except (OSError, ValueError, KeyError, TypeError):  # a missing scan is reported when it is to be read
+    except (
+        PlanError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # a missing scan is reported when it is to be read
         return None
 
 

@@ -96,7 +96,10 @@ class Histogram:
     @staticmethod
     def from_json(content: dict[str, Any]) -> Histogram:
         """The inverse of ``to_json``."""
-        return Histogram(int(content["lowest"]), np.asarray(content["counts"], np.int64))
+        counts = np.asarray(content["counts"])
+        if counts.ndim != 1 or (counts.size and (counts.dtype.kind not in "iu" or counts.min() < 0)):
+            raise ValueError("the counts of a histogram are not whole numbers in a row")
+        return Histogram(int(content["lowest"]), counts.astype(np.int64))
 
     def _sums(self) -> tuple[int, int, int]:
         """Count, sum and sum of squares, as Python's unbounded integers (int64 overflows on large data sets)."""

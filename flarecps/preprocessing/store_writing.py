@@ -25,7 +25,7 @@ import numpy as np
 from flarecps import atomic
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.datasets.splits import DEFAULT_SPLIT, SPLITS, data_set_splits, split_to_json
+from flarecps.datasets.splits import DEFAULT_SPLIT, EXPECTED, SPLITS, data_set_splits, split_to_json
 from flarecps.errors import FULL_DISK, StoreError
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
@@ -33,6 +33,7 @@ from flarecps.preprocessing.checksums import CHECKSUMS, checksums_of, sha256
 from flarecps.preprocessing.intensity import quantise
 from flarecps.preprocessing.sources import forget_times, hashes_of, have_hashes, is_made_from, sizes_of, untouched
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
+from flarecps.text_files import read_text
 from flarecps.typing import LabelArray
 
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -87,7 +88,7 @@ def prepare_store(store: Path, plan: Plan, catalogue: Catalogue) -> None:
     write_plan(store / "plan.json", plan)
     own, split = catalogue.root / SPLITS, catalogue.split
     if own.is_file():
-        atomic.write_text(store / SPLITS, own.read_text(encoding="utf-8"))
+        atomic.write_text(store / SPLITS, read_text(own, StoreError, EXPECTED))
         return
     named = data_set_splits(catalogue.root, split.unlabelled, split.test) or {DEFAULT_SPLIT: split}
     atomic.write_json(store / SPLITS, {name: split_to_json(one) for name, one in named.items()})

@@ -214,7 +214,7 @@ def test_rules_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file.*determine"):
         rules_beside((tmp_path / "last.ckpt",))
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="not the rules"):
+    with pytest.raises(ConfigError, match="'schema' is missing"):
         read_rules(path)
     rules = Rules(LABELS, True, (1,), (2,), {"scans": ["a"]})
     write_rules(path, rules)
