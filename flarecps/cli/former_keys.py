@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flarecps.errors import ConfigError
 from flarecps.method_config import CROSS_PSEUDO, MOVED, SUPERVISED, SWITCH, takes, with_method
 
 CONFIG = ("--config", "-c")
@@ -79,7 +80,16 @@ def _method(options: Sequence[tuple[str, str | None]], contents: Mapping[int, di
 
 
 def read_config(config: str) -> dict[str, Any]:
-    """A config's content, from its file or its text; empty for what is none, about which the parser will complain."""
+    """A config's content, from its file or its text; empty for what is none, about which the parser will complain.
+
+    Raises ConfigError for a file that is not UTF-8, about which the parser has no words.
+    """
+    try:
+        Path(config).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{config}: not UTF-8 text; save the config as UTF-8") from None
+    except (OSError, ValueError):  # no file: text, or about which the parser will complain
+        pass
     try:
         content = OmegaConf.load(config) if Path(config).is_file() else OmegaConf.create(config)
         plain = OmegaConf.to_container(content, resolve=False)

@@ -100,7 +100,7 @@ class Fingerprint:
             cases=tuple(
                 CaseShape(
                     case.string("name"),
-                    case.choice("role", ("labelled", "unlabelled", "test")),
+                    case.choice("role", ("labelled", "unlabelled", "test")),  # type: ignore[arg-type]  # one of them
                     triple(case.integers("shape_voxels", 3)),
                     triple(case.numbers("spacing_mm", 3, above=0.0)),
                     case.string("orientation"),

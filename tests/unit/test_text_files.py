@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flarecps.cli.former_keys import read_config
 from flarecps.errors import ConfigError, visible
 from flarecps.text_files import csv_text, read_csv, read_json, read_own_json, read_text, read_yaml
 
@@ -136,3 +137,11 @@ def test_yaml(tmp_path: Path) -> None:
 def test_visible() -> None:
     assert visible("a\x1b[2J\x9b\u202eb\udcff\r\n\tä") == "a\\x1b[2J\\x9b\\u202eb\\udcff\\r\n\tä"
     json.dumps(visible("\udcff")).encode()
+
+
+def test_a_config_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    for content in (b"a: \xfc", "a: 1".encode("utf-16")):
+        (tmp_path / "c.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"c\.yaml: not UTF-8"):
+            read_config(str(tmp_path / "c.yaml"))
+    assert read_config("a: ü") == {"a": "ü"}
