@@ -113,17 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if level == VERBOSE:
             traceback.print_exception(error)
         return _say(name, str(error), USER_MISTAKE)
-    except BrokenPipeError:  # whoever read the output, as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
     except Exception as error:
-        if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
-            raise
+        if isinstance(error, BrokenPipeError) and name not in LIGHTNING_COMMANDS:  # whoever read it, as head, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
         if isinstance(error, OSError) and error.errno in REFUSALS:
             place = f"{error.filename}: " if error.filename else ""
             return _say(name, f"{place}{error.strerror}; make room, or choose another place", USER_MISTAKE)
         if isinstance(error, MemoryError):
             return _say(name, f"not enough memory (RAM): {error or 'it is used up'}", USER_MISTAKE)
+        if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
+            raise
         return _say(name, f"a defect of the program: {type(error).__name__}: {error}; {_kept_traceback(name)}", DEFECT)
     except KeyboardInterrupt:
         print(f"flarecps {name}: interrupted", file=sys.stderr)

@@ -24,7 +24,7 @@ __all__ = ["Finding", "Inspection", "Severity", "inspect_catalogue", "inspect_fo
 FEWEST_ORIENTATIONS = 20  # cases, before one that is stored differently is odd
 ODD_SHARE = 0.05
 FORMAT = "flarecps-inspection"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
