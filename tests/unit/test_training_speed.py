@@ -63,6 +63,8 @@ def a_trainer(epoch: int) -> Mock:
         spec=Trainer,
         current_epoch=epoch,
         max_epochs=10,
+        max_steps=-1,
+        optimizers=[Mock(), Mock()],
         num_training_batches=4,
         world_size=1,
         callback_metrics={
@@ -97,6 +99,30 @@ def test_without_a_terminal_there_is_a_line_per_epoch(clock: Clock, capsys: pyte
     shared = "loss 1.250 · λ 0.100 · DSC 0.875 · 1.0 patches/s · data wait 3%"
     assert first == f"epoch 3/10 · {shared} · 3:44 left"
     assert second == f"epoch 4/10 · {shared} · 2:24 left"
+
+
+def test_a_long_first_epoch_is_told_of_early(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, module, bar = a_trainer(epoch=0), Mock(spec=LightningModule), TrainingProgress()
+    trainer.callback_metrics = {}
+    bar.on_train_start(trainer, module)
+    take_steps(bar, trainer, clock, range(3), step_s=20.0)
+    assert capsys.readouterr().out == "epoch 1/10, step 2/4 · 0.2 patches/s · 12:40 left\n"  # 38 steps of 20 s
+
+
+@pytest.mark.parametrize(("max_epochs", "max_steps", "shown"), [(-1, -1, "epoch 1 · "), (-1, 16, "epoch 1/2 · ")])
+def test_an_end_by_steps_or_none_is_said_right(
+    max_epochs: int, max_steps: int, shown: str, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning counts two optimisers' steps: 16 are two epochs of 4, and none is left of a minus."""
+    trainer, module, bar = a_trainer(epoch=0), Mock(spec=LightningModule), TrainingProgress()
+    trainer.max_epochs, trainer.max_steps = max_epochs, max_steps
+    bar.on_train_start(trainer, module)
+    take_steps(bar, trainer, clock, range(4), step_s=5.0)
+    bar.on_train_end(trainer, module)
+    line = capsys.readouterr().out
+    assert line.startswith(shown)
+    assert line.endswith("0:20 left\n") == (max_steps > 0)
+    assert "-" not in line
 
 
 def test_time_left_forgets_the_cheap_steps_before_lambda_rose(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
