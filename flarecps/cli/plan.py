@@ -70,7 +70,7 @@ def plan(
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
-    if out.is_dir() or out.suffix != ".json":
+    if out.is_dir() or out.suffix.lower() != ".json":
         raise PlanError(f"--out {out}: expected the name of a .json file to write")
     if shard is not None and fingerprints is None:
         raise PlanError(f"--shard {shard}: expected --fingerprints FOLDER beside it, one folder for all shares")

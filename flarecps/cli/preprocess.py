@@ -46,6 +46,7 @@ def preprocess(
     from flarecps.cli.console import Console
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import counted
+    from flarecps.named_paths import check_output_folder
     from flarecps.planning.plan import plan_differences, read_plan
     from flarecps.preprocessing.dataset import (
         cases_without_hashes,
@@ -54,6 +55,7 @@ def preprocess(
         workers_that_fit,
     )
 
+    check_output_folder(out)
     catalogue, grid = read_catalogue(dataset), read_plan(plan)
     errors = Console(stderr=True, highlight=False)
     said: list[str] = []

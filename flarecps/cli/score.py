@@ -64,8 +64,10 @@ def score(
     from flarecps.cli.console import Console
     from flarecps.evaluation.label_sets import label_set, read_tolerances
     from flarecps.evaluation.scores import score_folders
+    from flarecps.named_paths import check_output_folder
     from flarecps.processes import usable_cores
 
+    check_output_folder(out)
     console, problems = Console(), Console(stderr=True)
     structures, origin = label_set(labels, predictions, references)
     tolerances_mm = read_tolerances(tolerance_mm, organs_of(structures)) if tolerance_mm is not None else {}

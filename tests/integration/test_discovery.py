@@ -112,6 +112,10 @@ def test_endings_of_outputs(tmp_path: Path, capsys) -> None:
         assert segment(model, scan, tmp_path / name) == 2
         assert "expected that of a folder" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
+    for command in (["plan", "in"], ["preprocess", "in", "plan.json"], ["score", "in", "in"]):
+        words = [command[0], *(str(tmp_path / word) for word in command[1:]), "--out", str(tmp_path / "x.nrrd")]
+        assert main(words) == 2
+        assert not (tmp_path / "x.nrrd").exists()
     assert main(["relabel", str(scan), str(tmp_path / "r.nii.gz"), "--ids", "1=2"]) == 2
 
 
