@@ -11,7 +11,7 @@ from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
 from flarecps.errors import counted
 from flarecps.json_fields import is_whole
-from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan, batch_words
+from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
 
 AXES = ("slice", "row", "column")
 _ENDINGS = {
@@ -137,7 +137,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         (
             "Patches",
             f"{_times(plan.patch_voxels)} voxels ({_times(patch_mm)} mm); every optimiser step sees "
-            f"{batch_words(plan.global_batch)} over all devices. "
+            f"{_kinds(plan.global_batch)} ones over all devices. "
             f"Dice is computed {'over the whole batch' if plan.batch_dice else 'patch by patch'}.",
         ),
         (
@@ -148,6 +148,10 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("Memory", f"Estimated {plan.memory_gb:.1f} GB for one training step."),
     ]
+
+
+def _kinds(global_batch: Mapping[str, int]) -> str:
+    return " and ".join(f"{number} {kind.replace('_', '-')}" for kind, number in global_batch.items())
 
 
 def _spacing(plan: Plan) -> str:

@@ -530,4 +530,4 @@ def test_a_student_learns_resumes_and_teaches(
     assert main(["report", str(tmp_path / "whole"), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "self-training, one network" in page
-    assert "2 labelled + 0 unlabelled + 2 pseudo-labelled patches" in page
+    assert "2 labelled and 0 unlabelled and 2 pseudo-labelled ones over all devices" in page
