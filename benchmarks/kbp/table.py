@@ -42,7 +42,7 @@ from flarecps.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
-READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md")
+READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md", ROOT / "docs" / "methods.md")
 PAIRS = (  # whose difference by seed is shown over the number of labelled scans: title, CPS, control
     (f"CPS, sibling 1, minus {CONTROL.title}", CPS, CONTROL),
     (f"CPS, sibling 1, minus {CONTROL_LONG.title}", CPS, CONTROL_LONG),
