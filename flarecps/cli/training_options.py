@@ -106,6 +106,8 @@ def _brief(explanation: str) -> str:
     text = " ".join(explanation.split())
     for end in (";", ". ", ": ", ", by default"):
         text = text.partition(end)[0]
+    if text.count("{") > text.count("}"):  # an example was cut
+        text = text[: text.rindex("{")].rstrip(" ,")
     return text.rstrip(".")
 
 
