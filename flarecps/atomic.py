@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.errors import FULL_DISK, WriteError
+from flarecps.locks import in_progress
 
 PARTIAL_PREFIX = ".partial-"  # what an interrupted run leaves behind is recognised, and never taken for a result
 
@@ -24,13 +25,15 @@ def partial_path(path: Path) -> Path:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path``, with its suffixes, which takes the name ``path`` when the block succeeds.
 
-    On an exception the temporary file is removed and ``path`` is untouched. The parent folder must exist. Raises
+    It is there, empty, and is held against `locks.remove_abandoned`. On an exception it is removed and ``path`` is
+    untouched. The parent folder must exist. Raises
     ``WriteError``, which names ``path``, when the file can't be written.
     """
     partial = partial_path(Path(path))
     try:
-        yield partial
-        os.replace(partial, path)
+        with in_progress(partial):
+            yield partial
+            os.replace(partial, path)
     except OSError as error:
         if isinstance(error, WriteError) or not (_is(error.filename, partial) or error.errno in FULL_DISK):
             raise

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,7 @@ from flarecps.cli.training_options import (
 )
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError, visible
+from flarecps.locks import folder_lock
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
@@ -78,6 +80,7 @@ FAILED = 1  # exit code: some scans could not be segmented, or a job could not b
 LONGEST_COMPLAINT = 600  # characters of the parser's, which may list every type that a value might have had
 FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
 
+LOCK = "training.lock"  # in the run's folder: one training at a time
 AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
 # How long a process waits for the others (strategy ddp): longer than one validation scan or checkpoint takes, and not
 # torch's 30 minutes, in which a job that waits for a lost node burns 8 GPUs. A config's DDPStrategy may set another.
@@ -108,8 +111,9 @@ class _Parser(LightningArgumentParser):
 class _TrainingCLI(LightningCLI):
     """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
 
-    def __init__(self, words: list[str], **settings: Any) -> None:
-        self.words = words
+    def __init__(self, words: list[str], held: ExitStack | None = None, **settings: Any) -> None:
+        """``held`` keeps the lock on the run's folder, and lets it go at its end."""
+        self.words, self.held = words, held
         words, former = current_words(with_found_configs(words))
         decided: list[str] = []
         if words[0] in LIGHTNING_COMMANDS and not asks_for_help(words):
@@ -157,8 +161,18 @@ class _TrainingCLI(LightningCLI):
             self.model.start_method()
         for line in instead_of_the_plan(self.datamodule, self.model):
             say(line)
-        if not self.is_dry_run:
-            remove_leftovers(self.run_folder / FOLDER, own=self._get(self.config, "overwrite") and not resumed)
+        if not self.is_dry_run and self.trainer.is_global_zero:  # on whose behalf the other ranks write nothing there
+            self._take_folder(resumed)
+
+    def _take_folder(self, resumed: bool) -> None:
+        """Keep other trainings out of the run's folder, and clear it of what killed ones left there."""
+        run, overwrites = self.run_folder, self._get(self.config, "overwrite")
+        if self.held is not None:
+            cure = "wait for it, end it, or name another --trainer.default_root_dir"
+            self.held.enter_context(folder_lock(run / LOCK, "another training", cure))
+        if not resumed and not overwrites and candidates(run / FOLDER):  # of a training that ended in between
+            raise taken(run)
+        remove_leftovers(run / FOLDER, own=overwrites and not resumed)
 
     def before_validate(self) -> None:
         if not self.datamodule.validation_names:
@@ -314,11 +328,16 @@ def _plan_of(data: ScanDataModule) -> dict[str, Any]:
 
 def lightning_command(arguments: list[str]) -> int:
     """Run one of Lightning's subcommands; ``arguments`` begin with its name."""
+    with ExitStack() as held:
+        return _lightning_command(arguments, held)
+
+
+def _lightning_command(arguments: list[str], held: ExitStack) -> int:
     _set_up_libraries()
     arguments = ["--help" if word == "--help-all" else word for word in arguments]
     stopped: StoppedBySignal | None = None
     try:
-        cli = _TrainingCLI(arguments, save_config_callback=_RunConfig)
+        cli = _TrainingCLI(arguments, held, save_config_callback=_RunConfig)
     except StoppedBySignal as stop:
         stopped = stop
     except SystemExit as end:

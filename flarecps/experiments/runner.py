@@ -6,21 +6,20 @@ the same folder.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import platform
 import resource
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from flarecps.errors import ConfigError, FlarecpsError
 from flarecps.experiments.stages import Stage, StageRecords, select_stages
+from flarecps.locks import folder_lock
 
 FIT_SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "fit.sbatch"
 LOCK = "lock"
@@ -117,24 +116,11 @@ def call_flarecps(*words: object) -> None:
         raise FlarecpsError(f"flarecps {words[0]} ended with exit code {code}, its message stands above")
 
 
-@contextmanager
-def run_lock(folder: Path) -> Iterator[int]:
+def run_lock(folder: Path) -> AbstractContextManager[int]:
     """A lock on ``folder`` while the block runs; its descriptor is to be handed to the processes started there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: a run is at work here, or a stage that outlived one (fuser {folder / LOCK} names it); "
-                "wait for it, or end it"
-            ) from None
-        except OSError:  # a file system without locks: two runs at once are then the user's care
-            pass
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    path = folder / LOCK
+    cure = f"wait for it, or for a stage that outlived it (fuser {path} names it), or end it"
+    return folder_lock(path, "a run", cure)
 
 
 def _children_cpu_s() -> float:

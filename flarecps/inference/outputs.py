@@ -27,6 +27,7 @@ from flarecps.inference.case_records import (
     write_tables,
 )
 from flarecps.inference.postprocessing import Rules
+from flarecps.locks import remove_abandoned
 from flarecps.typing import LabelArray, SpacingMm
 
 LABELS, PROBABILITIES, PREVIEW = "labels", "probabilities", "preview"
@@ -116,10 +117,10 @@ def disk_errors_as_config_error(path: Path) -> Iterator[None]:
 
 
 def remove_partial_file(path: Path) -> None:
-    """Remove what a killed run left of this very file."""
+    """Remove what a killed run left of this very file; not what another process is writing."""
     pattern = f"{PARTIAL_PREFIX}????????-{glob.escape(path.name)}"
     for partial in path.parent.glob(pattern):
-        partial.unlink(missing_ok=True)
+        remove_abandoned(partial)
 
 
 def _cure_of_full(reason: str) -> str:

@@ -27,13 +27,14 @@ from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, EXPECTED, SPLITS, data_set_splits, split_to_json
 from flarecps.errors import FULL_DISK, StoreError
+from flarecps.locks import in_progress, remove_abandoned
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
 from flarecps.preprocessing.checksums import CHECKSUMS, checksums_of, sha256
 from flarecps.preprocessing.intensity import quantise
 from flarecps.preprocessing.sources import forget_times, hashes_of, have_hashes, is_made_from, sizes_of, untouched
 from flarecps.preprocessing.store import FORMAT, VERSION, read_description, read_samples
-from flarecps.text_files import read_text
+from flarecps.text_files import read_own_json, read_text
 from flarecps.typing import LabelArray
 
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -110,18 +111,36 @@ def whole_case(store: Path, name: str) -> Iterator[Path]:
     It gets its checksums then. Raises ``StoreError`` when the disk is full or the quota used up.
     """
     folder = store / "cases" / file_name(name)
-    partial = atomic.partial_path(folder)
+    partial, replaced = atomic.partial_path(folder), _inode(folder)
     try:
-        with disk_errors_as_store_error(store, f"case '{name}'"):
-            partial.mkdir(parents=True)
+        with disk_errors_as_store_error(store, f"case '{name}'"), in_progress(partial, folder=True):
             yield partial
             checksums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir()))
             (partial / CHECKSUMS).write_text(checksums, encoding="utf-8")
-            remove_case(store, name)
-            os.rename(partial, folder)
+            _put(store, name, partial, replaced)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     read_samples.cache_clear()
+
+
+def _put(store: Path, name: str, whole: Path, replaced: int | None) -> None:
+    """Give a whole case its place, instead of the folder ``replaced`` (its inode). What another process, doing the same
+    case, put there meanwhile stays: somebody may be reading it."""
+    place = store / "cases" / file_name(name)
+    if replaced is not None and _inode(place) == replaced:
+        remove_case(store, name)
+    try:
+        os.rename(whole, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
@@ -147,7 +166,8 @@ def remove_case(store: Path, name: str) -> None:
     folder = store / "cases" / file_name(name)
     if folder.is_dir():
         leaving = atomic.partial_path(folder)
-        os.rename(folder, leaving)
+        with suppress(FileNotFoundError):  # another process took it out
+            os.rename(folder, leaving)
         forget_times(store, name)
         shutil.rmtree(leaving, ignore_errors=True)
 
@@ -155,12 +175,12 @@ def remove_case(store: Path, name: str) -> None:
 def remove_partial_cases(store: Path, mine: Collection[str], known: Collection[str]) -> None:
     """Remove what killed runs left of the cases ``mine``, and of cases that are not ``known`` to the data set any more.
 
-    What belongs to other cases may be another job's work in progress.
+    What another process is still writing stays.
     """
     for path in (store / "cases").glob(f"{atomic.PARTIAL_PREFIX}*"):
         name = LEFTOVER.sub("", path.name)
         if name in mine or name not in known:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_abandoned(path)
 
 
 def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan, remarks: Sequence[str]) -> None:
@@ -226,9 +246,11 @@ def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
 
 
 def remarks_on(store: Path, name: str) -> tuple[str, ...]:
-    """What was remarked on a stored case's scan when it was read: slices missing, a gantry tilt, …"""
-    content = json.loads((store / "cases" / file_name(name) / "case.json").read_text(encoding="utf-8"))
-    return tuple(content.get("remarks", ()))
+    """What was remarked on a stored case's scan when it was read: slices missing, a gantry tilt, …
+
+    Nothing of a case that another process is replacing at this moment.
+    """
+    return tuple(read_own_json(store / "cases" / file_name(name) / "case.json").get("remarks", ()))
 
 
 def _difference(store: Path, plan: Plan) -> str:

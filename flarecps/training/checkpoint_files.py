@@ -16,6 +16,7 @@ from torch import nn
 from flarecps import atomic, metric_names
 from flarecps.checkpoint import ENTRY, load_plain, sibling_states
 from flarecps.errors import CheckpointError, ConfigError
+from flarecps.locks import remove_abandoned
 from flarecps.networks import class_tensors, network_name
 from flarecps.planning.plan import Plan
 from flarecps.torch_files import save
@@ -80,8 +81,10 @@ def remove_leftovers(folder: Path, own: bool) -> None:
 
     ``own``: and the checkpoints that this program wrote there.
     """
-    for path in [*folder.glob(f"{atomic.PARTIAL_PREFIX}*"), *(folder / f"{name}.ckpt" for name in OWN if own)]:
-        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{atomic.PARTIAL_PREFIX}*"):
+        remove_abandoned(path)
+    for name in OWN if own else ():
+        (folder / f"{name}.ckpt").unlink(missing_ok=True)
 
 
 def candidates(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from lightning.pytorch import Callback
-from stores import TinyStores, fit_words
+from stores import TinyStores, fit, fit_words
 
+from flarecps.cli.main import main
 from flarecps.data.draws import Draw
 from flarecps.data.patch_stream import PatchBatches
 
@@ -252,3 +254,22 @@ def test_full_shared_memory_is_an_end(start: Any, size: str, what: str) -> None:
     assert what in said
     assert "docker run --shm-size" in said
     assert any(line.startswith("flarecps fit: ") for line in said.splitlines())
+
+
+def test_a_second_training_in_a_run_folder_is_refused(
+    start: Any, tiny_stores: TinyStores, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the first's host and process, whatever it was asked to do; the ranks of the first are one training."""
+    running = start(ranks=2)
+    run = tmp_path / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name.startswith((".partial", "config"))}
+    for more in (["--ckpt_path", "auto"], ["--overwrite", "true"]):
+        assert main(fit_words("phantom_2d.yaml", tiny_stores, run, *more)) == 2
+        said = capfd.readouterr().err
+        assert f"another training is at work here (process {running.process.pid} on {socket.gethostname()}" in said
+        assert "Traceback" not in said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    family = running.everyone()
+    family[0].kill()
+    running.ended(family)
+    fit("phantom_2d.yaml", tiny_stores, run)  # what was killed holds nothing
