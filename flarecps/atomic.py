@@ -48,9 +48,9 @@ def _is(name: object, path: Path) -> bool:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path`` atomically."""
+    """Write UTF-8 ``text`` to ``path`` atomically, with the line ends it has: the same bytes on every system."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path | str, content: Any) -> None:

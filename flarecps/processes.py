@@ -29,6 +29,25 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def known_signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of these signals that the system has, in this order: Windows lacks most of them.
+
+    >>> [one.name for one in known_signals("SIGINT", "SIGNONE")]
+    ['SIGINT']
+    """
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+def peak_memory_bytes() -> int:
+    """The most RAM that this process has held at once, of shared libraries' pages too."""
+    try:
+        import resource
+    except ImportError:  # Windows, which tells it with the rest
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes in the system's unit of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 @contextmanager
 def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
     """While the block runs, these signals wait; workers forked in it begin with them blocked.
@@ -57,13 +76,13 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
     waited = {one for one in left_to_the_parent if one != signal.SIGINT}
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    else:  # macOS: PyTorch's own handler of SIGTERM obeys the parent
+    else:  # macOS, where PyTorch's own handler of SIGTERM obeys the parent, and Windows
         for number in waited - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
         waited = set()
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_after, args=(parent.pid, waited), daemon=True).start()
+        threading.Thread(target=_end_after, args=(parent, waited), daemon=True).start()
 
 
 def _all_but_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -75,13 +94,14 @@ def _all_but_hung_up(kind: type[BaseException], error: BaseException, traceback:
         sys.__excepthook__(kind, error, traceback)
 
 
-def _end_after(parent: int, waited: set[signal.Signals]) -> None:
-    while os.getppid() == parent:
+def _end_after(parent: BaseProcess, waited: set[signal.Signals]) -> None:
+    # Windows gives the number of a parent that is gone, too; a fork holds open what its siblings' parents are known by
+    while parent.is_alive() if os.name == "nt" else os.getppid() == parent.pid:
         if not waited:
             time.sleep(LOOKS_S)
             continue
         came = signal.sigtimedwait(waited, LOOKS_S)
-        if came is not None and came.si_signo == signal.SIGTERM and came.si_pid == parent:
+        if came is not None and came.si_signo == signal.SIGTERM and came.si_pid == parent.pid:
             break
     os._exit(0)
 
@@ -109,11 +129,12 @@ def end_at_once(code: int) -> None:
 @contextmanager
 def _no_word_of_dead_children() -> Iterator[None]:
     """PyTorch raises an error from a SIGCHLD handler when a worker is killed: not when we do it."""
-    if threading.current_thread() is not threading.main_thread():
+    numbers = known_signals("SIGCHLD")
+    if not numbers or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.signal(numbers[0], signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+        signal.signal(numbers[0], before if before is not None else signal.SIG_DFL)

@@ -20,7 +20,7 @@ def export(
     nnunet: a model folder of nnU-Net v2, for nnUNetv2_predict_from_modelfolder -m OUT and whatever else reads such a
     folder; it holds plans.json, dataset.json and fold_0/checkpoint_final.pth. What differs between the two programs
     is in docs/nnunet.md. onnx: the network alone, from patches to logits; spacing, intensities and labels are in the
-    file's metadata. Needs the packages of flarecps[onnx].
+    file's metadata. Needs the packages onnx, onnxruntime and onnxscript.
 
     Args:
         checkpoint: a .ckpt file written by 'flarecps fit'

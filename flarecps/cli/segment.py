@@ -76,7 +76,7 @@ def segment(
         batch: windows per forward pass; changes memory and speed only, by default chosen by the size of the patch.
         workers: scans at a time, each in a process with its own copy of the model; 1 stays in this process, where the
             next scan is read and the last one written while one is segmented (up to three in memory).
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:N or mps (Apple's).
         postprocess: apply the rules that 'flarecps postprocess determine' wrote to this file; auto takes the
             postprocessing.json beside the checkpoint. By default labels stay as the networks give them.
         probabilities: also write probabilities/X.npz, float16 on the network's grid (docs/inference.md).

@@ -30,7 +30,7 @@ from flarecps.data.draws import Draw, DrawSequence, choose_case, choose_lower, i
 from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, no_shared_memory
 from flarecps.errors import FlarecpsError, WorkerError
 from flarecps.preprocessing.store import CaseStore
-from flarecps.processes import blocked, kill, obey_only_the_parent
+from flarecps.processes import blocked, kill, known_signals, obey_only_the_parent
 from flarecps.typing import Triple
 
 # That the workers of a stream hold ready, and as much again of shared memory: 2 batches of 2 patches of 112×160×128
@@ -38,7 +38,7 @@ from flarecps.typing import Triple
 BATCHES_AHEAD = 2
 LOOKS_S = 5  # seconds after which a loader that waits looks whether its workers still live
 ANSWER_WITHIN_S = 300  # for one batch, from whatever disk; a worker that takes longer will never answer
-_STOPS = (signal.SIGTERM, signal.SIGUSR1)
+_STOPS = known_signals("SIGTERM", "SIGUSR1")
 
 Batch: TypeAlias = dict[str, Any]
 BatchAddress: TypeAlias = tuple[int, int]  # epoch, iteration

@@ -20,9 +20,10 @@ import psutil
 from flarecps.errors import ConfigError
 from flarecps.evaluation.efficiency import INTERVAL_S, Trace
 from flarecps.evaluation.resource_usage import GpuMeter, TreeMeter, read_host
+from flarecps.processes import known_signals
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-FROM_THE_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)  # a terminal sends them to every process in the foreground
+FORWARDED = known_signals("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+FROM_THE_KEYBOARD = known_signals("SIGINT", "SIGQUIT")  # a terminal sends them to every process in the foreground
 ENOUGH = 3  # signals after which the tree is killed
 LEAVING_S = 0.5  # for children that are just about to end, too
 GRACE_S = 5.0  # for what is left of an interrupted command to end by itself

@@ -6,8 +6,8 @@ the same folder.
 
 from __future__ import annotations
 
+import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -124,8 +124,8 @@ def run_lock(folder: Path) -> AbstractContextManager[int]:
 
 
 def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _now() -> str:

@@ -22,6 +22,7 @@ from flarecps.inference.mirroring import mirroring_of
 from flarecps.inference.resources.budget import format_bytes
 from flarecps.inference.resources.cost import Unread
 from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.planner import Estimate, ResourcePlanner, WorkPlan, describe_work
 from flarecps.inference.resources.usage import (
     CUDA_CONTEXT_BYTES,
@@ -247,23 +248,6 @@ def _load_networks(
                     "only networks trained by one plan (folds of it, for instance) can be averaged"
                 )
     return models[0].plan, tuple(network for model in models for network in _chosen(model, sibling))
-
-
-def torch_device(name: torch.device | str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is a GPU if there is one. ConfigError when it is not there.
-
-    A GPU always has its index: limits of memory are set for one card, and ``torch.cuda`` won't guess which.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}': not available here; expected auto, cpu, cuda or cuda:N") from error
-    return device
 
 
 def _chosen(model: TrainedModel, sibling: Sibling) -> Sequence[nn.Module]:

@@ -28,7 +28,7 @@ class SegmentationSettings:
         mirror_axes: the patch's own axes that are mirrored at test time, in all combinations; ``"all"``, or none.
             Only axes along which the training mirrored, too, do good.
         swap_left_right: exchange paired labels when the left-right axis is mirrored, for models trained that way.
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, ``"mps"`` (Apple's).
         batch: windows at a time; None: as many as suit patch and device. Does not change the result.
         accumulate: average ``"softmax"`` (nnU-Net v1) or ``"logits"`` (v2) over windows, mirrors and networks.
         mode: ``"normal"``, ``"fast"`` or ``"fastest"``, see ``flarecps.inference.export``.

@@ -79,7 +79,10 @@ def _place(case: Case, out: Path, ending: str, copy: bool) -> None:
         if copy:
             shutil.copyfile(given, made)
         else:
-            made.symlink_to(given.absolute())
+            try:
+                made.symlink_to(given.absolute())
+            except OSError as error:  # Windows lets only some users make links
+                raise DatasetError(f"{made}: no link can be made there ({error.strerror}); use --copy") from error
 
 
 def _one_ending(catalogue: Catalogue) -> str:

@@ -30,14 +30,16 @@ def export_to_onnx(model: TrainedModel, out: Path | str, sibling: Literal["1", "
     The file's input ``patch`` is (batch, channel, *patch), float32 and normalised by the plan; its output ``logits``
     (batch, class, *patch). The batch is free, the patch is the plan's. The plan's essentials are metadata, each a JSON
     text. Nothing is written when the difference exceeds 1e-4. Raises CheckpointError for that, a wrong name, a file
-    that exists or a sibling that does not; ConfigError when the packages of ``flarecps[onnx]`` are missing.
+    that exists or a sibling that does not; ConfigError when the packages of the extra ``onnx`` are missing.
     """
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it, and says so less clearly
     except ImportError as error:
-        raise ConfigError(f"--to onnx needs the package {error.name}: pip install 'flarecps[onnx]'") from error
+        raise ConfigError(
+            f"--to onnx needs the package {error.name}: pip install onnx onnxruntime onnxscript"
+        ) from error
     out = Path(out)
     if out.suffix != ".onnx":
         raise CheckpointError(f"{out}: expected the name of an .onnx file to write")

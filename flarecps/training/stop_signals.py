@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
-from flarecps.processes import end_at_once
+from flarecps.processes import end_at_once, known_signals
 
 ENDED_BY_SIGNAL = 128  # plus the signal's number: the exit code of a process that a signal ended
 ONE_S = 1.0  # a scheduler may send one signal to a job's processes by two ways at once
@@ -38,11 +38,8 @@ class StopRequest(IntEnum):
         return {asked: number for number, asked in SIGNALS.items()}[self]
 
 
-SIGNALS = {
-    signal.SIGUSR1: StopRequest.REQUEUE,
-    signal.SIGTERM: StopRequest.END,
-    signal.SIGINT: StopRequest.INTERRUPT,
-}
+ASKING = {"SIGUSR1": StopRequest.REQUEUE, "SIGTERM": StopRequest.END, "SIGINT": StopRequest.INTERRUPT}
+SIGNALS = {number: ASKING[number.name] for number in known_signals(*ASKING)}  # Windows has no SIGUSR1
 WATCHED = tuple(SIGNALS)  # the weakest request first
 
 _received = StopRequest.NONE
@@ -112,8 +109,9 @@ def listening() -> Iterator[None]:
         yield
         return
     earlier = {number: signal.getsignal(number) for number in WATCHED}
-    if earlier[signal.SIGUSR1] is signal.SIG_DFL:
-        earlier[signal.SIGUSR1] = signal.SIG_IGN
+    for number in known_signals("SIGUSR1"):
+        if earlier[number] is signal.SIG_DFL:
+            earlier[number] = signal.SIG_IGN
     _received, _listening = StopRequest.NONE, True
     # Python's handlers run in the main thread, which may wait for another rank; this is written whatever it does
     written, heard = socket.socketpair()
@@ -122,7 +120,8 @@ def listening() -> Iterator[None]:
     watch = threading.Thread(target=_end_at_second, args=(heard,), daemon=True)
     watch.start()
     reinstall_handlers()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     try:
         yield
     finally:

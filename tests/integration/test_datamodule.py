@@ -193,6 +193,17 @@ def test_zero_one_and_four_workers_give_identical_batches(store):
         assert_equal(epochs(module(store, workers=workers), 2), alone)
 
 
+def test_workers_that_are_begun_anew_give_identical_batches(store):
+    """As on macOS and Windows, where no process is forked."""
+    alone = epochs(module(store, workers=0), 1)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert_equal(epochs(module(store, workers=2), 1), alone)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def test_workers_that_stand_still_at_an_epochs_start_are_replaced(store, monkeypatch):
     monkeypatch.setattr(patch_stream, "LOOKS_S", 1)
     expected = epochs(module(store), 2)

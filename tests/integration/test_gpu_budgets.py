@@ -16,9 +16,10 @@ from torch import nn
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
 from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
-from flarecps.inference.segmenter import Segmenter, torch_device
+from flarecps.inference.segmenter import Segmenter
 from flarecps.volumes.io import Volume, read_volume
 
 GB, MB = 2**30, 2**20

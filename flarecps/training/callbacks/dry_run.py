@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flarecps.errors import counted
 from flarecps.networks import rebuilt
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import network_step_gb
+from flarecps.processes import peak_memory_bytes
 from flarecps.training.module import SegmentationModule, segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
@@ -138,10 +138,9 @@ def _estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
 
 def memory_gb(device: torch.device) -> dict[str, float]:
     """Peak memory of this process, what its workers hold now, and the peak on ``device`` if it is a GPU, in GB."""
-    unit = 1024  # bytes in Linux's unit of ru_maxrss
     workers = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
     found = {
-        "peak memory of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB,
+        "peak memory of the process": peak_memory_bytes() / GB,
         "memory of its workers": workers / GB,
     }
     if device.type == "cuda":
