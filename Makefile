@@ -4,6 +4,7 @@
 #   make test                  the test suite
 #   make test-slurm            the job scripts on a real SLURM, which is installed where that can be done (minutes)
 #   make lint                  ruff and mypy
+#   make docs                  the documentation as a site in build/site, with the API and every command's options
 #   make peers                 nnU-Net in an environment of its own, for the benchmarks (several GB)
 #   make clean                 remove the environment and caches
 #
@@ -21,10 +22,11 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slurm lint setup peers clean
+.PHONY: demo test test-slurm lint docs setup peers clean
 
 demo: $(READY)
 	$(BIN)/flarecps demo $(if $(OUT),--out $(OUT))
+	@echo "For commands of your own: . $(BIN)/activate"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slurm"
@@ -35,7 +37,15 @@ test-slurm: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/ready-docs
+	$(BIN)/python docs/build_site.py build/site
+
+$(VENV)/ready-docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c $(VENV)/constraints.txt
+	touch $@
 
 setup: $(READY)
 

@@ -3,8 +3,8 @@
     python benchmarks/kbp/table.py
 
 Only files in results/kbp and results/nnunet_kbp are read: whoever has the repository can make them again. Written are
-tables.md, one folder of ``flarecps compare`` per number of labels, the figures, and the blocks of the README files that
-begin with ``<!-- kbp: … -->``: the numbers there are never typed.
+tables.md, one folder of ``flarecps compare`` per number of labels, the figures, and the blocks of the README files and
+docs/measured.md that begin with ``<!-- kbp: … -->``: the numbers there are never typed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from protocol import (
     FEW_LABELS,
     MAIN_ARMS,
     SCREEN_ARMS,
+    Arm,
     ordered_runs,
 )
 from scipy import stats
@@ -42,27 +43,31 @@ from flarecps.evaluation.statistics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
-READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md", ROOT / "docs" / "methods.md")
+DOCS = ROOT / "docs"
+READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md", DOCS / "measured.md", DOCS / "methods.md")
 PAIRS = (  # whose difference by seed is shown over the number of labelled scans: title, CPS, control
     (f"CPS, sibling 1, minus {CONTROL.title}", CPS, CONTROL),
     (f"CPS, sibling 1, minus {CONTROL_LONG.title}", CPS, CONTROL_LONG),
     (f"{CPS_LONG.title}, sibling 1, minus control of as many steps", CPS_LONG, CONTROL_LONG),
 )
+SHORT = (LINES[:3], PAIRS[:2])  # of README: both controls and CPS
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
 
-def by_labels_table(results: Path) -> list[str]:
-    """Markdown: DSC of every arm by the number of labelled scans; CPS minus each control of the same seed."""
+def by_labels_table(
+    results: Path, lines: Sequence[tuple[str, Arm, str]] = LINES, compared: Sequence[tuple[str, Arm, Arm]] = PAIRS
+) -> list[str]:
+    """Markdown: DSC of the arms by the number of labelled scans; differences between arms of the same seed."""
     counts = [count for count in (*sorted(FEW_LABELS), ALL_LABELS) if entry("", CONTROL, count, results=results).files]
     rows = []
-    for title, arm, sibling in LINES:
+    for title, arm, sibling in lines:
         entries = [entry(title, arm, count, sibling, results) for count in counts]
         if any(one.files for one in entries):
             rows.append(
                 [title, *(f"{level(one.method(), 'dsc')} ({len(one.files)})" if one.files else "" for one in entries)]
             )
     sentences = []
-    for name, arm, control in PAIRS:
+    for name, arm, control in compared:
         pairs = [
             seed_differences(entry("", control, count, results=results), entry("", arm, count, results=results))
             for count in counts
@@ -321,6 +326,7 @@ def all_tables() -> dict[str, list[str]]:
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
     tables |= {
         "by labels": by_labels_table(RESULTS),
+        "in short": by_labels_table(RESULTS, *SHORT),
         "effects": effects_table(RESULTS),
         "mistakes": mistakes_table(RESULTS),
         "screen": screen_table(RESULTS),

@@ -109,7 +109,7 @@ def kbp_table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_kbp_numbers_in_the_readme_files_are_those_of_the_runs(kbp_table: ModuleType) -> None:
     tables = kbp_table.all_tables()
-    shown = ("by labels", "10 labelled", "peers", "screen")
+    shown = ("in short", "by labels", "peers", "peers in short", "screen")
     for readme, block in zip(kbp_table.READMES, shown, strict=True):
         content = readme.read_text(encoding="utf-8")
         assert block in tables
