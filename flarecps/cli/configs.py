@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import os.path  # whose isfile takes text that is too long for a path
 import shutil
-import site
-import sys
 from pathlib import Path
 
 from flarecps.errors import ConfigError, did_you_mean
-
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or the site-packages that the package lies in
-# In a checkout, and where pip puts a wheel's data: of an environment, of --user, of --target.
-PLACES = (
-    *([ROOT] if (ROOT / "pyproject.toml").is_file() else []),
-    *(Path(base) / "share" / "flarecps" for base in (sys.prefix, site.getuserbase(), ROOT)),
-)
+from flarecps.installed_files import PLACES
 
 
 def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from flarecps.errors import ConfigError, FlarecpsError
 from flarecps.experiments.stages import Stage, StageRecords, select_stages
+from flarecps.installed_files import PLACES
 from flarecps.locks import folder_lock
 
-FIT_SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "fit.sbatch"
+FIT_SCRIPTS = [place / "slurm" / "fit.sbatch" for place in PLACES]
+FIT_SCRIPT = next((path for path in FIT_SCRIPTS if path.is_file()), FIT_SCRIPTS[0])
 LOCK = "lock"
 FLARECPS = (sys.executable, "-m", "flarecps")  # the words before a command's
 STANDS = "stands"
@@ -145,7 +147,7 @@ def slurm_words(stage: Stage, options: str) -> list[str]:
     Raises ConfigError without the script.
     """
     if not FIT_SCRIPT.is_file():
-        raise ConfigError(f"{FIT_SCRIPT}: no such file; --submit needs a checkout of flarecps, not only the package")
+        raise ConfigError(f"{FIT_SCRIPT}: no such file; it comes with flarecps: install it again")
     own = [f"--job-name=flarecps-{stage.name}", f"--ntasks-per-node={stage.gpus}", f"--gres=gpu:{stage.gpus}"]
     return ["sbatch", "--parsable", *own, *shlex.split(options), str(FIT_SCRIPT), *stage.words[1:]]
 
