@@ -20,6 +20,7 @@ from flarecps.datasets.findings import FindingCollector
 from flarecps.errors import DatasetError
 from flarecps.json_fields import shown
 from flarecps.text_files import read_json
+from flarecps.volumes.dicom_slices import SUFFIXES
 from flarecps.volumes.discovery import FoundCase, find_cases, find_scans, label_name, labels_of
 from flarecps.volumes.io import scan_name
 
@@ -129,6 +130,8 @@ def _files_of(description: Mapping[str, Any] | None) -> _Files:
     description = description or {}
     channels = description.get("channel_names", description.get("modality"))
     ending = description.get("file_ending")
+    if str(ending).lower() in SUFFIXES:  # of scans; labels are no DICOM
+        ending = None
     return _Files(len(channels) if isinstance(channels, Mapping) else 1, ending if isinstance(ending, str) else None)
 
 
@@ -297,7 +300,7 @@ def _link(link: Path, target: Path) -> None:
     """``link`` leads to ``target`` (made absolute), whatever was there before."""
     partial = link.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}")
     try:
-        partial.symlink_to(target.resolve())
+        partial.symlink_to(os.path.realpath(target))
         os.replace(partial, link)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from os.path import realpath  # Path.resolve ends in an error at links to themselves
 from pathlib import Path
 
 from flarecps import atomic
@@ -51,7 +52,7 @@ def requests_for(scans: Path, output: Path, channels: int = 1) -> list[Segmentat
     """
     if not scans.exists() and not scans.is_symlink():
         raise ScanError(f"{scans}: no such file or folder; expected a scan, a DICOM series or a folder of scans")
-    cases = find_cases(scans, channels, leave_out=(output,) if output.resolve() != scans.resolve() else ())
+    cases = find_cases(scans, channels, leave_out=(output,) if realpath(output) != realpath(scans) else ())
     if not cases:
         raise ScanError(f"{scans}: no scan in this folder; expected NIfTI, NRRD or MHA files, or DICOM series folders")
     if is_nifti(output) and not output.is_dir():
@@ -206,9 +207,9 @@ def _loaded(
 
 
 def _check_results(requests: Sequence[SegmentationRequest]) -> None:
-    scans = {path.resolve() for request in requests for path in request.scans}
+    scans = {realpath(path) for request in requests for path in request.scans}
     for request in requests:
-        if request.result.resolve() in scans:
+        if realpath(request.result) in scans:
             raise ConfigError(f"{request.result}: the result would replace the scan itself; name another output folder")
 
 

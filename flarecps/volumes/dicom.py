@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,15 @@ from pydicom import Dataset
 from flarecps.errors import ScanError, counted, first_few
 from flarecps.typing import triple
 from flarecps.volumes.dicom_pixels import read_voxels, same_voxels
-from flarecps.volumes.dicom_slices import Slice, attributes, dicom_files, read_header, slices_of
+from flarecps.volumes.dicom_slices import (
+    FRAME_OF_REFERENCE,
+    STACKS,
+    Slice,
+    attributes,
+    dicom_files,
+    read_header,
+    slices_of,
+)
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
@@ -26,6 +34,7 @@ SAME_PLACE = 0.1  # of the mean distance: slices closer than this
 SAME_PLACE_MM = 0.25  # and than this lie at one place
 MISPLACED = 0.2  # of a voxel; and
 ROUNDED_MM = 0.05  # positions are often written with one digit: a slice off its grid by more than both is remarked on
+WRONG_STEP = 1.5  # times the usual distance: a mean beyond would make every size wrong
 # What tells the images of one place apart, the likeliest first
 PHASES = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "EchoNumbers", "EchoTime",
@@ -57,6 +66,7 @@ def _stack(path: Path) -> tuple[list[Slice], Space, tuple[str, ...]]:
     normal = slices[0].directions[:, 2]
     slices.sort(key=lambda one: (float(one.position_mm @ normal), one.name))
     slices, doubled = _each_place_once(path, slices)
+    _check_one_stack(path, slices)
     space = _grid(slices)
     remarks = [*passed_over, *doubled, *_misplaced(slices, space)]
     if slices[0].photometric == "MONOCHROME1":
@@ -161,17 +171,71 @@ def _contradiction(path: Path, places: Sequence[Sequence[Slice]], one: Slice, ot
     both = f"{one.name} and {other.name} lie at one place, {where}, with other voxels"
     said = attributes([here for place in places for here in place])
     if stacks := _stacks(places, said):
-        listed = ", ".join(f"{name} ({counted(len(stack), 'slice')})" for name, stack in stacks.items())
-        return ScanError(
-            f"{path}: {len(stacks)} stacks of slices in one series: {listed}; {both}; "
-            "expected one stack of slices: put the files of each into a folder of its own"
-        )
+        return _several(path, stacks, both)
     differ = [name for name in PHASES if said[one].get(name) != said[other].get(name)]
     how = ", ".join(f"{name} {said[one].get(name)} against {said[other].get(name)}" for name in differ[:3])
     return ScanError(
         f"{path}: {both} ({how or 'their headers tell them apart by nothing'}); expected one stack of slices: "
         "take the one that does not belong out of the folder"
     )
+
+
+def _several(path: Path, stacks: Mapping[str, Sequence[Slice]], why: str) -> ScanError:
+    listed = ", ".join(f"{name} ({counted(len(stack), 'slice')})" for name, stack in stacks.items())
+    return ScanError(
+        f"{path}: {len(stacks)} stacks of slices in one series: {listed}; {why}; "
+        "expected one stack of slices: put the files of each into a folder of its own"
+    )
+
+
+def _check_one_stack(path: Path, slices: Sequence[Slice]) -> None:
+    """Nothing, or ScanError where slices in order, one a place, are those of several stacks, or of none.
+
+    Several have two frames of reference, or interleave: an attribute goes to another value and back. None is what a
+    straight grid of mean distance would misrepresent: by a gap far beyond the usual one, or a slice far beside.
+    """
+    for keyword in (FRAME_OF_REFERENCE, *STACKS):
+        stacks: dict[str, list[Slice]] = defaultdict(list)
+        for one in slices:
+            stacks[f"{keyword} {one.stated.get(keyword, 'none')}"].append(one)
+        values = [one.stated.get(keyword) for one in slices]
+        changes = [place for place, (here, there) in enumerate(pairwise(values), start=1) if here != there]
+        if not len(slices) > len(stacks) > 1 or min(map(len, stacks.values())) == 1:  # ITK gives each slice a frame
+            continue
+        both = f"{slices[changes[0] - 1].name} and {slices[changes[0]].name}"
+        if keyword == FRAME_OF_REFERENCE:
+            raise _several(path, stacks, f"{both} have positions that can't be compared")
+        if len(changes) >= len(stacks):
+            raise _several(path, stacks, f"they interleave, as at {both}")
+    if len(slices) < 2:
+        return
+    gaps = np.diff(_along(slices))
+    usual, mean = float(np.median(gaps)), float(gaps.mean())
+    if max(usual, mean) > WRONG_STEP * min(usual, mean):
+        widest = int(gaps.argmax())
+        raise ScanError(
+            f"{path}: {slices[widest].name} and {slices[widest + 1].name} lie {gaps[widest]:.3g} mm apart, slices "
+            f"usually {usual:.3g} mm: with the mean distance, {mean:.3g} mm, sizes would be wrong; expected one stack "
+            "of slices: add the missing ones, or move those on one side away"
+        )
+    beside = _beside(slices)
+    if beside.max() > min(edge * count for edge, count in zip(slices[0].spacing_mm, slices[0].shape, strict=True)) / 2:
+        raise ScanError(
+            f"{path}: {slices[int(beside.argmax())].name} lies {beside.max():.3g} mm beside the line of the others; "
+            "expected one stack of slices: move it away"
+        )
+
+
+def _sideways(slices: Sequence[Slice]) -> np.ndarray:
+    """How far each slice (n, 3) is shifted in its plane against the first one, in mm."""
+    offsets = np.array([one.position_mm - slices[0].position_mm for one in slices])
+    return offsets - np.outer(_along(slices), slices[0].directions[:, 2])
+
+
+def _beside(slices: Sequence[Slice]) -> np.ndarray:
+    """How far each slice lies beside the line from the first to the last, as a tilted gantry gives it, in mm."""
+    along, sideways = _along(slices), _sideways(slices)
+    return np.linalg.norm(sideways - np.outer(along / (along[-1] or 1.0), sideways[-1]), axis=1)
 
 
 def _stacks(places: Sequence[Sequence[Slice]], said: Mapping[Slice, Mapping[str, str]]) -> dict[str, list[Slice]]:
@@ -213,11 +277,8 @@ def _misplaced(slices: Sequence[Slice], space: Space) -> list[str]:
             f"{slices[widest].name} and {slices[widest + 1].name}; read as {step:.3g} mm throughout): "
             "slices may be missing or doubled"
         )
-    offsets = np.array([one.position_mm - slices[0].position_mm for one in slices])
-    sideways = offsets - np.outer(along, slices[0].directions[:, 2])
-    limit, farthest = max(ROUNDED_MM, MISPLACED * min(space.spacing_mm[1:])), np.linalg.norm(sideways, axis=1).max()
-    tilt = np.outer(along / (along[-1] or 1.0), sideways[-1])  # what a tilted gantry would give
-    beside = np.linalg.norm(sideways - tilt, axis=1)
+    limit = max(ROUNDED_MM, MISPLACED * min(space.spacing_mm[1:]))
+    farthest, beside = np.linalg.norm(_sideways(slices), axis=1).max(), _beside(slices)
     if beside.max() > limit:
         which = slices[int(beside.argmax())].name
         remarks.append(f"{which} lies {beside.max():.3g} mm beside the line of the others: read as a straight stack")

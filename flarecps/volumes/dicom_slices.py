@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,17 @@ NO_SCAN = ("SEG", "RTDOSE")  # modalities with pixels that are not a scan's
 LONGEST_TOLD = 64  # characters of an attribute that may tell stacks apart
 BEYOND = 1e9  # no millimetre, slope or intercept is as large
 SKEW_LIMIT = 1e-2  # cosines; headers are often rounded to three digits
+FRAME_OF_REFERENCE = "FrameOfReferenceUID"
+# No single stack goes from one value of these to another and back again
+STACKS = (
+    "AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "EchoNumbers", "DiffusionBValue",
+    "ConvolutionKernel", "KVP", "StackID",
+)  # fmt: skip
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesDescription",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", FRAME_OF_REFERENCE, *STACKS,
 )]  # fmt: skip
 
 
@@ -62,6 +68,7 @@ class Slice:
     intercept: float
     rescaling: str  # "RescaleSlope and RescaleIntercept": what the header states
     photometric: str
+    stated: Mapping[str, str]  # of `FRAME_OF_REFERENCE` and `STACKS`, what the header states
 
     @property
     def name(self) -> str:
@@ -85,11 +92,10 @@ def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
 
 def is_dicom_file(path: Path) -> bool:
     """Whether a file is DICOM: by its mark, by its suffix, or because it begins as a data set without preamble does."""
-    try:
-        with open(path, "rb") as file:
+    start = b""
+    if path.is_file():  # to open a pipe is to wait
+        with suppress(OSError), open(path, "rb") as file:  # reading it will say why
             start = file.read(132)
-    except OSError:  # reading it will say why
-        start = b""
     return start[128:] == MARK or path.suffix.lower() in SUFFIXES or _begins_as_data_set(start)
 
 
@@ -109,21 +115,34 @@ def dicom_files(folder: Path) -> Iterator[Path]:
     yield from (path for path in paths if _may_be_slice(path) and is_dicom_file(path))
 
 
-def contains_dicom(folder: Path) -> bool:
-    """Whether a folder itself holds DICOM files with pixels, or damaged ones, which are to be reported."""
+def scans_in(folder: Path) -> list[Path]:
+    """The DICOM scans of a folder itself, without what lies below it.
+
+    The folder, where it holds slices, parts of one series, or only damaged files; otherwise each multi-frame file, with
+    the damaged ones beside them, which are to be reported.
+    """
+    series: dict[Path, str] = {}
+    damaged: list[Path] = []
     for path in dicom_files(folder):
         try:
-            if read_header(path) is not None:
-                return True
+            header = read_header(path)
+            if header is not None and frame_count(path, header) == 1:
+                return [folder]
         except ScanError:
-            return True
-    return False
+            damaged.append(path)
+            continue
+        if header is not None:
+            series[path] = str(header.get("SeriesInstanceUID"))
+    if len(set(series.values())) < len(series) or (damaged and not series):
+        return [folder]
+    return sorted([*series, *damaged]) if series else []
 
 
 def _may_be_slice(path: Path) -> bool:
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or path.suffix.lower() in NEVER_DICOM:
         return False
-    return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.exists())  # a link that leads nowhere
+    # Links that lead nowhere and pipes are reported where they are called as slices are
+    return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
 def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset | None:
@@ -132,6 +151,8 @@ def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset 
     Raises ScanError when the file is truncated or damaged.
     """
     reached = []
+    if path.exists() and not path.is_file():
+        raise ScanError(f"{path}: not a regular file (a pipe or a device); expected a slice of a series: move it away")
 
     def at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
         reached.extend([tag] if tag in PIXEL_DATA else [])
@@ -153,10 +174,17 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
 
     Raises ScanError for colour, and for a position, orientation, spacing or rescaling that is missing or no number.
     """
+    count = frame_count(path, header)
+    with pydicom_errors_as_scan_error(path):
+        frames = range(count) if count > 1 else [None]
+        return [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
+
+
+def frame_count(path: Path, header: Dataset) -> int:
+    """How many slices a file holds: more than one in a multi-frame file. ScanError for what is no such number."""
     with pydicom_errors_as_scan_error(path):
         stated = _Attributes(str(path), [header]).numbers("NumberOfFrames", 1, "a whole number", (1.0,), positive=True)
-        frames = range(int(stated[0])) if stated[0] > 1 else [None]
-        return [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
+    return max(1, int(stated[0]))
 
 
 def attributes(slices: Sequence[Slice]) -> dict[Slice, dict[str, str]]:
@@ -208,7 +236,8 @@ class _Attributes:
     places: Sequence[Dataset]
 
     def text(self, keyword: str) -> str:
-        return next((_in_a_line(str(place[keyword].value)) for place in self.places if place.get(keyword)), "")
+        values = (place.get(keyword) for place in self.places)
+        return next((_in_a_line(str(value)) for value in values if value or value == 0), "")
 
     def numbers(
         self, keyword: str, count: int, expected: str, absent: tuple[float, ...] | None = None, positive: bool = False
@@ -266,4 +295,5 @@ def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice
         intercept=intercept,
         rescaling=" and ".join(filter(header.states, ("RescaleSlope", "RescaleIntercept"))) or "none",
         photometric=photometric,
+        stated={keyword: said for keyword in (FRAME_OF_REFERENCE, *STACKS) if (said := header.text(keyword))},
     )

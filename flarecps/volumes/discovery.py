@@ -11,7 +11,8 @@ from pathlib import Path
 
 from flarecps.case_names import why_not_plain
 from flarecps.errors import DatasetError, ScanError
-from flarecps.volumes.dicom_slices import SUFFIXES, contains_dicom
+from flarecps.text_files import read_own_json
+from flarecps.volumes.dicom_slices import SUFFIXES, scans_in
 from flarecps.volumes.io import is_scan_file, scan_name
 from flarecps.volumes.links import leads_nowhere
 
@@ -29,7 +30,9 @@ class FoundCase:
 
 
 def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Path]:
-    """Every scan at or below ``folder``, sorted: image files, and folders that hold DICOM slices.
+    """Every scan at or below ``folder``, sorted: image files, multi-frame DICOM files, folders that hold DICOM slices.
+
+    A multi-frame file that is the only DICOM scan of a folder below counts as that folder.
 
     Links are followed, each loop once. Left out, at any depth: what starts with a dot, the folders ``leave_out``, and
     results of ``segment`` below ``folder``. Links that lead nowhere and folders that can't be opened are listed, too:
@@ -56,29 +59,28 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
         entered.add(real)
         try:
             inside = [path for path in sorted(place.iterdir()) if not path.name.startswith(".")]
-            is_series = contains_dicom(place)
+            series = scans_in(place)
         except OSError:
             found.append(place)
             continue
+        if len(series) == 1 and ancestors:
+            series = [place]  # whose name counts; of the folder given, the file's
         lost = [path for path in inside if leads_nowhere(path)]
-        slices = [path for path in lost if is_series or path.suffix.lower() in SUFFIXES]
-        found += [place] if is_series or slices else []
-        found += [path for path in lost if path not in slices]
+        slices = [path for path in lost if series == [place] or (not series and path.suffix.lower() in SUFFIXES)]
+        found += [place] if slices else series
+        found += [path for path in lost if path not in slices and path not in series]
         for path in inside:
             if path in lost:
                 continue
             if path.is_dir():
                 waiting.append((path, ancestors | {real}, links + path.is_symlink()))
-            elif path.is_file() and is_scan_file(path):
+            elif is_scan_file(path):  # or a pipe: reading it says so
                 found.append(path)
     return sorted(found)
 
 
 def _is_results(folder: Path) -> bool:
-    try:
-        return RESULTS_MARK in (folder / "dataset.json").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    return read_own_json(folder / "dataset.json").get("description") == RESULTS_MARK
 
 
 def find_cases(
@@ -95,12 +97,12 @@ def find_cases(
     """
     is_one = not place.is_dir()
     if is_one:
-        paths = sorted({place, *(one for one in place.parent.iterdir() if is_scan_file(one))})
+        paths = sorted({place, *filter(_may_be_channel, place.parent.iterdir())})
     else:
         paths = find_scans(place, leave_out)
     if ending is not None and paths:
         first = paths[0]
-        paths = [path for path in paths if path.is_dir() or path.name.lower().endswith(ending.lower())]
+        paths = [path for path in paths if not is_scan_file(path) or path.name.lower().endswith(ending.lower())]
         if not paths:
             raise ScanError(
                 f'{first}: no file there ends in {ending}, which dataset.json gives as "file_ending": correct it there'
@@ -112,6 +114,10 @@ def find_cases(
             parts[name].append((number, path))
     found = [_case(name, sorted(files), channels) for name, files in sorted(parts.items())]
     return [case for case in found if place in case.images] if is_one else found
+
+
+def _may_be_channel(path: Path) -> bool:
+    return is_scan_file(path) or (path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 
 def label_maps(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, Path]:

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
@@ -129,7 +130,7 @@ def data_file(path: Path, name: str) -> Path:
             "convert the scan to .nrrd, .mha or .nii.gz, which are one file"
         )
     data = path.parent / name
-    if data.resolve().parent != path.parent.resolve():
+    if Path(realpath(data)).parent != Path(realpath(path.parent)):
         raise ScanError(f"{path}: its voxels are in {name}, a link out of the folder: copy that file there instead")
     if not data.is_file():
         what = "not a regular file" if data.exists() else "not there"

@@ -86,6 +86,22 @@ def test_what_can_not_be_reached_is_listed(tmp_path: Path, monkeypatch: pytest.M
             read_volume(tmp_path / name)
 
 
+def test_links_to_themselves_and_pipes_are_reported_and_the_rest_is_done(tmp_path: Path, capsys) -> None:
+    model, scans = write_model(tmp_path / "last.ckpt"), tmp_path / "in"
+    write_scan(scans / "c.nii.gz")
+    (scans / "self").symlink_to(scans / "self")
+    os.mkfifo(scans / "pipe_0000.mha")
+    (scans / "sub").mkdir()
+    os.mkfifo(scans / "sub/dataset.json")
+    assert segment(model, scans, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "self: " in said
+    assert "can't be reached" in said
+    assert "pipe: " in said
+    assert "not a regular file" in said
+    assert (tmp_path / "out/c.nii.gz").is_file()
+
+
 def test_segment_reports_what_it_can_not_reach_and_does_the_rest(tmp_path: Path, capsys) -> None:
     model = write_model(tmp_path / "last.ckpt")
     write_scan(tmp_path / "real/c.nii.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from pydicom.uid import (
 )
 
 from flarecps.errors import ScanError
-from flarecps.volumes.dicom_slices import contains_dicom
-from flarecps.volumes.io import Volume, find_scans, read_space, read_volume, scan_name
+from flarecps.volumes.dicom_slices import scans_in
+from flarecps.volumes.discovery import find_cases, find_scans
+from flarecps.volumes.io import Volume, read_space, read_volume, scan_name
 from flarecps.volumes.space import Space
 
 HU = hounsfield()
@@ -256,12 +258,44 @@ def test_a_slice_missing_anywhere_between_is_told(tmp_path: Path, lost: int) -> 
     assert any("slices may be missing" in remark for remark in read_volume(tmp_path).warnings)
 
 
-def test_a_jump_in_the_positions_is_no_contradiction(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_above", [1, 6, 11])
+def test_a_gap_that_makes_the_mean_distance_wrong_is_refused(tmp_path: Path, first_above: int) -> None:
     for number, plane in enumerate(hounsfield(12)):
-        place = [*CORNER_MM, float(number + 200 * (number > 5))]
+        place = [*CORNER_MM, float(number + 200 * (number >= first_above))]
         written(tmp_path / f"{number}.dcm", a_slice(plane, number, others={"ImagePositionPatient": place}))
-    (remark,) = read_volume(tmp_path).warnings
-    assert "uneven (1 to 201 mm, the widest between 5.dcm and 6.dcm" in remark
+    said = refusal(tmp_path)
+    assert f"{first_above - 1}.dcm and {first_above}.dcm lie 201 mm apart, slices usually 1 mm" in said
+
+
+STACKS = [("AcquisitionNumber", 1, 2), ("EchoNumbers", 1, 2), ("DiffusionBValue", 0.0, 800.0), ("KVP", 80.0, 140.0)]
+
+
+@pytest.mark.parametrize(("attribute", "first", "second"), STACKS)
+@pytest.mark.parametrize("apart_mm", [1.1, 1.25])
+def test_stacks_that_interleave_are_told_apart(
+    tmp_path: Path, attribute: str, first: Any, second: Any, apart_mm: float
+) -> None:
+    for number, plane in enumerate(HU):
+        for shift, value in ((0.0, first), (apart_mm, second)):
+            others = {"ImagePositionPatient": [*CORNER_MM, STEP_MM * number + shift], attribute: value}
+            written(tmp_path / f"{number}_{value}.dcm", a_slice(plane, number, others=others))
+    said = refusal(tmp_path)
+    assert f"2 stacks of slices in one series: {attribute} {first} (5 slices), {attribute} {second} (5" in said
+    assert f"they interleave, as at 0_{first}.dcm and 0_{second}.dcm" in said
+
+
+def test_acquisitions_one_after_another_are_one_stack(tmp_path: Path) -> None:
+    for number, plane in enumerate(HU):
+        written(tmp_path / f"{number}.dcm", a_slice(plane, number, others={"AcquisitionNumber": number // 2}))
+    assert read_as(tmp_path) == ()
+
+
+def test_slices_of_two_frames_of_reference_are_refused(tmp_path: Path) -> None:
+    for number, plane in enumerate(HU):
+        frame = {"FrameOfReferenceUID": f"1.2.{1 + number // 3}"}
+        written(tmp_path / f"{number}.dcm", a_slice(plane, number, others=frame))
+    said = refusal(tmp_path)
+    assert "FrameOfReferenceUID 1.2.1 (3 slices), FrameOfReferenceUID 1.2.2 (2 slices); 2.dcm and 3.dcm" in said
 
 
 def test_positions_rounded_to_a_tenth_are_even(tmp_path: Path) -> None:
@@ -290,10 +324,12 @@ def test_an_oblique_stack_with_a_gantry_tilt_is_told(tmp_path: Path, reverse: in
 
 
 def test_one_slice_beside_the_others_is_named(tmp_path: Path) -> None:
-    written(series(tmp_path) / "slice003.dcm", a_slice(HU[3], 3, others={"ImagePositionPatient": [-35, -30, 7.5]}))
+    written(series(tmp_path) / "slice003.dcm", a_slice(HU[3], 3, others={"ImagePositionPatient": [-38.5, -30, 7.5]}))
     assert read_volume(tmp_path).warnings == (
-        "slice003.dcm lies 5 mm beside the line of the others: read as a straight stack",
+        "slice003.dcm lies 1.5 mm beside the line of the others: read as a straight stack",
     )
+    written(tmp_path / "slice003.dcm", a_slice(HU[3], 3, others={"ImagePositionPatient": [-400, -30, 7.5]}))
+    assert "slice003.dcm lies 360 mm beside the line of the others; expected one stack" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -468,13 +504,13 @@ def test_what_is_truncated_is_reported_and_not_passed_over(tmp_path: Path, kept:
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.move(tmp_path / name, alone / name)
-    assert contains_dicom(alone)
+    assert scans_in(alone) == [alone]
 
 
 def test_a_link_that_leads_nowhere_is_reported(tmp_path: Path) -> None:
     (series(tmp_path / "scan") / "slice004.dcm").unlink()
     (tmp_path / "scan" / "slice004.dcm").symlink_to(tmp_path / "gone.dcm")
-    assert "slice004.dcm: can't be read (No such file or directory)" in refusal(tmp_path / "scan")
+    assert "1 link in it can't be followed, first slice004.dcm" in refusal(tmp_path / "scan")
     assert find_scans(tmp_path) == [tmp_path / "scan"]
 
 
@@ -513,6 +549,34 @@ def test_frames_are_ordered_by_their_positions(tmp_path: Path, order: Any) -> No
     assert read_as(file.parent) == ()
     assert find_scans(tmp_path) == [file.parent]
     assert scan_name(file) == "ct"
+
+
+def test_multi_frame_files_are_scans_of_their_own(tmp_path: Path) -> None:
+    for name in ("b_0000.dcm", "a_0000.DCM", "c"):
+        content = dcmread(enhanced(tmp_path / "in" / name, HU, range(5)))
+        content.SeriesInstanceUID = f"1.2.{ord(name[0])}"
+        content.save_as(tmp_path / "in" / name)
+    (tmp_path / "in" / "d.dcm").write_bytes((tmp_path / "in" / "c").read_bytes()[:300])
+    enhanced(tmp_path / "in" / "alone" / "x.dcm", HU, range(5))
+    assert [case.name for case in find_cases(tmp_path / "in")] == ["a", "alone", "b", "c", "d"]
+    with pytest.raises(ScanError, match=r"d\.dcm: .*truncated"):
+        read_volume(tmp_path / "in" / "d.dcm")
+    assert [case.name for case in find_cases(tmp_path / "in" / "alone")] == ["x"]
+    assert [case.name for case in find_cases(tmp_path / "in" / "b_0000.dcm")] == ["b"]
+
+
+def test_parts_of_one_series_are_one_scan(tmp_path: Path) -> None:
+    enhanced(tmp_path / "scan" / "1.dcm", HU[:3], range(3))
+    enhanced(tmp_path / "scan" / "2.dcm", HU[3:], range(3, 5))
+    assert find_scans(tmp_path) == [tmp_path / "scan"]
+    assert read_as(tmp_path / "scan") == ()
+
+
+def test_a_pipe_among_slices_is_reported(tmp_path: Path) -> None:
+    os.mkfifo(series(tmp_path / "scan") / "pipe.dcm")
+    os.mkfifo(tmp_path / "scan" / "socket")  # nothing says that it were a slice
+    assert find_scans(tmp_path) == [tmp_path / "scan"]
+    assert "pipe.dcm: not a regular file" in refusal(tmp_path / "scan")
 
 
 def test_each_frame_has_its_own_slope(tmp_path: Path) -> None:
