@@ -31,7 +31,8 @@ _UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
 _PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
 
 
-# What must be there already, by parameter: a wrong path is answered before anything heavy is imported.
+# What must be there already, by parameter: a wrong path is answered before anything heavy is imported. (A plan that may
+# be left out is one to be written, by ``import``.)
 _LABEL_MAPS = "no such folder or file; expected label maps (NIfTI, NRRD, MHA)"
 _INPUTS = {
     "dataset": "no such folder; expected a data set",
@@ -101,7 +102,8 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
             continue
         value = given[names[parameter.name]]
         for path in value if isinstance(value, list) else [value]:
-            if parameter.name in _INPUTS and isinstance(path, Path) and path != parameter.default and not path.exists():
+            is_input = parameter.name in _INPUTS and (parameter.name, parameter.default) != ("plan", None)
+            if is_input and isinstance(path, Path) and path != parameter.default and not path.exists():
                 raise ConfigError(f"{path}: {_INPUTS[parameter.name]}")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             arguments.append(value)

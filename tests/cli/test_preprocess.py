@@ -74,7 +74,7 @@ def test_too_many_workers_for_the_memory_are_fewer(
 ) -> None:
     plan = tmp_path / "plan.json"
     assert main(["plan", str(dataset), "--out", str(plan), "--workers", "1", "--no-progress"]) == 0
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=2**36))
     words = ["preprocess", str(dataset), str(plan), "--out", str(tmp_path / "store"), "--workers", "4"]
     assert main([*words, "--no-progress"]) == 0
     assert "4 workers may need 1.3 GB of RAM, more than is free: 1 at work instead" in capsys.readouterr().err

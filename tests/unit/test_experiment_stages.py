@@ -148,8 +148,9 @@ def test_the_processor_time_of_all_starts_is_kept(tmp_path: Path) -> None:
     once = records.read(stage)["cpu_s"]
     run_stage(records, stage, lambda words: run(0))
     record = records.read(stage)
-    assert once >= 0.2
-    assert record["cpu_s"] >= once + 0.2
+    tick = 0.02  # of the clock of other processes' time
+    assert once >= 0.2 - tick
+    assert record["cpu_s"] >= once + 0.2 - tick
     assert record["wall_s"] >= 0.2
     assert (len(record["starts"]), record["state"]) == (2, "done")
 
@@ -173,7 +174,7 @@ def test_an_experiment_does_what_can_be_done_and_names_the_rest(
 
 def test_a_failing_command_is_named_and_done_again(tmp_path: Path) -> None:
     records = StageRecords(three(tmp_path), tmp_path / "stages")
-    with pytest.raises(FlarecpsError, match=r"stage 'first' ended with exit code 3.*--without first"):
+    with pytest.raises(FlarecpsError, match=r"stage 'first' ended with exit code 3.*goes on from here"):
         run_stage(records, records.stages["first"], lambda words: 3)
     assert records.state(records.stages["first"]) == "to do"
 
