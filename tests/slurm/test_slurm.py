@@ -250,13 +250,13 @@ def test_an_array_preprocesses_as_one_process_does(cluster: Cluster, tiny_stores
 
 
 def assert_same_store(ours: Path, theirs: Path) -> None:
-    """The same files with the same bytes, times and all."""
+    """The same files with the same bytes; but for ``sources/``, which says where the scans lay and when they changed."""
     assert CaseStore(ours).names == CaseStore(theirs).names
     files = [
         sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in (ours, theirs)
     ]
     assert files[0] == files[1]
-    for name in files[0]:
+    for name in (name for name in files[0] if name.parts[0] != "sources"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
