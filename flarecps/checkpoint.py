@@ -162,21 +162,27 @@ def check_fits(content: Mapping[str, Any], plan: Plan, siblings: nn.ModuleList) 
             )
 
 
-def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-    """The state of each network that inference may use, in order, out of a checkpoint's content.
+def inference_prefixes(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the weights of each network that inference may use begin in a checkpoint's state_dict, in order.
 
-    A checkpoint that names none was written before methods could say so: all its siblings.
+    A checkpoint that names none was written before methods could say so: all its siblings. ValueError or IndexError
+    when the entry and the weights contradict each other.
     """
     entry = content[ENTRY]
     if type(entry["siblings"]) is not int or not 0 <= entry["siblings"] <= MOST_SIBLINGS:
         raise ValueError(f"siblings is {str(entry['siblings'])[:20]}, expected 1 to {MOST_SIBLINGS}")
-    every = [f"{SIBLINGS_PREFIX}{index}." for index in range(entry["siblings"])]
+    every = tuple(f"{SIBLINGS_PREFIX}{index}." for index in range(entry["siblings"]))
     for key in content["state_dict"]:
-        if key.startswith(SIBLINGS_PREFIX) and not key.startswith(tuple(every)):
+        if key.startswith(SIBLINGS_PREFIX) and not key.startswith(every):
             raise IndexError(f"holds {key} of {len(every)} siblings")
+    return tuple(entry.get("inference_networks", every))
+
+
+def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """The state of each network that inference may use, in order, out of a checkpoint's content."""
     return [
         {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
-        for prefix in entry.get("inference_networks", every)
+        for prefix in inference_prefixes(content)
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flarecps.atomic import partial_path, write_text
-from flarecps.checkpoint import ENTRY, TrainedModel, Trusted, load_plain, read_checkpoint
+from flarecps.checkpoint import ENTRY, TrainedModel, Trusted, inference_prefixes, load_plain, read_checkpoint
 from flarecps.errors import CheckpointError, ConfigError, WriteError
 from flarecps.preprocessing.checksums import CHECKSUMS, sha256
 from flarecps.torch_files import save
@@ -56,12 +56,10 @@ def inference_content(path: Path) -> dict[str, object]:
     No optimiser, no scheduler, no other network's weights, and no path of the machine that it was trained on.
     """
     content = load_plain(path)
-    entry = content[ENTRY]
     try:
-        every = [f"siblings.{index}." for index in range(entry["siblings"])]
-        used = tuple(entry.get("inference_networks", every))
+        used = inference_prefixes(content)
         # a copy: a tensor that is a view of more would be written with all of it
         weights = {key: value.clone() for key, value in content["state_dict"].items() if key.startswith(used)}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path}: its plan and its weights do not fit together ({error})") from error
-    return {"state_dict": weights, ENTRY: entry}
+    return {"state_dict": weights, ENTRY: content[ENTRY]}
