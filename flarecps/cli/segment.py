@@ -32,11 +32,14 @@ def segment(
     statistics: bool = False,
     preview: bool = False,
     agreement: bool = False,
+    format: Literal["nii.gz", "seg.nrrd"] = "nii.gz",
+    dicom_seg: bool = False,
+    rtstruct: bool = False,
     shard: str | None = None,
     trust: list[str] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Segment scans with a trained model; labels are written as NIfTI on each scan's own grid.
+    """Segment scans with a trained model; labels are written on each scan's own grid.
 
     Every scan is cropped, resampled to the model's spacing, segmented by a Gaussian-weighted sliding window, and its
     probabilities are resampled to the scan's grid. Finished cases are skipped, so an interrupted run continues
@@ -48,7 +51,8 @@ def segment(
         input: a scan (NIfTI, NRRD, MHA, multi-frame DICOM), a folder with one DICOM series, or a folder with any mix
             of these.
         output: folder for the results (X_0000.nii.gz becomes X.nii.gz, the DICOM folder a/SERIES a_SERIES.nii.gz)
-            and a dataset.json with the label set; for one scan it may be a file name ending in .nii.gz.
+            and a dataset.json with the label set; for one scan it may be a file name ending in .nii.gz or
+            .seg.nrrd.
         sibling: which of the two networks: 1, 2, or the average of their probabilities.
         mode: normal interpolates probabilities on the scan's grid; fast interpolates labels, each linearly, fastest
             takes the nearest voxel's label. These two save little time here and look rougher.
@@ -84,6 +88,11 @@ def segment(
         preview: also write previews/X.png, the organs on slices in three planes.
         agreement: also write the Dice between the two siblings: agreement.csv and .json, lowest first (what to annotate
             next), and a file per scan. Runs the networks twice, with --sibling average three times.
+        format: of the label files of a folder: NIfTI, or segmentations for 3D Slicer. Both hold the structures' names
+            and colours.
+        dicom_seg: also write dicom_seg/X.dcm, a DICOM segmentation, of scans that came as DICOM; needs
+            flarecps[dicom].
+        rtstruct: also write rtstruct/X.dcm, DICOM RT structures, of scans that came as DICOM.
         shard: I/N does the I-th of N shares of the scans, for job arrays; all shares go into the same OUTPUT.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
         overwrite: segment finished cases again.
@@ -111,6 +120,9 @@ def segment(
             statistics=statistics,
             agreement=agreement,
             draw=write_preview if preview else None,
+            dicom_seg=dicom_seg,
+            rtstruct=rtstruct,
+            ending=f".{format}",
         ),
         postprocess=postprocess,
         say=say,

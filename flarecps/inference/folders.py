@@ -13,17 +13,18 @@ from flarecps import atomic
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
 from flarecps.case_names import file_name
 from flarecps.errors import ConfigError, ScanError
-from flarecps.inference.outputs import OutputOptions, SegmentationRequest
+from flarecps.inference.outputs import RESULT_ENDING, OutputOptions, SegmentationRequest
 from flarecps.inference.postprocessing import rules_for
 from flarecps.inference.segment_case import CaseSegmentation, SegmentationResult, pipelined
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings, Sibling
+from flarecps.json_fields import shown
 from flarecps.named_paths import check_output_folder
 from flarecps.planning.plan import Plan
 from flarecps.text_files import read_own_json
+from flarecps.volumes.dicom_seg import import_highdicom
 from flarecps.volumes.discovery import RESULTS_MARK, find_cases
-from flarecps.volumes.io import scan_name
-from flarecps.volumes.nifti import is_nifti
+from flarecps.volumes.io import is_result_file, scan_name
 
 __all__ = [
     "OutputOptions",
@@ -35,27 +36,28 @@ __all__ = [
     "segment_requests",
 ]
 
-RESULT_SUFFIX = ".nii.gz"
 DATASET_JSON = "dataset.json"
 SIBLINGS: tuple[Sibling, Sibling] = ("1", "2")  # whose agreement is measured
 TABLES_EVERY_S = 60.0  # tables of a long run are never older
 
 
-def requests_for(scans: Path, output: Path, channels: int = 1) -> list[SegmentationRequest]:
+def requests_for(
+    scans: Path, output: Path, channels: int = 1, ending: str = RESULT_ENDING
+) -> list[SegmentationRequest]:
     """What to segment: ``scans`` is one image file, one DICOM series folder, or a folder with any mix of both.
 
     Results are called by the rule for all commands (docs/case-names.md): ``X_0000.nii.gz`` and ``X.mha`` become
-    ``X.nii.gz``, ``a/SERIES`` ``a_SERIES``; ``X_0000``, ``X_0001``, … are the channels of X. ``output`` is a folder,
-    or, for one scan, a file ending in .nii.gz or .nii. Nothing is read or written yet. What is wrong with one case is
-    its request's ``fault``. Raises ScanError when there is nothing to segment, ConfigError when a result would replace
-    a scan.
+    ``X.nii.gz`` (or another ``ending``), ``a/SERIES`` ``a_SERIES``; ``X_0000``, ``X_0001``, … are the channels of X.
+    ``output`` is a folder, or, for one scan, a file ending in .nii.gz, .nii or .seg.nrrd. Nothing is read or written
+    yet. What is wrong with one case is its request's ``fault``. Raises ScanError when there is nothing to segment,
+    ConfigError when a result would replace a scan.
     """
     if not scans.exists() and not scans.is_symlink():
         raise ScanError(f"{scans}: no such file or folder; expected a scan, a DICOM series or a folder of scans")
     cases = find_cases(scans, channels, leave_out=(output,) if realpath(output) != realpath(scans) else ())
     if not cases:
         raise ScanError(f"{scans}: no scan in this folder; expected NIfTI, NRRD or MHA files, or DICOM series folders")
-    if is_nifti(output) and not output.is_dir():
+    if is_result_file(output) and not output.is_dir():
         if len(cases) > 1:
             raise ConfigError(f"{output}: a file name for the results of {len(cases)} scans; name a folder instead")
         requests = [SegmentationRequest(scan_name(output), cases[0].images, output, cases[0].fault)]
@@ -65,7 +67,7 @@ def requests_for(scans: Path, output: Path, channels: int = 1) -> list[Segmentat
             SegmentationRequest(
                 case.name,
                 case.images,
-                output / (RESULT_SUFFIX if case.fault else file_name(case.name, RESULT_SUFFIX)),
+                output / (ending if case.fault else file_name(case.name, ending)),
                 case.fault,
             )
             for case in cases
@@ -111,15 +113,17 @@ def segment_folder(
     settings, outputs = settings or SegmentationSettings(), outputs or OutputOptions()
     if outputs.agreement and settings.budget.seconds is not None:
         raise ConfigError("agreement runs the networks twice, beyond a limit of time: leave out one of the two")
+    if outputs.dicom_seg:  # a missing package is told before any work
+        import_highdicom()
     load = partial(_loaded, checkpoints, settings, overwrite, say)
     case = load(outputs)
     plan = case.segmenter.plan
-    found = shard(requests_for(scans, output, len(plan.channels)), share)
+    found = shard(requests_for(scans, output, len(plan.channels), outputs.ending), share)
     requests = [request for request in found if not request.fault]
     if postprocess is not None:
         case.outputs = outputs = replace(outputs, rules=rules_for(plan.labels, checkpoints, postprocess))
     if found and found[0].result != output:
-        describe_results(output, plan, overwrite)
+        describe_results(output, plan, overwrite, outputs.ending)
     waiting = [(request.name, request) for request in requests if outputs.missing(request, overwrite)]
     try:
         if workers > 1 and len(waiting) > 1:
@@ -213,19 +217,24 @@ def _check_results(requests: Sequence[SegmentationRequest]) -> None:
             raise ConfigError(f"{request.result}: the result would replace the scan itself; name another output folder")
 
 
-def describe_results(output: Path, plan: Plan, overwrite: bool) -> None:
-    """Write ``output``/dataset.json with the label set; refuse a folder that holds results of another one."""
+def describe_results(output: Path, plan: Plan, overwrite: bool, ending: str = RESULT_ENDING) -> None:
+    """Write ``output``/dataset.json with the label set; refuse a folder that holds results of another, or ending."""
     path = output / DATASET_JSON
     content = {
         "name": plan.dataset,
         "description": RESULTS_MARK,
         "channel_names": {str(number): name for number, name in enumerate(plan.channels)},
         "labels": plan.labels,
-        "file_ending": RESULT_SUFFIX,
+        "file_ending": ending,
     }
     if path.exists():
         present = read_own_json(path)
         if present.get("labels") == plan.labels:
+            if present.get("file_ending", ending) != ending:
+                raise ConfigError(
+                    f"{path}: results in this folder end in {shown(present['file_ending'])}, not {ending}: "
+                    "name another output folder"
+                )
             return
         ours = present.get("description") == RESULTS_MARK
         if not (ours and overwrite):

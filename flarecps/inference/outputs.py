@@ -31,6 +31,8 @@ from flarecps.locks import remove_abandoned
 from flarecps.typing import LabelArray, SpacingMm
 
 LABELS, PROBABILITIES, PREVIEW = "labels", "probabilities", "preview"
+DICOM_SEG, RTSTRUCT = "dicom_seg", "rtstruct"
+RESULT_ENDING = ".nii.gz"
 LEAST_FREE_BYTES = 2**20  # less than this is a full disk: a scan's labels would not fit, however well they compress
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -53,8 +55,8 @@ class OutputOptions:
     """What is wanted of every scan beside its labels, and what is done to them.
 
     Each lies in a folder of its own beside the results: ``probabilities/X.npz``, ``statistics/X.json``,
-    ``agreement/X.json``, ``previews/X.png``; of statistics and agreement there are tables, too. ``draw`` writes the
-    picture.
+    ``agreement/X.json``, ``previews/X.png``, ``dicom_seg/X.dcm``, ``rtstruct/X.dcm``; of statistics and agreement there
+    are tables, too. ``draw`` writes the picture; the labels of a folder's scans end in ``ending``.
     """
 
     rules: Rules | None = None
@@ -62,9 +64,12 @@ class OutputOptions:
     statistics: bool = False
     agreement: bool = False
     draw: Draw | None = None
+    dicom_seg: bool = False
+    rtstruct: bool = False
+    ending: str = RESULT_ENDING
 
     def paths(self, request: SegmentationRequest) -> dict[str, Path]:
-        """Every file that the scan is to have; the labels last, so that where they are all is."""
+        """Every file that the scan is to have."""
         output, name = request.result.parent, request.name
         found = {}
         if self.probabilities:
@@ -75,6 +80,9 @@ class OutputOptions:
             found[AGREEMENT] = record_path(output, AGREEMENT, name)
         if self.draw is not None:
             found[PREVIEW] = output / "previews" / file_name(name, ".png")
+        for kind in (DICOM_SEG, RTSTRUCT):
+            if getattr(self, kind):
+                found[kind] = output / kind / file_name(name, ".dcm")
         return found | {LABELS: request.result}
 
     def missing(self, request: SegmentationRequest, overwrite: bool = False) -> dict[str, Path]:

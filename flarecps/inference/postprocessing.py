@@ -18,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from flarecps import atomic
+from flarecps.anatomy import organs_of
 from flarecps.batch_processing import Outcome, process_cases
 from flarecps.case_names import file_name
 from flarecps.datasets.label_names import LARGEST_ID
@@ -28,7 +29,8 @@ from flarecps.named_paths import check_output_folder
 from flarecps.text_files import read_json
 from flarecps.typing import LabelArray
 from flarecps.volumes.discovery import label_maps
-from flarecps.volumes.io import read_labels, read_labels_on, write_labels
+from flarecps.volumes.io import is_segmentation, read_labels, read_labels_on, write_labels
+from flarecps.volumes.label_tables import SEGMENTATION
 
 Dsc: TypeAlias = dict[int, float]  # by label; NaN where prediction and reference both lack it
 Pair: TypeAlias = tuple[Path, Path]  # a prediction and its reference
@@ -279,7 +281,10 @@ def apply_rules(
         raise DatasetError(f"{output}: the predictions' own folder; name another one")
     check_output_folder(output)
     found = label_maps(predictions, leave_out=(output,))
-    cases = [(name, (path, output / file_name(name, ".nii.gz"))) for name, path in found.items()]
+    cases = [
+        (name, (path, output / file_name(name, SEGMENTATION if is_segmentation(path) else ".nii.gz")))
+        for name, path in found.items()
+    ]
     return process_cases(
         partial(_applied, rules=rules, overwrite=overwrite), cases, workers, "Post-processing", progress
     )
@@ -291,7 +296,7 @@ def _applied(paths: tuple[Path, Path], rules: Rules, overwrite: bool) -> bool:
         return False
     volume = read_labels(source)
     labels = rules(volume.array[0])
-    write_labels(result, labels, volume.source)
+    write_labels(result, labels, volume.source, organs_of(rules.labels))
     return labels is not volume.array[0] and not np.array_equal(labels, volume.array[0])
 
 

@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor
 
+from flarecps.anatomy import organs_of
 from flarecps.batch_processing import Outcome, attempt
 from flarecps.errors import ScanError
 from flarecps.inference.case_records import (
@@ -25,9 +26,11 @@ from flarecps.inference.case_records import (
     write_record,
 )
 from flarecps.inference.outputs import (
+    DICOM_SEG,
     LABELS,
     PREVIEW,
     PROBABILITIES,
+    RTSTRUCT,
     OutputOptions,
     SegmentationRequest,
     check_free_space,
@@ -41,7 +44,18 @@ from flarecps.inference.resources.usage import RamMeter, peak_gpu_memory
 from flarecps.inference.segmenter import Segmenter, what_it_took
 from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
-from flarecps.volumes.io import Source, Volume, read_channels, read_labels_on, read_sizes, write_labels
+from flarecps.volumes.dicom_results import SourceSeries, read_source_series
+from flarecps.volumes.dicom_seg import write_dicom_seg
+from flarecps.volumes.io import (
+    Source,
+    Volume,
+    read_channels,
+    read_labels_on,
+    read_sizes,
+    stored_labels,
+    write_labels,
+)
+from flarecps.volumes.rtstruct import write_rtstruct
 from flarecps.volumes.space import Space
 
 A = TypeVar("A")  # what names a case
@@ -69,6 +83,7 @@ class LoadedScan:
     volume: Volume
     prepared: Prepared | None
     labels: LabelArray | None
+    series: SourceSeries | ScanError | None  # where results in DICOM are wanted; or why there can be none
     missing: dict[str, Path]
     seconds: float
     ram: RamMeter | None  # running, where memory is counted
@@ -84,6 +99,7 @@ class PredictedScan:
     image: np.ndarray | None
     labels: LabelArray
     agreement: Record | None
+    series: SourceSeries | ScanError | None
     missing: dict[str, Path]
     seconds: float
     ram: RamMeter | None
@@ -138,13 +154,14 @@ class CaseSegmentation:
             if budget.ram_bytes is not None:
                 self.segmenter.check_unread(*_unread(request.scans))
             volume = read_channels(request.scans)
+            series = _series_of(request) if {DICOM_SEG, RTSTRUCT} & set(missing) else None
             drawn = prepared = None
             if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
                 drawn = _labels_on(request.result, volume)
             elif not budget:
                 prepared = self.segmenter.prepare(volume)
             stopped.pop_all()  # the meter runs until the scan's files are written, or it fails
-            return LoadedScan(volume, prepared, drawn, missing, time.monotonic() - began, ram)
+            return LoadedScan(volume, prepared, drawn, series, missing, time.monotonic() - began, ram)
 
     def compute(self, request: SegmentationRequest, loaded: LoadedScan) -> PredictedScan:
         """The labels, and what else comes out of the networks."""
@@ -163,12 +180,11 @@ class CaseSegmentation:
             stopped.pop_all()
         image = volume.array[0] if {STATISTICS, PREVIEW} & set(missing) else None
         seconds, vram = loaded.seconds + time.monotonic() - began, peak_gpu_memory(self.segmenter.device)
-        return PredictedScan(
-            volume.source, volume.space, volume.warnings, image, labels, found, missing, seconds, loaded.ram, vram
-        )
+        about = volume.source, volume.space, volume.warnings
+        return PredictedScan(*about, image, labels, found, loaded.series, missing, seconds, loaded.ram, vram)
 
     def write(self, request: SegmentationRequest, computed: PredictedScan) -> SegmentationResult:
-        """Every missing file, the labels last."""
+        """Every missing file, the labels after all that needs no DICOM series."""
         with ExitStack() as stopped:
             if computed.ram is not None:
                 stopped.callback(computed.ram.stop)
@@ -195,9 +211,18 @@ class CaseSegmentation:
             with disk_errors_as_config_error(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.outputs.draw(path, request.name, image, labels, space.spacing_mm, plan.labels, is_hu)
+        organs = organs_of(plan.labels)
         if LABELS in missing:
             with disk_errors_as_config_error(request.result):
-                write_labels(request.result, labels, computed.source)
+                write_labels(request.result, labels, computed.source, organs)
+        series = computed.series
+        if isinstance(series, ScanError):  # only now: the labels are not lost
+            raise series
+        for kind, write in ((DICOM_SEG, write_dicom_seg), (RTSTRUCT, write_rtstruct)):
+            if kind in missing and series is not None:
+                with disk_errors_as_config_error(missing[kind]):
+                    missing[kind].parent.mkdir(parents=True, exist_ok=True)
+                    write(missing[kind], stored_labels(labels, computed.source), series, organs)
         return SegmentationResult(
             request.result, computed.seconds + time.monotonic() - began, warnings=computed.warnings
         )
@@ -255,6 +280,14 @@ def _unread(scans: Sequence[Path]) -> tuple[Space, int, int]:
     if len(scans) > 1:  # while channels are put together, one is there twice
         reading = max(reading, kept + kept // len(scans))
     return spaces[0], kept, reading
+
+
+def _series_of(request: SegmentationRequest) -> SourceSeries | ScanError:
+    """What results in DICOM refer to, of the first channel; or why there can be none."""
+    try:
+        return read_source_series(request.scans[0])
+    except ScanError as error:
+        return error
 
 
 def _labels_on(path: Path, volume: Volume) -> LabelArray:

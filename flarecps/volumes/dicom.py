@@ -59,6 +59,12 @@ def read_series_space(path: Path) -> Space:
     return _stack(path)[1]
 
 
+def read_stack(path: Path) -> tuple[list[Slice], Space]:
+    """The slices of the one stack at ``path`` in the order of its grid, and that grid. Errors as `read_series`."""
+    slices, space, _ = _stack(path)
+    return slices, space
+
+
 def _stack(path: Path) -> tuple[list[Slice], Space, tuple[str, ...]]:
     """The slices of a stack in order, their grid, and remarks on what was left out or does not fit a straight grid."""
     slices, passed_over = _slices_in(path)

@@ -13,7 +13,7 @@ from flarecps.case_names import why_not_plain
 from flarecps.errors import DatasetError, ScanError
 from flarecps.text_files import read_own_json
 from flarecps.volumes.dicom_slices import SUFFIXES, scans_in
-from flarecps.volumes.io import is_scan_file, scan_name
+from flarecps.volumes.io import is_scan_file, is_segmentation, scan_name
 from flarecps.volumes.links import leads_nowhere
 
 RESULTS_MARK = "labels predicted by flarecps segment"  # in the dataset.json of results, which are no scans
@@ -99,7 +99,7 @@ def find_cases(
     if is_one:
         paths = sorted({place, *filter(_may_be_channel, place.parent.iterdir())})
     else:
-        paths = find_scans(place, leave_out)
+        paths = [path for path in find_scans(place, leave_out) if not is_segmentation(path)]
     if ending is not None and paths:
         first = paths[0]
         paths = [path for path in paths if not is_scan_file(path) or path.name.lower().endswith(ending.lower())]

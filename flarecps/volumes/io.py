@@ -13,11 +13,13 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from flarecps.anatomy import Organ
 from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
 from flarecps.volumes.headers import ScanHeader, check_length, check_plausible, read_voxels
+from flarecps.volumes.label_tables import SEGMENTATION, segment_fields
 from flarecps.volumes.links import check_reachable
 from flarecps.volumes.mha import read_mha_header
 from flarecps.volumes.nifti import StoredScan
@@ -216,23 +218,35 @@ def read_sizes(path: Path | str) -> tuple[Space, int, int]:
     return space, header.array_bytes, header.reading_bytes
 
 
-def write_labels(path: Path | str, labels: LabelArray, source: Source) -> None:
-    """Write canonical labels (slice, row, column) as uint8 NIfTI in the source scan's own voxel order, atomically.
+def write_labels(path: Path | str, labels: LabelArray, source: Source, organs: Sequence[Organ] = ()) -> None:
+    """Write canonical labels (slice, row, column) as uint8 in the source scan's own voxel order, atomically.
 
-    A NIfTI source's orientation fields are carried over as they are (while its file exists). Raises ScanError when
-    ``path`` does not end in .nii or .nii.gz, or the size is not the scan's.
+    By the ending NIfTI, where a NIfTI source's orientation fields are carried over as they are (while its file
+    exists), or a segmentation for 3D Slicer (.seg.nrrd). Either holds names and colours of ``organs``. Raises
+    ScanError for another ending, and when the size is not the scan's.
     """
     path = Path(path)
+    if not is_result_file(path):
+        raise ScanError(
+            f"{path}: segmentations are written as NIfTI or for 3D Slicer: choose a name ending in .nii.gz, .nii or "
+            f"{SEGMENTATION}"
+        )
+    stored = stored_labels(labels, source)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not nifti.is_nifti(path):
-        raise ScanError(f"{path}: segmentations are written as NIfTI: choose a name ending in .nii.gz or .nii")
+        itk.write_file(path, stored, source.stored, segment_fields(organs, source.stored.shape))
+    elif source.kind == "nifti" and source.path.is_file():
+        nifti.write_nifti_like(path, stored, source.path, organs)
+    else:
+        nifti.write_nifti(path, stored, source.stored, organs)
+
+
+def stored_labels(labels: LabelArray, source: Source) -> LabelArray:
+    """Canonical labels as uint8 in the source's own voxel order. ScanError when their size is not the scan's."""
     stored = np.ascontiguousarray(source.reorientation.undo(np.asarray(labels, np.uint8)))
     if stored.shape != tuple(source.stored.shape):
-        raise ScanError(f"{path}: {stored.shape} labels for a scan of {source.stored.shape} voxels ({source.path})")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if source.kind == "nifti" and source.path.is_file():
-        nifti.write_nifti_like(path, stored, source.path)
-    else:
-        nifti.write_nifti(path, stored, source.stored)
+        raise ScanError(f"{source.path}: {stored.shape} labels for a scan of {source.stored.shape} voxels")
+    return stored
 
 
 def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
@@ -257,6 +271,16 @@ def is_scan_file(path: Path) -> bool:
     return not path.name.startswith(".") and (nifti.is_nifti(path) or path.suffix.lower() in itk.KINDS)
 
 
+def is_result_file(path: Path) -> bool:
+    """Whether a file's name is one that labels are written to: NIfTI, or a segmentation of 3D Slicer."""
+    return nifti.is_nifti(path) or is_segmentation(path)
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file's name says that it is a segmentation of 3D Slicer, never a scan."""
+    return path.name.lower().endswith(SEGMENTATION)
+
+
 def scan_name(path: Path | str) -> str:
     """A scan's name without its image suffix: ``case_01.nii.gz`` → ``case_01``; a folder's name as it is.
 
@@ -264,7 +288,7 @@ def scan_name(path: Path | str) -> str:
     'case_01'
     """
     path = Path(path)
-    for suffix in (*reversed(nifti.SUFFIXES), *itk.KINDS, *SUFFIXES):
+    for suffix in (*reversed(nifti.SUFFIXES), SEGMENTATION, *itk.KINDS, *SUFFIXES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,17 @@ def read_file_space(path: Path) -> Space:
     return _grid(path, reader)[0]
 
 
-def write_file(path: Path, array: np.ndarray, space: Space) -> None:
-    """Write voxels (slice, row, column) as NRRD or MHA, by the path's suffix, compressed, atomically."""
+def write_file(path: Path, array: np.ndarray, space: Space, fields: Mapping[str, str] | None = None) -> None:
+    """Write voxels (slice, row, column) as NRRD or MHA, by the path's suffix, compressed, atomically.
+
+    ``fields`` become keys and values of the header.
+    """
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([float(value) for value in space.spacing_mm[::-1]])
     image.SetOrigin([float(value) for value in space.origin_mm])
     image.SetDirection([float(value) for value in space.direction])
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     with atomic_path(path) as partial:
         sitk.WriteImage(image, str(partial), useCompression=True)
 

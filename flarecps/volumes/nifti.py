@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from nibabel.nifti1 import data_type_codes, xform_codes
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from flarecps.anatomy import Organ
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.typing import triple
@@ -34,6 +37,7 @@ from flarecps.volumes.headers import (
     ScanHeader,
     three_axes,
 )
+from flarecps.volumes.label_tables import label_table_xml
 from flarecps.volumes.space import (
     SAME_GRID_VOXELS,
     Space,
@@ -43,6 +47,7 @@ from flarecps.volumes.space import (
 )
 
 SUFFIXES = (".nii", ".nii.gz")
+TABLE_EXTENSION = 0  # of no registered kind: TotalSegmentator's choice, and nibabel opens no others of this content
 HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size in bytes
 QUIET = logging.Logger("nibabel, whose remarks on headers are made here")
 QUIET.addHandler(logging.NullHandler())
@@ -106,8 +111,11 @@ def header_spacing_mm(path: Path) -> tuple[float, float, float] | None:
     return triple(map(float, zooms[2::-1]))
 
 
-def write_nifti(path: Path, array: np.ndarray, space: Space) -> None:
-    """Write voxels (slice, row, column) on any grid, atomically; sform and qform are set alike (scanner, in mm)."""
+def write_nifti(path: Path, array: np.ndarray, space: Space, organs: Sequence[Organ] = ()) -> None:
+    """Write voxels (slice, row, column) on any grid, atomically; sform and qform are set alike (scanner, in mm).
+
+    The header holds a table of ``organs``: ids, names, colours.
+    """
     header = nibabel.Nifti1Header()
     header.set_data_shape(array.shape[::-1])
     affine = np.eye(4)
@@ -117,14 +125,15 @@ def write_nifti(path: Path, array: np.ndarray, space: Space) -> None:
     header.set_sform(affine, code=1)
     header.set_xyzt_units("mm")
     header["pixdim"][4:] = 0
-    _write(path, header, array)
+    _write(path, header, array, organs)
 
 
-def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
+def write_nifti_like(path: Path, array: np.ndarray, source: Path, organs: Sequence[Organ] = ()) -> None:
     """Write voxels (slice, row, column) with ``source``'s header: sform, qform, pixdim, codes and units as they are.
 
     Only what describes the voxel values changes (type, scaling, display window, intent), and header extensions stay
-    behind: they may name the patient. Raises ScanError when the source's size is not the array's.
+    behind: they may name the patient. A table of ``organs`` takes their place.
+    Raises ScanError when the source's size is not the array's.
     """
     header, _, _ = _header(source)
     edges = tuple(map(int, header.get_data_shape()))
@@ -139,29 +148,38 @@ def write_nifti_like(path: Path, array: np.ndarray, source: Path) -> None:
     for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
         header[field] = 0
     header["intent_name"] = b""
-    _write(path, header, array)
+    _write(path, header, array, organs)
 
 
-def _write(path: Path, header: nibabel.Nifti1Header, array: np.ndarray) -> None:
+def _write(path: Path, header: nibabel.Nifti1Header, array: np.ndarray, organs: Sequence[Organ]) -> None:
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["magic"] = header.single_magic
-    header["vox_offset"] = header.single_vox_offset
+    table = _extension(label_table_xml(organs), header.endianness) if organs else b""
+    header["vox_offset"] = header.single_vox_offset + len(table)
     voxels = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder(header.endianness))
+    head = (
+        header.binaryblock + bytes([bool(table), 0, 0, 0]) + table
+    )  # the first of the four: whether extensions follow
     is_packed = path.name.lower().endswith(".gz")
     with (
         atomic_path(path) as partial,
         open(partial, "wb") as file,
         gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) if is_packed else nullcontext(file) as stream,
     ):
-        _write_parts(stream, header, voxels)
+        _write_parts(stream, head, voxels)
 
 
-def _write_parts(file: Any, header: nibabel.Nifti1Header, voxels: np.ndarray) -> None:
-    file.write(header.binaryblock)
-    file.write(b"\0" * (int(header["vox_offset"]) - len(header.binaryblock)))  # no extensions follow
+def _write_parts(file: Any, head: bytes, voxels: np.ndarray) -> None:
+    file.write(head)
     for section in voxels:
         file.write(section.tobytes())
+
+
+def _extension(content: bytes, endianness: str) -> bytes:
+    """A header extension as it lies in the file: size, code and content, filled up with spaces to 16 bytes."""
+    content += b" " * (-(len(content) + 8) % 16)
+    return struct.pack(f"{endianness}ii", len(content) + 8, TABLE_EXTENSION) + content
 
 
 def _header(path: Path) -> tuple[nibabel.Nifti1Header, Packing, tuple[str, ...]]:

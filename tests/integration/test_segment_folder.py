@@ -11,6 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import series
+from pydicom import dcmread
+from pydicom.pixels import pixel_array
 from small_model import LABELS, small_plan, write_model, write_scan
 
 from flarecps.cli.main import main
@@ -26,6 +29,7 @@ from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings
 from flarecps.preprocessing.case import prepare_case
 from flarecps.volumes import io
+from flarecps.volumes.discovery import label_maps
 from flarecps.volumes.io import read_volume
 
 ORGANS = {name: label for name, label in LABELS.items() if label}
@@ -296,3 +300,48 @@ def test_the_next_scan_is_read_ahead_only_where_it_fits(
     assert not CaseSegmentation(
         Segmenter.load(model, device="cpu", budget=Budget(ram_bytes=2**40)), OutputOptions()
     ).may_read_ahead(loaded, series)
+
+
+def test_results_that_other_programs_read(tmp_path: Path, model: Path, scans: Path) -> None:
+    """Names, colours and DICOM from the command line; what can't be had is one scan's fault, and costs no labels."""
+    numbers = np.random.default_rng(4).integers(-200, 200, (24, 24, 24))
+    series(tmp_path / "in" / "ct", numbers, FrameOfReferenceUID="1.2.3.7", PatientID="P")
+    series(tmp_path / "in" / "frameless", numbers)
+    (tmp_path / "in" / "plain.nii.gz").symlink_to(scans / "a_0000.nii.gz")
+    out = tmp_path / "out"
+    words = ("--dicom-seg", "--rtstruct", "--format", "seg.nrrd")
+    assert segment(model, tmp_path / "in", out, *words) == 1
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert names == {
+        "dataset.json", "ct.seg.nrrd", "frameless.seg.nrrd", "plain.seg.nrrd", "dicom_seg/ct.dcm", "rtstruct/ct.dcm",
+    }  # fmt: skip
+    segmented = read_volume(out / "ct.seg.nrrd").array
+    seg = dcmread(out / "dicom_seg" / "ct.dcm")
+    assert seg.PatientID == "P"
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["liver", "spleen"]
+    frames = zip(pixel_array(seg), seg.PerFrameFunctionalGroupsSequence, strict=True)
+    counts = dict.fromkeys(ORGANS.values(), 0)
+    for frame, group in frames:
+        counts[group.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(frame.sum())
+    assert counts == {label: int((segmented == label).sum()) for label in counts}
+    again = (out / "ct.seg.nrrd").stat().st_mtime_ns
+    (out / "rtstruct" / "ct.dcm").unlink()
+    assert segment(model, tmp_path / "in", out, *words) == 1
+    assert (out / "rtstruct" / "ct.dcm").exists()
+    assert (out / "ct.seg.nrrd").stat().st_mtime_ns == again
+    assert segment(model, tmp_path / "in", out) == 2, "one folder, one ending"
+    assert segment(model, scans / "a_0000.nii.gz", tmp_path / "one.seg.nrrd") == 0
+    assert "Segment1_Name:=spleen" in (tmp_path / "one.seg.nrrd").read_bytes()[:4000].decode(errors="replace")
+    assert list(label_maps(out)) == ["ct", "frameless", "plain"], "score finds the cases by their names"
+
+
+def test_post_processed_labels_keep_names_and_ending(tmp_path: Path, model: Path, scans: Path) -> None:
+    assert segment(model, scans / "a_0000.nii.gz", tmp_path / "one" / "a.nii.gz") == 0
+    assert segment(model, scans / "a_0000.nii.gz", tmp_path / "two" / "a.seg.nrrd") == 0
+    write_rules(tmp_path / "rules.json", Rules(LABELS))
+    for folder, name in (("one", "a.nii.gz"), ("two", "a.seg.nrrd")):
+        words = ["apply", tmp_path / folder, tmp_path / f"{folder}_done", "--rules", tmp_path / "rules.json"]
+        assert main(["postprocess", *map(str, words)]) == 0
+        assert (tmp_path / f"{folder}_done" / name).is_file()
+    (table,) = nibabel.load(tmp_path / "one_done" / "a.nii.gz").header.extensions
+    assert b">spleen<" in table.get_content()

@@ -250,7 +250,7 @@ def test_an_array_preprocesses_as_one_process_does(cluster: Cluster, tiny_stores
 
 
 def assert_same_store(ours: Path, theirs: Path) -> None:
-    """The same files with the same bytes; but for ``sources/``, which says where the scans lay and when they changed."""
+    """The same files with the same bytes; but for ``sources/``, which says where the scans lay, and their times."""
     assert CaseStore(ours).names == CaseStore(theirs).names
     files = [
         sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in (ours, theirs)

@@ -39,6 +39,7 @@ LIBRARIES: dict[str, set[str]] = {
     "SimpleITK": {"volumes"},
     "nibabel": {"volumes"},
     "pydicom": {"volumes"},
+    "highdicom": {"volumes"},
     "torchio": {"data"},
     "lightning": {"training", "data/datamodule", "cli/training"},
     "pytorch_lightning": set(),  # one name for one library
