@@ -72,7 +72,9 @@ COMMANDS: dict[str, Command] = {
     "package": Command("flarecps.cli.package", "package", "write a trained model and its card as a folder to hand on"),
     "export": Command("flarecps.cli.export", "export", "write a model for nnU-Net v2, or as ONNX"),
     "import": Command("flarecps.cli.import_", "import_model", "read a model that nnU-Net v2 trained"),
-    "convert": Command("flarecps.cli.convert", "convert", "make an nnU-Net data set of FLARE22, MSD or folders"),
+    "convert": Command(
+        "flarecps.cli.convert", "convert", "make an nnU-Net data set of folders, or a first dataset.json"
+    ),
     "configs": Command(
         "flarecps.cli.configs", "configs", "list the training configs that come with flarecps, or copy them"
     ),

@@ -6,6 +6,7 @@ A subset of a data set is a folder of links in nnU-Net v2's layout: nothing is c
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,11 @@ class Case:
     annotated: tuple[int, ...] | None = None
 
 
-def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Case, ...], Mapping[str, Any]]:
+def list_folder(
+    root: Path, complaints: FindingCollector, description: Mapping[str, Any] | None = None
+) -> tuple[str, tuple[Case, ...], Mapping[str, Any]]:
     """The layout, cases and description of a data set folder, in the first layout that fits: FLARE22, MSD, nnU-Net v2,
-    plain. The description is the content of ``dataset.json`` (FLARE22's preset without one).
+    plain. The description is the content of ``dataset.json`` (FLARE22's preset without one), or the one given.
 
     Cases come sorted by name within labelled, unlabelled, test. A training image without labels is listed as labelled
     with ``labels=None``: ``catalogue`` decides whether that is a mistake. Raises DatasetError when the folder is
@@ -66,8 +69,7 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected a data set folder (see `flarecps inspect --help`)")
     file = root / DATASET_JSON
-    description: Mapping[str, Any] | None = None
-    if file.exists():
+    if description is None and file.exists():
         description = read_json(file, DatasetError, EXPECTED)
         if not isinstance(description, dict):
             raise DatasetError(f"{file}: holds {shown(description)}; {EXPECTED}")
@@ -87,14 +89,15 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
         if _list_counts(root, "dataset", [images[0] for images, _ in named.values()], complaints):
             return "nnU-Net", _list_named(root, named, complaints, files), description
     places: list[_Place]
+    images, labels = training_folders(root)
     if (root / "imagesTr").is_dir():
         layout = "nnU-Net"
-        places = [(root / "imagesTr", root / "labelsTr", "labelled"), *_nnunet_rest(root)]
-    elif (root / "images").is_dir():
+        places = [(images, labels, "labelled"), *_nnunet_rest(root)]
+    elif images.is_dir():
         layout, test = "plain", root / "test"
         unlabelled = root / "unlabelled" if (root / "unlabelled").is_dir() else root / "unlabeled"
         places = [
-            (root / "images", root / "labels", "labelled"),
+            (images, labels, "labelled"),
             (_images_of(unlabelled), None, "unlabelled"),
             (_images_of(test), test / "labels", "test"),
         ]
@@ -105,8 +108,17 @@ def list_folder(root: Path, complaints: FindingCollector) -> tuple[str, tuple[Ca
         )
     cases = _list_roles(places, complaints, files)
     if description is None:
-        raise DatasetError(f"{file}: missing; {EXPECTED.removeprefix('expected a dataset.json; ')}")
+        command = shlex.join(["flarecps", "convert", str(root)])
+        raise DatasetError(
+            f"{file}: missing; '{command}' drafts one; {EXPECTED.removeprefix('expected a dataset.json; ')}"
+        )
     return layout, cases, description
+
+
+def training_folders(root: Path) -> tuple[Path, Path]:
+    """Where images and label maps lie in nnU-Net's layout, and in the plain one where that is not there."""
+    tr = "Tr" if (root / "imagesTr").is_dir() else ""
+    return root / f"images{tr}", root / f"labels{tr}"
 
 
 def _nnunet_rest(root: Path) -> list[_Place]:
@@ -278,9 +290,9 @@ def link_cases(cases: Sequence[Case], images: Path, labels: Path | None = None) 
             folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
         for channel, image in enumerate(case.images):
-            _link(images / file_name(case.name, f"_{channel:04d}{_suffix(image)}"), image)
+            _link(images / file_name(case.name, f"_{channel:04d}{file_suffix(image)}"), image)
         if labels is not None and case.labels is not None:
-            _link(labels / file_name(case.name, _suffix(case.labels)), case.labels)
+            _link(labels / file_name(case.name, file_suffix(case.labels)), case.labels)
 
 
 def link_subset(
@@ -290,7 +302,7 @@ def link_subset(
     (out / "dataset.json").unlink(missing_ok=True)
     link_cases(labelled, out / "imagesTr", out / "labelsTr")
     link_cases(unlabelled, out / "imagesUn")
-    endings = {_suffix(image) for case in (*labelled, *unlabelled) for image in case.images} - {""}
+    endings = {file_suffix(image) for case in (*labelled, *unlabelled) for image in case.images} - {""}
     ending = {"file_ending": endings.pop()} if len(endings) == 1 else {}
     others = {key: value for key, value in description.items() if key != "file_ending"}
     write_json(out / "dataset.json", {**others, "numTraining": len(labelled), **ending})
@@ -309,7 +321,7 @@ def _link(link: Path, target: Path) -> None:
         ) from error
 
 
-def _suffix(path: Path) -> str:
+def file_suffix(path: Path) -> str:
     """``.nii.gz`` or the like; nothing for a DICOM folder."""
     if path.is_dir():
         return ""

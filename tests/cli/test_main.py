@@ -86,7 +86,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
         ("report", ["[RUNS ...]"]),
         ("export", ["CHECKPOINT OUT", "--to {nnunet,onnx}", "--sibling {1,2,both}", "--mirror-axes"]),
         ("import", ["FOLDER OUT", "--from nnunet", "--folds", "--checkpoint", "--plan PATH"]),
-        ("convert", ["SOURCE OUT", "--copy"]),
+        ("convert", ["SOURCE [OUT]", "--copy"]),
         ("demo", ["--out"]),
     ],
 )
