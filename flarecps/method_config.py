@@ -13,6 +13,7 @@ SUPERVISED = "flarecps.methods.Supervised"
 
 SWITCH = "cross_pseudo_supervision"  # a former key of ``model``: true for CROSS_PSEUDO, false for SUPERVISED
 MOVED = ("loss", "ramp", "one_mean", "cps_on_labelled", "pseudo_labels")  # and those that are its arguments now
+SAME_STEPS = "siblings_in_turn"  # an argument that decides how a step is computed, not what it is
 _NAMES = {
     "flarecps.methods.SelfTraining": "self-training, one network",
     CROSS_PSEUDO: "cross-pseudo supervision, two siblings",
@@ -53,7 +54,7 @@ def method_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """A run's method, ``{"class_path": ..., "init_args": {...}}``, by its config.yaml; None where it does not say.
 
     Arguments that are null, which is what they are by default, are left out, so that runs written before and after an
-    argument came to be are equal.
+    argument came to be are equal; and so is the one that changes no step.
     """
     model = config.get("model")
     if not isinstance(model, Mapping):
@@ -61,7 +62,8 @@ def method_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     method = with_method(_mapping(model.get("init_args", model))).get("method")
     if not isinstance(method, Mapping) or not method.get("class_path"):
         return None
-    arguments = {key: value for key, value in _mapping(method.get("init_args")).items() if value is not None}
+    given = _mapping(method.get("init_args"))
+    arguments = {key: value for key, value in given.items() if value is not None and key != SAME_STEPS}
     return {"class_path": str(method["class_path"]), "init_args": arguments}
 
 

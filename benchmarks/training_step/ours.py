@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--fused", action="store_true", help="SGD in one kernel")
+    parser.add_argument("--in-turn", action="store_true", help="one sibling's feature maps at a time")
     options = parser.parse_args()
     if options.what == "exchange":
         torch.save(exchange(options.spec, options.patch, options.batch), options.file)
@@ -98,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     kind = networks.NETWORKS[options.spec["network"]]
     module = SegmentationModule(
         plan_to_json(plan(arguments, options.patch, options.batch)),
-        CrossPseudoSupervision(ramp=LinearRamp(final=0.5, length=0)),
+        CrossPseudoSupervision(ramp=LinearRamp(final=0.5, length=0), siblings_in_turn=options.in_turn),
         network=kind,
         optimizer=partial(
             torch.optim.SGD, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5, fused=options.fused or None

@@ -26,6 +26,7 @@ def plan(
     patch: list[int] | None = None,
     most_features: int | None = None,
     method: str | None = None,
+    siblings_in_turn: bool = False,
     fingerprints: Path | None = None,
     shard: str | None = None,
     workers: int = 2,
@@ -57,6 +58,8 @@ def plan(
             v2 takes 512 in 2D
         method: plan for the step of this method, such as flarecps.methods.Supervised or a class of yours; by default
             cross pseudo supervision's
+        siblings_in_turn: plan for a step that holds one sibling's feature maps at a time, as the method's setting of
+            this name has it: larger patches or batches in the same memory
         fingerprints: folder that keeps what was measured, one file per scan; used again while the scan is unchanged
         shard: I/N does the I-th of N shares of the scans into --fingerprints, for job arrays, and writes no plan
         workers: processes at work, one scan each
@@ -66,7 +69,7 @@ def plan(
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
     from flarecps.planning.fingerprint import fingerprint_dataset, fingerprint_shard
-    from flarecps.planning.memory import SIBLINGS, STREAMS
+    from flarecps.planning.memory import STREAMS, networks_held
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
@@ -76,7 +79,9 @@ def plan(
         raise PlanError(f"--shard {shard}: expected --fingerprints FOLDER beside it, one folder for all shares")
     if fingerprints is not None and fingerprints.is_file():
         raise PlanError(f"--fingerprints {fingerprints}: is a file; expected a folder, new or of an earlier run")
-    networks, streams = (SIBLINGS, STREAMS) if method is None else _declared_cost(method)
+    networks, streams = networks_held(in_turn=siblings_in_turn), STREAMS
+    if method is not None:
+        networks, streams = _declared_cost(method, siblings_in_turn)
     catalogue = read_catalogue(dataset, split)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     if shard is not None and fingerprints is not None:
@@ -94,6 +99,8 @@ def plan(
     write_plan(out, decided)
     _show(decided, console)
     console.print(f"written: {out}", *kept, sep="\n", **PLAIN)
+    if siblings_in_turn:
+        console.print("train it with: fit --model.method.init_args.siblings_in_turn true", **PLAIN)
     if patch is not None and decided.memory_gb > gpu_memory_gb:
         note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
@@ -128,12 +135,14 @@ def _keep_former(out: Path, decided: Plan) -> list[str]:
     return [f"another plan was there, and is now {former}", *changed]
 
 
-def _declared_cost(class_path: str) -> tuple[float, int]:
+def _declared_cost(class_path: str, in_turn: bool) -> tuple[float, int]:
     """How many networks' worth of memory a method's step holds, and how many kinds of patches it reads."""
     from importlib import import_module
+    from inspect import signature
 
     from flarecps.errors import ConfigError
     from flarecps.methods import Method
+    from flarecps.planning.memory import networks_held
 
     module, _, name = class_path.rpartition(".")
     try:
@@ -145,7 +154,10 @@ def _declared_cost(class_path: str) -> tuple[float, int]:
         ) from error
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ConfigError(f"--method {class_path}: is no flarecps.methods.Method; expected a class of these")
-    return method.sibling_count + method.extra_networks, len(method.streams)
+    if in_turn and "siblings_in_turn" not in signature(method).parameters:
+        raise ConfigError(f"--siblings-in-turn: {class_path} has no setting siblings_in_turn; leave the option out")
+    in_turn = in_turn or method.siblings_in_turn
+    return networks_held(method.sibling_count, method.extra_networks, in_turn), len(method.streams)
 
 
 def _show(plan: Plan, console: Console) -> None:

@@ -9,7 +9,7 @@ from flarecps.methods.cross_pseudo import CrossPseudoSupervision
 from flarecps.methods.cut_mix import CrossPseudoCutMix
 from flarecps.methods.dhc import DualDebiasedSupervision
 from flarecps.methods.mean_teacher import MeanTeacher
-from flarecps.methods.method import Batch, Losses, Method
+from flarecps.methods.method import Batch, Losses, Method, outputs_of
 from flarecps.methods.self_training import SelfTraining
 from flarecps.methods.supervised import Supervised
 
@@ -24,4 +24,5 @@ __all__ = [
     "Method",
     "SelfTraining",
     "Supervised",
+    "outputs_of",
 ]

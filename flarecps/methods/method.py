@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flarecps.losses import DeepSupervision, DiceCrossEntropy, LinearRamp, downsampled_labels
 from flarecps.planning.plan import Plan
@@ -60,6 +61,10 @@ class Method(nn.Module, ABC):
     """The memory that a step holds beside the siblings, in networks' worth of it: for an EMA teacher, whose forward
     pass keeps no feature maps for a backward pass, about 0.2."""
 
+    siblings_in_turn: bool = False
+    """Whether a step holds one sibling's feature maps at a time, as ``outputs_of`` lets it; planner, dry run and
+    ``step_cost`` count with it. A method that has the choice takes it as an argument of this name."""
+
     def __init__(self, loss: AnyLoss | None = None) -> None:
         super().__init__()
         self.loss = DeepSupervision(loss or DiceCrossEntropy())
@@ -85,10 +90,11 @@ class Method(nn.Module, ABC):
         """What a step computes, in steps of one network on one patch, forward and backward; forward alone is a third.
 
         ``patches``: of a batch, by stream. By default every sibling learns from every patch of the method's streams,
-        and from labelled ones alone while λ is 0.
+        and from labelled ones alone while λ is 0; in turn, all but the last do their forward pass twice.
         """
         read = self.streams if self.weight(epoch) else ("labelled",)
-        return float(self.sibling_count * sum(patches[stream] for stream in read))
+        again = (self.sibling_count - 1) / 3 if self.siblings_in_turn else 0
+        return float((self.sibling_count + again) * sum(patches[stream] for stream in read))
 
     @abstractmethod
     def step(self, siblings: nn.ModuleList, batch: Batch, epoch: int) -> Losses:
@@ -118,3 +124,18 @@ class Method(nn.Module, ABC):
     def loss_of(self, sibling: int) -> DeepSupervision:
         """Lsup's loss of a sibling, numbered from 0."""
         return self.loss
+
+
+def outputs_of(siblings: nn.ModuleList, images: Tensor, in_turn: bool = False) -> list[list[Tensor]]:
+    """Every sibling's outputs (B, classes, *scale) of ``images`` (B, channel, *patch), finest scale first.
+
+    With ``in_turn`` only the last sibling's feature maps stay for the backward pass, which begins with it; another's
+    are dropped, and computed again once those of the sibling after it are gone. Losses and gradients are the same, bit
+    for bit where the device computes a pass twice alike. As the caller differentiates one total, this holds for any
+    loss and under DDP. A network that counts its passes, as batch norm's running means do, sees one more.
+    """
+    dropped = len(siblings) - 1 if in_turn else 0
+    return [
+        checkpoint(sibling, images, use_reentrant=False) if number < dropped else sibling(images)
+        for number, sibling in enumerate(siblings)
+    ]

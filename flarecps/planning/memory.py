@@ -20,7 +20,17 @@ REFERENCE_BATCH = {2: 12, 3: 2}
 SIBLINGS = 2
 STREAMS = 2  # labelled and unlabelled patches, equally many
 SMALLEST_BATCH = 2  # per stream
+SIBLING_AT_REST = 0.1  # networks' worth: its weights, gradients and momentum, its outputs and their gradients
 MOST_OF_DATA = 0.05  # a batch holds at most this share of the labelled voxels
+
+
+def networks_held(siblings: int = SIBLINGS, beside: float = 0.0, in_turn: bool = False) -> float:
+    """Networks' worth of memory of a step: of every sibling, or of one and what is left of the others in turn.
+
+    >>> networks_held(), networks_held(in_turn=True), networks_held(1, beside=0.2)
+    (2.0, 1.1, 1.2)
+    """
+    return (1 + (siblings - 1) * SIBLING_AT_REST if in_turn else siblings) + beside
 
 
 @dataclass(frozen=True)
