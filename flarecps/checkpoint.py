@@ -125,6 +125,8 @@ def load_plain(path: Path | str) -> dict[str, Any]:
             f"use the flarecps that wrote it ({entry.get('version', 'unknown')})"
         )
     if isinstance(content.get("state_dict"), Mapping):
+        if not all(isinstance(name, str) for name in content["state_dict"]):
+            raise CheckpointError(f"{path}: its weights have no names; expected a .ckpt file written by 'flarecps fit'")
         learnt = (SIBLINGS_PREFIX, METHOD_PREFIX)
         check_finite(path, {name: value for name, value in content["state_dict"].items() if name.startswith(learnt)})
     check_finite(path, {"optimizer_states": content.get("optimizer_states")}, "optimisers' states")

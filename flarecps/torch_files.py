@@ -18,6 +18,10 @@ from flarecps.errors import CheckpointError
 COPY_AGAIN = "if it was not copied completely, copy it again, or use another of the run's checkpoints"
 ARCHIVE = b"PK\x03\x04"  # what torch.load goes by
 ENCRYPTED = 1  # of a part's flags
+PLAIN = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
 DEEPEST = 6  # levels at which tensors are looked for: optimiser, "state", parameter, its "momentum_buffer"
 
 
@@ -59,13 +63,31 @@ def check_whole(path: Path) -> None:
 
 
 def check_finite(path: Path | str, held: Mapping[str, Any], what: str = "weights") -> None:
-    """Nothing, or ``CheckpointError`` when one of the tensors in ``held`` (or in what it holds) is not all finite."""
+    """Nothing, or ``CheckpointError`` when one of the tensors in ``held`` (or in what it holds) is not all finite.
+
+    Or is none that a training writes: sparse, quantised, complex, without values, or with more values than its file.
+    """
     for name, tensor in _tensors(held):
+        if not _is_plain(tensor):
+            found = f"{name} is {tensor.dtype}, {tensor.layout}, {tuple(tensor.shape)}"
+            raise CheckpointError(
+                f"{path}: its {what} are not plain numbers ({found}); use the file that the training wrote"
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{path}: its {what} are not finite numbers (the first is {name}), as of a training that diverged; use "
                 "an earlier checkpoint, or train again with a lower learning rate"
             )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has each of its values in memory, as a real number: a file may announce any other."""
+    return (
+        tensor.dtype in PLAIN
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _tensors(value: Any, name: str = "", depth: int = DEEPEST) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ it went wrong. A try makes a sound input in a folder of its own, harms it, and l
 - what changes nothing (a byte order mark, semicolons for commas, blank lines) changes no result;
 - no control character reaches the terminal, and nothing is written outside the folder.
 
-A format is one entry of ``FORMATS``; those of scans and checkpoints go by the same rules.
+A format is one entry of ``FORMATS``; mutators of binary files are in ``hostile_binary.py``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,40 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
+import resource
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
+import torch
+from hostile_binary import (
+    cut_or_flipped,
+    good_scan,
+    harm_model,
+    harm_scan,
+    harm_series,
+    harm_store,
+    make_model,
+    make_series,
+    make_store,
+    of_nifti,
+    of_text,
+    read_model,
+    read_scan,
+    read_store,
+)
 from run_folders import make_run
 from small_model import small_plan
 
@@ -38,6 +60,7 @@ from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
 from flarecps.errors import FlarecpsError, visible
 from flarecps.evaluation.label_sets import read_tolerances
+from flarecps.experiments.runner import processor_name
 from flarecps.inference.postprocessing import Rules, read_rules, write_rules
 from flarecps.interop.nnunet_architecture import network_from_nnunet
 from flarecps.interop.nnunet_import import _read_json as read_model_json
@@ -58,6 +81,7 @@ from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
 
 SECONDS = 20
+MEMORY_MB = 400  # more than before the try
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -429,6 +453,10 @@ def _read_tolerances(root: Path) -> dict[str, float]:
     return read_tolerances(str(root / "t.json"), FLARE22_ORGANS)
 
 
+def _scan(root: Path, suffix: str) -> None:
+    good_scan(root, suffix)
+
+
 FORMATS: dict[str, Format] = {
     "dataset.json": Format(make_data_set, _in("dataset.json", harm_json), _inspect()),
     "dataset.json, MSD": Format(lambda root: _with_list(root, "training"), _in("dataset.json", harm_json), _inspect()),
@@ -448,7 +476,16 @@ FORMATS: dict[str, Format] = {
     "environment.json": Format(_run, _in("run/environment.json", harm_json), _page, False),
     "config.yaml": Format(_run, _in("run/config.yaml", harm_yaml), _page, False),
     "metrics.csv": Format(_metrics, _in("run/csv/metrics.csv", harm_csv), _curves, False),
+    "DICOM series": Format(make_series, harm_series, read_scan, False),
+    "checkpoint": Format(make_model, harm_model, read_model, False),
+    "case store": Format(make_store(make_data_set), harm_store(harm_json, harm_bytes), read_store, False),
 }  # fmt: skip
+for _name, _suffix, _mutate in (
+    ("NIfTI", ".nii", of_nifti), ("NIfTI, bytes", ".nii.gz", cut_or_flipped), ("NRRD", ".nrrd", of_text),
+    ("NRRD in two files", ".nhdr", of_text), ("NRRD, bytes", ".nrrd", cut_or_flipped), ("MHA", ".mha", of_text),
+    ("MHA in two files", ".mhd", of_text), ("MHA, bytes", ".mha", cut_or_flipped),
+):  # fmt: skip
+    FORMATS[_name] = Format(partial(_scan, suffix=_suffix), harm_scan(_mutate), read_scan, False)
 
 
 # --- what must hold
@@ -498,6 +535,7 @@ def run(format_: Format, root: Path) -> tuple[int, str, str]:
 
 def complaint(format_: Format, root: Path, mutation: Mutation, sound: tuple[int, str, str]) -> str:
     """What went wrong with a mutated input, in words; empty where nothing did."""
+    before = _peak_mb()
     try:
         with within(SECONDS):
             code, printed, said = run(format_, root)
@@ -505,6 +543,8 @@ def complaint(format_: Format, root: Path, mutation: Mutation, sound: tuple[int,
         return f"took more than {SECONDS} s"
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:300]
+    if _peak_mb() - before > MEMORY_MB:
+        return f"took {_peak_mb() - before:.0f} MB"
     if code not in (0, 1, 2) or "Traceback" in said + printed:
         return f"exit code {code}: {said}"
     if code == 2 and (said.count("\n") != 1 or not said.startswith("flarecps")):
@@ -514,6 +554,10 @@ def complaint(format_: Format, root: Path, mutation: Mutation, sound: tuple[int,
     if mutation[1] and (code, printed) != sound[:2]:
         return f"another result: {code} {said or printed!r}"
     return ""
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def attack(name: str, tries: int, seed: int) -> list[str]:
@@ -554,14 +598,18 @@ def harm(format_: Format, seed: int, root: Path) -> Mutation:
 def report(names: list[str], tries: int, seed: int) -> int:
     """Print the table, and every bad try to standard error; how many there were."""
     os.environ.pop("FLARECPS_TRACEBACK", None)
-    print("| attacked | tried | bad |\n|---|---:|---:|")
-    total = 0
+    print("| attacked | tried | bad | seconds |\n|---|---:|---:|---:|")
+    total, all_began = 0, time.monotonic()
     for name in names:
+        began = time.monotonic()
         bad = attack(name, tries, seed)
         total += len(bad)
-        print(f"| {name} | {tries} | {len(bad)} |", flush=True)
+        print(f"| {name} | {tries} | {len(bad)} | {time.monotonic() - began:.0f} |", flush=True)
         for line in bad:
             print(visible(line), file=sys.stderr)
+    print(f"| **all** | {tries * len(names)} | {total} | {time.monotonic() - all_began:.0f} |")
+    machine = f"{processor_name()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    print(f"\n{datetime.now().date()}, seeds {seed} to {seed + tries - 1}: {machine}, PyTorch {torch.__version__}")
     return total
 
 

@@ -11,7 +11,6 @@ import gzip
 import json
 import os
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -23,20 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from hostile_binary import cut_or_flipped, good_scan, of_nifti, of_text
 
 from flarecps.batch_processing import attempt
 from flarecps.errors import ScanError
-from flarecps.volumes.io import Volume, read_header, read_space, read_volume, write_volume
-from flarecps.volumes.space import Space
+from flarecps.volumes.io import Volume, read_header, read_space, read_volume
 
-SHAPE, SPACING_MM = (7, 6, 5), (2.0, 1.5, 1.25)
 EACH = 150  # cases of a format
-VALUES = (
-    "-1", "0", "1", "2", "1000", "1000000000", "99999999999999999999", "1e300", "-1e-300", "nan", "inf", "-0", "0x10",
-    "1.5", "", "%s%n%s%n", "%d", "True", "none", "(1,0,0)", "LOCAL", "LIST", "../outside.raw", "/dev/zero", "pipe.raw",
-    "/etc/passwd", "link.raw", "gone.raw", ".", "slice_%03d.raw 1 7 1", "bzip2", "float", "MET_DOUBLE", "\xff" * 9,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -48,77 +40,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "outside.raw").write_bytes(bytes(2 * 7 * 6 * 5))
     (inside / "link.raw").symlink_to(tmp_path / "outside.raw")
     return inside
-
-
-def good(folder: Path, suffix: str) -> bytes:
-    """A scan as this program, or SimpleITK for files in two parts, writes it."""
-    voxels = np.arange(210, dtype=np.int16).reshape(SHAPE) * 7
-    path = folder / f"good{suffix}"
-    if suffix in (".nhdr", ".mhd"):
-        image = sitk.GetImageFromArray(voxels)
-        image.SetSpacing(SPACING_MM[::-1])
-        sitk.WriteImage(image, str(path))
-    else:
-        write_volume(path, voxels, Space.canonical(SHAPE, SPACING_MM, (3.0, -4.0, 5.0)))
-    return path.read_bytes()
-
-
-def of_text(content: bytes, rng: random.Random) -> bytes:
-    """A text header with one or two changes; voxels that follow it stay."""
-    end = (
-        content.find(b"\n\n") if content.startswith(b"NRRD") else content.find(b"\n", content.find(b"ElementDataFile"))
-    )
-    end = end if end > 0 else len(content)
-    lines, rest = content[:end].decode("latin-1").split("\n"), content[end:]
-    for _ in range(rng.choice((1, 1, 2))):
-        at = rng.randrange(len(lines))
-        words = re.split(r"([ =:,()]+)", lines[at])
-        change = rng.randrange(8)
-        if change < 4:
-            words[rng.randrange(0, len(words), 2)] = rng.choice(VALUES)
-            lines[at] = "".join(words)
-        elif change == 4 and len(lines) > 1:
-            del lines[at]
-        elif change == 5:
-            lines.insert(at, rng.choice(lines))
-        elif change == 6:
-            lines[at] += f" {rng.choice(VALUES)}"
-        else:
-            place = rng.randrange(len(lines[at]) + 1)
-            lines[at] = lines[at][:place] + chr(rng.randrange(256)) + lines[at][place + 1 :]
-    return "\n".join(lines).encode("latin-1", "replace") + rest
-
-
-def of_nifti(content: bytes, rng: random.Random) -> bytes:
-    """A NIfTI header with a field or some bytes changed."""
-    block = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2))):
-        if rng.random() < 0.5:
-            at, kind = rng.choice(
-                [(40 + 2 * n, "h") for n in range(8)] + [(76 + 4 * n, "f") for n in range(4)]
-                + [(70, "h"), (72, "h"), (108, "f"), (112, "f"), (116, "f"), (123, "b"), (252, "h"), (254, "h")]
-                + [(256 + 4 * n, "f") for n in range(18)]
-            )  # fmt: skip
-            low, high = (-(2**15), 2**15 - 1) if kind == "h" else (-128, 127)
-            floats = (0.0, -1.0, 1e30, float("nan"), float("inf"), -352.0, 353.0, 1e9)
-            value = rng.choice(floats) if kind == "f" else rng.choice((0, -1, 1, 2, 7, 16, 255 % 128, low, high))
-            struct.pack_into(f"<{kind}", block, at, value)
-        else:
-            block[rng.randrange(352)] = rng.randrange(256)
-    return bytes(block)
-
-
-def cut_or_flipped(content: bytes, rng: random.Random) -> bytes:
-    """Any file, truncated, longer, or with bytes changed anywhere."""
-    change = rng.randrange(3)
-    if change == 0:
-        return content[: rng.randrange(len(content))]
-    if change == 1:
-        return content + rng.randbytes(rng.choice((1, 9, 30, 5000)))
-    block = bytearray(content)
-    for _ in range(rng.choice((1, 3))):
-        block[rng.randrange(len(block))] ^= 1 << rng.randrange(8)
-    return bytes(block)
 
 
 REFERENCE = """
@@ -150,7 +71,7 @@ for path in sys.argv[1:]:
 )  # fmt: skip
 def test_a_line_or_a_right_result(folder: Path, suffix: str, mutate: Callable[[bytes, random.Random], bytes]) -> None:
     rng = random.Random(f"{suffix} {mutate.__name__}")
-    content, accepted = good(folder, suffix), {}
+    content, accepted = good_scan(folder, suffix), {}
     assert read_volume(folder / f"good{suffix}").array.sum() == 7 * 209 * 105
     for number in range(EACH):
         path = folder / f"{number}{suffix}"
@@ -346,7 +267,7 @@ def test_voxels_beside_their_header(folder: Path, suffix: str, order: str) -> No
                                   (108, "f", 353.5), (108, "f", 1e9), (112, "f", float("inf")), (344, "b", 0),
                                   (80, "f", 5e4), (254, "h", 77)])  # fmt: skip
 def test_nifti_fields_refused_or_said(folder: Path, edit: tuple[int, str, float]) -> None:
-    block = bytearray(good(folder, ".nii"))
+    block = bytearray(good_scan(folder, ".nii"))
     struct.pack_into(f"<{edit[1]}", block, edit[0], edit[2])
     path = folder / "scan.nii"
     path.write_bytes(block)
@@ -360,7 +281,7 @@ def test_little_that_expands_to_much_is_unpacked_no_further_than_announced(folde
     more = bytes(64 << 20)
     path = folder / f"scan{suffix}"
     if suffix == ".nii.gz":
-        path.write_bytes(gzip.compress(gzip.decompress(good(folder, ".nii.gz")) + more))
+        path.write_bytes(gzip.compress(gzip.decompress(good_scan(folder, ".nii.gz")) + more))
     elif suffix == ".nrrd":
         nrrd(folder, "encoding: gzip", voxels=gzip.compress(bytes(420) + more))
     else:

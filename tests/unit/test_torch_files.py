@@ -122,6 +122,34 @@ def test_weights_that_are_no_numbers_are_refused_everywhere(
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.to(torch.complex64),  # its imaginary part was dropped with a warning
+        lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: torch.zeros(1).expand(10**10),  # 40 GB, in a file of a few kB
+    ],
+    ids=["sparse", "meta", "complex", "float8", "expanded"],
+)
+def test_weights_that_no_training_writes_are_refused(tmp_path: Path, change: Callable[[Any], Any]) -> None:
+    def spoil(content: dict[str, Any]) -> None:
+        held = content["state_dict"]
+        name = next(iter(held))
+        held[name] = change(held[name])
+
+    path = spoilt(write_model(tmp_path / "model.ckpt"), spoil)
+    with pytest.raises(CheckpointError, match=r"its weights are not plain numbers \(siblings\.0\..* is torch\."):
+        read_checkpoint(path)
+
+
+def test_weights_without_names_are_refused(tmp_path: Path) -> None:
+    path = spoilt(write_model(tmp_path / "model.ckpt"), lambda content: content["state_dict"].update({None: 1}))
+    with pytest.raises(CheckpointError, match="its weights have no names"):
+        read_checkpoint(path)
+
+
 def test_an_optimisers_states_are_looked_at(tmp_path: Path) -> None:
     """Momentum that is no number would reach the weights in the first step of a resumed training."""
 
