@@ -91,7 +91,7 @@ def segment(
         format: of the label files of a folder: NIfTI, or segmentations for 3D Slicer. Both hold the structures' names
             and colours.
         dicom_seg: also write dicom_seg/X.dcm, a DICOM segmentation, of scans that came as DICOM; needs
-            flarecps[dicom].
+            the extra dicom (pip install highdicom).
         rtstruct: also write rtstruct/X.dcm, DICOM RT structures, of scans that came as DICOM.
         shard: I/N does the I-th of N shares of the scans, for job arrays; all shares go into the same OUTPUT.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.

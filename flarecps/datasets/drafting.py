@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def _ml_by_id(path: Path) -> dict[int, float]:
     return {label: float(counts[label] * voxel_ml) for label in np.flatnonzero(counts).tolist()}
 
 
-def _described(label: int, name: str, volumes: list[Mapping[int, float]]) -> str:
+def _described(label: int, name: str, volumes: Sequence[Mapping[int, float]]) -> str:
     there = [one[label] for one in volumes if label in one]
     return f"{name}: id {label}, in {len(there)} of {counted(len(volumes), 'case')}, {np.mean(there):.3g} ml on average"
 

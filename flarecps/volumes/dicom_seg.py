@@ -26,7 +26,7 @@ def write_dicom_seg(path: Path, labels: LabelArray, series: SourceSeries, organs
     """Write labels (slice, row, column), in the order of ``series``, as a binary DICOM SEG, atomically.
 
     Segment numbers are the organs' ids, which are 1, 2, 3, …; frames without a structure are left out. Raises
-    ConfigError when the package of ``flarecps[dicom]`` is missing, ScanError for a series that highdicom refuses.
+    ConfigError when the package of the extra ``dicom`` is missing, ScanError for a series that highdicom refuses.
     """
     hd = import_highdicom()
     first = series.slices[0]
@@ -78,7 +78,7 @@ def import_highdicom() -> Any:
 
         logging.getLogger("highdicom").setLevel(logging.ERROR)  # it warns of scans in which nothing was found
     except ImportError as error:
-        raise ConfigError(f"--dicom-seg needs the package {error.name}: pip install 'flarecps[dicom]'") from error
+        raise ConfigError(f"--dicom-seg needs the package {error.name}: pip install highdicom") from error
     return highdicom
 
 
