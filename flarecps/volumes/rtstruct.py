@@ -1,7 +1,7 @@
 """Labels as a DICOM RT Structure Set: on each slice the outlines of every structure, along the edges of its voxels.
 
 A voxel's centre lies within an outline where the voxel has the label, and an outline's area is that of its voxels.
-Holes are cut open by a channel of no width (DICOM PS3.3, C.8.8.6.3), so all readers fill outlines alike.
+Holes are cut open by a channel (DICOM PS3.3, C.8.8.6.3), so all readers fill outlines alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from scipy import ndimage
 
 import flarecps
@@ -26,6 +26,7 @@ from flarecps.volumes.dicom_results import OF_PATIENT_AND_STUDY, PROGRAM, UTF_8,
 from flarecps.volumes.dicom_slices import Slice
 
 Corner: TypeAlias = tuple[int, int]  # (row, column) of a voxel's corner towards voxel (0, 0)
+INSET_MM = 5e-4  # so that readers which round to whole voxels (rt-utils) round to those within
 LONGEST_NAME = 64  # characters of a structure's name
 SERIES_NUMBER = 902
 STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # the class of a referenced study
@@ -57,7 +58,7 @@ def write_rtstruct(path: Path, labels: LabelArray, series: SourceSeries, organs:
     content.ROIContourSequence = [_outlined(labels == organ.id, organ, series) for organ in drawn]
     content.RTROIObservationsSequence = [_observation(organ) for organ in drawn]
     content.file_meta = FileMetaDataset()
-    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # whose values may be longer than 64 KB
     save(path, content)
 
 
@@ -108,16 +109,24 @@ def _outlined(mask: np.ndarray, organ: Organ, series: SourceSeries) -> Dataset:
             contour = Dataset()
             contour.ContourImageSequence = [_reference(header, one.frame)]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
-            contour.ContourData = [f"{number:.4f}" for number in points.ravel().tolist()]
+            contour.add_new("ContourData", "OB", _decimals(points))  # implicit files hold no such types
             contours.append(contour)
     item.ContourSequence = contours
     return item
 
 
+def _decimals(numbers: np.ndarray) -> bytes:
+    """Numbers as they lie in a file; pydicom's own conversion, one by one, would take most of the time."""
+    text = "\\".join(f"{number:.4f}" for number in numbers.ravel().tolist()).encode()
+    return text + b" " * (len(text) % 2)
+
+
 def _positions_mm(corners: np.ndarray, one: Slice) -> np.ndarray:
-    """LPS positions (n, 3) of voxels' corners (n, 2)."""
-    steps = one.directions[:, [1, 0]] * one.spacing_mm  # along rows, along columns
-    return one.position_mm + (corners - 0.5) @ steps.T
+    """LPS positions (n, 3) of an outline's corners (n, 2), `INSET_MM` within the edges of its voxels."""
+    before = np.sign(corners - np.roll(corners, 1, axis=0))
+    inwards = (before + np.roll(before, -1, axis=0))[:, ::-1] * (1, -1)  # to the right of both steps at a corner
+    in_plane_mm = (corners - 0.5) * one.spacing_mm + INSET_MM * inwards
+    return one.position_mm + in_plane_mm @ one.directions[:, [1, 0]].T  # along rows, along columns
 
 
 def outlines(mask: np.ndarray) -> Iterator[np.ndarray]:
