@@ -117,7 +117,9 @@ def find_cases(
 
 
 def _may_be_channel(path: Path) -> bool:
-    return is_scan_file(path) or (path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if path.suffix.lower() in SUFFIXES:
+        return not path.name.startswith(".")
+    return is_scan_file(path) and not is_segmentation(path)
 
 
 def label_maps(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, Path]:

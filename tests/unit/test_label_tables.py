@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
+from flarecps.volumes.discovery import find_cases, label_maps
 from flarecps.volumes.io import read_labels, read_volume, scan_name, write_labels, write_volume
 from flarecps.volumes.space import Space, as_direction
 
@@ -88,3 +89,17 @@ def test_slicers_segmentation_has_segments_on_the_scans_grid(tmp_path: Path, sca
     assert "Segment3_Name" not in fields
     assert np.array_equal(read_labels(result).array[0], labels)
     assert scan_name(result) == "case"
+
+
+def test_a_segmentation_beside_its_scan_is_a_label_map_and_no_scan(tmp_path: Path) -> None:
+    """As 3D Slicer leaves them; also among the files of a scan with several channels."""
+    for name in ("case_0000.nrrd", "case_0001.nrrd"):
+        source(tmp_path / "scans" / name)
+    volume = read_volume(tmp_path / "scans" / "case_0000.nrrd")
+    for folder in ("scans", "labels"):
+        write_labels(tmp_path / folder / "case.seg.nrrd", np.ones(volume.space.shape, np.uint8), volume.source, NAMES)
+    for place in (tmp_path / "scans", tmp_path / "scans" / "case_0000.nrrd"):
+        (case,) = find_cases(place, channels=2)
+        assert (case.name, case.fault) == ("case", "")
+        assert [path.name for path in case.images] == ["case_0000.nrrd", "case_0001.nrrd"]
+    assert list(label_maps(tmp_path / "labels")) == ["case"]
