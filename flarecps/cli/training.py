@@ -45,7 +45,7 @@ from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
-from flarecps.training.callbacks.requeue import Requeue, StoppedBySignal, requeue_job, under_slurm
+from flarecps.training.callbacks.requeue import REQUEUE_ALLOWED, Requeue, StoppedBySignal, requeue_job, under_slurm
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.callbacks.validation_results import PatchValidation, ValidationOverlays, ValidationTable
 from flarecps.training.checkpoint_files import (
@@ -382,11 +382,14 @@ def _say_written(run: Path) -> None:
 def _leave(stopped: StoppedBySignal) -> int:
     """End a training that was asked to stop: have the job requeued, if that was asked of a job; the exit code.
 
-    0 after a requeue (the job has done its part), else 128 + the signal's number (the training is not done).
+    0 after a requeue (the job has done its part), else 128 + the signal's number (the training is not done). Where no
+    job may be requeued that is rank 0's code alone: for another's ``srun`` would kill rank 0, which has more to do.
     """
-    requeued = stopped.request == StopRequest.REQUEUE and under_slurm()
-    code = 0 if requeued else ENDED_BY_SIGNAL + stopped.request.signal
-    if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
+    asked = stopped.request == StopRequest.REQUEUE and under_slurm()
+    requeued = asked and os.environ.get(REQUEUE_ALLOWED) != "no"
+    others = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it
+    code = 0 if requeued or (asked and others) else ENDED_BY_SIGNAL + stopped.request.signal
+    if others:
         return code
     complaint = requeue_job() if requeued else None
     then = "go on with --ckpt_path auto"

@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from flarecps.cli import training
 from flarecps.training import stop_signals
-from flarecps.training.callbacks.requeue import REQUEUE_FILE, requeue_job, under_slurm
+from flarecps.training.callbacks.requeue import (
+    REQUEUE_ALLOWED,
+    REQUEUE_FILE,
+    StoppedBySignal,
+    requeue_job,
+    under_slurm,
+)
 from flarecps.training.stop_signals import StopRequest, listening, received
 
 
@@ -119,6 +126,25 @@ def test_where_scontrol_fails_or_is_missing_the_job_script_is_told(
     monkeypatch.setenv(REQUEUE_FILE, str(tmp_path / "requeue"))
     assert requeue_job() is None
     assert (tmp_path / "requeue").exists()
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 128 + signal.SIGUSR1), (1, 0)])
+def test_a_job_that_may_not_be_requeued_is_not(
+    rank: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 says by its code that the training isn't done; of another rank's code ``srun`` would kill rank 0."""
+    words = put_scontrol(tmp_path, monkeypatch, 0)
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(training.rank_zero_only, "rank", rank)
+    stop = StoppedBySignal(StopRequest.REQUEUE, "in epoch 1", None)
+    monkeypatch.setenv(REQUEUE_ALLOWED, "no")
+    assert training._leave(stop) == code
+    assert not words.exists()
+    assert ("go on with --ckpt_path auto" in capsys.readouterr().err) == (rank == 0)
+    monkeypatch.delenv(REQUEUE_ALLOWED)
+    assert training._leave(stop) == 0
+    assert words.exists() == (rank == 0)
 
 
 def test_an_interactive_shell_of_a_job_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:

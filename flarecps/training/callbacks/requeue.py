@@ -30,6 +30,7 @@ from flarecps.training.stop_signals import StopRequest
 RUNNING = "flarecps_running_metrics"  # entry of a checkpoint that was written within an epoch
 UPDATES = "updates"  # beside the names of a metric's states
 REQUEUE_FILE = "FLARECPS_REQUEUE_FILE"  # environment variable: where a container leaves word for the job script
+REQUEUE_ALLOWED = "FLARECPS_REQUEUE"  # environment variable: "no" where the job may not be requeued
 ANSWER_WITHIN_S = 30
 
 
