@@ -151,13 +151,15 @@ def _named(arguments: Any) -> list[str]:
 
 
 def _use(models: Mapping[str, TrainedModel], command: str) -> str:
-    most = max(len(model.siblings) for model in models.values())
+    held = {len(model.siblings) for model in models.values()}
+    most, alike = max(held), len(held) == 1
     text = f"With flarecps {__version__} or newer, in this folder:\n\n```sh\n{command}\n```\n\n"
     text += "SCANS is a scan or a folder of scans, LABELS the folder for the results, on each scan's own voxels. "
     if len(models) > 1:
         text += f"The probabilities of the {len(models)} files are averaged. "
     if most > 1:
-        text += f"A file holds {most} networks: the first is used, with `--sibling average` their average. "
+        many = f"{'' if alike else 'up to '}{most}"
+        text += f"A file holds {many} networks: the first is used, with `--sibling average` their average. "
     return text + "`sha256sum -c checksums.sha256` tells whether all files are whole."
 
 
