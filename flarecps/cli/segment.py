@@ -74,7 +74,7 @@ def segment(
             are estimated before the start; batch, precision, mirroring, overlap and mode are reduced to fit, and it is
             printed what was.
         max_ram: RAM of the whole process, such as 8G; with several workers, of each.
-        max_vram: GPU memory as the driver counts it, such as 2048M.
+        max_vram: memory of a CUDA GPU as the driver counts it, such as 2048M.
         max_seconds: time for a scan, from reading to the result; mirroring, overlap and mode are reduced for it, but it
             is not guaranteed.
         batch: windows per forward pass; changes memory and speed only, by default chosen by the size of the patch.

@@ -49,8 +49,10 @@ class MeasuredRun:
 def run_measured(command: Sequence[str], interval_s: float = INTERVAL_S, card: GpuMeter | None = None) -> MeasuredRun:
     """Run the command to its end, with this process's input, output and environment.
 
-    Signals to this process go on to the command. Raises ConfigError when it can't be started.
+    Signals to this process go on to the command. Raises ConfigError when it can't be started, and on Windows.
     """
+    if not hasattr(os, "wait4"):
+        raise ConfigError("a command's time and memory are read as Linux and macOS count them; on Windows use WSL")
     before = frozenset(child.pid for child in psutil.Process().children(recursive=True))
     signals = _Signals()
     with _child_subreaper(), signals.taken():

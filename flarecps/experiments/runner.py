@@ -109,7 +109,8 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
 
 def run_flarecps(words: Sequence[str], descriptor: int) -> int:
     """The exit code of ``flarecps WORDS``, run in a process of its own that holds the lock as long as it lives."""
-    return subprocess.run([*FLARECPS, *words], check=False, pass_fds=(descriptor,)).returncode
+    held = (descriptor,) if os.name == "posix" else ()  # Windows hands over no descriptors
+    return subprocess.run([*FLARECPS, *words], check=False, pass_fds=held).returncode
 
 
 def call_flarecps(*words: object) -> None:
@@ -126,8 +127,12 @@ def run_lock(folder: Path) -> AbstractContextManager[int]:
 
 
 def _children_cpu_s() -> float:
-    used = os.times()
-    return used.children_user + used.children_system
+    try:
+        import resource
+    except ImportError:  # Windows does not count it
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _now() -> str:

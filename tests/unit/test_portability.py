@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,9 @@ assert len(found) > 100
 """
 
 
+OTHERS_OPEN = ("os", "atomic", "text_files", "archive", "blosc2", "Image")  # whose functions of these names say it
+
+
 def without_posix(*more: str) -> subprocess.CompletedProcess[str]:
     """A Python that has lost what only POSIX systems have, with all of this program's modules, and then this."""
     words = [sys.executable, "-c", "\n".join([WITHOUT_POSIX, *more])]
@@ -70,6 +75,31 @@ def test_every_module_imports_and_the_road_to_a_store_holds_without_posix(tmp_pa
         "assert main(['preprocess', f'{folder}/phantom', f'{folder}/plan.json', *alone, f'{folder}/store']) == 0",
     )
     assert done.returncode == 0, done.stderr
+
+
+def without_encoding(path: Path) -> list[str]:
+    """Where text is read or written in whatever encoding the system has; UTF-8 on Linux, another on Windows."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call):
+            continue
+        is_method = isinstance(call.func, ast.Attribute)
+        name = call.func.attr if is_method else getattr(call.func, "id", "")
+        words = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        binary = any(re.fullmatch("[rwxa+]*b[rwxa+]*", word) for word in words)
+        elsewhere = is_method and getattr(call.func.value, "id", "") in OTHERS_OPEN
+        given = {keyword.arg for keyword in call.keywords}
+        asked = name == "open" or (is_method and name in ("read_text", "write_text"))
+        if asked and not (binary or elsewhere or "encoding" in given):
+            found.append(f"{path}:{call.lineno}")
+    return found
+
+
+def test_text_files_are_utf_8_on_every_system(tmp_path: Path) -> None:
+    files = sorted((ROOT / "flarecps").rglob("*.py"))
+    assert [place for path in files for place in without_encoding(path)] == []
+    (tmp_path / "a.py").write_text("open('a')\nopen('a', 'rb')\npath.open('w')\npath.read_text()\n", encoding="utf-8")
+    assert [place[-1] for place in without_encoding(tmp_path / "a.py")] == ["1", "3", "4"]
 
 
 def test_peak_memory_is_what_the_system_says() -> None:

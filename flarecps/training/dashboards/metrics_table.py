@@ -99,7 +99,7 @@ def _with_columns(table: Path, columns: list[str]) -> int:
 
 
 def _write_rows(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    with atomic.atomic_path(table) as partial, partial.open("w", newline="") as file:
+    with atomic.atomic_path(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
