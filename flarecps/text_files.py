@@ -172,12 +172,10 @@ class Table:
     rows: tuple[dict[str, str], ...]
 
 
-def read_csv(path: Path | str, kind: type[FlarecpsError], expected: str, growing: bool = False) -> Table:
-    """The table in a CSV file as this program, Excel and LibreOffice write it; empty without a row.
+def csv_lines(path: Path | str, kind: type[FlarecpsError], expected: str) -> tuple[list[list[str]], str]:
+    """The cells of every line of a CSV file, and what separates them: a comma, a semicolon or a tab.
 
-    Separated by commas, or by semicolons or tabs, whose numbers may have decimal commas and come with a point. Empty
-    rows and unnamed empty columns at the end are left out, and the apostrophe by which `csv_text` defuses a cell. Rows
-    that are shorter or longer than the header raise ``kind``; of a file that is still ``growing`` they are left out.
+    Raises ``kind`` for what is no text and no CSV.
     """
     text = read_text(path, kind, expected)
     first, _, rest = text.partition("\n")
@@ -190,6 +188,17 @@ def read_csv(path: Path | str, kind: type[FlarecpsError], expected: str, growing
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except csv.Error as error:
         raise kind(f"{path}: not a CSV table ({error}); {expected}") from None
+    return lines, separator
+
+
+def read_csv(path: Path | str, kind: type[FlarecpsError], expected: str, growing: bool = False) -> Table:
+    """The table in a CSV file as this program, Excel and LibreOffice write it; empty without a row.
+
+    Separated by commas, or by semicolons or tabs, whose numbers may have decimal commas and come with a point. Empty
+    rows and unnamed empty columns at the end are left out, and the apostrophe by which `csv_text` defuses a cell. Rows
+    that are shorter or longer than the header raise ``kind``; of a file that is still ``growing`` they are left out.
+    """
+    lines, separator = csv_lines(path, kind, expected)
     header, body = (lines[0], lines[1:]) if lines else ([], [])
     while header and not header[-1].strip():
         header = header[:-1]

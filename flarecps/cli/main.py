@@ -94,7 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback goes to a file in the system's folder of temporary files, which the line names, and is printed instead
     where the environment says FLARECPS_TRACEBACK=1. Errors in code that a config names keep theirs.
     """
-    words, level = without_options(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # of a help text
+        code = PIPE_CLOSED
+    return PIPE_CLOSED if _reader_has_gone() else code
+
+
+def _main(argv: Sequence[str]) -> int:
+    words, level = without_options(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal has no sign for ends no command
@@ -117,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         return _say(name, str(error), USER_MISTAKE)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and name not in LIGHTNING_COMMANDS:  # whoever read it, as head, has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return PIPE_CLOSED
         if isinstance(error, OSError) and error.errno in REFUSALS:
             place = f"{error.filename}: " if error.filename else ""
@@ -131,6 +138,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"flarecps {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _reader_has_gone() -> bool:
+    """Whether whoever read the output, as ``head``, has gone; what is still printed goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _say(name: str, message: str, code: int) -> int:

@@ -16,6 +16,8 @@ from flarecps.datasets.label_names import LARGEST_ID
 from flarecps.errors import DatasetError, ScanError, counted
 from flarecps.volumes.io import read_volume, write_labels
 
+UNSIGNED_MINUS_ONE = (2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)
+
 
 def parse_ids(words: str) -> tuple[tuple[int, int], ...]:
     """The pairs of "63=1,126=2".
@@ -124,31 +126,33 @@ def propose_renumbering(
     """The map to consecutive ids, or None where there is nothing to renumber. Ids that fit stay what they are.
 
     ``labels`` and ``pairs`` (right, left) are dataset.json's, ``maps`` the ids in each label map. Gaps in dataset.json
-    are closed. Ids below 0 that it does not name are cleared. If the maps hold as many unknown ids as dataset.json has
-    structures that nobody drew, they are paired in ascending order. Otherwise an unknown id takes the place of the one
-    structure that is missing wherever it occurs; failing that it becomes a structure of its own, after the known ones,
-    to be named or mapped to 0 by the user.
+    are closed. Ids below 0 that it does not name are cleared, and -1 as unsigned numbers hold it. If the maps hold as
+    many unknown ids as dataset.json has structures that nobody drew, they are paired in ascending order. Otherwise an
+    unknown id takes the place of the one structure that is missing wherever it occurs; failing that it becomes a
+    structure of its own, after the known ones, to be named or mapped to 0 by the user.
 
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 63, 126}, {0, 126}]).ids
     {63: 1, 126: 2}
     >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{-1, 0, 1}]).ids
     {-1: 0}
+    >>> propose_renumbering({"background": 0, "liver": 1, "spleen": 2}, [{0, 1, 255}]).ids
+    {255: 0}
     """
     closed = {name: new for new, name in enumerate(sorted(labels, key=lambda name: (labels[name] < 0, labels[name])))}
     ids = {labels[name]: new for name, new in closed.items() if labels[name] != new}
     reasons = ["dataset.json leaves gaps between its ids, or holds some outside 0 to 255"] if ids else []
     known = set(labels.values()) - {0}
     drawn = sorted(set().union(*maps) - {0})
-    cleared = [label for label in drawn if label < 0 and label not in known]
-    unknown = [label for label in drawn if label > 0 and label not in known]
+    unlooked = [label for label in drawn if (label < 0 or label in UNSIGNED_MINUS_ONE) and label not in known]
+    unknown = [label for label in drawn if label not in known and label not in unlooked]
     never = sorted(known - set(drawn))
     extended = dict(closed)
     names = {label: name for name, label in labels.items()}
-    if cleared:
-        ids |= dict.fromkeys(cleared, 0)
+    if unlooked:
+        ids |= dict.fromkeys(unlooked, 0)
         reasons.append(
-            f"{_listed(cleared)} below 0, which programs write where nobody looked: cleared; a structure that was left "
-            'out there belongs on no list under "annotated" in splits.json'
+            f"{_listed(unlooked)} below 0 (or -1 as an unsigned number), which programs write where nobody looked: "
+            'cleared; a structure that was left out there belongs on no list under "annotated" in splits.json'
         )
     if unknown and len(unknown) == len(never):
         ids |= {label: closed[names[missing]] for label, missing in zip(unknown, never, strict=True)}

@@ -30,6 +30,7 @@ from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json
 from flarecps.volumes.discovery import label_maps
 from flarecps.volumes.io import in_file_order, on_grid, read_labels, scan_name
+from flarecps.volumes.links import check_reachable
 from flarecps.volumes.nifti import header_spacing_mm
 
 FORMAT = "flarecps-case-scores"
@@ -189,6 +190,9 @@ def _made_from(case: _CaseFiles) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> dict[str, str]:
+    check_reachable(path)
+    if path.is_dir():
+        raise ScanError(f"{path}: a folder; expected a label map in one file (NIfTI, NRRD, MHA)")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -210,7 +214,7 @@ def _kept(case: _CaseFiles) -> CaseScore | None:
         whole = CaseScore(kept["file_name"], organs, kept["missing"], tuple(kept["warnings"]))
         return whole if _is_whole(whole, case) else None
     # Damaged: the case is scored again. An unreadable label map is reported when it is to be scored.
-    except (OSError, KeyError, TypeError, AttributeError):
+    except (OSError, ScanError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -7,6 +7,7 @@ blocks that still decompress.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -51,7 +52,9 @@ def checksums_of(folder: Path) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file's content, in hexadecimal digits."""
+    """The digest of a file's content, in hexadecimal digits. ``OSError`` for a pipe or device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

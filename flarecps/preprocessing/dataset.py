@@ -80,7 +80,7 @@ def verify_dataset(
     entries = [(case.name, (case, store)) for case in shard(catalogue.cases, share)]
     outcomes = process_cases(_verify_case, entries, workers, "Verify", progress)
     write_manifest(store)
-    return outcomes
+    return outcomes + [Outcome(name, None, why) for name, why in catalogue.faults.items()]
 
 
 def _verify_case(entry: tuple[Case, Path]) -> str:

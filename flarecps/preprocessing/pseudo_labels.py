@@ -12,7 +12,6 @@ to people: what is listed there is trained on no more.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from flarecps.planning.plan import Plan
 from flarecps.preprocessing.checksums import CHECKSUMS, check_file
 from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
 from flarecps.preprocessing.store_writing import whole_case, write_array, write_labels
+from flarecps.text_files import csv_lines, read_own_json
 from flarecps.typing import LabelArray, NormalisedArray, Triple
 
 DESCRIPTION, STRUCK = "pseudo_labels.json", "struck.csv"
@@ -103,13 +103,12 @@ def _short(value: Any) -> str:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    content = read_own_json(folder / DESCRIPTION)
+    if not content:
         raise StoreError(
             f"{folder}: holds no pseudo-labels (no readable {DESCRIPTION}); 'flarecps pseudo-label' makes them"
-        ) from error
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        )
+    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise StoreError(f"{folder}: {DESCRIPTION} is not of format '{FORMAT}', version {VERSION}; label again")
     return content
 
@@ -145,7 +144,7 @@ def read_pseudo_labels(folder: Path, name: str) -> PseudoLabels:
     """What is known of a finished scan; ``StoreError`` when it is damaged."""
     case = folder / "cases" / file_name(name)
     try:
-        content = json.loads((case / "case.json").read_text(encoding="utf-8"))
+        content = read_own_json(case / "case.json")
         return PseudoLabels(
             name=content["name"],
             shape=tuple(content["shape_voxels"]),
@@ -172,10 +171,7 @@ def read_struck(folder: Path, store: CaseStore) -> dict[str, frozenset[str]]:
     """
     path, struck = folder / STRUCK, dict[str, frozenset[str]]()
     organs = organs_of_plan(store.plan)
-    try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines())) if path.exists() else []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise StoreError(f"{path}: not a CSV in UTF-8 ({error}); save it as one") from error
+    lines = csv_lines(path, StoreError, "expected a table of CASE,ORGAN")[0] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         words = [word.strip() for word in line]
         if not any(words) or (number == 1 and tuple(words) == STRUCK_HEADER):

@@ -7,7 +7,6 @@ and, where the system keeps it, the time that nobody can set (ctime) must all ag
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,9 @@ from typing import Any
 from flarecps import atomic
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case
+from flarecps.errors import StoreError
 from flarecps.preprocessing.checksums import sha256
+from flarecps.text_files import read_json, read_own_json
 
 FOLDER = "sources"  # of a store
 MOST_HASHED_BYTES = 1 << 30  # by one start of a training: it is a courtesy there, and must not cost minutes
@@ -41,7 +42,7 @@ def _files_of(path: Path) -> Iterator[Path]:
         yield from sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
         return
     yield path
-    if path.suffix.lower() in (".mhd", ".nhdr"):
+    if path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():  # a pipe would be waited for
         with open(path, "rb") as file:
             found = DETACHED.search(file.read(HEADER_BYTES))
         for line in found[1].splitlines() if found else []:  # one name, or LIST and a name a line
@@ -84,7 +85,7 @@ def have_hashes(files: Sequence[FileHash]) -> bool:
 def recorded_files(store: Path, name: str) -> list[FileHash]:
     """What a case's record says of the files it was made from; [] without a readable record."""
     try:
-        content = json.loads((store / "cases" / file_name(name) / "case.json").read_text(encoding="utf-8"))
+        content = read_own_json(store / "cases" / file_name(name) / "case.json")
         return list(content["made_from"]["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -119,10 +120,10 @@ def untouched(store: Path, case: Case) -> bool:
     """
     place = _place(store, case.name)
     try:
-        noted, now = json.loads(place.read_text(encoding="utf-8")), times_of(case)
+        noted, now = read_json(place, StoreError, ""), times_of(case)
         latest = max(max(mtime, ctime) for _, _, mtime, ctime in now)
         return bool(noted == now) and latest + TICK_NS < place.stat().st_mtime_ns
-    except (OSError, ValueError):
+    except (OSError, ValueError, StoreError):
         return False
 
 
@@ -136,7 +137,7 @@ def changed_sources(store: Path, recorded: dict[str, list[FileHash]]) -> tuple[l
     left = MOST_HASHED_BYTES
     for name, files in recorded.items():
         try:
-            noted = json.loads(_place(store, name).read_text(encoding="utf-8"))
+            noted = read_json(_place(store, name), StoreError, "")
             if not have_hashes(files) or len(noted) != len(files):
                 continue
             for (path, _, mtime, _), (_, size, digest) in zip(noted, files, strict=True):
@@ -153,7 +154,7 @@ def changed_sources(store: Path, recorded: dict[str, list[FileHash]]) -> tuple[l
                         continue
                     changed.append(name)
                 break
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, StoreError):
             continue
     return changed, unknown
 

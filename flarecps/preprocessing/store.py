@@ -14,7 +14,6 @@ A process checks the SHA-256 of each of its files before it first reads from it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -34,6 +33,7 @@ from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.checksums import CHECKSUMS, DAMAGED, check_file
 from flarecps.preprocessing.intensity import Scaling, dequantise, normalise
 from flarecps.preprocessing.sources import FileHash, changed_sources, have_hashes
+from flarecps.text_files import read_own_json
 from flarecps.typing import LabelArray, NormalisedArray, SpacingMm, Triple, triple
 
 FORMAT = "flarecps-store"
@@ -200,7 +200,7 @@ def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
         raise StoreError(f"{folder / CHECKSUMS}: {DAMAGED}")
     check_file(folder / "case.json")
     try:
-        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        content = read_own_json(folder / "case.json")
         scaling, made_from = content.get("scaling"), content["made_from"]
         annotated = made_from["annotated"]
         return CaseRecord(
@@ -223,14 +223,11 @@ def _read_record(store: Path, name: str, has_checksums: bool) -> CaseRecord:
 
 def read_description(store: Path) -> dict[str, Any]:
     """store.json of a case store; ``StoreError`` when ``store`` is not one, or of another version."""
-    try:
-        content = json.loads((store / "store.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{store}: not a case store (no readable store.json); 'flarecps preprocess' makes one"
-        ) from error
+    content = read_own_json(store / "store.json")
+    if not content:
+        raise StoreError(f"{store}: not a case store (no readable store.json); 'flarecps preprocess' makes one")
     known = [(FORMAT, version) for version in READABLE_VERSIONS]
-    if not isinstance(content, dict) or (content.get("format"), content.get("version")) not in known:
+    if (content.get("format"), content.get("version")) not in known:
         raise StoreError(f"{store}: store.json is not of format '{FORMAT}', version {VERSION}; preprocess again")
     return content
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 import re
@@ -232,7 +231,7 @@ def is_current(store: Path, case: Case, plan: Plan, read: bool = False) -> bool:
     """
     folder = store / "cases" / file_name(case.name)
     try:
-        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        content = read_own_json(folder / "case.json")
         sizes = {name: (folder / name).stat().st_size for name in content["bytes"]}
         made_from = content["made_from"]
         files = made_from["files"]

@@ -22,6 +22,7 @@ from pydicom.valuerep import VR
 
 from flarecps.errors import ScanError
 from flarecps.volumes.itk import KINDS
+from flarecps.volumes.links import check_reachable
 from flarecps.volumes.nifti import COPY_AGAIN
 from flarecps.volumes.space import nearest_orthonormal
 
@@ -151,8 +152,7 @@ def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset 
     Raises ScanError when the file is truncated or damaged.
     """
     reached = []
-    if path.exists() and not path.is_file():
-        raise ScanError(f"{path}: not a regular file (a pipe or a device); expected a slice of a series: move it away")
+    check_reachable(path)
 
     def at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
         reached.extend([tag] if tag in PIXEL_DATA else [])

@@ -308,8 +308,6 @@ def _kind(path: Path) -> ScanKind:
         return "dicom"
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; expected {READABLE}: check the path")
-    if not path.is_file():
-        raise ScanError(f"{path}: not a regular file (a pipe or a device); expected {READABLE}: check the path")
     if nifti.is_nifti(path):
         return "nifti"
     if path.suffix.lower() in itk.KINDS:

@@ -1,4 +1,4 @@
-"""Links that lead nowhere and folders that can't be opened: said of the scan they belong to, never passed over."""
+"""Links that lead nowhere, pipes, folders that can't be opened: said of the scan they belong to, never left out."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def leads_nowhere(path: Path) -> bool:
 
 
 def check_reachable(path: Path) -> None:
-    """Nothing, or ScanError for a link that leads nowhere and for a folder that holds such or can't be opened."""
+    """Nothing, or ScanError for a link to nowhere, a pipe, and a folder that holds such links or can't be opened."""
     if leads_nowhere(path):
         raise ScanError(f"{path}: a link to {os.readlink(path)}, which can't be reached: {FETCH}")
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise ScanError(f"{path}: not a regular file (a pipe or a device); expected a scan or labels: check the path")
     try:
         inside = sorted(path.iterdir()) if path.is_dir() else []
     except OSError as error:

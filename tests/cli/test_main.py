@@ -386,3 +386,14 @@ def test_bash_completes(line: str, expected: set[str], capsys: pytest.CaptureFix
     done = subprocess.run(["bash", "-c", f"{script}{asked}"], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == expected
     assert not done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["configs"]])
+def test_a_reader_that_goes_is_no_error(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "flarecps", *words], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (cli.PIPE_CLOSED, "")

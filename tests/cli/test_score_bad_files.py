@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +136,22 @@ def test_sides_taken_for_each_other(
         "1 case with a warning: bad; the first: the prediction's right kidney (2) lies on the reference's left " in said
     )
     assert "left kidney (13) (DSC 1.00): are labels exchanged?" in said
+
+
+def test_pipes_and_links_that_lead_nowhere_are_reported(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folders[0] / "bad.nii.gz"
+    for make, words in (
+        (lambda: os.mkfifo(file), "not a regular file"),
+        (lambda: file.symlink_to("/gone"), "can't be reached"),
+        (lambda: (file.mkdir(), os.mkfifo(file / "x.dcm")), "bad.nii.gz: a folder"),
+    ):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+        make()
+        code, said, scored = score(folders, "official", capsys)
+        assert (code, scored) == (1, ["good.nii.gz"])
+        assert words in said
 
 
 def test_a_renamed_prediction(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

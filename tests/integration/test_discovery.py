@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import enhanced, hounsfield
 from small_model import LABELS, write_model, write_scan
 
 from flarecps.cli.main import main
@@ -183,9 +184,12 @@ def test_file_ending_is_obeyed(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     content = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nrrd"}
+    enhanced(tmp_path / "imagesTr/b_0000.dcm", hounsfield(), range(5))
+    (tmp_path / "labelsTr/b.nrrd").touch()
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    (case,) = read_catalogue(tmp_path).cases
-    assert (case.name, case.images[0].name) == ("a", "a_0000.NRRD")
+    found = [(case.name, case.images[0].name) for case in read_catalogue(tmp_path).cases]
+    assert found == [("a", "a_0000.NRRD"), ("b", "b_0000.dcm")]
+    (tmp_path / "imagesTr/b_0000.dcm").unlink()
     (tmp_path / "dataset.json").write_text(json.dumps(content | {"file_ending": ".mha"}))
     with pytest.raises(ScanError, match=r'no file there ends in \.mha.*"file_ending"'):
         read_catalogue(tmp_path)
@@ -210,6 +214,9 @@ def test_a_case_without_its_channel_is_reported_and_the_others_are_done(tmp_path
     assert "has the channels _0000; expected _0000 to _0001" in err
     assert main(preprocess) == 1
     assert [path.name for path in (tmp_path / "s/cases").iterdir()] == ["good"]
+    capsys.readouterr()
+    assert main([*preprocess, "--verify"]) == 1
+    assert "bad: " in capsys.readouterr().err
     assert main(["inspect", str(root), "--workers", "1"]) == 1
     assert "channel-count" in capsys.readouterr().out
     requests = requests_for(root / "imagesTr", tmp_path / "out", channels=2)

@@ -296,6 +296,8 @@ def test_what_is_left_out_and_what_is_refused(
         store()
     (folder / "struck.csv").write_text(f"\ufeffcase,organ\n\n {third} ,\n", encoding="utf-8")
     assert store().names == (first,), "a quality of 0 teaches nothing"
+    (folder / "struck.csv").write_text(f"case;organ\n{third};\n", encoding="utf-16")  # as Excel saves it
+    assert store().names == (first,)
     assert PseudoLabelledStore(tiny_stores.three, folder, pool[:1]).names == (first,)
     every = "".join(f"{first},{organ}\n" for organ in organs)
     for text, words in (
@@ -304,7 +306,7 @@ def test_what_is_left_out_and_what_is_refused(
         (f"{third}\nnobody\n", "line 2 is 'nobody'"),
         (f"{third},kidneys\n", "line 1 .*expected CASE, or CASE,ORGAN"),
         (f"{third},{organs[0]},{organs[1]}\n", "line 1"),
-        (f"{third};{organs[0]}\n", "line 1"),
+        (f"{third};kidneys\n", "line 1"),
     ):
         (folder / "struck.csv").write_text(text)
         with pytest.raises(StoreError, match=words):
