@@ -74,8 +74,9 @@ def reproduce(
     console, problems = Console(), Console(stderr=True)
     if out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
-    found = assign_roles(read_catalogue(data.resolve()))
-    said = check_case_counts(found, other_counts)
+    catalogue = read_catalogue(data.resolve())
+    found = assign_roles(catalogue)
+    said = [*check_case_counts(found, other_counts), *(f"left out: {why}" for why in catalogue.faults.values())]
     released, how = released_cases(found, validation_20)
     out, words = out.resolve(), _read_more(more)
     notes = [f"data: {found.counts()}", *said, f"Tables 4 and 5: {how}", f"checkpoint: {checkpoint}",

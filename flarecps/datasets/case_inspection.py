@@ -39,6 +39,7 @@ UNREADABLE = {  # words of errors
     "one-slice": "one-slice",
     "NaN": "not-finite",
     "not on the grid": "grid-mismatch",
+    "sizes would be wrong": "missing-slices",
     "expected one stack of slices": "several-stacks",
     "DICOM series in one folder": "several-stacks",
 }

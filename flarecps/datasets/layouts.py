@@ -249,6 +249,12 @@ def _list_msd(
         ]
         for n, entry in enumerate(listed)
     ]
+    if absent := [path for path in tests if not path.exists()]:
+        complaints.add(
+            "", "stale-list",
+            f'{root / DATASET_JSON}: {len(absent)} of {len(tests)} scans under "test" are not there, first {absent[0]}',
+            "the files that are listed",
+        )  # fmt: skip
     known = _labels_in(root / "labelsTs")
     named = [(label_name(path).removesuffix("_0000"), path) for path in tests if path.exists()]
     test = [Case(name, "test", (path,), labels_of(name, known)) for name, path in named]

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, split_to_json
-from flarecps.errors import DatasetError
+from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_space, scan_name
+from flarecps.volumes.links import check_reachable
 
 FOLDERS = {"labelled": ("imagesTr", "labelsTr"), "unlabelled": ("imagesUn", ""), "test": ("imagesTs", "labelsTs")}
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that nnU-Net's readers take
@@ -45,6 +46,7 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
     catalogue = read_catalogue(source)
     if catalogue.layout == "nnU-Net":
         raise DatasetError(f"{source}: has nnU-Net's raw layout already; 'flarecps plan' and nnU-Net take it as it is")
+    catalogue = _reachable(catalogue)
     ending = _one_ending(catalogue)
     read_space(catalogue.labelled[0].images[0])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,21 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
         _remarks(out),
         tuple(f"{name}: {fault}" for name, fault in catalogue.faults.items()),
     )
+
+
+def _reachable(catalogue: Catalogue) -> Catalogue:
+    """The data set without the cases whose files are links to nowhere or pipes, which are its faults then."""
+    faults = dict(catalogue.faults)
+    for case in catalogue.cases:
+        try:
+            for path in filter(None, (*case.images, case.labels)):
+                check_reachable(path)
+        except ScanError as error:
+            faults[case.name] = str(error)
+    left = replace(catalogue, cases=tuple(case for case in catalogue.cases if case.name not in faults), faults=faults)
+    if not left.labelled:
+        raise DatasetError(f"{left.root}: no labelled case is left; the first fault: {next(iter(faults.values()))}")
+    return left
 
 
 def _place(case: Case, out: Path, ending: str, copy: bool) -> None:

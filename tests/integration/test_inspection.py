@@ -140,6 +140,11 @@ def missing_slice(root: Path) -> None:
     (root / U1).unlink()
 
 
+def half_a_scan_missing(root: Path) -> None:
+    as_series(root / "imagesUn/u1", root / U1, lost=range(2, 30))
+    (root / U1).unlink()
+
+
 def slice_sent_twice(root: Path) -> None:
     as_series(root / "imagesUn/u1", root / U1, again=[7])
     (root / U1).unlink()
@@ -420,6 +425,7 @@ DEFECTS = [  # plant, case, codes, words of the first
     (one_slice, "u1", ["one-slice"], "one-slice"),
     (few_slices, "u1", ["few-voxels"], "5×"),
     (missing_slice, "u1", ["missing-slices"], "uneven (6.18 to 12.4 mm"),
+    (half_a_scan_missing, "u1", ["missing-slices"], "sizes would be wrong"),
     (slice_sent_twice, "u1", ["odd-slices"], "1 slice there twice with equal voxels"),
     (two_phases, "u1", ["several-stacks"], "EchoTime 2.3 (41 slices), EchoTime 4.6 (41 slices)"),
     (other_spacing, "l1", ["grid-mismatch"], "spacing"),

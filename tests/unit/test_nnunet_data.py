@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ from small_model import write_scan
 
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
+from flarecps.datasets.findings import FindingCollector
 from flarecps.errors import DatasetError, ScanError
 from flarecps.interop.nnunet_dataset import convert_dataset
 from flarecps.preprocessing.store import CaseStore
@@ -188,6 +190,24 @@ def test_msd_becomes_a_raw_data_set_with_channel_endings(tmp_path: Path, capsys:
     assert read_catalogue(tmp_path / "livers").labels == LABELS
     original = (source / "imagesTr" / "liver_0.nii.gz").read_bytes()
     assert made["imagesTr/liver_0_0000.nii.gz"].read_bytes() == original
+
+
+@pytest.mark.parametrize("copy", [[], ["--copy"]])
+def test_pipes_and_dangling_links_are_left_out_and_reported(
+    copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = msd(tmp_path / "Task03_Liver", test=["./imagesTs/liver_2.nii.gz", "./imagesTs/gone.nii.gz"])
+    for name, harm in (("imagesTr/liver_0", os.mkfifo), ("imagesTs/liver_2", lambda path: os.symlink("/gone", path))):
+        (source / f"{name}.nii.gz").unlink()
+        harm(source / f"{name}.nii.gz")
+    assert main(["convert", str(source), str(tmp_path / "livers"), *copy]) == 1
+    assert "left out: liver_0: " in capsys.readouterr().err
+    assert [path for path in files(tmp_path / "livers") if path.startswith("imagesT")] == [
+        "imagesTr/liver_1_0000.nii.gz"
+    ]
+    complaints = FindingCollector()
+    read_catalogue(source, complaints=complaints)
+    assert [(one.code, "2 of 2 scans" in one.found) for one in complaints.findings] == [("stale-list", True)]
 
 
 def test_what_can_not_be_converted_is_named(raw: Path, tmp_path: Path) -> None:
