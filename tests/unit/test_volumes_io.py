@@ -313,7 +313,7 @@ def test_a_real_dicom_series_lies_under_its_labels(shared_data: Path, tmp_path: 
     assert volume.array.shape == (1, 20, 512, 512)
     np.testing.assert_allclose(volume.space.spacing_mm, (2.0, 0.9765625, 0.9765625))
     assert read_space(folder) == volume.space
-    assert find_scans(shared_data / "ct")[0] == folder
+    assert folder in find_scans(shared_data / "ct")
     write_labels(tmp_path / "labels.nii.gz", np.zeros(volume.space.shape, np.uint8), volume.source)
     same_grid(itk_series(folder), sitk.ReadImage(str(tmp_path / "labels.nii.gz")))
     np.testing.assert_array_equal(
