@@ -24,7 +24,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from flarecps.errors import ConfigError, did_you_mean
+from flarecps.errors import ConfigError, did_you_mean, visible
 from flarecps.verbosity import EXPLAINED
 
 _UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
@@ -56,7 +56,7 @@ class _OneLine(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         words = " ".join(message.split())
-        print(f"{self.prog}: {words} ({self.prog} --help)", file=sys.stderr)
+        print(visible(f"{self.prog}: {words} ({self.prog} --help)"), file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -6,7 +6,7 @@ import os.path  # whose isfile takes text that is too long for a path
 import shutil
 from pathlib import Path
 
-from flarecps.errors import ConfigError, did_you_mean
+from flarecps.errors import ConfigError, did_you_mean, visible
 from flarecps.installed_files import PLACES
 
 
@@ -25,7 +25,8 @@ def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:
         names = preset_names()
         width = max(map(len, names))
         lines = [f"{name:<{width}}  {_first_line(config_path(name))}" for name in names]
-        print(*lines, "", "flarecps fit --config NAME --data.store STORE   trains with one of them", sep="\n")
+        lines += ["", "flarecps fit --config NAME --data.store STORE   trains with one of them"]
+        print(visible("\n".join(lines)))
         return
     copies = {out / found.name: found for found in map(config_path, copy)}
     for target in copies:
@@ -34,8 +35,8 @@ def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for target, found in copies.items():
         shutil.copyfile(found, target)
-        print(f"written: {target}")
-    print(f"next: flarecps fit --config {next(iter(copies))} --data.store STORE")
+        print(visible(f"written: {target}"))
+    print(visible(f"next: flarecps fit --config {next(iter(copies))} --data.store STORE"))
 
 
 def preset_names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, visible
 
 
 def convert(source: Path, out: Path | None = None, /, *, copy: bool = False) -> int:
@@ -31,11 +31,11 @@ def convert(source: Path, out: Path | None = None, /, *, copy: bool = False) -> 
     from flarecps.interop.nnunet_dataset import convert_dataset
 
     converted = convert_dataset(source, out, copy)
-    print(f"{out}: " + ", ".join(f"{count} {role}" for role, count in converted.cases.items()))
+    print(visible(f"{out}: " + ", ".join(f"{count} {role}" for role, count in converted.cases.items())))
     for remark in converted.remarks:
-        print(remark, file=sys.stderr)
+        print(visible(remark), file=sys.stderr)
     for fault in converted.faults:
-        print(f"left out: {fault}", file=sys.stderr)
+        print(visible(f"left out: {fault}"), file=sys.stderr)
     return 1 if converted.faults else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from flarecps.errors import visible
+
 
 def export(
     checkpoint: Path,
@@ -41,14 +43,15 @@ def export(
         from flarecps.interop.onnx_export import export_to_onnx
 
         difference = export_to_onnx(read_checkpoint(checkpoint, trust or ()), out, sibling)
-        print(f"{out}: sibling {sibling}; ONNX Runtime and PyTorch differ by at most {difference:.1e} of the logits")
+        said = f"{out}: sibling {sibling}; ONNX Runtime and PyTorch differ by at most {difference:.1e} of the logits"
+        print(visible(said))
         return 0
     from flarecps.interop.nnunet_export import export_to_nnunet
 
     model = read_checkpoint(checkpoint, trust or ())
     written = export_to_nnunet(model, out, sibling, mirror_axes or ())
     for path in written:
-        print(path)
+        print(visible(str(path)))
     folds = " ".join(str(fold) for fold in range(len(written)))
-    print(f"nnUNetv2_predict_from_modelfolder -i SCANS -o LABELS -m {out} -f {folds}")
+    print(visible(f"nnUNetv2_predict_from_modelfolder -i SCANS -o LABELS -m {out} -f {folds}"))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from flarecps.errors import visible
+
 
 def import_model(
     folder: Path,
@@ -41,9 +43,12 @@ def import_model(
         write_plan(plan, imported.plan)
     found = imported.plan
     kind = type(imported.networks[0]).__name__
-    print(f"{out}: fold {' and '.join(imported.folds)}, {found.dimensions}D {kind}, {found.class_count - 1} structures")
+    folds_of = " and ".join(imported.folds)
+    lines = [f"{out}: fold {folds_of}, {found.dimensions}D {kind}, {found.class_count - 1} structures"]
     if imported.other_folds:
-        print(f"left out: fold {', '.join(imported.other_folds)} (import each into a file, segment takes several)")
+        left = ", ".join(imported.other_folds)
+        lines.append(f"left out: fold {left} (import each into a file, segment takes several)")
     axes = f" --mirror-axes '{list(imported.mirror_axes)}'" if imported.mirror_axes else ""
-    print(f"as nnU-Net segments: flarecps segment {out} SCANS LABELS --step 0.5 --accumulate logits{axes}")
+    lines.append(f"as nnU-Net segments: flarecps segment {out} SCANS LABELS --step 0.5 --accumulate logits{axes}")
+    print(visible("\n".join(lines)))
     return 0

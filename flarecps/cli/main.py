@@ -115,7 +115,7 @@ def _main(argv: Sequence[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         advice = did_you_mean(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
-        print(f"flarecps: no command {name!r}{advice}", file=sys.stderr)
+        print(visible(f"flarecps: no command {name!r}{advice}"), file=sys.stderr)
         return USER_MISTAKE
     try:
         with said(level):

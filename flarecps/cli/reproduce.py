@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flarecps.cli import PLAIN
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, visible
 
 if TYPE_CHECKING:
     from flarecps.experiments.stages import Stage
@@ -85,7 +85,7 @@ def reproduce(
 
     def fill() -> None:
         write_paper_tables(out, found, released, notes, records)
-        print(f"written: {out}/tables.md, table_2.csv to table_6.csv")
+        print(visible(f"written: {out}/tables.md, table_2.csv to table_6.csv"))
 
     every = flare22_stages(RecipeOptions(found, out, config_path, fill, words, checkpoint, eight_gpus, workers))
     records = StageRecords(every, out / RECORDS)

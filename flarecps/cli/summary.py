@@ -28,6 +28,7 @@ def summary(
         checkpoint: a .ckpt file written by 'flarecps fit'.
         config: a YAML file for 'flarecps fit', or a name that 'flarecps configs' lists. Without its case store, in
             which the plan lies, what the config says itself is printed; patch and topology must stand in it then.
+            A config is code: any importable class that it names may run.
         classes: number of classes, background included, for a --config whose case store is not there; by default
             FLARE22's 14.
         trust: classes of your own networks that the checkpoint may name, such as my_lab.nets.MyUNet; their code runs.

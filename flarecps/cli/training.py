@@ -157,7 +157,7 @@ class _TrainingCLI(LightningCLI):
         if into is not None and start is None:
             raise ConfigError("init_siblings says who starts from the weights of --init; name a checkpoint there, too")
         if start is not None and not resumed:  # a resumed run has its own weights, whatever it once started from
-            rank_zero_info(load_start_weights(start, self.model.plan, self.model.siblings, into))
+            rank_zero_info(visible(load_start_weights(start, self.model.plan, self.model.siblings, into)))
             self.model.start_method()
         for line in instead_of_the_plan(self.datamodule, self.model):
             say(line)
@@ -299,7 +299,7 @@ class _TrainingCLI(LightningCLI):
         if given == AUTO and not candidates(folder):
             return None
         found = newest_whole(folder, skipped=warn)
-        rank_zero_info(f"resume from {found}")
+        rank_zero_info(visible(f"resume from {found}"))
         return found
 
 
@@ -318,7 +318,7 @@ def _plugins(given: Any) -> list[Any]:
 def say(line: str) -> None:
     """Print a line on standard error, in one process of a training, unless it is to be quiet."""
     if not is_quiet() and not rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
-        print(f"flarecps: {line}", file=sys.stderr, flush=True)
+        print(visible(f"flarecps: {line}"), file=sys.stderr, flush=True)
 
 
 def _plan_of(data: ScanDataModule) -> dict[str, Any]:
@@ -375,8 +375,8 @@ def _say_written(run: Path) -> None:
     best = run / FOLDER / f"{BEST}.ckpt"
     last = run / FOLDER / f"{LAST}.ckpt"
     also = f" (and {best.name}, by validation)" if best.is_file() else ""
-    print(f"written: {last}{also}")
-    print(next_command("segment", last, "SCANS", run / "segmentations"))
+    print(visible(f"written: {last}{also}"))
+    print(visible(next_command("segment", last, "SCANS", run / "segmentations")))
 
 
 def _leave(stopped: StoppedBySignal) -> int:
@@ -395,7 +395,7 @@ def _leave(stopped: StoppedBySignal) -> int:
     then = "go on with --ckpt_path auto"
     if requeued:
         then = f"the job could not be requeued ({complaint}); submit it again" if complaint else "the job is requeued"
-    print(f"flarecps fit: {stopped}; {then}", file=sys.stderr, flush=True)
+    print(visible(f"flarecps fit: {stopped}; {then}"), file=sys.stderr, flush=True)
     return FAILED if complaint else code
 
 
@@ -407,7 +407,7 @@ def _said(predicted: SegmentationWriter) -> int:
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it; rank 0 says the rest
         return 0
     failed = f"; {predicted.failed} could not be segmented" if predicted.failed else ""
-    print(f"labels are in {predicted.folder}{failed}")
+    print(visible(f"labels are in {predicted.folder}{failed}"))
     return FAILED if predicted.failed else 0
 
 

@@ -72,7 +72,7 @@ def help_text(command: str) -> str:
     """The project's own options of one of Lightning's commands, grouped, a line each."""
     fit = command == "fit"
     needs = "--data.store STORE" if fit else "--config RUN/config.yaml --ckpt_path last"
-    run = {"config": "a config's name ('flarecps configs' lists them) or file; of several, the later counts"}
+    run = {"config": "a config's name ('flarecps configs' lists them) or file; any class in it may run"}
     run["ckpt_path"] = "last, best, or a file: go on from it; auto: if there is one" if fit else "last, best, or a file"
     run["seed_everything"] = "decides weights, draws and augmentation (0)"
     if fit:

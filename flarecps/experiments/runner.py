@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from flarecps.errors import ConfigError, FlarecpsError
+from flarecps.errors import ConfigError, FlarecpsError, visible
 from flarecps.experiments.stages import Stage, StageRecords, select_stages
 from flarecps.installed_files import PLACES
 from flarecps.locks import folder_lock
@@ -76,7 +76,7 @@ def run_experiment(stages: Sequence[Stage], folder: Path, wanted: Sequence[str] 
     """
     records = StageRecords(stages, folder)
     todo = select_stages(stages, wanted)
-    if left := run_stages(todo, records, lambda stage, text, _: print(f"{stage.name}: {text}", flush=True)):
+    if left := run_stages(todo, records, lambda stage, text, _: print(visible(f"{stage.name}: {text}"), flush=True)):
         raise ConfigError("; ".join(f"stage '{name}' {why}" for name, why in left.items()))
     return records
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flarecps import __version__
-from flarecps.errors import counted
+from flarecps.errors import counted, visible
 from flarecps.evaluation.comparison import OVERALL, Comparison
 from flarecps.evaluation.ranking import FLARE_MEASURES, MethodRank
 from flarecps.evaluation.score_table import CSV_DECIMALS
@@ -270,7 +270,7 @@ def escaped(text: str) -> str:
     >>> escaped("CPS_100% & more")
     'CPS\\\\_100\\\\% \\\\& more'
     """
-    return "".join(_ESCAPED.get(sign, sign) for sign in text)
+    return "".join(_ESCAPED.get(sign, sign) for sign in visible(text))
 
 
 def comparison_latex(comparison: Comparison, standings: Sequence[MethodRank] = ()) -> str:

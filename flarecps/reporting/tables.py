@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flarecps.anatomy import FLARE22_ORGANS
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, visible
 from flarecps.evaluation.score_table import Scores, Summary
 
 TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
@@ -85,12 +85,12 @@ def _one_cell(text: str) -> str:
 
 
 def plain_markdown(text: str) -> str:
-    """Markdown in which names from elsewhere can be no HTML and no link.
+    """Markdown in which names from elsewhere can be no HTML and no link, and command no terminal.
 
     >>> plain_markdown("p < 0.05, <b>liver</b> [x](y)")
     'p < 0.05, &lt;b>liver&lt;/b> [x]&#40;y)'
     """
-    return _TAG.sub("&lt;", text).replace("](", "]&#40;")
+    return _TAG.sub("&lt;", visible(text)).replace("](", "]&#40;")
 
 
 def finite_number(cell: Any) -> float | None:

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.dice import dice_coefficient
+from flarecps.errors import visible
 from flarecps.planning.plan import Plan
 from flarecps.training.ranks import warn
 
@@ -138,7 +139,7 @@ class CollapseWatch(nn.Module):
             warn(f"epoch {epoch}: pseudo-labels of unlabelled patches hold (almost) no {self._named(gone)}; {then}")
         if back:
             still = f"; still missing: {self._named(self.vanished)}" if self.vanished else ""
-            rank_zero_info(f"epoch {epoch}: pseudo-labels hold {self._named(back)} again{still}")
+            rank_zero_info(visible(f"epoch {epoch}: pseudo-labels hold {self._named(back)} again{still}"))
         if hold and self.vanished:
             self.held_epochs += 1
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from flarecps.errors import visible
 from flarecps.losses.ranks import rank_count
 
 _log = logging.getLogger("flarecps.training")
@@ -21,7 +22,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by si
 @rank_zero_only
 def warn(message: str) -> None:
     """Say something once, on rank 0, on standard error (by Python's logging, so that a program can listen)."""
-    _log.warning("warning: %s", message)
+    _log.warning("warning: %s", visible(message))
 
 
 def true_on_all_ranks(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Running:
 
     process: subprocess.Popen[str]
     error: Path
+    record: Callable[[str, object], None]
 
     def everyone(self) -> list[psutil.Process]:
         """All its processes, ranks and data workers, the first one first."""
@@ -52,6 +53,8 @@ class Running:
         began = time.monotonic()
         code = self.process.wait(WITHIN_S)
         _, left = psutil.wait_procs(family, max(0.0, WITHIN_S - (time.monotonic() - began)))
+        self.record("exit code", code)
+        self.record("seconds", f"{time.monotonic() - began:.1f}")
         assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
         return code, self.error.read_text()
 
@@ -90,8 +93,11 @@ FAULTS = {"die": _die, "get stuck": _get_stuck}
 
 
 @pytest.fixture
-def start(tiny_stores: TinyStores, tmp_path: Path) -> Iterator[Any]:
-    """A function that starts ``fit`` and waits until every rank takes steps; what is left is killed at the end."""
+def start(tiny_stores: TinyStores, tmp_path: Path, record_property: Callable[[str, object], None]) -> Iterator[Any]:
+    """A function that starts ``fit`` and waits until every rank takes steps; what is left is killed at the end.
+
+    Exit codes and times are what benchmarks/reliability/ends.py prints.
+    """
     started: list[Running] = []
 
     def begin(*more: object, callbacks: str = "", ranks: int = 1, wait: bool = True, program: str = "") -> Running:
@@ -119,7 +125,7 @@ def start(tiny_stores: TinyStores, tmp_path: Path) -> Iterator[Any]:
                 text=True,
                 start_new_session=True,
             )
-        running = Running(process, error)
+        running = Running(process, error, record_property)
         started.append(running)
         deadline = time.monotonic() + UNTIL_IT_TRAINS_S
         while wait and not all((run / f"steps_{rank}").exists() for rank in range(ranks)):
@@ -245,7 +251,10 @@ def test_full_shared_memory_is_an_end(start: Any, size: str, what: str) -> None:
         "from flarecps.cli.main import main; sys.exit(main())\n"
     )
     running = start(program=program, wait=False)
+    began = time.monotonic()
     code = running.process.wait(UNTIL_IT_TRAINS_S)
+    running.record("exit code", code)
+    running.record("seconds", f"{time.monotonic() - began:.1f} (from its start)")
     said = running.error.read_text()
     if code == 99:
         pytest.skip("may not mount here")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flarecps import metric_names
 from flarecps.durations import clock
+from flarecps.errors import visible
 
 GB = 1e9
 FIRST_LINE_S = 30.0  # without a terminal: a first epoch that takes longer is told of after so many seconds
@@ -155,7 +156,7 @@ class TrainingProgress(ProgressBar):
     def _say(self, line: str) -> None:
         self._has_spoken = True
         if self._enabled:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
