@@ -114,11 +114,15 @@ def cut_or_flipped(content: bytes, rng: Random) -> bytes:
     return bytes(block)
 
 
+def _scan_in(root: Path) -> Path:
+    return next(path for path in root.glob("good.*") if path.suffix not in (".raw", ".zraw"))
+
+
 def harm_scan(mutate: Callable[[bytes, Random], bytes]) -> Callable[[Random, Path], tuple[str, bool]]:
     """A mutator of the file ``good.*`` in a folder."""
 
     def harm(rng: Random, root: Path) -> tuple[str, bool]:
-        (path,) = root.glob("good.*")
+        path = _scan_in(root)
         path.write_bytes(mutate(path.read_bytes(), rng))
         return path.name, False
 
@@ -128,7 +132,7 @@ def harm_scan(mutate: Callable[[bytes, Random], bytes]) -> Callable[[Random, Pat
 def read_scan(root: Path) -> Any:
     """Shape, sum and grid of the scan in ``root``: a file, or a DICOM series in ``root``/series."""
     path = root / "series"
-    volume = read_volume(path if path.is_dir() else next(root.glob("good.*")))
+    volume = read_volume(path if path.is_dir() else _scan_in(root))
     assert np.isfinite(volume.array).all()
     return volume.array.shape, float(np.float64(volume.array).sum()), volume.space, volume.warnings
 
