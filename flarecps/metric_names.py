@@ -6,6 +6,12 @@ whole scans (``validation``) and of patches, pseudo-label health, throughput.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+EPOCH, STEPS = "epoch", "steps"  # columns of metrics.csv: completed epochs, and optimiser steps by then
+STEP = "step"  # instead of ``steps`` in older tables, whose epochs count from 0
+MOST_EPOCHS = 10**9  # a number beyond is none
 LOSS_TOTAL = "train/loss"
 LAMBDA = "train/lambda"
 PATCHES_PER_SECOND = "throughput/patches_per_s"
@@ -14,7 +20,27 @@ GPU_MEMORY = "throughput/gpu_memory_gb"  # the most that tensors took in an epoc
 HEALTH_VANISHED = "health/vanished_classes"  # how many of them
 HEALTH_HELD = "health/lambda_held_epochs"  # for how many epochs λ was kept from rising
 CASES = "results/validation_cases"  # a table: DSC by case and organ
+# How metrics of every organ of one sibling begin: a dashboard shows the average's and what both agree on.
+DETAILS = (
+    "validation/dsc/sibling_",
+    "validation_patches/dsc/sibling_",
+    "health/volume_ratio/",
+    "health/entropy/",
+)
 DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over cases, then organs
+
+
+def completed_epochs(row: Mapping[str, str]) -> int | None:
+    """How many epochs were completed when a row of ``metrics.csv``, new or old, was logged; None if it doesn't say.
+
+    >>> completed_epochs({"epoch": "1", "steps": "50"}), completed_epochs({"epoch": "0", "step": "49"})
+    (1, 1)
+    """
+    try:
+        epoch = float(row.get(EPOCH) or math.nan)
+    except ValueError:
+        return None
+    return int(epoch) + (STEP in row) if abs(epoch) <= MOST_EPOCHS else None
 
 
 def supervised_loss(sibling: int) -> str:

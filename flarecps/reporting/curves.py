@@ -1,4 +1,4 @@
-"""Learning curves from Lightning's ``metrics.csv``: one small chart per quantity, every run in the same axes."""
+"""Learning curves from a run's ``metrics.csv``: one small chart per quantity, every run in the same axes."""
 
 from __future__ import annotations
 
@@ -186,29 +186,28 @@ ORGAN_CHARTS: tuple[OrganChart, ...] = (
         lambda organ: ((0, metric_names.health_entropy(organ)),),
     ),
 )
-MOST_EPOCHS = 10**9  # a number beyond is none
 LOWEST_RATIO, HIGHEST_RATIO = 0.01, 100.0  # of the scale; below a hundredth a class counts as vanished
 
 
 def read_metrics(path: Path) -> dict[str, Curve]:
-    """Every numeric column of a CSVLogger file as a curve over completed epochs; {} without file or rows.
+    """Every numeric column of a ``metrics.csv`` as a curve over completed epochs; {} without file or rows.
 
-    Rows are sparse: a cell that is empty, not a number or not finite is no point. The row of epoch index e counts
-    as e + 1 completed epochs. Of several rows of one epoch (a resumed run) the last counts. A last line that is
-    still being written is ignored.
+    A cell that is empty, not a number or not finite is no point. Older tables, with several rows per epoch that count
+    from 0, are read alike; of several values of one epoch the last counts. A last line that is still being written is
+    ignored.
     """
     if not path.is_file():
         return {}
     points: dict[str, dict[int, float]] = {}
     for row in read_csv(path, DatasetError, "expected a run's metrics.csv", growing=True).rows:
-        epoch = finite_number(row.pop("epoch", None))
-        if epoch is None or abs(epoch) > MOST_EPOCHS:
+        epoch = metric_names.completed_epochs(row)
+        if epoch is None:
             continue
         for name, cell in row.items():
             value = finite_number(cell)
             name = name.replace("train/learning_rate/", "learning_rate/")  # an older name
-            if value is not None and name != "step":
-                points.setdefault(name, {})[int(epoch) + 1] = value
+            if value is not None and name not in (metric_names.EPOCH, metric_names.STEPS, metric_names.STEP):
+                points.setdefault(name, {})[epoch] = value
     return {
         name: Curve(np.array(sorted(series)), np.array([series[epoch] for epoch in sorted(series)]))
         for name, series in points.items()

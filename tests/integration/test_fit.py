@@ -77,7 +77,7 @@ def test_one_seed_decides_draws_and_weights_unless_they_have_their_own(tiny_stor
 
 def test_metrics_have_the_names_that_reports_read(run: Path) -> None:
     training = [row for row in rows(run) if row[metric_names.LOSS_TOTAL]]
-    assert [int(row["epoch"]) for row in training] == [0, 1]
+    assert [int(row["epoch"]) for row in training] == [1, 2]
     for row in training:
         supervised = sum(float(row[metric_names.supervised_loss(number)]) for number in (1, 2))
         crossed = sum(float(row[metric_names.cross_pseudo_loss(number)]) for number in (1, 2))
@@ -85,7 +85,7 @@ def test_metrics_have_the_names_that_reports_read(run: Path) -> None:
         assert float(row[metric_names.LOSS_TOTAL]) == pytest.approx(supervised + 0.5 * crossed, rel=1e-5)
         assert float(row[metric_names.learning_rate(1)]) == float(row[metric_names.learning_rate(2)]) > 0
     validation = [row for row in rows(run) if row[metric_names.DSC_MEAN]]
-    assert [int(row["epoch"]) for row in validation] == [0, 1]
+    assert [int(row["epoch"]) for row in validation] == [1, 2]
     for source in ("sibling_1", "sibling_2", "average"):
         scores = [float(row[metric_names.dsc(source, "liver")]) for row in validation]
         assert all(0 <= score <= 1 for score in scores)
@@ -132,7 +132,7 @@ def test_overwriting_leaves_nothing_of_the_older_run(
     fit("phantom_2d.yaml", tiny_stores, folder, "--overwrite", "true", epochs=1)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt").epoch == 1
-    assert [row["epoch"] for row in rows(folder)] == ["0"]
+    assert [row["epoch"] for row in rows(folder)] == ["1"]
     assert len(set((folder / "wandb").glob("offline-run-*")) - older) == len(older) == 1
 
 

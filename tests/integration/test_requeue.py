@@ -144,7 +144,7 @@ def test_a_training_that_is_ended_can_be_resumed_but_nothing_takes_it_for_done(
     assert f"{score:.4f}"[:6] in shown
     assert main([*words, "--ckpt_path", "last"]) == 0
     assert not (run / "checkpoints" / "requeue.ckpt").exists()
-    assert [row["epoch"] for row in table(run) if row[metric_names.LOSS_TOTAL]] == ["0", "1"]
+    assert [row["epoch"] for row in table(run) if row[metric_names.LOSS_TOTAL]] == ["1", "2"]
 
 
 class SignalRankOne(SignalAt):

@@ -125,9 +125,9 @@ def test_rows_of_epochs_that_were_lost_are_logged_anew(tiny_stores: TinyStores, 
     run = fit("phantom_2d_supervised.yaml", tiny_stores, tmp_path / "run", epochs=1)
     first = (run / "csv" / "metrics.csv").read_text()
     with (run / "csv" / "metrics.csv").open("a") as file:
-        file.write("1" + first.splitlines()[-1][1:] + "\n")
+        file.write("2" + first.splitlines()[-1][1:] + "\n")
     fit("phantom_2d_supervised.yaml", tiny_stores, run, "--ckpt_path", "last", epochs=2)
-    assert [row["epoch"] for row in table(run)] == ["0", "1"]
+    assert [row["epoch"] for row in table(run)] == ["1", "2"]
     assert (run / "csv" / "metrics.csv").read_text().startswith(first)
 
 
@@ -151,7 +151,7 @@ def test_auto_begins_then_resumes_and_never_begins_anew(
     last.write_bytes(last.read_bytes()[:-1000])
     fit(config, tiny_stores, run, *auto, epochs=3)
     assert f"{last}: damaged" in caplog.text
-    assert [row["epoch"] for row in table(run)] == ["0", "1", "2"]
+    assert [row["epoch"] for row in table(run)] == ["1", "2", "3"]
     through = fit(config, tiny_stores, tmp_path / "through", epochs=3)
     assert_same_training(run, through)
     assert main(fit_words(config, tiny_stores, run, *auto, "--overwrite", "true")) == 2

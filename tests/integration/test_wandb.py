@@ -128,6 +128,9 @@ def test_three_sessions_are_one_run_without_a_point_twice(
     assert list(runs) == [run_id]
     assert steps(found) == [(1, 1), (2, 2), (3, 3)]
     assert found.states[-1] == "ended with 0"
+    hidden = {one["1"] for one in found.config["_wandb"]["m"] if "1" in one and 2 in one["6"]}
+    assert metric_names.dsc("sibling_1", "liver") in hidden
+    assert hidden.isdisjoint({metric_names.LOSS_TOTAL, metric_names.DSC_MEAN, metric_names.dsc("average", "liver")})
     groups = {"train", "learning_rate", "validation", "validation_patches", "health", "throughput", "overlays"}
     names = set(found.history[-1])
     assert groups <= {name.split("/")[0] for name in names}
@@ -327,7 +330,7 @@ def test_a_wandb_that_dies_ends_no_training(tiny_stores: TinyStores, tmp_path: P
     assert done.stderr.count("warning: wandb") == 1
     assert "Traceback" not in done.stderr
     with (run / "csv" / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
 class KilledService(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,9 +12,10 @@ from lightning.pytorch import Trainer
 from tiny_training import tiny_plan
 
 from flarecps.planning.plan import plan_from_json
+from flarecps.reporting.curves import read_metrics
 from flarecps.training.callbacks import record
 from flarecps.training.callbacks.record import RunRecord, earlier_sessions, is_complete
-from flarecps.training.dashboards.metrics_table import LoggedEpochs, logged_run_id, rows_between
+from flarecps.training.dashboards.metrics_table import LoggedEpochs, MetricsTable, logged_run_id, rows_between
 from flarecps.training.module import SegmentationModule
 
 
@@ -131,3 +133,23 @@ def test_rows_of_the_table_that_a_dashboard_lacks(tmp_path: Path) -> None:
     table.write_text("a,b,epoch,step\n1,,0,3\n,2,0,3\n3,4,1,7\n5,,2,11\nnan,x,3,15\n6,7,4,19\n8")
     assert rows_between(table, after=0, before=3) == {1: {"a": 1, "b": 2}, 2: {"a": 3, "b": 4}}
     assert rows_between(table, after=1, before=6) == {2: {"a": 3, "b": 4}, 3: {"a": 5}, 4: {}, 5: {"a": 6, "b": 7}}
+
+
+def test_one_row_an_epoch_counted_from_one_and_older_tables_go_on_so(tmp_path: Path) -> None:
+    path = tmp_path / "csv" / "metrics.csv"
+    path.parent.mkdir()
+    path.write_text("dsc,epoch,loss,step\n,0,3.5,9\n0.25,0,,9\n,1,2.5,19\n")
+    old = read_metrics(path)
+    table = MetricsTable(save_dir=tmp_path, name=None, version="csv")
+    table.log_metrics({"epoch": 1, "dsc": 0.5}, step=20)  # the second epoch is repeated
+    table.save()
+    table.log_metrics({"epoch": 1, "loss": 2.0, "new": 7.0}, step=19)
+    table.save()
+    head, *rows = csv.reader(path.read_text().splitlines())
+    assert head == ["epoch", "steps", "dsc", "loss", "new"]
+    assert rows == [["1", "10", "0.25", "3.5", ""], ["2", "20", "0.5", "2.0", "7.0"]]
+    new = read_metrics(path)
+    assert set(new) == {"dsc", "loss", "new"}
+    assert (new["loss"].epochs.tolist(), new["loss"].values.tolist()) == ([1, 2], [3.5, 2.0])
+    assert (old["loss"].epochs.tolist(), old["loss"].values.tolist()) == ([1, 2], [3.5, 2.5])
+    assert rows_between(path, after=0, before=2) == {1: {"dsc": 0.25, "loss": 3.5}}

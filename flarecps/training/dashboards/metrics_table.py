@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from flarecps import atomic
 from flarecps.errors import ConfigError
 from flarecps.json_fields import is_whole
-from flarecps.text_files import Table, read_csv, read_own_json, read_text
+from flarecps.metric_names import EPOCH, STEP, STEPS, completed_epochs
+from flarecps.text_files import read_csv, read_own_json
 from flarecps.training.side_files import side_file
 
 CSV_FOLDER = "csv"
@@ -26,83 +25,79 @@ WANDB_RUN_FILE = "wandb-run.json"
 
 
 class MetricsTable(CSVLogger):
-    """``metrics.csv``, which a resumed run continues (Lightning's own begins by deleting it).
+    """``metrics.csv``: one row per epoch, numbered by completed epochs (the first is 1), and the steps taken by then.
 
-    What an earlier session logged stays up to the epoch at which this one begins; a new run begins at epoch 0.
+    A resumed run continues it (Lightning's own begins by deleting it): what an earlier session logged stays up to the
+    epoch at which this one begins. An older table (rows counted from 0, several per epoch) is turned into
+    this one then.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._continued = False
+        self._rows: dict[int, dict[str, Any]] | None = None  # by completed epochs; None before the first of them
+        self._unsaved = False
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is not None:
-            return self._experiment
-        table = Path(self.log_dir, TABLE)
-        earlier = read_text(table, ConfigError, EXPECTED) if table.is_file() else ""
-        columns = list(_rows(table).columns)
-        table.unlink(missing_ok=True)  # or Lightning deletes it, with a warning
-        writer = super().experiment
-        if earlier:
-            atomic.write_text(table, earlier)
-            writer.metrics_keys = columns
-        return writer
+        """None: the table is written here, not by Lightning's writer."""
+        return None
 
     @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        if not self._continued:
-            self._continued = True
-            with side_file(self._table):
-                _keep_before(self._table, epoch=float(metrics.get("epoch", 0)))
-        super().log_metrics(metrics, step)
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: ``RUN/config.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add to the row of ``metrics["epoch"]`` (an index, from 0); ``step`` counts from 0, too."""
+        epoch = int(metrics.get(EPOCH, 0)) + 1
+        if self._rows is None:
+            self._rows = {number: row for number, row in _rows_by_epoch(self._table).items() if number < epoch}
+        row = self._rows.setdefault(epoch, {})
+        row.update({name: float(value) for name, value in metrics.items() if name != EPOCH})
+        if step is not None:
+            row[STEPS] = step + 1
+        self._unsaved = True
 
     @rank_zero_only
     def save(self) -> None:
-        """Append what was logged since; where that can't be, the file stays as it was and the next time tries again."""
-        writer, table = self.experiment, self._table
-        with side_file(table):
-            new = {name for row in writer.metrics for name in row} - set(writer.metrics_keys)
-            size = table.stat().st_size if table.is_file() else 0
-            if new and size:  # Lightning would empty the file before it writes it anew
-                columns = sorted({*writer.metrics_keys, *new})
-                size = _with_columns(table, columns)
-                writer.metrics_keys = columns
-            try:
-                super().save()
-            except OSError:
-                if size:
-                    os.truncate(table, size)
-                else:
-                    table.unlink(missing_ok=True)
-                raise
+        """Write what was logged since; where that can't be, the file stays as it was and the next time tries again."""
+        if not self._unsaved or self._rows is None:
+            return
+        names = sorted({name for row in self._rows.values() for name in row} - {STEPS})
+        with side_file(self._table):
+            self._table.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.atomic_path(self._table) as partial, partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [EPOCH, STEPS, *names])
+                writer.writeheader()
+                writer.writerows({EPOCH: epoch, **row} for epoch, row in self._rows.items())
+            self._unsaved = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
 
     @property
     def _table(self) -> Path:
         return Path(self.log_dir, TABLE)
 
 
-def _keep_before(table: Path, epoch: float) -> None:
-    """Leave only the rows of epochs before ``epoch`` in a CSV file, if it exists."""
+def _rows_by_epoch(table: Path) -> dict[int, dict[str, Any]]:
+    """The cells of a ``metrics.csv`` by completed epochs, ascending; {} without it.
+
+    Its last line is left out while it is being written. Of two values of one epoch the last counts.
+    """
+    rows: dict[int, dict[str, Any]] = {}
     if not table.is_file():
-        return
-    found = _rows(table)
-    rows = [row for row in found.rows if _number(row.get("epoch")) < epoch]
-    _write_rows(table, found.columns, rows)
-
-
-def _with_columns(table: Path, columns: list[str]) -> int:
-    """Give a CSV file these columns, empty where it lacks them; its size then."""
-    _write_rows(table, columns, _rows(table).rows)
-    return table.stat().st_size
-
-
-def _write_rows(table: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    with atomic.atomic_path(table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        return rows
+    for row in read_csv(table, ConfigError, EXPECTED, growing=True).rows:
+        epoch = completed_epochs(row)
+        if epoch is None:
+            continue
+        cells = {name: cell for name, cell in row.items() if name and cell and name not in (EPOCH, STEP)}
+        if math.isfinite(step := _number(row.get(STEP))):
+            cells[STEPS] = int(step) + 1
+        rows.setdefault(epoch, {}).update(cells)
+    return dict(sorted(rows.items()))
 
 
 def rows_between(table: Path, after: int, before: int) -> dict[int, dict[str, float]]:
@@ -110,20 +105,11 @@ def rows_between(table: Path, after: int, before: int) -> dict[int, dict[str, fl
 
     What an earlier session could not log (wandb was off, or gave up) is found here.
     """
-    if not table.is_file():
-        return {}
-    rows: dict[int, dict[str, float]] = {}
-    for row in _rows(table).rows:
-        values = {name: _number(cell) for name, cell in row.items() if name and name != "step"}
-        epoch = values.pop("epoch", math.nan) + 1
-        if after < epoch < before:
-            rows.setdefault(int(epoch), {}).update({name: x for name, x in values.items() if not math.isnan(x)})
-    return dict(sorted(rows.items()))
-
-
-def _rows(table: Path) -> Table:
-    """What a ``metrics.csv`` holds, its last line left out while it is being written; nothing without the file."""
-    return read_csv(table, ConfigError, EXPECTED, growing=True) if table.is_file() else Table((), ())
+    return {
+        epoch: {name: x for name, cell in row.items() if name != STEPS and not math.isnan(x := _number(cell))}
+        for epoch, row in _rows_by_epoch(table).items()
+        if after < epoch < before
+    }
 
 
 def _number(cell: object) -> float:

@@ -78,6 +78,7 @@ class WandbDashboard(Logger):
         self._logged: LoggedEpochs | None = None
         self._epoch = 0
         self._row: dict[str, Callable[[], Any]] = {}
+        self._hidden: set[str] = set()  # metrics that were said to have no panel
         self._places: list[str] = []
         self._saved: dict[str, Path] = {}  # what a checkpoint is called, and its file
 
@@ -139,6 +140,7 @@ class WandbDashboard(Logger):
         table beside the run.
         """
         self.folder, self.exit_code, self.complete = folder, 0, False
+        self._hidden.clear()
         self._logged = LoggedEpochs(folder, run_id)
         if self.mode == "disabled":
             return
@@ -221,6 +223,12 @@ class WandbDashboard(Logger):
         self._logged.note(epoch, offline=run.offline)
 
         def send() -> bool:
+            for name in row.keys() - self._hidden:
+                if name.startswith(metric_names.DETAILS) and not name.endswith(
+                    "/mean"
+                ):  # kept, without a panel: 13 organs would make 150 of them
+                    run.define_metric(name, step_metric=EPOCH, hidden=True)
+                    self._hidden.add(name)
             run.log({EPOCH: epoch, **{name: value() for name, value in row.items()}}, step=epoch, commit=True)
             return True
 
