@@ -123,6 +123,7 @@ def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: C
 def _notes(scored: ScoredCases) -> list[str]:
     """What a reader of the means must know."""
     from flarecps.anatomy import organs_of
+    from flarecps.reporting.tables import empty_rule
 
     notes = []
     preset = {organ.name: organ.tolerance_mm for organ in organs_of({organ.name: organ.id for organ in scored.organs})}
@@ -137,10 +138,11 @@ def _notes(scored: ScoredCases) -> list[str]:
     if warned:
         first = scored.cases[warned[0]].warnings[0]
         notes.append(f"{counted(len(warned), 'case')} with a warning: {first_few(warned)}; the first: {first}")
-    empty = sum(score.remark == "both empty" for case in scored.cases.values() for score in case.organs.values())
-    if empty:
-        fate = "counted as 1 (FLARE22's rule)" if scored.protocol == "official" else "left out of the means"
-        notes.append(f"{counted(empty, 'organ')} empty in prediction and reference, {fate}")
+    empty = sum(map(scored.empty_in_both, scored.organs))
+    if rule := empty_rule({"": scored.scores}):
+        notes.append(rule)
+    elif empty:
+        notes.append(f"{counted(empty, 'organ')} empty in prediction and reference, left out of the means")
     single = [name for name, case in scored.cases.items() if any("uncropped" in s.remark for s in case.organs.values())]
     if single:
         notes.append(f"a one-slice tube (FLARE22's script fails there) was scored uncropped in: {first_few(single)}")

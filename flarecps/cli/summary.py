@@ -76,7 +76,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
     from flarecps.cli.console import Console
     from flarecps.networks import rebuilt
     from flarecps.networks.cost import network_cost
-    from flarecps.planning.memory import network_step_gb
+    from flarecps.planning.memory import gb_in_words, network_step_gb
     from flarecps.planning.plan import batch_words
 
     network: Any = networks[0]
@@ -95,7 +95,7 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
         "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
         "global batch": batch_words(plan.global_batch),
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
-        "memory of a step, estimated": f"{memory_gb:.2f} GB",
+        "memory of a step, estimated": gb_in_words(memory_gb),
     }
     for name, value in (rows | (said or {})).items():
         table.add_row(name, escape(value))

@@ -19,11 +19,11 @@ import numpy as np
 import scipy
 
 from flarecps import __version__
-from flarecps.anatomy import Organ
+from flarecps.anatomy import FLARE22_ORGANS, Organ
 from flarecps.atomic import write_json, write_text
 from flarecps.errors import DatasetError
 from flarecps.evaluation.flare22 import BOTH_EMPTY, OrganScore, Protocol
-from flarecps.json_fields import is_number
+from flarecps.json_fields import is_number, is_whole
 from flarecps.text_files import csv_text, read_csv, read_own_json
 from flarecps.volumes.io import scan_name
 
@@ -76,7 +76,8 @@ def _mean_along(values: np.ndarray, axis: int) -> np.ndarray:
 class Scores:
     """One table: of each measure cases × organs (by FLARE's column names), NaN where there is no number.
 
-    ``origin`` is its file; ``protocol`` and ``tolerances_mm`` are what it was scored by, as far as that is known.
+    ``origin`` is its file; ``protocol`` and ``tolerances_mm`` are what it was scored by, ``empty`` in how many cases an
+    organ is neither in the prediction nor in the reference (by column, none with 0), as far as that is known.
     """
 
     cases: tuple[str, ...]
@@ -85,6 +86,7 @@ class Scores:
     origin: str = ""
     protocol: str | None = None
     tolerances_mm: Mapping[str, float] = field(default_factory=dict)
+    empty: Mapping[str, int] = field(default_factory=dict)
 
     def organ(self, organ: str, measure: str = "dsc") -> np.ndarray:
         """The finite scores of one organ over cases; empty for an organ that is not in the table."""
@@ -223,7 +225,13 @@ class ScoredCases:
             values[measure] = np.array(rows, float).reshape(len(self.cases), len(self.organs))  # None becomes NaN
         tolerances_mm = {organ.name: organ.tolerance_mm for organ in self.organs}
         columns = tuple(organ.column for organ in self.organs)
-        return Scores(tuple(self.cases), columns, values, protocol=self.protocol, tolerances_mm=tolerances_mm)
+        empty = {organ.column: count for organ in self.organs if (count := self.empty_in_both(organ))}
+        settings: dict[str, Any] = {"protocol": self.protocol, "tolerances_mm": tolerances_mm, "empty": empty}
+        return Scores(tuple(self.cases), columns, values, **settings)
+
+    def empty_in_both(self, organ: Organ) -> int:
+        """In how many cases an organ is neither in the prediction nor in the reference."""
+        return sum(case.organs[organ.name].remark == BOTH_EMPTY for case in self.cases.values())
 
 
 def read_scores(path: Path) -> Scores:
@@ -258,7 +266,19 @@ def read_scores(path: Path) -> Scores:
         str(path),
         protocol if isinstance(protocol, str) else None,
         tolerances if isinstance(tolerances, dict) and all(map(is_number, tolerances.values())) else {},
+        _empty(settings.get("organs")),
     )
+
+
+def _empty(organs: Any) -> dict[str, int]:
+    """By column, in how many cases an organ is in neither map, by the ``organs`` of a scores.json; {} without."""
+    known = {organ.name: organ.column for organ in FLARE22_ORGANS}
+    found = {}
+    for name, entry in organs.items() if isinstance(organs, dict) else ():
+        count = entry.get("empty_in_both") if isinstance(entry, dict) else None
+        if is_whole(count) and count:
+            found[known.get(name, name.replace(" ", "_"))] = int(count)
+    return found
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -305,7 +325,7 @@ def _scores_json(scored: ScoredCases) -> dict[str, Any]:
         "mean": {measure: summary(measure) for measure in measures},
         "organs": {
             organ.name: {measure: summary(measure, organ.column) for measure in (*measures, *VOLUMES)}
-            | {"empty_in_both": sum(case.organs[organ.name].remark == BOTH_EMPTY for case in scored.cases.values())}
+            | {"empty_in_both": scored.empty_in_both(organ)}
             for organ in scored.organs
         },
         "cases": {

@@ -13,6 +13,7 @@ from scipy.stats import norm, rankdata, wilcoxon
 
 DECIMALS = 9  # scores have 4 to 6: what differs later is the binary noise of subtraction, and ties must stay ties
 MOST_EXACT = 200  # pairs up to which the signed ranks' distribution is counted out
+FEWEST_PAIRS = 6  # of fewer no test of ranks can reach p < 0.05, whatever they are
 RESAMPLES_AT_ONCE = 2_000_000  # drawn indices held in memory
 
 
@@ -109,6 +110,22 @@ def bootstrap_interval(
     shares = norm.cdf(bias + towards / (1 - acceleration * towards))
     low, high = np.quantile(means, shares)
     return Interval(float(low), float(high))
+
+
+def clearly_above(differences: Sequence[float] | np.ndarray) -> bool:
+    """Whether a mean difference is more than chance: `FEWEST_PAIRS` or more, and a 95 % interval above 0.
+
+    Differences that are not finite are left out.
+
+    >>> clearly_above([0.1] * 6), clearly_above([0.1] * 5), clearly_above([0.1, -0.1] * 10)
+    (True, False, False)
+    """
+    found = np.asarray(differences, float)
+    found = found[np.isfinite(found)]
+    if found.size < FEWEST_PAIRS or found.mean() <= 0:
+        return False
+    interval = bootstrap_interval(found)
+    return interval is not None and interval.low > 0
 
 
 def count_wins(differences: Sequence[float] | np.ndarray) -> Counts:

@@ -86,3 +86,12 @@ def network_step_gb(plan: Plan, elements: int) -> float:
     """The plan's estimate for a step, which is a plain U-Net's, for a network of so many elements per patch instead."""
     memory = MemoryModel(0.0, plan.dimensions, plan.class_count)
     return plan.memory_gb * elements / memory.elements_per_patch(plan.patch_voxels, plan.topology)
+
+
+def gb_in_words(size_gb: float) -> str:
+    """An estimate of memory for people.
+
+    >>> gb_in_words(7.96), gb_in_words(0.03)
+    ('8.0 GB', 'less than 0.1 GB')
+    """
+    return f"{size_gb:.1f} GB" if size_gb >= 0.1 else "less than 0.1 GB"

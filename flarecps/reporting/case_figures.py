@@ -220,7 +220,7 @@ def worst_figure(slices: Sequence[ErrorSlice], methods: Sequence[str]) -> Figure
     group = len(methods) * (panel + GAP_INCHES) - GAP_INCHES
     columns = min(max(1, ERROR_COLUMNS // len(methods)), len(slices))
     width = columns * (group + apart)
-    height = -(-len(slices) // columns) * (panel + words + below) + 0.12 + 0.22 * legend_rows(width, 4)
+    height = -(-len(slices) // columns) * (panel + words + below) + 0.12 + 0.22 * legend_rows(width, 5)
     figure = new_figure(width, height, facecolor=DARK_BACKGROUND)
     room = letters_within(group)
     for place, one in enumerate(slices):
@@ -235,6 +235,7 @@ def worst_figure(slices: Sequence[ErrorSlice], methods: Sequence[str]) -> Figure
         Line2D([], [], color=PREDICTION, linewidth=1.2, label="outline of the prediction"),
         Patch(facecolor=MISSED, label="missed"),
         Patch(facecolor=TOO_MUCH, label="too much"),
+        Line2D([], [], linewidth=0, label="DSC: of the whole case"),
     ]
     bottom_legend(figure, entries, bottom_inches=0.02)
     return figure

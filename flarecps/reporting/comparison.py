@@ -16,10 +16,11 @@ from flarecps.evaluation.comparison import OVERALL, Comparison
 from flarecps.evaluation.ranking import FLARE_MEASURES, MethodRank
 from flarecps.evaluation.score_table import CSV_DECIMALS
 from flarecps.reporting.tables import (
+    BOLD,
     DECIMALS,
     NO_NUMBER,
     TITLES,
-    best_as_shown,
+    clearly_best,
     markdown_table,
     plain_markdown,
     score_text,
@@ -48,7 +49,7 @@ _ESCAPED = {
 
 @dataclass(frozen=True)
 class FormattedCell:
-    """One cell in words: ``rest`` follows the number ("± 0.0512 (0.0031)"); ``best``: no other method shows more."""
+    """One cell in words: ``rest`` follows the number ("± 0.0512 (0.0031)"); ``best``: see `clearly_best`."""
 
     number: str
     rest: str = ""
@@ -72,7 +73,8 @@ def means_of(comparison: Comparison, *measures: str) -> MeansTable:
         cells: list[FormattedCell] = []
         for measure in measures:
             found = [comparison.means[measure][method][organ] for method in methods]
-            for one, best in zip(found, best_as_shown([one.mean for one in found]), strict=True):
+            column = None if organ == OVERALL else organ
+            for one, best in zip(found, clearly_best(comparison.methods, measure, column), strict=True):
                 spread = [] if one.sd is None else [f"± {score_text(one.sd)}"]
                 spread += [] if one.seeds_sd is None else [f"({score_text(one.seeds_sd)})"]
                 cells.append(FormattedCell(score_text(one.mean), " ".join(spread), best))
@@ -111,7 +113,8 @@ def caption(comparison: Comparison) -> str:
     counts = sorted({len(method.cases) for method in comparison.methods})
     cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     words = f"Mean ± SD over {cases} case{'' if counts == [1] else 's'}"
-    return words + (", in brackets SD over seeds." if seeds else ".")
+    words += ", in brackets SD over seeds" * seeds
+    return f"{words}; {BOLD}." if len(comparison.methods) > 1 else f"{words}."
 
 
 def method_sentence(comparison: Comparison) -> str:

@@ -16,7 +16,7 @@ from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.durations import duration_in_words
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, mean_of, paired_change, summarise
-from flarecps.evaluation.statistics import count_wins
+from flarecps.evaluation.statistics import Interval, bootstrap_interval, count_wins
 from flarecps.method_config import method_name
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.overlays import LABEL_OPACITY
@@ -26,7 +26,7 @@ from flarecps.reporting.report_cases import case_overlays, overlay_histories, va
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
 from flarecps.reporting.run_folder import Group, Run, averaged_over_runs, groups_of
 from flarecps.reporting.score_charts import box_figure
-from flarecps.reporting.tables import best_as_shown, score_text
+from flarecps.reporting.tables import BOLD, clearly_best, empty_rule, score_text
 
 
 def write_report(
@@ -68,6 +68,8 @@ def report_page(
             "seeds": _seeds(runs, groups),
             "difference": pair_change(methods),
             "table": runs_table(methods, organs),
+            "bold": BOLD,
+            "empty_rule": empty_rule({run.name: run.scores for run in runs if run.scores is not None}),
             "boxes": _boxes(methods, organs),
             "cases": hardest_first(methods),
             "case_overlays": shown,
@@ -113,12 +115,17 @@ def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | 
     cases each run's DSC is of.
     """
     column = None if organ is None else organ.column
-    line: dict[str, Any] = {"organ": organ, "change": None}
+    line: dict[str, Any] = {"organ": organ, "change": None, "interval": None}
     for measure in MEASURES:
         found = [scores.summary(measure, column) for scores in tables]
-        line[measure] = list(zip(found, best_as_shown([one.mean for one in found]), strict=True))
+        methods = [MethodScores("", (scores,)) for scores in tables]
+        line[measure] = list(zip(found, clearly_best(methods, measure, column), strict=True))
     if change is not None:
-        line["change"] = (summarise(change.case_means()) if organ is None else change.summary("dsc", column)).mean
+        changes = change.case_means() if column is None else change.organ(column)
+        line["change"], line["interval"] = summarise(changes).mean, _interval(changes)
+    line["empty"] = sorted(
+        {scores.empty[column] for scores in tables if column in scores.empty and scores.protocol == "official"}
+    )
     line["counts"] = [len(one.cases) for one in tables] if organ is None else [one.n for one, _ in line["dsc"]]
     return line
 
@@ -135,7 +142,13 @@ def pair_change(runs: Sequence[Run]) -> dict[str, Any] | None:
     if not found.n:
         return None
     higher, names = count_wins(changes).wins, [run.name for run in runs]
-    return {"names": names, "mean": found.mean, "sd": found.sd, "higher": higher, "cases": found.n}
+    interval = _interval(changes)
+    return {"names": names, "mean": found.mean, "interval": interval, "higher": higher, "cases": found.n}
+
+
+def _interval(changes: np.ndarray) -> Interval | None:
+    """The 95 % interval of a mean change, as 'flarecps compare' has it; None for fewer than two cases."""
+    return bootstrap_interval(changes[np.isfinite(changes)])
 
 
 def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]]]:

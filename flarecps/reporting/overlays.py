@@ -244,12 +244,12 @@ def organ_legend(figure: Figure, organs: Sequence[Organ], outline: bool, bottom_
 
 
 def draw_score(axes: Axes, dsc: float) -> None:
-    """Print a mean DSC in the top right corner of a panel; nothing for NaN (nothing was scored)."""
+    """Print a DSC of the whole case, not the slice, in a panel's top right corner; nothing for NaN (not scored)."""
     if not np.isnan(dsc):
         place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-        style: dict[str, Any] = {"color": "white", "fontsize": 9.5, "fontweight": "bold"}
+        style: dict[str, Any] = {"color": "white", "fontsize": 8.5, "fontweight": "bold"}
         box = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2.2}
-        axes.text(0.97, 0.96, f"DSC {score_text(dsc)}", **place, **style, bbox=box)
+        axes.text(0.97, 0.96, f"whole case: DSC {score_text(dsc)}", **place, **style, bbox=box)
 
 
 def draw_orientation(axes: Axes, plane: ViewPlane) -> None:

@@ -11,6 +11,7 @@ from flarecps.anatomy import organs_of
 from flarecps.durations import duration_in_words
 from flarecps.errors import counted
 from flarecps.json_fields import is_whole
+from flarecps.planning.memory import gb_in_words
 from flarecps.planning.plan import OWN_CONVENTIONS, Conventions, Plan
 
 AXES = ("slice", "row", "column")
@@ -146,7 +147,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             f"{', '.join(map(str, topology.features))} features; the deepest sees the patch reduced by "
             f"{_times(topology.total_stride)}.",
         ),
-        ("Memory", f"Estimated {plan.memory_gb:.1f} GB for one training step."),
+        ("Memory", f"Estimated {gb_in_words(plan.memory_gb)} for one training step."),
     ]
 
 

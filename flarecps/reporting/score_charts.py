@@ -84,7 +84,8 @@ def _draw_boxes(
     name_rows(axes, [organ.name for organ in organs], row)
     axes.set_xlim(-0.015, 1.015)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_xlabel(f"{measure.upper()} per case")
+    counts = sorted({len(scores.cases) for scores in runs if scores is not None})
+    axes.set_xlabel(f"{measure.upper()} per case (n = {' or '.join(map(str, counts))})")
 
 
 def _lane(axes: Axes, values: np.ndarray, centre: float, lane: float, colour: str) -> None:
@@ -168,7 +169,8 @@ def volume_figure(tables: Sequence[ScoredCases], names: Sequence[str]) -> Figure
             axes.set_ylabel("predicted, ml", labelpad=2)
         if place + columns >= len(organs):
             axes.set_xlabel("reference, ml", labelpad=2)
-        title = shortened(organ.name, int(side / LINE_INCHES * 2))
+        counts = ", ".join(str(one) for one in dict.fromkeys(len(found) for found in pairs))
+        title = f"{shortened(organ.name, int(side / LINE_INCHES * 2))}, n = {counts}"
         text_at(figure, left, upper - 0.06, title, va="top", color=TEXT, fontsize=9.5, fontweight="bold")
         for line, found in enumerate(pairs):
             colour = run_colour(line) if len(tables) > 1 else MUTED

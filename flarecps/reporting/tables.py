@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from flarecps.anatomy import FLARE22_ORGANS
-from flarecps.errors import ConfigError, visible
-from flarecps.evaluation.score_table import Scores, Summary
+from flarecps.errors import ConfigError, counted, visible
+from flarecps.evaluation.score_table import MethodScores, Scores, Summary, paired_change
+from flarecps.evaluation.statistics import FEWEST_PAIRS, clearly_above
 
 TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
 MEAN_ROW = "mean over organs"
 NO_NUMBER = "–"
+BOLD = f"bold: best, and above each other by more than chance ({FEWEST_PAIRS} or more cases, 95 % interval above 0)"
 _TAG = re.compile("<(?=[A-Za-z/!?])")
 DECIMALS = 4  # of scores wherever they are shown: FLARE's and the paper's
 
@@ -46,7 +48,8 @@ def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] 
     body = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
     table = markdown_table(["organ", *TITLES.values(), "cases"], body)
     remarks = plain_markdown("".join(f"- {note}\n" for note in notes))
-    return f"# {title}\n\nMean ± SD over cases.\n\n{table}" + (f"\n{remarks}" if remarks else "")
+    over = counted(len(scores.cases), "case")
+    return f"# {title}\n\nMean ± SD over {over}.\n\n{table}" + (f"\n{remarks}" if remarks else "")
 
 
 def methods_markdown(methods: Mapping[str, Scores], measure: str = "dsc", with_sd: bool = True) -> str:
@@ -124,6 +127,44 @@ def best_as_shown(scores: Sequence[float | None]) -> list[bool]:
     there = [float(word) for word in shown if word != NO_NUMBER]
     highest = max(there, default=0.0)
     return [word != NO_NUMBER and float(word) == highest > min(there) for word in shown]
+
+
+def clearly_best(methods: Sequence[MethodScores], measure: str, organ: str | None) -> list[bool]:
+    """Which methods of a row are marked: those of `best_as_shown` whose lead over all others is more than chance.
+
+    The lead is judged case by case (`clearly_above`); ``organ`` is a column, None stands for the mean over organs.
+    """
+    best = best_as_shown([method.summary(measure, organ).mean for method in methods])
+    leaders = [method for method, marked in zip(methods, best, strict=True) if marked]
+    others = [method for method, marked in zip(methods, best, strict=True) if not marked]
+
+    def leads(one: MethodScores, other: MethodScores) -> bool:
+        change = paired_change(other, one)
+        return clearly_above(change.case_means(measure) if organ is None else change.organ(organ, measure))
+
+    rivals = [other for other in others if other.summary(measure, organ).mean is not None]
+    clear = bool(leaders) and all(leads(one, other) for one in leaders for other in rivals)
+    return [marked and clear for marked in best]
+
+
+def empty_rule(methods: Mapping[str, Scores]) -> str | None:
+    """A sentence on means that hold cases without the organ, each counted as 1; None where there is no such case.
+
+    >>> one = Scores(("a", "b"), ("Gallbladder",), {}, protocol="official", empty={"Gallbladder": 1})
+    >>> empty_rule({"CPS": one}).split(": ")[1]
+    'gallbladder 1 of 2 cases'
+    """
+    found: dict[str, list[str]] = {}  # what is said, and of whom
+    for name, scores in methods.items():
+        if scores.protocol == "official" and scores.empty:
+            of = counted(len(scores.cases), "case")
+            words = ", ".join(f"{organ_title(column)} {count} of {of}" for column, count in scores.empty.items())
+            found.setdefault(words, []).append(name)
+    if not found:
+        return None
+    of_all = len(found) == 1 and len(next(iter(found.values()))) == len(methods)
+    said = [words if of_all else f"{', '.join(names)}: {words}" for words, names in found.items()]
+    return f"Counted as 1 (FLARE22's rule), as neither prediction nor reference holds the organ: {'; '.join(said)}"
 
 
 def mean_and_sd(found: Summary, with_sd: bool = True) -> str:

@@ -60,9 +60,8 @@ def test_headline_and_table_by_hand(side_by_side: Path) -> None:
     assert "higher in 4 of 4 cases" in page.text
     assert "liver 0.8300 ± 0.0258" in page.text
     assert "mean NSD 0.3883" in page.text
-    assert page.source.count("<b>0.8") == 2  # CPS is best on liver and kidney …
-    assert "<b>0.7000</b>" in page.source  # … and on the spleen
-    assert "<b>0.7300" not in page.source
+    assert "over 4 cases" in page.text
+    assert "<b>" not in page.source, "of four cases no lead is beyond chance"
     assert "3D cross-pseudo supervision, two siblings" in page.text
     assert "3D supervised control, one network" in page.text
     assert "finished after 5 epochs, 2 h 05 min" in page.text
@@ -96,7 +95,7 @@ def test_curves_plan_environment_and_commands(side_by_side: Path) -> None:
     for title in ("Validation DSC", "Total loss L", "Supervised loss Lsup", "Weight λ", "Learning rate", "Lcps"):
         assert title in page.text
     assert page.source.count('<svg role="img"') == 1 + 6 + 1  # boxes, charts, organs
-    assert "every optimiser step sees 2 labelled and 2 unlabelled" in page.text
+    assert "every optimiser step sees 2 labelled + 2 unlabelled patches" in page.text
     assert page.text.count("The plan in words") == 1
     assert page.text.count("Intensities") == 1  # both runs share one plan
     assert "git checkout abc1234 # with changes that were not committed" in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from flarecps.evaluation.score_table import MethodScores, Scores
 from flarecps.reporting.comparison import comparison_markdown
 from flarecps.reporting.html import hardest_first, pair_change, report_page, runs_table
 from flarecps.reporting.run_folder import Run
-from flarecps.reporting.tables import best_as_shown
+from flarecps.reporting.tables import best_as_shown, clearly_best
 
 
 def scores_of(values: dict[str, list[float]], columns: tuple[str, ...] = ("Liver", "RK")) -> Scores:
@@ -30,12 +31,35 @@ def test_the_best_of_a_row_is_marked() -> None:
     assert best_as_shown([]) == []
 
 
+def test_a_lead_that_may_be_chance_is_not_marked() -> None:
+    """0.902 against 0.897 where cases differ by more than that, and the same lead in every case."""
+    spread = np.array([0.06, -0.05, 0.04, -0.03, 0.05, -0.04, 0.0, 0.01])
+    base = 0.897 + spread[::-1]
+    for change, marked in ((0.005 + spread - spread.mean(), False), (np.full(8, 0.005), True)):
+        methods = [
+            MethodScores(name, (scores_of({str(case): [value] for case, value in enumerate(values)}, ("Liver",)),))
+            for name, values in (("new", base + change), ("old", base))
+        ]
+        for organ in ("Liver", None):
+            assert clearly_best(methods, "dsc", organ) == [marked, False]
+
+
+def test_scans_without_an_organ_that_count_as_one_are_said() -> None:
+    values = {str(case): [0.9, 1.0 if case < 2 else 0.0] for case in range(6)}
+    scores = replace(scores_of(values, ("Liver", "Gallbladder")), protocol="official", empty={"Gallbladder": 2})
+    page = report_page([Run("A", Path("A"), scores=scores)], [], [])
+    assert "Counted as 1" in page
+    assert "gallbladder 2 of 6 cases" in page
+    assert "over 6 cases" in page
+    assert "Counted as 1" not in report_page([Run("A", Path("A"), scores=replace(scores, empty={}))], [], [])
+
+
 def test_report_and_compare_show_and_mark_alike() -> None:
     """Three runs: a tie at four decimals that three would widen, one at the top, an organ without a score."""
     rows = {
-        "A": {"a": [0.81234, 0.5], "b": [0.81234, 0.5]},
-        "B": {"a": [0.81231, 0.6], "b": [0.81231, 0.6004]},
-        "C": {"a": [0.81199, math.nan], "b": [0.81199, math.nan]},
+        "A": {case: [0.81234, 0.5] for case in "abcdef"},
+        "B": {case: [0.81231, 0.6 if case in "ace" else 0.6004] for case in "abcdef"},
+        "C": {case: [0.81199, math.nan] for case in "abcdef"},
     }
     tables = {name: scores_of(values) for name, values in rows.items()}
     page = report_page([Run(name, Path(name), scores=scores) for name, scores in tables.items()], [], [])
@@ -69,7 +93,7 @@ def test_runs_side_by_side_by_hand() -> None:
     assert [cell.sd for cell, _ in liver["dsc"]] == pytest.approx(
         [np.std([0.9, 0.8, 0.1], ddof=1), np.std([0.8, 0.9], ddof=1)]
     )
-    assert [best for _, best in liver["dsc"]] == [False, True]
+    assert [best for _, best in liver["dsc"]] == [False, False], "two cases in common tell nothing"
     assert [cell.mean for cell, _ in kidney["nsd"]] == pytest.approx([1.3 / 6, 0.225])
     assert liver["change"] == pytest.approx(0.0)  # over the common cases a and b alone
     assert kidney["change"] == pytest.approx(0.15)

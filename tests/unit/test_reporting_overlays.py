@@ -143,8 +143,8 @@ def test_scores_in_the_corner_and_letters_taken_literally(case: tuple[np.ndarray
         mean_dsc={"$x_1$": 0.8794, "b": math.nan},
     )  # fmt: skip
     pixels(figure)
-    assert texts(figure).count("DSC 0.8794") == 1
-    assert sum(text.startswith("DSC") for text in texts(figure)) == 1
+    assert texts(figure).count("whole case: DSC 0.8794") == 1
+    assert sum(text.startswith("whole case: DSC") for text in texts(figure)) == 1
     assert r"\$x_1\$" in texts(figure)  # how matplotlib is told that these are no formulas
 
 
@@ -179,8 +179,8 @@ def test_comparison_figure_has_a_row_per_case(case: tuple[np.ndarray, np.ndarray
     assert [text for text in written if text in ("image", "reference", "control", "CPS")] == [
         "image", "reference", "control", "CPS",
     ]  # fmt: skip
-    assert "DSC 0.7500" in written
-    assert "DSC 0.5000" in written
+    assert "whole case: DSC 0.7500" in written
+    assert "whole case: DSC 0.5000" in written
     with pytest.raises(ValueError, match="at least one case"):
         comparison_figure([], FLARE22_ORGANS)
     with pytest.raises(ValueError, match="the same methods"):

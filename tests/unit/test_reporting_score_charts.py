@@ -45,5 +45,5 @@ def test_the_chart_has_equal_axes_the_line_and_every_case() -> None:
     assert axes.get_xlim()[1] > 40
     assert np.column_stack(first.get_data()).tolist() == [[10, 12], [20, 18]]
     assert np.column_stack(second.get_data()).tolist() == [[10, 0], [20, 40]]
-    assert figure.texts[0].get_text() == "liver"
+    assert figure.texts[0].get_text() == "liver, n = 2"
     assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == ["A", "B"]
