@@ -71,7 +71,7 @@ def test_organs_are_told_apart_in_every_vision() -> None:
             for pair in itertools.combinations(colours, 2)
         }
         assert touching <= set(apart)
-        assert min(apart.values()) >= NEAREST_OF_ALL[vision], (vision, min(apart, key=apart.get))
+        assert min(apart.values()) >= NEAREST_OF_ALL[vision], (vision, min(apart, key=lambda pair: apart[pair]))
         nearest = min(touching, key=lambda pair: apart[pair])
         assert apart[nearest] >= NEAREST_NEIGHBOURS[vision], (vision, nearest)
 
