@@ -124,7 +124,11 @@ def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | 
         changes = change.case_means() if column is None else change.organ(column)
         line["change"], line["interval"] = summarise(changes).mean, _interval(changes)
     line["empty"] = sorted(
-        {scores.empty[column] for scores in tables if column in scores.empty and scores.protocol == "official"}
+        {
+            one.empty[column]
+            for one in tables
+            if column is not None and column in one.empty and one.protocol == "official"
+        }
     )
     line["counts"] = [len(one.cases) for one in tables] if organ is None else [one.n for one, _ in line["dsc"]]
     return line

@@ -93,7 +93,9 @@ def _rows_by_epoch(table: Path) -> dict[int, dict[str, Any]]:
         epoch = completed_epochs(row)
         if epoch is None:
             continue
-        cells = {name: cell for name, cell in row.items() if name and cell and name not in (EPOCH, STEP)}
+        cells: dict[str, Any] = {
+            name: cell for name, cell in row.items() if name and cell and name not in (EPOCH, STEP)
+        }
         if math.isfinite(step := _number(row.get(STEP))):
             cells[STEPS] = int(step) + 1
         rows.setdefault(epoch, {}).update(cells)
