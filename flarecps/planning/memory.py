@@ -91,7 +91,9 @@ def network_step_gb(plan: Plan, elements: int) -> float:
 def gb_in_words(size_gb: float) -> str:
     """An estimate of memory for people.
 
-    >>> gb_in_words(7.96), gb_in_words(0.03)
-    ('8.0 GB', 'less than 0.1 GB')
+    >>> gb_in_words(29.73), gb_in_words(0.057), gb_in_words(0.003)
+    ('29.7 GB', '0.06 GB', 'less than 0.01 GB')
     """
-    return f"{size_gb:.1f} GB" if size_gb >= 0.1 else "less than 0.1 GB"
+    if size_gb < 0.01:
+        return "less than 0.01 GB"
+    return f"{size_gb:.1f} GB" if size_gb >= 10 else f"{size_gb:.2f} GB"

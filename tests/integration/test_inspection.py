@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_series import as_series
 
+from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.findings import KINDS
@@ -702,7 +703,8 @@ def test_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert text.count("data:image/jpeg;base64,") == 5
     assert "no picture: the scan can’t be read" in text
     assert text.index("Stored values, not HU") < text.index("Perhaps upside down")
-    for word in ("Would break training", "flarecps inspect", "Volumes of the structures", "rgb(178 58 46)"):
+    liver = f"rgb({' '.join(map(str, FLARE22_ORGANS[0].colour))})"
+    for word in ("Would break training", "flarecps inspect", "Volumes of the structures", liver):
         assert word in text
 
 

@@ -95,7 +95,7 @@ def test_curves_plan_environment_and_commands(side_by_side: Path) -> None:
     for title in ("Validation DSC", "Total loss L", "Supervised loss Lsup", "Weight λ", "Learning rate", "Lcps"):
         assert title in page.text
     assert page.source.count('<svg role="img"') == 1 + 6 + 1  # boxes, charts, organs
-    assert "every optimiser step sees 2 labelled + 2 unlabelled patches" in page.text
+    assert "every optimiser step sees 2 labelled and 2 unlabelled ones" in page.text
     assert page.text.count("The plan in words") == 1
     assert page.text.count("Intensities") == 1  # both runs share one plan
     assert "git checkout abc1234 # with changes that were not committed" in page.text

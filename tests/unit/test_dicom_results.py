@@ -234,7 +234,7 @@ def test_what_can_not_be_referred_to_is_refused(tmp_path: Path, monkeypatch: pyt
         read_source_series(tmp_path / "scan.nii")
     scan = series(tmp_path / "scan", **PATIENT)
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ConfigError, match=r"pip install 'flarecps\[dicom\]'"):
+    with pytest.raises(ConfigError, match=r"pip install highdicom"):
         write_dicom_seg(tmp_path / "seg.dcm", np.zeros((5, 7, 6), np.uint8), read_source_series(scan), ORGANS)
 
 

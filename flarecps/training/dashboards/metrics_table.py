@@ -66,7 +66,7 @@ class MetricsTable(CSVLogger):
         names = sorted({name for row in self._rows.values() for name in row} - {STEPS})
         with side_file(self._table):
             self._table.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.atomic_path(self._table) as partial, partial.open("w", newline="") as file:
+            with atomic.atomic_path(self._table) as partial, partial.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, [EPOCH, STEPS, *names])
                 writer.writeheader()
                 writer.writerows({EPOCH: epoch, **row} for epoch, row in self._rows.items())
