@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,19 @@ from flarecps.training.dashboards.metrics_table import MetricsTable
 
 @contextmanager
 def full_disk(room: int = 60) -> Iterator[None]:
-    """No file may grow beyond ``room`` bytes: a real error of the system, where a full disk gives its own."""
+    """No file may grow beyond ``room`` bytes: a real error of the system, where a full disk gives its own.
+
+    Python keeps a module's bytecode that is cut short, and stumbles over it ever after: none is written meanwhile.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def files_in(folder: Path) -> set[Path]:

@@ -130,7 +130,7 @@ def test_a_plan_in_words() -> None:
     assert "32 × 64 × 64 voxels (80 × 51 × 51 mm)" in plain["Patches"]
     assert "3D U-Net with 2 stages of 8, 16 features" in plain["Network"]
     assert "2 × 2 × 2" in plain["Network"]
-    assert "7.5 GB" in plain["Memory"]
+    assert "7.50 GB" in plain["Memory"]
 
 
 def test_a_two_dimensional_plan_in_words() -> None:

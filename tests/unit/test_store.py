@@ -11,6 +11,7 @@ import pickle
 import resource
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -411,6 +412,7 @@ def test_a_limit_on_file_size_is_noticed(catalogue: Catalogue, tmp_path: Path) -
 
     def limited(queue) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        sys.dont_write_bytecode = True  # a module's would be cut short, and kept
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
             store_writing.write_array(tmp_path / "image.b2nd", voxels_of("a")[0][None], 3)
