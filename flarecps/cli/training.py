@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -26,6 +24,7 @@ from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
 from flarecps.cli import next_command
 from flarecps.cli.former_keys import current_words, read_config
+from flarecps.cli.library_settings import set_up_libraries
 from flarecps.cli.training_decisions import instead_of_the_plan, with_defaults
 from flarecps.cli.training_options import (
     DRY_RUN,
@@ -64,7 +63,7 @@ from flarecps.training.defaults import PAPERS_EPOCHS, epochs_of
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
-from flarecps.verbosity import is_quiet, is_verbose
+from flarecps.verbosity import is_quiet
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/unnamed",
@@ -333,7 +332,7 @@ def lightning_command(arguments: list[str]) -> int:
 
 
 def _lightning_command(arguments: list[str], held: ExitStack) -> int:
-    _set_up_libraries()
+    set_up_libraries()
     arguments = ["--help" if word == "--help-all" else word for word in arguments]
     stopped: StoppedBySignal | None = None
     try:
@@ -419,7 +418,7 @@ def instantiated_module(config: str, classes: int | None = None) -> tuple[Segmen
     neither does a batch that the config leaves to the plan (0 patches). Raises ``ConfigError`` where the config leaves
     patch or topology to a store that is not there.
     """
-    _set_up_libraries()
+    set_up_libraries()
     content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
     data, model = (content.get(part) or {} for part in ("data", "model"))
     store = data.get("store")
@@ -462,43 +461,3 @@ def _plan_without_store(data: dict[str, Any], topology: Topology, classes: int |
         fingerprint={},
         memory_gb=0.0,
     )
-
-
-def _set_up_libraries() -> None:
-    """Let configs refer to their own values (``${...}``) across files and the command line; and leave out what
-    libraries say on every start that is no news here, unless -v asks for it: each line says why.
-    """
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    if is_verbose():
-        return
-    if is_quiet():
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    told_otherwise = (
-        "litlogger",  # an advertisement
-        "PU available: ",  # GPU, TPU, HPU: what is trained on is said at the start
-        "Seed set to ",  # config.yaml says it
-        "`Trainer.fit` stopped: `max_epochs",  # the progress ends with its last epoch
-        "estoring states from the checkpoint",  # 'resume from' says it; and "Restored all states"
-        "estored all states from the checkpoint",
-        "LOCAL_RANK: ",
-    )
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-        "lightning.fabric.utilities.seed",
-    ):
-        logging.getLogger(name).addFilter(
-            lambda record: not any(words in record.getMessage() for words in told_otherwise)
-        )
-    ignored = (
-        ".*across ranks is zero.*",  # fold: all has no validation scans
-        ".*LeafSpec.*is deprecated.*",  # inside Lightning: its issue
-        ".*args parameter is intended to run.*",  # the words of sys.argv are handed on, they do not contradict it
-        ".*srun. command is available on your system but is not used.*",  # a training need not be a job
-        ".*Checkpoint directory .* exists and is not empty.*",  # a run that goes on; another's folder is refused
-        ".*suggested max number of worker.*",  # who asks for more workers than cores gets them
-        ".*recommended to use.*sync_dist=True.*",  # what is logged has been reduced already, and is equal on all ranks
-    )
-    for message in ignored:
-        warnings.filterwarnings("ignore", message=message)
