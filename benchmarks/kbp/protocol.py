@@ -148,9 +148,12 @@ SCREEN_ARMS = (
         intensity="foreground", teachers="control"),
     Arm("self_long", "self-training, 3250 steps after two controls of 6500", CONTROL_CONFIG,
         (*_SELF_TRAINING, *_epochs(LONG // 2)), intensity="foreground", teachers="control_long"),
-    # as much as the two arms above compute in all, teachers counted: a step of theirs has twice as many patches
+    Arm("self_longer", "self-training, 6500 steps after two controls of 6500", CONTROL_CONFIG,
+        (*_SELF_TRAINING, *LONGER), intensity="foreground", teachers="control_long"),
+    # as much as the three arms above compute in all, teachers counted: a step of theirs has twice as many patches
     Arm("control_of_self", "control, 8000 steps", CONTROL_CONFIG, _epochs(4 * EPOCHS), intensity="foreground"),
     Arm("control_of_self_long", "control, 19500 steps", CONTROL_CONFIG, _epochs(3 * LONG), intensity="foreground"),
+    Arm("control_of_self_longer", "control, 26000 steps", CONTROL_CONFIG, _epochs(4 * LONG), intensity="foreground"),
 )  # fmt: skip
 SCREEN = {arm.name: arm for arm in SCREEN_ARMS}
 SCREEN_SCANS = 25
