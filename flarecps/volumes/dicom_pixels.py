@@ -1,7 +1,8 @@
 """The voxels of DICOM slices: every slice's own stored values by its own slope and intercept.
 
 Pixels stored as they are, and RLE, come from pydicom. JPEG, JPEG-LS and JPEG 2000 are decoded by GDCM, which SimpleITK
-brings along. GDCM is given the code stream alone: its own rescaling depends on the kind of object.
+brings along, in a process of its own. It is given the code stream alone, because its rescaling depends on the kind of
+object.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from flarecps.errors import ScanError
 from flarecps.volumes.dicom_slices import Slice, pydicom_errors_as_scan_error
-from flarecps.volumes.itk import itk_errors_as_scan_error
+from flarecps.volumes.gdcm import decoded
 from flarecps.volumes.nifti import COPY_AGAIN
 
 IMAGE_PIXEL = (
@@ -102,7 +102,7 @@ def _planes(slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarray]]:
 
 def _by_pydicom(path: Path, content: Dataset, frame: int) -> np.ndarray:
     with pydicom_errors_as_scan_error(path):
-        return pixel_array(content, index=frame, raw=True)
+        return pixel_array(content, index=frame, raw=True, decoding_plugin="pydicom")
 
 
 def _by_gdcm(path: Path, content: Dataset, frame: int) -> np.ndarray:
@@ -120,6 +120,8 @@ def _by_gdcm(path: Path, content: Dataset, frame: int) -> np.ndarray:
             alone.file_meta = FileMetaDataset()
             alone.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID
             dcmwrite(file, alone, enforce_file_format=True)
-        with itk_errors_as_scan_error(path, f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"):
-            image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
-    return sitk.GetArrayFromImage(image)[0]
+        try:
+            return decoded(file)
+        except ScanError as error:
+            packed = f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"
+            raise ScanError(f"{path}: can't be read ({error}); expected {packed}: {COPY_AGAIN}") from error

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_model import write_model, write_scan
@@ -24,6 +25,8 @@ from flarecps.errors import FlarecpsError, WriteError
 from flarecps.torch_files import save
 from flarecps.training import checkpoint_files
 from flarecps.training.dashboards.metrics_table import MetricsTable
+from flarecps.volumes.io import write_volume
+from flarecps.volumes.space import Space
 
 
 @contextmanager
@@ -78,6 +81,15 @@ def test_an_error_of_another_file_stays_its_own(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match="missing"):
         read_another()
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.seg.nrrd", "a.mha"])
+@pytest.mark.parametrize("room", [60, 100_000])
+def test_images_that_do_not_fit_say_why_whoever_writes_them(tmp_path: Path, name: str, room: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64)).astype(np.uint8)
+    with full_disk(room), pytest.raises(WriteError, match=rf"/{name}: can't be written \(File too large\); free some"):
+        write_volume(tmp_path / name, noise, Space.canonical(noise.shape, (1.0, 1.0, 1.0)))
+    assert not files_in(tmp_path)
 
 
 def test_pytorchs_errors_say_why(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Compressed pixels whose decoder dies, hangs or takes all memory: one scan's error, whatever the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import SimpleITK as sitk
+from dicom_series import a_slice, as_series, hounsfield
+from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
+from small_model import write_model, write_scan
+
+from flarecps.cli.main import main
+from flarecps.datasets.phantom import write_phantom
+from flarecps.errors import ScanError
+from flarecps.volumes import gdcm
+from flarecps.volumes.io import read_volume
+
+FATAL = b"what kills a decoder"
+OF_TEST = (
+    "import ctypes, sys, time; sys.path[:] = sys.argv[1:]; from flarecps.volumes import gdcm; sound = gdcm._decode\n"
+    "def decode(path):\n"
+    f"    return FAULT if {FATAL!r} in path.read_bytes() else sound(path)\n"
+    "gdcm._decode = decode; gdcm.serve()"
+)
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A decoder that meets a fault in some streams: by default the error of a null pointer."""
+    what = getattr(request, "param", "ctypes.string_at(0)")
+    monkeypatch.setattr(gdcm, "PROGRAM", OF_TEST.replace("FAULT", what))
+    monkeypatch.setattr(gdcm, "_decoder", None)
+    yield
+    if gdcm._decoder is not None and gdcm._decoder.poll() is None:
+        gdcm._end(gdcm._decoder)
+
+
+def pack(folder: Path, stream: bytes | None = None) -> Path:
+    """Every slice of a series as JPEG 2000; or as what its code stream is not."""
+    for file in folder.iterdir():
+        content = dcmread(file)
+        if stream is None:
+            packed = jpeg_2000(content.pixel_array, file.with_name("packed.dcm"))
+            content.PixelData = packed.PixelData
+        else:
+            content.PixelData = encapsulate([stream])
+        content["PixelData"].VR = "OB"
+        content["PixelData"].is_undefined_length = True
+        content.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        content.save_as(file)
+    return folder
+
+
+def jpeg_2000(values: np.ndarray, file: Path) -> Dataset:
+    writer = sitk.ImageFileWriter()
+    writer.SetUseCompression(True)
+    writer.SetCompressor("JPEG2000")
+    writer.SetFileName(str(file))
+    writer.Execute(sitk.GetImageFromArray(values))
+    packed = dcmread(file)
+    assert packed.file_meta.TransferSyntaxUID == JPEG2000Lossless
+    file.unlink()
+    return packed
+
+
+def series(folder: Path, stream: bytes | None = None) -> Path:
+    for number, plane in enumerate(hounsfield(4, 32, 32)):
+        content = a_slice(plane, number)
+        content.ensure_file_meta()
+        content.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        folder.mkdir(parents=True, exist_ok=True)
+        content.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return pack(folder, stream)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param("ctypes.string_at(0)", "died of it, SIGSEGV", id="segmentation fault"),
+        pytest.param("__import__('os').abort()", "died of it, SIGABRT", id="abort"),
+        pytest.param("__import__('os')._exit(3)", "died of it, exit code 3", id="exit"),
+        pytest.param("time.sleep(600)", "not decoded within 6 s", id="hang"),
+    ],
+    indirect=["fault"],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_decoder_that_dies_is_an_error_of_its_scan(tmp_path: Path, fault: None, said: str) -> None:
+    sound = series(tmp_path / "sound")
+    volume = read_volume(sound)
+    assert np.array_equal(volume.source.reorientation.undo(volume.array[0]), hounsfield(4, 32, 32))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ScanError) as found:
+        if said.startswith("not decoded"):
+            patch.setattr(gdcm, "WITHIN_S", 6.0)
+        read_volume(series(tmp_path / "bad", FATAL))
+    assert said in str(found.value)
+    assert str(found.value).startswith(str(tmp_path / "bad"))
+    assert "expected pixels packed as JPEG 2000" in str(found.value)
+    assert read_volume(sound).array.shape == (1, 4, 32, 32), "another decoder serves what follows"
+
+
+def test_a_decoder_that_died_between_scans_is_replaced(tmp_path: Path, fault: None) -> None:
+    sound = series(tmp_path / "sound")
+    read_volume(sound)
+    assert gdcm._decoder is not None
+    gdcm._decoder.kill()
+    gdcm._decoder.wait()
+    assert read_volume(sound).array.shape == (1, 4, 32, 32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such limit")
+@pytest.mark.parametrize("fault", ["str(len(bytearray(3 * 2**30)))"], indirect=True)
+def test_a_decoder_has_a_limit_of_memory(tmp_path: Path, fault: None) -> None:
+    with pytest.raises(ScanError, match="died of it, exit code 1"):
+        read_volume(series(tmp_path, FATAL))
+
+
+def test_the_decoder_ends_with_whoever_began_it(tmp_path: Path) -> None:
+    """Even if it is killed outright."""
+    sound = series(tmp_path / "sound")
+    program = (
+        "import os, sys, signal; from flarecps.volumes import gdcm, io; io.read_volume(sys.argv[1]);"
+        "print(gdcm._decoder.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(sound)], capture_output=True, text=True, check=False)
+    number = int(done.stdout)
+    if psutil.pid_exists(number):
+        psutil.wait_procs([psutil.Process(number)], 10)
+    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+
+
+def test_segment_does_the_other_scans(tmp_path: Path, fault: None, capsys: pytest.CaptureFixture[str]) -> None:
+    scans = tmp_path / "in"
+    for name, stream in (("first", None), ("second", FATAL), ("third", None)):
+        pack(as_series(scans / name, write_scan(tmp_path / f"{name}.nii.gz")), stream)
+    words = ["segment", str(write_model(tmp_path / "m.ckpt")), str(scans), str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 1
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["first.nii.gz", "third.nii.gz"]
+    said = capsys.readouterr().err
+    assert "2 of 3 scans" not in said
+    assert [line for line in said.splitlines() if "SIGSEGV" in line and line.startswith("second: ")]
+    assert "Traceback" not in said
+
+
+def test_inspect_plan_and_preprocess_do_the_other_cases(
+    tmp_path: Path, fault: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, plan, store = tmp_path / "data", tmp_path / "plan.json", tmp_path / "store"
+    write_phantom(data, 3, 1, 0, "small", seed=3, workers=1, progress=False)
+    scan = next(data.glob("images*/unlabelled_001_0000.nii.gz"))
+    pack(as_series(scan.with_name("unlabelled_001_0000"), scan), FATAL)
+    scan.unlink()
+    sizes = ["--spacing", "[20,12,12]", "--patch", "[16,16,16]"]
+    for words in (
+        ["inspect", str(data)],
+        ["plan", str(data), "--out", str(plan), *sizes],
+        ["preprocess", str(data), str(plan), "--out", str(store)],
+    ):
+        assert main([*words, "--workers", "1"]) == 1, words
+        told = capsys.readouterr()
+        said = " ".join((told.err + told.out).split())
+        assert "unlabelled_001" in said
+        assert "SIGSEGV" in said
+        assert "Traceback" not in said
+    assert len(list(store.glob("cases/*"))) == 3
