@@ -31,7 +31,7 @@ def writing_probabilities(
 
     A NumPy archive (.npz, deflated) with two arrays: ``probabilities``, float16 (slice, class, row, column) on the
     network's grid, and ``grid``, a JSON text: the classes in order, and the affine matrix from array index (slice, row,
-    column, 1) to RAS millimetres. ``space`` is the scan's canonical grid. Memory holds one slab.
+    column, 1) to RAS millimetres. ``space`` is the scan's canonical grid. Memory holds one slice more.
     """
     shape = (grid_mapping.network_shape[0], plan.class_count, *grid_mapping.network_shape[1:])
     about = {
@@ -51,8 +51,9 @@ def writing_probabilities(
             npy.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": shape})
 
             def add(slab: Tensor) -> None:
-                scores = torch.softmax(slab.float(), dim=0) if accumulate == "logits" else slab
-                stream.write(scores.movedim(1, 0).to("cpu", torch.float16).contiguous().numpy().tobytes())
+                for plane in slab.unbind(1):
+                    scores = torch.softmax(plane.float(), dim=0) if accumulate == "logits" else plane
+                    stream.write(scores.to("cpu", torch.float16).contiguous().numpy().tobytes())
 
             yield add
 

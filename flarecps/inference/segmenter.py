@@ -207,7 +207,7 @@ class Segmenter:
                 lambda place: all(test(place) for test in tests),
                 advance,
             ):
-                if not bool(torch.isfinite(slab).all()):
+                if not all(bool(torch.isfinite(plane).all()) for plane in slab.unbind(1)):  # of a slab it takes copies
                     raise ScanError(
                         f"{name}: the network's outputs are not finite numbers for this scan: its "
                         "intensities are far from those it was trained on, or its weights are too large for half "

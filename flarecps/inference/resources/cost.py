@@ -18,6 +18,7 @@ from flarecps.inference.resources.usage import (
     RamMeter,
     peak_gpu_memory,
     ram_bytes,
+    release_freed_memory,
     reset_peak_gpu_memory,
 )
 from flarecps.inference.sliding_window import Network, scores_by_slab, window_count, windows
@@ -32,6 +33,7 @@ COMPONENTS = 13  # bytes a voxel while connected components are looked for: a ma
 BORDER = 8 * AT_ONCE * FLOAT  # bytes a class while border voxels are interpolated between their 8 neighbours
 KEPT_BYTES = 32 * 2**20  # of freed memory that the allocator keeps: what lies below glibc's largest threshold
 PREVIEW_BYTES = 100 * 2**20  # of a picture that is drawn: measured, benchmarks/inference/ram_limits.py
+LOOK_EVERY_S = 0.001  # at the memory of a window, which may be quick
 QUICK_S = 2.0  # a first window that is quicker is timed again, without what torch sets up once
 
 # Seconds per million voxels of the scan on one thread of a server core, with a reserve of about two: start values only,
@@ -124,14 +126,14 @@ class WindowCost:
     ram_by_batch: Mapping[int, int] = field(default_factory=dict)  # of several windows at once, where measured
 
     def ram_of(self, batch: int) -> int:
-        """What ``batch`` windows at once take: as measured, else in proportion to the most that were.
+        """What up to ``batch`` windows at once take: a layer's last ones may be fewer.
 
-        One small window may take more than several: PyTorch convolves single samples by another road.
+        As measured, else in proportion to the most that were. One small window may take more than several: PyTorch
+        convolves single samples by another road.
         """
         measured = {1: self.ram_bytes, **self.ram_by_batch}
-        if batch in measured:
-            return measured[batch]
-        return math.ceil(measured[max(measured)] * batch / max(measured))
+        beyond = math.ceil(measured[max(measured)] * batch / max(measured)) if batch > max(measured) else 0
+        return max(beyond, *(size for count, size in measured.items() if count <= batch), 0)
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,9 @@ def measure_window(
         """Seconds and memory of ``count`` windows at once, behind each other along the first axis."""
         image = torch.zeros((len(plan.channels), count * patch[0], *patch[1:]))
         image.normal_(generator=torch.Generator().manual_seed(0))
+        release_freed_memory()
         began = time.perf_counter()
-        with RamMeter() as ram:
+        with RamMeter(LOOK_EVERY_S) as ram:
             for _ in scores_by_slab(networks, image, plan.patch_voxels, plan.class_count, WindowSchedule(1.0), chain):
                 pass
             if chain.now.device.type == "cuda":
@@ -215,14 +218,14 @@ def estimate_ram(
     preparing = now_bytes + max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
     _, rows, columns = _padded(job.network_shape, job.patch_voxels)
-    planes = 3 * job.classes * rows * columns * FLOAT  # two of scores, and one on its way
-    running = now_bytes + image + labels + planes + job.classes * BORDER + KEPT_BYTES
+    plane = job.classes * rows * columns * FLOAT
+    running = now_bytes + image + labels + 2 * plane + KEPT_BYTES  # two of scores, between which a slice lies
     if placement.sums_on.type == "cpu":
         running += sums_bytes(job, placement, steps)
-    if placement.device.type == "cpu":
-        running += window.ram_of(placement.batch)
-    if beside.probabilities:  # a slab in single precision where it is softened, twice in half precision on its way out
-        running += _slab_voxels(job, placement, steps) * job.classes * (FLOAT + 2 * HALF)
+    used_up = plane + job.classes * BORDER  # of a slab, when the windows rest
+    if beside.probabilities:  # in single precision where it is softened, twice in half precision on its way out
+        used_up += job.classes * rows * columns * (FLOAT + 2 * HALF)
+    running += max(used_up, window.ram_of(placement.batch) if placement.device.type == "cpu" else 0)
     if beside.agreement:  # the labels of one sibling wait for those of the other
         running += job.scan_voxels * LABEL
     writing = now_bytes + 2 * job.scan_voxels * LABEL
@@ -256,16 +259,10 @@ def overhead_seconds(job: Job, mode: Mode) -> float:
 
 def sums_bytes(job: Job, placement: Placement, steps: Sequence[float]) -> int:
     """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most, or the quick pass."""
-    held = _slab_voxels(job, placement, steps)
-    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
-
-
-def _slab_voxels(job: Job, placement: Placement, steps: Sequence[float]) -> int:
-    """The most that a slab holds, at any of ``steps`` or in the quick pass."""
     held = max(_voxels_held(job.network_shape, job.patch_voxels, placement.batch, step) for step in steps)
     if job.coarse_shape is not None:
         held = max(held, _voxels_held(job.coarse_shape, job.patch_voxels, placement.batch, COARSE_STEP))
-    return held
+    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
 
 
 def _voxels_held(shape: Triple, patch_voxels: tuple[int, ...], batch: int, step: float) -> int:

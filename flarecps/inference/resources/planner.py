@@ -28,7 +28,7 @@ from flarecps.inference.resources.cost import (
 )
 from flarecps.inference.resources.deadline import LARGER_STEPS, DeadlineSchedule, WindowSchedule
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements, windows_at_a_time
-from flarecps.inference.resources.usage import limited_gpu_memory, ram_bytes
+from flarecps.inference.resources.usage import limited_gpu_memory, ram_bytes, release_freed_memory
 from flarecps.inference.settings import SegmentationSettings
 from flarecps.inference.sliding_window import Network
 from flarecps.inference.window_selection import share_with_body
@@ -104,13 +104,16 @@ class ResourcePlanner:
             budget = Budget(budget.ram_bytes, budget.vram_bytes, left_s)
         job = Job.of(volume.space, self.plan, self.settings.coarse_to_fine)
         share = share_with_body(volume.array, job.network_shape, self.plan, self.settings.step)
+        release_freed_memory()
         return plan_work(job, self.wanted(), budget, window, ram_bytes(), share, self.beside)
 
     def check_unread(self, scan: Unread) -> None:
         """Nothing, or ConfigError when a scan's headers tell that it can't be read, or done, within the budget."""
         if self.settings.budget.ram_bytes is None:
             return
-        window, now = self._measured_window(), ram_bytes()
+        window = self._measured_window()
+        release_freed_memory()
+        now = ram_bytes()
         job = Job.of(scan.space, self.plan, self.settings.coarse_to_fine)
         after, reading = now + scan.array_bytes, now + scan.reading_bytes
         plan_work(job, self.wanted(), self.settings.budget, window, after, 1.0, self.beside, reading)
