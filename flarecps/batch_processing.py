@@ -43,7 +43,7 @@ SINGLE_THREADED = {
     "BLOSC_NTHREADS": "1",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
 }
-PLAIN_LINE_SECONDS = 30.0
+PLAIN_LINE_SECONDS = (5.0, 30.0)  # no oftener, and no more seldom
 PLAIN_LINE_SHARE = 0.1
 DEATHS_BEFORE_GIVING_UP = 3  # workers that die before any case is done: the cause is not in the cases
 KILLED = (
@@ -141,7 +141,8 @@ def shard(cases: Sequence[B], share: str | None) -> list[B]:
 def progress_bar(title: str, total: int, unit: str = "case", shown: bool = True) -> Iterator[Callable[[], None]]:
     """A function to call after each of ``total`` steps; meanwhile a bar, the rate and the time left are shown.
 
-    On a terminal (standard error) a live bar; elsewhere a plain line every tenth of the work or every half minute.
+    On a terminal (standard error) a live bar; elsewhere a plain line every tenth of the work, but none within 5 s of
+    another, and at least one in half a minute; and one at the end.
     """
     console = Console(stderr=True)
     rate = _Rate(title, total, unit)
@@ -198,7 +199,9 @@ def _plain_lines(rate: _Rate) -> Callable[[], None]:
         nonlocal said_at, said_share
         rate.step()
         now, share = time.monotonic(), rate.done / rate.total
-        if share >= min(1.0, said_share + PLAIN_LINE_SHARE) - 1e-9 or now - said_at >= PLAIN_LINE_SECONDS:
+        often, seldom = PLAIN_LINE_SECONDS
+        is_due = share >= said_share + PLAIN_LINE_SHARE - 1e-9 and now - said_at >= often
+        if is_due or rate.done == rate.total or now - said_at >= seldom:
             said_at, said_share = now, share
             sys.stderr.write(rate.line() + "\n")
             sys.stderr.flush()

@@ -42,6 +42,7 @@ def inspect(
     from flarecps.atomic import write_json
     from flarecps.cli.console import Console
     from flarecps.datasets.inspection import inspect_folder, inspection_to_json
+    from flarecps.errors import counted
 
     inspection = inspect_folder(dataset, split, workers, progress)
     console = Console()
@@ -72,7 +73,7 @@ def inspect(
         plain(f"the page with pictures: {html}", soft_wrap=True)
     counts = inspection.summary["findings"]
     verdict = "[bold red]would break training[/]" if inspection.breaks_training else "[green]fit for training[/]"
-    console.print(f"{verdict}: {counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes")
+    console.print(f"{verdict}: {', '.join(counted(number, severity) for severity, number in counts.items())}")
     return 1 if inspection.breaks_training else 0
 
 

@@ -84,7 +84,7 @@ def instead_of_the_plan(data: ScanDataModule, model: SegmentationModule) -> list
 
 
 def _network_row(row: Sequence[Any]) -> str:
-    return "-".join(_times(one) if isinstance(one, Sequence) else str(one) for one in row)
+    return ", ".join(map(_times, row)) if isinstance(row[0], Sequence) else "-".join(map(str, row))
 
 
 def _times(sizes: Sequence[int]) -> str:

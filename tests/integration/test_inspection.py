@@ -682,7 +682,7 @@ def test_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["inspect", str(dataset), "--json", str(report), "--html", str(page), "--workers", "2", "--no-progress"]
     assert main(words) == 1
     said = capsys.readouterr().out
-    assert "would break training: 2 errors, 1 warnings, 0 notes" in said
+    assert "would break training: 2 errors, 1 warning, 0 notes" in said
     content = json.loads(report.read_text())
     assert content["breaks_training"] is True
     assert [(one["case"], one["code"]) for one in content["findings"]] == [

@@ -132,6 +132,7 @@ def test_a_share_that_is_none_says_what_was_expected(share: str) -> None:
 def test_away_from_a_terminal_progress_is_a_line_per_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(batch_processing, "PLAIN_LINE_SECONDS", (0.0, 30.0))
     with progress_bar("Reading", 40) as advance:
         for _ in range(40):
             advance()
@@ -140,6 +141,16 @@ def test_away_from_a_terminal_progress_is_a_line_per_tenth(monkeypatch: pytest.M
     assert lines[0].startswith("Reading: 4 of 40 cases, ")
     assert lines[0].endswith(" left")
     assert lines[-1].startswith("Reading: 40 of 40 cases, in ")
+
+
+def test_short_work_is_one_line_away_from_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    with progress_bar("Reading", 40) as advance:
+        for _ in range(40):
+            advance()
+    assert said.getvalue().splitlines() == [said.getvalue().rstrip("\n")]
+    assert said.getvalue().startswith("Reading: 40 of 40 cases, in ")
 
 
 def test_progress_can_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from flarecps.batch_processing import progress_bar
 from flarecps.durations import clock
 from flarecps.errors import counted
 from flarecps.networks import rebuilt
@@ -23,6 +25,7 @@ from flarecps.training.module import SegmentationModule, segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
 STEPS_WITH_PSEUDO_LABELS = (True, False, False, True, True, True)
+LONG_ENOUGH_S = 120.0  # then one timed step of either kind will do
 LONG = 1000  # epochs to look for a λ in, where a training has no end
 GB = 1e9
 
@@ -68,7 +71,9 @@ class DryRun(Callback):
         self.most = most  # steps, where those are limited
         self.steps: list[TimedStep] = []
         self._taken = 0
-        self._began = self._ended = 0.0
+        self._started = self._began = self._ended = 0.0
+        self._bar = ExitStack()
+        self._advance: Callable[[], None] = lambda: None
         self._epochs: dict[bool, int] = {}  # with pseudo-labels or not: an epoch to time
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,7 +81,10 @@ class DryRun(Callback):
         epochs = range(max(self.epochs or LONG, 1))
         largest, smallest = max(epochs, key=weight), min(epochs, key=weight)
         self._epochs = {weight(epoch) > 0: epoch for epoch in (largest, smallest)}
-        self._ended = time.monotonic()
+        self._started = self._ended = time.monotonic()
+        if trainer.is_global_zero:
+            steps = len(STEPS_WITH_PSEUDO_LABELS)
+            self._advance = self._bar.enter_context(progress_bar("Dry run", steps, unit="step"))
         device = trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -98,11 +106,17 @@ class DryRun(Callback):
             crossed = module.method.weight(module.method_epoch) > 0
             self.steps.append(TimedStep(self._began - self._ended, ended - self._began, crossed))
         self._taken += 1
+        if self._taken <= len(STEPS_WITH_PSEUDO_LABELS):
+            self._advance()
+        is_long = ended - self._started > LONG_ENOUGH_S and trainer.world_size == 1  # ranks stop together
+        if is_long and {step.with_pseudo_labels for step in self.steps} == set(self._epochs):
+            trainer.should_stop = True
         self._ended = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = segmentation_module(pl_module)
         module.pretended_epoch = None
+        self._bar.close()
         if not trainer.is_global_zero:
             return
         table = Table("", "", title="dry run: nothing was written", show_header=False)
@@ -120,7 +134,7 @@ class DryRun(Callback):
         length = f"{counted(epochs, 'epoch')} of {counted(self.iterations, 'step')}"
         if self.most is not None and self.most < epochs * self.iterations:
             length = f"{counted(self.most, 'step')} (trainer.max_steps, shared by {len(module.siblings)} optimisers)"
-        table.add_row(length, f"{clock(left_s)} (h:mm:ss), validation not included")
+        table.add_row(length, f"{clock(left_s)}, validation not included")
         if self.epochs is None:
             table.add_row("to the end", "not known: the training has no number of epochs (trainer.max_epochs)")
         Console().print(table)
