@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELLED, UNLABELLED, TEST = 10, 10, 5
+PASSED_ON = ("HOME", "TMPDIR", "OMP_NUM_THREADS")
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = 'while IFS= read -r -u 3 line; do eval "$line" 3<&-; echo "$$ ended with $?"; done'
 
@@ -66,7 +67,7 @@ class Shell:
     """One bash, so that an environment that was activated stays so; a command's input is empty."""
 
     def __init__(self, folder: Path) -> None:
-        mine = {name: os.environ[name] for name in os.environ if name in ("HOME", "TMPDIR") or "PIP" in name}
+        mine = {name: os.environ[name] for name in os.environ if name in PASSED_ON or "PIP" in name}
         path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not Path(p, "activate").exists())
         reading, writing = os.pipe()
         self.bash = subprocess.Popen(
@@ -87,7 +88,7 @@ class Shell:
             if ended := re.search(rf"^{self.bash.pid} ended with (\d+)$", answer):
                 return printed, int(ended[1])
             print(answer, end="")
-            printed.append(answer.rstrip("\n"))
+            printed.append(answer.rstrip())
         raise SystemExit(f"the shell ended at: {line}")
 
 
@@ -116,7 +117,8 @@ def transcript(source: Path) -> str:
                 if code:
                     raise SystemExit("\n".join(parts))
         minutes = (time.monotonic() - began) / 60
-    cores = f"{os.cpu_count()} cores{'' if gpu else ' without a GPU'}"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    cores = f"{os.cpu_count()} cores{'' if gpu else ' without a GPU'}{f', {threads} thread' if threads else ''}"
     head = (
         "# A first hour\n\nREADME's commands, run to the letter by `docs/examples/first_hour.py` in a new environment "
         f"on {date.today()}: {LABELLED} labelled, {UNLABELLED} unlabelled and {TEST} test scans of real head-and-neck "

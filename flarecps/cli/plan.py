@@ -69,7 +69,7 @@ def plan(
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
     from flarecps.planning.fingerprint import fingerprint_dataset, fingerprint_shard
-    from flarecps.planning.memory import STREAMS, networks_held
+    from flarecps.planning.memory import STREAMS, gb_in_words, networks_held
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
@@ -102,7 +102,7 @@ def plan(
     if siblings_in_turn:
         console.print("train it with: fit --model.method.init_args.siblings_in_turn true", **PLAIN)
     if patch is not None and decided.memory_gb > gpu_memory_gb:
-        note = f"this step is estimated at {decided.memory_gb:g} GB, more than the {gpu_memory_gb:g} GB given"
+        note = f"this step is estimated at {gb_in_words(decided.memory_gb)}, more than the {gpu_memory_gb:g} GB given"
         errors.print(f"{note}: choose a smaller --patch", style="yellow", markup=False)
     for case in fingerprint.cases:
         for remark in case.remarks:
@@ -164,6 +164,7 @@ def _show(plan: Plan, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from flarecps.planning.memory import gb_in_words
     from flarecps.planning.plan import batch_words
 
     cases = plan.fingerprint["cases"]
@@ -185,7 +186,7 @@ def _show(plan: Plan, console: Console) -> None:
         ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),
         ("Dice over", "the batch" if plan.batch_dice else "each patch"),
         ("intensities", intensities),
-        ("GPU memory", f"about {plan.memory_gb:g} GB for a training step (estimate)"),
+        ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a training step (estimate)"),
     ]
     table = Table(title=escape(f"{plan.dimensions}D plan for {plan.dataset}"), title_justify="left", show_header=False)
     for heading, content in rows:

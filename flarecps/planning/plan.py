@@ -151,7 +151,14 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     content["intensity"] = intensity
     if plan.conventions == OWN_CONVENTIONS:
         del content["conventions"]
-    return json.loads(json.dumps(content, default=lambda scalar: scalar.item()))  # NumPy's scalars become plain
+    return json.loads(json.dumps(content, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays in plain types."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise PlanError(f"plan: holds a {type(value).__name__}, {value!r}; expected numbers, text, lists and dicts")
 
 
 def plan_from_json(content: Any, where: str = "plan") -> Plan:

@@ -121,7 +121,7 @@ def method_sentence(comparison: Comparison) -> str:
     """How differences, intervals and p were found."""
     return (
         f"Method minus {comparison.baseline.name}, paired by case; {_interval_title(comparison)} by bootstrap over "
-        f"cases (BCa, {comparison.resamples} resamples, seed {comparison.seed}); p: Wilcoxon's signed ranks, "
+        f"cases (BCa, {comparison.resamples} resamples, seed {comparison.seed}); p: Wilcoxon signed-rank test, "
         "two-sided; p (Holm): corrected over the organs; the mean's p is one test of its own."
     )
 

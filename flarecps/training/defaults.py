@@ -112,6 +112,8 @@ def said(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_cases: i
     if "trainer.max_epochs" in found:
         steps = {**given, **found}.get("data.iterations_per_epoch", ITERATIONS[True])
         lines.append(f"{found['trainer.max_epochs']} epochs of {steps} steps (--trainer.max_epochs N changes it)")
+    if not machine.gpu and "data.iterations_per_epoch" in found:
+        lines.append("the plan's network is slow without a GPU: see --dry-run; --config cpu_3d trains a small one")
     here = [
         f"{title} {found[name]}"
         for name, title in (("trainer.precision", "precision"), ("data.workers", "workers"))

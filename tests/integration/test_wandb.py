@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -220,6 +221,44 @@ def test_online_the_server_knows_what_it_has(tmp_path: Path, online: None, monke
     (found,) = server.runs.values()
     assert steps(found) == [(1, 1), (2, 2), (3, 3)]
     assert not list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("offline_run", "sessions", "stays"),
+    [(False, (), False), (True, (), True), (False, ("run-a.wandb",), True), (False, ("run-a.wandb.synced",), False)],
+)
+def test_what_was_sent_is_left_nowhere(
+    offline_run: bool, sessions: tuple[str, ...], stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb leaves copies of what it sent; what waits for ``wandb sync`` stays. ``sessions``: an offline one's file."""
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
+    copy = tmp_path / "wandb" / "artifacts" / "staging" / "tmp1"
+    for file in (copy, *(tmp_path / "wandb" / "offline-run-1" / name for name in sessions)):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    dashboard = WandbDashboard()
+    dashboard.folder, dashboard._places = tmp_path, ["WANDB_DATA_DIR"]
+    dashboard._run = SimpleNamespace(offline=offline_run, finish=lambda exit_code: None)
+    dashboard.finalize("success")
+    assert copy.exists() == stays
+
+
+def test_a_wandb_run_stays_in_its_folder(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    dashboard = WandbDashboard()
+    dashboard.begin(tmp_path / "run", "abc", {"one": 1})
+    dashboard.add_table(1, metric_names.CASES, ["case"], [["a"]])
+    dashboard.log_metrics({"epoch": 0, metric_names.LOSS_TOTAL: 1.0})
+    dashboard.complete = True
+    dashboard.finalize("success")
+    stop_service()
+    server, runs = synced(tmp_path / "run")
+    assert (runs["abc"].config["one"], runs["abc"].history[0][metric_names.LOSS_TOTAL]) == (1, 1.0)
+    assert len(server.artifacts) == 1, "wandb sync found what it needs"
+    left = [path for name in ("HOME", "TMPDIR") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert not [path for path in left if "wandb" in str(path.relative_to(tmp_path)) and path.suffix != ".log"]
 
 
 def test_one_run_of_two_processes(tiny_stores: TinyStores, tmp_path: Path) -> None:

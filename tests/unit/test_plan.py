@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flarecps.errors import PlanError
@@ -70,6 +71,13 @@ def test_a_plan_survives_its_file_exactly(plan: Plan, tmp_path: Path) -> None:
     write_plan(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
     assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
+
+
+def test_what_json_can_not_hold_is_named() -> None:
+    plan = replace(a_plan(), fingerprint={"cases": np.int64(3), "means": np.ones(2)})
+    assert plan_to_json(plan)["fingerprint"] == {"cases": 3, "means": [1.0, 1.0]}
+    with pytest.raises(PlanError, match="holds a .*Path"):
+        plan_to_json(replace(plan, fingerprint={"folder": Path("x")}))
 
 
 def test_the_file_names_format_version_and_units() -> None:

@@ -116,6 +116,7 @@ def test_it_is_said_in_words() -> None:
     assert said(settings, {"data.store": "s"}, 3, CPU) == [
         "method CrossPseudoSupervision (3 unlabelled cases)",
         "100 epochs of 50 steps (--trainer.max_epochs N changes it)",
+        "the plan's network is slow without a GPU: see --dry-run; --config cpu_3d trains a small one",
         "precision 32-true, workers 0 (2 cores, no GPU)",
         "run folder runs/abdomen",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -127,7 +128,8 @@ class WandbDashboard(Logger):
         code = 0 if status == "success" else self.exit_code
         within_s = None if self.complete else STOP_S
         close = partial(finish_within, within_s, lambda: run.finish(exit_code=code))
-        _ = _attempt("closing the run", close, self._say)
+        if _attempt("closing the run", close, self._say) and not run.offline:
+            self._clear_staging()
         self._leave()
 
     # -- what callbacks ask
@@ -248,6 +250,12 @@ class WandbDashboard(Logger):
 
         _ = _attempt("sending checkpoints", send, self._say)
 
+    def _clear_staging(self) -> None:
+        """Remove what wandb copied to send it and then left there; offline sessions that wait still need theirs."""
+        place = self.folder / "wandb"
+        if PLACES[0] in self._places and all(any(one.glob("*.synced")) for one in place.glob("offline-run-*")):
+            shutil.rmtree(place / "artifacts" / "staging", ignore_errors=True)
+
     def _stop_service(self) -> None:
         _ = _attempt("", lambda: self._wandb.teardown(exit_code=1), lambda *_: None)
 
@@ -331,8 +339,8 @@ def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseEx
         return None
 
 
-def finish_within(within_s: float | None, close: Callable[[], object]) -> None:
-    """Close a wandb run; raises what wandb raises, and TimeoutError where that takes longer than ``within_s``."""
+def finish_within(within_s: float | None, close: Callable[[], object]) -> bool:
+    """Close a wandb run and return True; raises what wandb raises, TimeoutError where it takes over ``within_s``."""
     raised: list[Exception] = []
 
     def finish() -> None:
@@ -348,6 +356,7 @@ def finish_within(within_s: float | None, close: Callable[[], object]) -> None:
         raise TimeoutError(f"not done after {within_s:.0f} s")
     if raised:
         raise raised[0]
+    return True
 
 
 def _in_a_line(error: BaseException) -> str:
