@@ -90,8 +90,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("--worker", ["--workers", "--out"]), did_you_mean("--zzz", ["--out"])
     ('; did you mean --workers?', '')
     """
-    nearest = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    plain = {one.lstrip("-").lower(): one for one in known}  # dashes would make all options alike
+    nearest = get_close_matches(word.lstrip("-").lower(), list(plain), n=1)
+    return f"; did you mean {plain[nearest[0]]}?" if nearest else ""
 
 
 def visible(text: str) -> str:

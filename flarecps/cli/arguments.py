@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
@@ -51,11 +52,30 @@ _INPUTS = {
 }
 
 
+_MISFIT = re.compile(r'Parser key "(\w+)": .*\b[Vv]alue: (.*)$')  # of jsonargparse's
+
+
+def _expected(hint: Any, value: str) -> str:
+    """What an argument of a type may be, and the likeliest word; nothing where its parser says it well enough."""
+    kinds = [hint, *get_args(hint)]
+    choices = [str(one) for kind in kinds if get_origin(kind) is Literal for one in get_args(kind)]
+    if choices:
+        return f"{', '.join(choices[:-1])} or {choices[-1]}".removeprefix(" or ") + did_you_mean(value, choices)
+    lists = any(get_origin(kind) is list for kind in kinds)
+    numbers = {int: "a whole number", float: "a number"}
+    return 'a list such as "[1, 2, 3]"' if lists else next((numbers[kind] for kind in kinds if kind in numbers), "")
+
+
 class _OneLine(ArgumentParser):
     """A parser whose complaint is one line, as every other error of the program."""
 
+    hints: Mapping[str, Any] = {}  # by name of what is given
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         words = " ".join(message.split())
+        if (found := _MISFIT.match(words)) and (expected := _expected(self.hints.get(found[1]), found[2])):
+            option = next((one for one in self._actions if one.dest == found[1] and one.option_strings), None)
+            words = f"{option.option_strings[0] if option else found[1].upper()} {found[2]}: expected {expected}"
         print(visible(f"{self.prog}: {words} ({self.prog} --help)"), file=sys.stderr)
         raise SystemExit(2)
 
@@ -89,10 +109,11 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
         words, rest = words[:place], words[place + 1 :]
     words = [_dashes(word) for word in words]
     known = [option for action in parser._actions for option in action.option_strings]  # which has no public name
+    positional = [action.dest.upper() for action in parser._actions if not action.option_strings]
     for word in words:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known:
-            parser.error(f"no option {option}{did_you_mean(option, known)}")
+            parser.error(f"no option {option}{did_you_mean(option, [*known, *positional])}")
     given = vars(parser.parse_args(words))
     arguments: list[Any] = []
     options = {}
@@ -119,7 +140,7 @@ def option_names(function: Callable[..., Any]) -> list[str]:
     return [one for one in options if one.startswith("--") and not one.endswith("+")]
 
 
-def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, dict[str, str]]:
+def _parser(function: Callable[..., Any], prog: str) -> tuple[_OneLine, dict[str, str]]:
     """The parser of ``function``, and for each parameter the name under which the parser keeps its value."""
     documentation = parse(inspect.getdoc(function) or "")
     explained = {one.arg_name: " ".join((one.description or "").split()) for one in documentation.params}
@@ -136,6 +157,7 @@ def _parser(function: Callable[..., Any], prog: str) -> tuple[ArgumentParser, di
         name = names[parameter.name] = stem if has_unit else parameter.name.rstrip("_")  # from_ is --from
         explanation = explained.get(parameter.name) or name.replace("_", " ")
         _add(parser, parameter, hints[parameter.name], name, explanation, unit.upper() if has_unit else None)
+    parser.hints = {names[name]: hints[name] for name in names}
     for option, explanation in EXPLAINED.items():
         parser.add_argument(option, action="store_true", help=explanation, default=argparse.SUPPRESS)
     return parser, names

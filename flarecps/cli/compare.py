@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flarecps.cli import PLAIN
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, did_you_mean
 from flarecps.named_paths import comma_list
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def _in_order(files: dict[str, list[Path]], words: list[str], methods: list[Meth
         return [files[name] for name in called]
     unknown = [name for name in files if name not in called and any(word.startswith(f"{name}=") for word in words)]
     if unknown:
-        raise ConfigError(f"--efficiency {unknown[0]}=…: no method has this name; the methods are {', '.join(called)}")
+        known = f"the methods are {', '.join(called)}{did_you_mean(unknown[0], called)}"
+        raise ConfigError(f"--efficiency {unknown[0]}=…: no method has this name; {known}")
     return list(files.values())
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flarecps.cli.arguments import call_with_arguments
+from flarecps.errors import ConfigError, did_you_mean
+from flarecps.verbosity import EXPLAINED
 
 PROG = "flarecps postprocess"
 FAILED = 1  # exit code: some scans could not be used
@@ -19,9 +21,7 @@ def postprocess(words: Sequence[str]) -> int | None:
     if action in ("-h", "--help", "help"):
         print(_help_text())
         raise SystemExit(0 if len(words) > 1 else 2)
-    from flarecps.errors import ConfigError
-
-    raise ConfigError(f"no action '{action}'; expected {' or '.join(ACTIONS)}")
+    raise ConfigError(f"no action '{action}'; expected {' or '.join(ACTIONS)}{did_you_mean(action, ACTIONS)}")
 
 
 def determine(predictions: Path, references: Path, *, out: Path, labels: Path | None = None, workers: int = 1) -> int:
@@ -122,5 +122,6 @@ def _help_text() -> str:
             *(f"  {name:<{width}}  {line}" for name, line in first.items()),
             "",
             f"{PROG} determine --help   its arguments",
+            *(f"{PROG} ACTION {option:<8} {explanation}" for option, explanation in EXPLAINED.items()),
         ]
     )

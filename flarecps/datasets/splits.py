@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flarecps.case_names import why_not_plain
-from flarecps.errors import DatasetError
+from flarecps.errors import DatasetError, did_you_mean
 from flarecps.json_fields import is_whole, shown
 from flarecps.text_files import read_json
 
@@ -136,7 +136,7 @@ def choose_split(splits: Mapping[str, Split], name: str | None, where: Path | st
     known = ", ".join(splits)
     if name is not None:
         if name not in splits:
-            raise DatasetError(f"{where}: no split {name!r}; it has {known}")
+            raise DatasetError(f"{where}: no split {name!r}; it has {known}{did_you_mean(name, splits)}")
         return splits[name]
     if DEFAULT_SPLIT in splits:
         return splits[DEFAULT_SPLIT]

@@ -10,7 +10,7 @@ from typing import Any
 
 from flarecps.anatomy import FLARE22_LABELS, Organ
 from flarecps.datasets.label_names import label_names
-from flarecps.errors import ConfigError, DatasetError, first_few
+from flarecps.errors import ConfigError, DatasetError, did_you_mean, first_few
 from flarecps.text_files import read_json
 
 DATASET_JSON = "dataset.json"
@@ -77,7 +77,8 @@ def read_tolerances(words: str, organs: Sequence[Organ]) -> dict[str, float]:
             found = {organ.name: tolerance_mm for organ in organs} | found
         elif word.lower() not in names:
             known = ", ".join(organ.name for organ in organs)
-            raise ConfigError(f"tolerance {words!r}: no organ is called {word!r}; the label set holds {known}")
+            likely = did_you_mean(word, names)
+            raise ConfigError(f"tolerance {words!r}: no organ is called {word!r}; the label set holds {known}{likely}")
         else:
             found[names[word.lower()]] = tolerance_mm
     return found

@@ -22,7 +22,7 @@ from flarecps.anatomy import organs_of
 from flarecps.batch_processing import Outcome, process_cases
 from flarecps.case_names import file_name
 from flarecps.datasets.label_names import LARGEST_ID
-from flarecps.errors import ConfigError, DatasetError
+from flarecps.errors import ConfigError, DatasetError, did_you_mean
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.json_fields import Reader, is_whole
 from flarecps.named_paths import check_output_folder
@@ -214,7 +214,8 @@ def rules_for(
     organs = _organs(labels)
     named = list(organs) if list(largest) == [EVERY_ORGAN] else list(largest)
     if strange := [name for name in named if name not in organs]:
-        raise ConfigError(f"no organ {strange[0]!r}; expected one of {', '.join(organs)}, or {EVERY_ORGAN}")
+        known = f"expected one of {', '.join(organs)}, or {EVERY_ORGAN}"
+        raise ConfigError(f"no organ {strange[0]!r}; {known}{did_you_mean(strange[0], organs)}")
     return Rules(labels, largest=tuple(sorted({organs[name] for name in named})))
 
 

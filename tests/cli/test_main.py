@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import inspect
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
 import flarecps
+from flarecps import verbosity
 from flarecps.cli import main as cli
 from flarecps.cli.arguments import call_with_arguments
 from flarecps.cli.console import Console
@@ -365,6 +369,72 @@ def test_quiet_and_v_are_every_commands(capfd: pytest.CaptureFixture[str], tmp_p
     assert "nowhere" in capfd.readouterr().err, "errors are still said"
     assert cli.main(["inspect", str(tmp_path / "nowhere"), "-v"]) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", DESIGN_ORDER)
+def test_quiet_and_v_are_heard_and_explained(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        cli.main([name, "--help"])
+    assert {"--quiet", "-v"} <= set(capsys.readouterr().out.split())
+
+    def speak(name: str, words: list[str]) -> None:
+        assert words == ["x"]
+        print("quiet" * verbosity.is_quiet() + "verbose" * verbosity.is_verbose())
+
+    monkeypatch.setattr(cli, "_run", speak)
+    for option, said in (("--quiet", ""), ("-v", "verbose\n")):
+        assert cli.main([name, option, "x"]) == cli.main([name, "x", option]) == 0
+        assert capsys.readouterr().out == 2 * said
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDER_COMMANDS if name != "efficiency"])
+def test_a_misspelt_choice_is_named_with_what_there_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every choice of every command: one more letter, and the option, all choices and the likeliest are said."""
+    function = getattr(import_module(cli.COMMANDS[name].module), cli.COMMANDS[name].function)
+    hints, parameters = get_type_hints(function), inspect.signature(function).parameters
+    choices = {
+        one: [str(value) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for value in get_args(kind)]
+        for one, hint in hints.items()
+    }
+    for asked in (one for one, values in choices.items() if values):
+        words = []
+        for one, parameter in parameters.items():
+            value = choices[one][0] if choices[one] else "x"
+            option = f"--{one.rstrip('_').replace('_', '-')}"
+            wrong = f"{choices[one][0]}x" if one == asked else value
+            if parameter.kind is parameter.KEYWORD_ONLY and (parameter.default is parameter.empty or one == asked):
+                words += [option, wrong]
+            elif parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+                words += [wrong] if parameter.kind is parameter.POSITIONAL_ONLY else [option, wrong] * (one == asked)
+            elif parameter.kind is not parameter.KEYWORD_ONLY:
+                words.append(wrong)
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([name, *words])
+        said = capsys.readouterr().err
+        assert all(choice in said for choice in choices[asked]), said
+        likeliest = choices[asked][0]
+        assert len(likeliest) == 1 or f"did you mean {likeliest}?" in said
+        assert said.count("\n") == 1
+        assert "typing" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers", "two"], "--workers two: expected a whole number"),
+        (["--gpu-memory", "big"], "--gpu-memory big: expected a number"),
+        (["--spacing", "thin"], '--spacing thin: expected a list such as "[1, 2, 3]"'),
+        (["--dataset", "D"], "no option --dataset; did you mean DATASET?"),
+    ],
+)
+def test_a_value_of_another_kind_is_said_plainly(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["plan", str(tmp_path), "--out", "x", *words])
+    assert capsys.readouterr().err == f"flarecps plan: {said} (flarecps plan --help)\n"
 
 
 @pytest.mark.parametrize(

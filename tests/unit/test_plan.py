@@ -76,7 +76,7 @@ def test_a_plan_survives_its_file_exactly(plan: Plan, tmp_path: Path) -> None:
 def test_what_json_can_not_hold_is_named() -> None:
     plan = replace(a_plan(), fingerprint={"cases": np.int64(3), "means": np.ones(2)})
     assert plan_to_json(plan)["fingerprint"] == {"cases": 3, "means": [1.0, 1.0]}
-    with pytest.raises(PlanError, match="holds a .*Path"):
+    with pytest.raises(PlanError, match=r"holds a .*Path"):
         plan_to_json(replace(plan, fingerprint={"folder": Path("x")}))
 
 
