@@ -13,6 +13,7 @@ def pseudo_label(
     store: Path,
     out: Path,
     split: str | None = None,
+    teacher_store: Path | None = None,
     sibling: Literal["1", "2", "average"] = "average",
     step: float = 0.7,
     mirror: bool = False,
@@ -39,10 +40,13 @@ def pseudo_label(
     Args:
         teacher: one or more .ckpt files written by 'flarecps fit' for one plan: folds, seeds, or a student of an
             earlier round.
-        store: the case store, written by 'flarecps preprocess' with the teachers' plan.
+        store: the case store whose cases get labels, written by 'flarecps preprocess': with the teachers' plan, or with
+            a student's.
         out: folder of the pseudo-labels; made if needed, continued if it holds some of these teachers.
         split: name of a split in the store's splits.json, whose unlabelled cases are labelled; may be left out if there
             is only one, or one called "default".
+        teacher_store: the case store of the same scans that was written with the teachers' plan, where STORE is a
+            student's: what the teachers see in it is brought to STORE's grid.
         sibling: which networks of a checkpoint are teachers: 1, 2, or all of them (average).
         step: step of the sliding window as a fraction of the patch, above 0 and at most 1.
         mirror: average over the scan mirrored along all axes, 8 times the time in 3D, 4 times in 2D.
@@ -82,7 +86,7 @@ def pseudo_label(
     )
     asked = annotate_next is not None
     rules = rules_for(CaseStore(store).plan.labels, teacher, postprocess, largest or ())
-    outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress, needs_quality=asked)
+    outcomes = label_store(teacher, store, out, settings, rules, split, shard, workers, progress, asked, teacher_store)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     written, present = (sum(one.value == value for one in outcomes) for value in ("written", "present"))
     there = f"; {present} were there already" if present else ""

@@ -35,7 +35,11 @@ def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode =
     """
     planes = (plane_of(scores) for slab in slabs for scores in slab.unbind(1))
     if mode == "normal":
-        return _interpolated_labels(planes, grid_mapping)
+        labels = np.zeros(grid_mapping.scan_shape, np.uint8)
+        view = labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order)
+        for drawn, found in zip(view, interpolated_labels(planes, grid_mapping), strict=True):
+            drawn[:] = found
+        return labels
     labels = np.empty(grid_mapping.network_shape, np.uint8)
     for drawn, plane in zip(labels, planes, strict=True):
         drawn[:] = plane.labels
@@ -46,17 +50,19 @@ def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode =
     return uncrop(canonical[np.ix_(*nearest)], grid_mapping.box, grid_mapping.scan_shape, 0)
 
 
-def _interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> LabelArray:
-    labels = np.zeros(grid_mapping.scan_shape, np.uint8)
-    view = labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order)
+def interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> Iterator[LabelArray]:
+    """Labels (rows, columns) of the scan's box, slice by slice of the network's first axis, axes in network order.
+
+    No plane is asked for before a slice needs it.
+    """
     first, rows, columns = _taps(grid_mapping)
     upsampling = _PlaneUpsampling(rows, columns)
-    done, last = 0, None
+    last, labels = None, np.empty(0, np.uint8)
     for below, above, share in _slices(planes, first):
         here = (id(below), id(above), share)
-        view[done] = view[done - 1] if here == last else upsampling.labels(below, above, share)
-        done, last = done + 1, here
-    return labels
+        labels = labels if here == last else upsampling.labels(below, above, share)
+        last = here
+        yield labels
 
 
 def _taps(grid_mapping: GridMapping) -> list[_Taps]:

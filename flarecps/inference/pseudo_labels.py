@@ -2,16 +2,18 @@
 
 Every teacher sees each scan whole, by overlapping windows; the labels are those of the mean of their probabilities. How
 much to trust them is measured without a reference: by how far the teachers, each for itself, draw the same. Images are
-read from the store, on the network's own grid, so nothing is resampled.
+read from the store, on the network's own grid, so nothing is resampled. Teachers of another plan see the images of a
+store of theirs, and their probabilities are interpolated onto the grid of the store whose labels these become.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, tee
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,20 +21,22 @@ import numpy as np
 
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, shard
 from flarecps.datasets.splits import SPLITS, choose_split, read_splits
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, StoreError
 from flarecps.inference.case_records import sibling_agreement
-from flarecps.inference.export import highest_label
+from flarecps.inference.export import Plane, interpolated_labels, plane_of
 from flarecps.inference.outputs import disk_errors_as_config_error
 from flarecps.inference.postprocessing import Rules
 from flarecps.inference.segmenter import Segmenter
 from flarecps.inference.settings import SegmentationSettings
 from flarecps.planning.plan import Plan
-from flarecps.preprocessing.case import Prepared
+from flarecps.planning.spacing import in_canonical_order
+from flarecps.preprocessing.case import GridMapping, Prepared
 from flarecps.preprocessing.checksums import sha256
 from flarecps.preprocessing.pseudo_labels import prepare_folder, write_pseudo_labels
+from flarecps.preprocessing.sources import are_same_files
 from flarecps.preprocessing.store import CaseStore, is_finished
 from flarecps.preprocessing.store_writing import remove_partial_cases
-from flarecps.typing import LabelArray
+from flarecps.typing import LabelArray, triple
 
 Done: TypeAlias = Literal["written", "present"]
 DECIMALS = 6  # of a quality in its file
@@ -59,22 +63,46 @@ class Teachers:
         """What all of them were trained by."""
         return self.segmenters[0].plan
 
-    def label(self, prepared: Prepared, name: str) -> tuple[LabelArray, list[LabelArray]]:
-        """Labels, uint8 (S, H, W) of the network's grid, of the teachers' mean probabilities, and each one's own;
-        all after post-processing. ``name`` is the case's, for errors.
+    def label(self, prepared: Prepared, name: str, target: GridMapping) -> tuple[LabelArray, list[LabelArray]]:
+        """Labels, uint8 (S, H, W) of the grid of ``target``, of the teachers' mean probabilities, and each one's own.
+
+        All after post-processing. Probabilities are interpolated linearly where ``target`` is another network's grid of
+        the same scan. ``name`` is the case's, for errors.
         """
-        shape = prepared.grid_mapping.network_shape
-        labels, own = np.empty(shape, np.uint8), [np.empty(shape, np.uint8) for _ in self.segmenters]
-        done = 0
+        between = grid_to_grid(prepared.grid_mapping, target)
+        found = [np.zeros(target.network_shape, np.uint8) for _ in range(1 + len(self.segmenters))]
+        canonical = [target.axis_order.index(axis) for axis in range(3)]
+        views = [one.transpose(canonical).transpose(between.axis_order) for one in found]
+        streams = [  # in step with each other, so that few planes wait for those behind
+            interpolated_labels(map(itemgetter(which), copy), between)
+            for which, copy in enumerate(tee(self._planes(prepared, name), len(found)))
+        ]
+        for places, slices in zip(zip(*views, strict=True), zip(*streams, strict=True), strict=True):
+            for place, drawn in zip(places, slices, strict=True):
+                place[:] = drawn
+        labels, *own = map(self.rules, found)
+        return labels, own
+
+    def _planes(self, prepared: Prepared, name: str) -> Iterator[list[Plane]]:
+        """Of every slice of the network's grid the sum of the teachers' scores, and each one's own."""
         for slabs in zip(*(one.slabs(prepared, name) for one in self.segmenters), strict=True):
             total = slabs[0].float()
             for other in slabs[1:]:
                 total = total + other.to(total)
-            now = slice(done, done + total.shape[1])
-            for array, scores in zip((labels, *own), (total, *slabs), strict=True):
-                array[now] = highest_label(scores)
-            done = now.stop
-        return self.rules(labels), [self.rules(one) for one in own]
+            for at in range(total.shape[1]):
+                yield [plane_of(scores[:, at]) for scores in (total, *slabs)]
+
+
+def grid_to_grid(seen: GridMapping, target: GridMapping) -> GridMapping:
+    """How to go from one network's grid to another's, of the same scan: as if the latter were the scan's.
+
+    Both cover the same part of the scan, so nothing is cut off. Raises ``StoreError`` where they do not.
+    """
+    if (seen.scan_shape, seen.scan_spacing_mm, seen.box) != (target.scan_shape, target.scan_spacing_mm, target.box):
+        raise StoreError("another scan, or cut otherwise, than in the teachers' store; preprocess both anew")
+    shape = triple(in_canonical_order(target.network_shape, target.axis_order))
+    spacing_mm = triple(in_canonical_order(target.network_spacing_mm, target.axis_order))
+    return replace(seen, scan_shape=shape, scan_spacing_mm=spacing_mm, box_lower=(0, 0, 0), box_upper=shape)
 
 
 def quality_of(maps: Sequence[LabelArray], labels: dict[str, int]) -> dict[str, float | None]:
@@ -98,17 +126,21 @@ def quality_of(maps: Sequence[LabelArray], labels: dict[str, int]) -> dict[str, 
 class _CaseLabelling:
     """Labels one case after another."""
 
-    def __init__(self, teachers: Teachers, store: Path, folder: Path) -> None:
+    def __init__(self, teachers: Teachers, store: Path, seen: Path, folder: Path) -> None:
         self.teachers = teachers
-        self.store = CaseStore(store)
+        self.store, self.seen = CaseStore(store), CaseStore(seen)
         self.folder = folder
 
     def __call__(self, name: str) -> Done:
-        plan = self.teachers.plan
-        labels, own = self.teachers.label(self.store.read_prepared(name), name)
+        plan, target = self.store.plan, self.store.record(name)
+        if not are_same_files(target.sources, self.seen.record(name).sources):
+            raise StoreError(
+                f"{self.seen.path}: made of other files of '{name}' than {self.store.path}; preprocess both anew"
+            )
+        labels, own = self.teachers.label(self.seen.read_prepared(name), name, target.grid_mapping)
         differing = [other != own[0] for other in own[1:]]
         disputed = np.logical_or.reduce(differing).astype(np.uint8) if differing else None
-        voxel_ml = math.prod(self.store.record(name).spacing_mm) / 1000
+        voxel_ml = math.prod(target.spacing_mm) / 1000
         counts = np.bincount(labels.ravel(), minlength=plan.class_count)
         ml = {organ: round(float(counts[label] * voxel_ml), 3) for organ, label in plan.labels.items() if label}
         quality = quality_of(own, plan.labels)
@@ -127,14 +159,16 @@ def label_store(
     workers: int = 1,
     progress: bool = True,
     needs_quality: bool = False,
+    teacher_store: Path | None = None,
 ) -> list[Outcome[Done]]:
     """What became of every unlabelled case of the store's split: written to ``folder``, already present, or its error.
 
     ``share`` "I/N" does the I-th of N shares of them (job arrays); with ``needs_quality`` one teacher is too few.
+    ``teacher_store`` holds the same scans on the teachers' grid, where ``store`` has another, a student's.
     Raises ``StoreError`` when ``store`` is no store or ``folder`` holds pseudo-labels of another run, ``ConfigError``
     when teachers and store do not fit.
     """
-    cases = CaseStore(store)
+    cases, seen = CaseStore(store), CaseStore(teacher_store or store)
     names = choose_split(read_splits(store / SPLITS), split, store).unlabelled
     if not names:
         raise ConfigError(f"{store}: the split has no unlabelled case to be labelled; choose another with --split")
@@ -143,33 +177,39 @@ def label_store(
     plan = together.plan
     if needs_quality and len(together.networks) < 2:
         raise ConfigError("one teacher agrees with itself: quality needs two or more networks, of other seeds or folds")
-    if plan.preprocessing_hash() != cases.plan.preprocessing_hash():
+    if plan.preprocessing_hash() != seen.plan.preprocessing_hash():
         raise ConfigError(
-            f"{checkpoints[0]}: trained on another grid than that of {store} (spacing, labels or channels); preprocess "
-            "the data set with the teachers' plan"
+            f"{checkpoints[0]}: trained on another grid than that of {seen.path} (spacing, labels or channels); name "
+            "the store that was preprocessed with the teachers' plan with --teacher-store"
+        )
+    if (plan.labels, plan.conventions.orientation) != (cases.plan.labels, cases.plan.conventions.orientation):
+        raise ConfigError(
+            f"{store}: has other labels, or another order of voxels, than the teachers of {checkpoints[0]}; plan the "
+            "student on the teachers' data set"
         )
     rules = rules or Rules(plan.labels)
     with disk_errors_as_config_error(folder):
-        prepare_folder(folder, _provenance(cases, checkpoints, settings, rules))
+        prepare_folder(folder, _provenance(cases, seen, checkpoints, settings, rules))
     mine = shard(names, share)
     remove_partial_cases(folder, set(mine), set(names))
     waiting = [(name, name) for name in mine if not is_finished(folder, name)]
-    make = PerProcess(partial(_labelling, load, rules, store, folder))
+    make = PerProcess(partial(_labelling, load, rules, store, seen.path, folder))
     done = {one.name: one for one in process_cases(make, waiting, workers, "Pseudo-label", progress)}
     return [done.get(name, Outcome(name, "present", None)) for name in mine]
 
 
-def _labelling(load: Any, rules: Rules, store: Path, folder: Path) -> _CaseLabelling:
-    return _CaseLabelling(load(rules), store, folder)
+def _labelling(load: Any, rules: Rules, store: Path, seen: Path, folder: Path) -> _CaseLabelling:
+    return _CaseLabelling(load(rules), store, seen, folder)
 
 
 def _provenance(
-    store: CaseStore, checkpoints: Sequence[Path], settings: SegmentationSettings, rules: Rules
+    store: CaseStore, seen: CaseStore, checkpoints: Sequence[Path], settings: SegmentationSettings, rules: Rules
 ) -> dict[str, Any]:
     """What pseudo-labels depend on, in plain types."""
-    mirrored = settings.mirror_axes
+    mirrored, grids = settings.mirror_axes, [one.plan.preprocessing_hash() for one in (store, seen)]
     return {
-        "preprocessing_hash": store.plan.preprocessing_hash(),
+        "preprocessing_hash": grids[0],
+        **({"teachers_preprocessing_hash": grids[1]} if grids[1] != grids[0] else {}),
         "teachers": [{"file": path.name, "sha256": sha256(path)} for path in checkpoints],
         "sibling": settings.sibling,
         "step": settings.step,

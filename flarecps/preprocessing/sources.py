@@ -82,6 +82,13 @@ def have_hashes(files: Sequence[FileHash]) -> bool:
     return all(len(entry) == 3 for entry in files)
 
 
+def are_same_files(some: Sequence[FileHash], others: Sequence[FileHash]) -> bool:
+    """Whether two records name the same files: by name, bytes and, where both have them, hashes."""
+    return len(some) == len(others) and all(
+        one[: len(other)] == other[: len(one)] for one, other in zip(some, others, strict=True)
+    )
+
+
 def recorded_files(store: Path, name: str) -> list[FileHash]:
     """What a case's record says of the files it was made from; [] without a readable record."""
     try:

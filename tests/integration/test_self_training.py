@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from stores import TinyStores, fit, fit_words
 from tiny_training import CLIP, DECAY, LR, MOMENTUM, batches, module_of, trained
 
 from flarecps.checkpoint import read_checkpoint
 from flarecps.cli.main import main
 from flarecps.data.datamodule import ScanDataModule
+from flarecps.datasets.catalogue import read_catalogue
 from flarecps.errors import ConfigError, StoreError
 from flarecps.inference.postprocessing import largest_component
 from flarecps.inference.pseudo_labels import quality_of
 from flarecps.inference.sliding_window import predict_probabilities
 from flarecps.methods import SelfTraining
+from flarecps.planning.fingerprint import fingerprint_dataset
+from flarecps.planning.planner import plan_dataset
+from flarecps.preprocessing.dataset import preprocess_dataset
 from flarecps.preprocessing.pseudo_labels import (
     PseudoLabelledStore,
     prepare_folder,
@@ -494,6 +499,86 @@ def test_mistakes_are_answered_in_a_line(
         assert said in error
         assert len(error.splitlines()) == 1
         assert not out.exists() or not list((out / "cases").iterdir())
+
+
+# -- a student on a grid of its own
+
+
+@pytest.fixture(scope="module")
+def coarser(tiny_stores: TinyStores, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same scans for a student: larger voxels, and its axes in another order than the teachers'."""
+    catalogue = read_catalogue(tiny_stores.dataset)
+    fingerprint, _ = fingerprint_dataset(catalogue, workers=1, progress=False)
+    plan = plan_dataset(
+        fingerprint, catalogue, spacing_mm=(22.0, 19.0, 13.0), patch_voxels=(16, 16, 8), order=(1, 0, 2)
+    )
+    store = tmp_path_factory.mktemp("coarser") / "store"
+    assert not any(one.failed for one in preprocess_dataset(catalogue, plan, store, workers=1, progress=False))
+    return store
+
+
+def test_labels_for_a_students_grid_are_scipys(
+    tiny_stores: TinyStores, teachers: list[Path], coarser: Path, pool: tuple[str, ...], tmp_path: Path, capsys: Any
+) -> None:
+    """The mean of the probabilities, interpolated linearly to where the student's voxels are; then the highest."""
+    words = (coarser, tmp_path / "labels", "--teacher-store", tiny_stores.three)
+    assert pseudo_label(teachers, *words) == 0
+    seen, store = CaseStore(tiny_stores.three), CaseStore(coarser)
+    networks = [read_checkpoint(path).siblings[0] for path in teachers]
+    for name in pool:
+        image, _ = seen.read_case(name)
+        mean = sum(
+            predict_probabilities(one, torch.from_numpy(image), seen.plan.patch_voxels, seen.plan.class_count).double()
+            for one in networks
+        ).numpy()  # type: ignore[union-attr]
+        shape = store.record(name).shape
+        canonical = [shape[store.plan.axis_order.index(axis)] for axis in range(3)]
+        assert seen.plan.axis_order == (0, 1, 2) != store.plan.axis_order
+        places = [(np.arange(n) + 0.5) * mean.shape[1 + axis] / n - 0.5 for axis, n in enumerate(canonical)]
+        at = np.meshgrid(*places, indexing="ij")
+        scores = np.stack([map_coordinates(one, at, order=1, mode="nearest") for one in mean])
+        scores = scores.transpose(0, *(1 + axis for axis in store.plan.axis_order))
+        labels, _ = read_pseudo_labels(tmp_path / "labels", name).maps()
+        assert labels.shape == shape
+        sure = np.diff(np.sort(scores, 0)[-2:], axis=0)[0] > 1e-4
+        assert sure.mean() > 0.99
+        np.testing.assert_array_equal(labels[sure], scores.argmax(0)[sure])
+    before = files_of(tmp_path / "labels")
+    shutil.rmtree(tmp_path / "labels" / "cases" / pool[1])
+    capsys.readouterr()
+    assert pseudo_label(teachers, *words) == 0
+    assert "1 of 3 cases labelled; 2 were there already" in capsys.readouterr().out
+    assert files_of(tmp_path / "labels") == before
+    student = (
+        "--data.store",
+        coarser,
+        "--data.patch_voxels",
+        "[16,16,16]",
+        "--data.pseudo_labels",
+        tmp_path / "labels",
+    )
+    run = fit(CONTROL, tiny_stores, tmp_path / "run", *STUDENT, *student, epochs=1)
+    trained = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert trained.plan.spacing_mm == store.plan.spacing_mm
+
+
+def test_teachers_and_a_store_that_do_not_fit(
+    tiny_stores: TinyStores, teachers: list[Path], coarser: Path, pool: tuple[str, ...], tmp_path: Path, capsys: Any
+) -> None:
+    assert pseudo_label(teachers, coarser, tmp_path / "a") == 2
+    assert "--teacher-store" in capsys.readouterr().err
+    assert pseudo_label(teachers, tiny_stores.three, tmp_path / "b", "--teacher-store", coarser) == 2
+    assert "another grid" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(tiny_stores.three, other)
+    cases = other / "cases"
+    (cases / pool[0]).rename(tmp_path / "aside")
+    (cases / pool[1]).rename(cases / pool[0])
+    (tmp_path / "aside").rename(cases / pool[1])
+    assert pseudo_label(teachers, coarser, tmp_path / "c", "--teacher-store", other) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 cases labelled" in said.out
+    assert f"made of other files of '{pool[0]}'" in said.err
 
 
 # -- a student
