@@ -9,6 +9,9 @@ from flarecps.cli import PLAIN, next_command
 
 if TYPE_CHECKING:
     from flarecps.cli.console import Console
+    from flarecps.datasets.catalogue import Catalogue
+    from flarecps.inference.resources.budget import Budget
+    from flarecps.planning.fingerprint import Fingerprint
     from flarecps.planning.plan import Plan
 
 FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
@@ -27,6 +30,12 @@ def plan(
     most_features: int | None = None,
     method: str | None = None,
     siblings_in_turn: bool = False,
+    student: bool = False,
+    teacher: Path | None = None,
+    max_vram: str | None = None,
+    max_ram: str | None = None,
+    max_seconds: float | None = None,
+    device: str = "auto",
     fingerprints: Path | None = None,
     shard: str | None = None,
     workers: int = 2,
@@ -60,6 +69,14 @@ def plan(
             cross pseudo supervision's
         siblings_in_turn: plan for a step that holds one sibling's feature maps at a time, as the method's setting of
             this name has it: larger patches or batches in the same memory
+        student: plan a student for deployment: a network with at most a quarter of its teacher's parameters, on the
+            teacher's grid or a coarser one, that is forecast to keep the limits on the largest scan, unmirrored. It
+            learns from the teachers' labels (docs/student.md)
+        teacher: a teacher's checkpoint, or its plan; by default the plan that the data set gets without --student
+        max_vram: GPU memory that a scan may cost a student, such as 2G
+        max_ram: RAM that a scan may cost a student, such as 4G
+        max_seconds: seconds that a scan may cost a student
+        device: where a student is to run: auto, cpu, cuda, ...; without a GPU here, cuda's speed is assumed
         fingerprints: folder that keeps what was measured, one file per scan; used again while the scan is unchanged
         shard: I/N does the I-th of N shares of the scans into --fingerprints, for job arrays, and writes no plan
         workers: processes at work, one scan each
@@ -79,6 +96,9 @@ def plan(
         raise PlanError(f"--shard {shard}: expected --fingerprints FOLDER beside it, one folder for all shares")
     if fingerprints is not None and fingerprints.is_file():
         raise PlanError(f"--fingerprints {fingerprints}: is a file; expected a folder, new or of an earlier run")
+    budget = _students_budget(student, teacher, max_vram, max_ram, max_seconds)
+    if student and (method is not None or siblings_in_turn):
+        raise PlanError("--student: learns by flarecps.methods.SelfTraining; leave --method and --siblings-in-turn out")
     networks, streams = networks_held(in_turn=siblings_in_turn), STREAMS
     if method is not None:
         networks, streams = _declared_cost(method, siblings_in_turn)
@@ -93,7 +113,10 @@ def plan(
         return FAILED if failed else 0
     fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
     asked = (dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features)
-    decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
+    if budget is None:
+        decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
+    else:
+        decided = _students_plan(fingerprint, catalogue, teacher, budget, device, asked)
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = _keep_former(out, decided)
     write_plan(out, decided)
@@ -113,6 +136,42 @@ def plan(
         store = out.with_name("store") if out.stem == "plan" else out.with_suffix("")
         console.print(next_command("preprocess", dataset, out, "--out", store), **PLAIN)
     return FAILED if failed else 0
+
+
+def _students_budget(
+    student: bool, teacher: Path | None, vram: str | None, ram: str | None, seconds: float | None
+) -> Budget | None:
+    """The limits for a student; None where none is planned."""
+    from flarecps.errors import PlanError
+
+    if not student:
+        for name, given in (("teacher", teacher), ("max-vram", vram), ("max-ram", ram), ("max-seconds", seconds)):
+            if given is not None:
+                raise PlanError(f"--{name} {given}: is for a student; give --student, too")
+        return None
+    from flarecps.inference.resources.budget import budget_of
+
+    if not (budget := budget_of(ram=ram, vram=vram, seconds=seconds)):
+        raise PlanError("--student: expected its limits at inference: --max-vram, --max-ram or --max-seconds")
+    return budget
+
+
+def _students_plan(
+    fingerprint: Fingerprint, catalogue: Catalogue, path: Path | None, budget: Budget, device: str, asked: tuple
+) -> Plan:
+    from flarecps.inference.resources.forecast import Forecaster, parameters_of, teacher_of
+    from flarecps.planning.planner import plan_dataset
+    from flarecps.planning.student import Teacher, plan_student
+
+    dimensions, intensity, memory_gb, spacing_mm, patch, most_features = asked
+    if path is None:
+        plan = plan_dataset(fingerprint, catalogue, dimensions, intensity, memory_gb)
+        teacher = Teacher(plan, parameters_of(plan), "the plan without --student")
+    else:
+        teacher = teacher_of(path)
+    forecast = Forecaster(fingerprint.cases, budget, device)
+    given = (memory_gb, spacing_mm, patch, most_features)
+    return plan_student(fingerprint, catalogue, teacher, forecast, parameters_of, *given)
 
 
 def _keep_former(out: Path, decided: Plan) -> list[str]:
@@ -188,6 +247,9 @@ def _show(plan: Plan, console: Console) -> None:
         ("intensities", intensities),
         ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a training step (estimate)"),
     ]
+    if (why := plan.fingerprint.get("student")) is not None:
+        rows.append(("parameters", f"{why['parameters']:,}; {why['teacher']}: {why['teacher_parameters']:,}"))
+        rows += [(f"why {name.replace('_', ' ')}", reason) for name, reason in why["why"].items()]
     table = Table(title=escape(f"{plan.dimensions}D plan for {plan.dataset}"), title_justify="left", show_header=False)
     for heading, content in rows:
         table.add_row(heading, escape(content))

@@ -13,14 +13,13 @@ from flarecps.planning.fingerprint import Fingerprint, is_ct
 from flarecps.planning.histogram import Histogram
 from flarecps.planning.memory import SIBLINGS, STREAMS, MemoryModel
 from flarecps.planning.plan import Intensity, IntensitySource, Plan, checked
-from flarecps.planning.spacing import axis_order, in_network_order, median_shape_voxels, target_spacing_mm
-from flarecps.planning.topology import fit_patch, given_patch
+from flarecps.planning.spacing import axis_order, coarser, in_network_order, median_shape_voxels, target_spacing_mm
+from flarecps.planning.topology import FIRST_FEATURES, fit_patch, given_patch
 from flarecps.typing import Triple, triple
 
 CLIP_PERCENTILES = (0.5, 99.5)  # nnU-Net's window for CT
 LOW_RESOLUTION_BELOW = 0.25  # nnU-Net adds a low-resolution stage where a patch sees less of the median scan than this
 COARSER_STEP = 1.03  # of the spacing, in the search for that stage
-FAR_COARSER = 2.0  # axes this much finer than the coarsest are coarsened first
 
 
 def plan_dataset(
@@ -35,14 +34,15 @@ def plan_dataset(
     order: Triple | None = None,
     networks: float = SIBLINGS,
     streams: int = STREAMS,
+    first_features: int = FIRST_FEATURES,
 ) -> Plan:
     """The plan for a data set: nnU-Net v2's heuristics, with the memory that the method's step takes.
 
     That is of ``networks``, each with patches of ``streams`` kinds: what a method declares, here cross pseudo
     supervision's two siblings with labelled and unlabelled patches.
 
-    ``spacing_mm`` (canonical: slice, row, column), ``patch_voxels`` (network order), ``most_features`` (of a stage) and
-    ``order`` (canonical axes in network order) override what the data and the paper say.
+    ``spacing_mm`` (canonical: slice, row, column), ``patch_voxels`` (network order), ``most_features`` (of a stage),
+    ``order`` (canonical axes in network order) and ``first_features`` override what the data and the paper say.
     Raises ``PlanError`` when the settings contradict each other or nothing fits the memory.
     """
     if dimensions not in (2, 3):
@@ -67,9 +67,9 @@ def plan_dataset(
     seen = slice(3 - dimensions, 3)  # a 2D network does not see the first axis
     memory = MemoryModel(gpu_memory_gb, dimensions, len(catalogue.labels), networks, streams)
     if patch_voxels is None:
-        patch, topology = fit_patch(spacing[seen], shape[seen], memory, most_features)
+        patch, topology = fit_patch(spacing[seen], shape[seen], memory, most_features, first_features)
     else:
-        patch, topology = given_patch(spacing[seen], tuple(patch_voxels), most_features)
+        patch, topology = given_patch(spacing[seen], tuple(patch_voxels), most_features, first_features)
     labelled_voxels = float(np.prod(shape)) * fingerprint.count("labelled")
     batch = memory.batch(patch, topology, labelled_voxels)
     return checked(
@@ -121,8 +121,7 @@ def _has_low_resolution_stage(
     full_spacing, spacing = np.array(spacing_mm, dtype=float), np.array(spacing_mm, dtype=float)
     voxels, patch_voxels = full_voxels, float(np.prod(patch))
     while patch_voxels / voxels < LOW_RESOLUTION_BELOW:
-        far = spacing.max() / spacing > FAR_COARSER
-        spacing[far if far.any() else slice(None)] *= COARSER_STEP
+        spacing = coarser(spacing, COARSER_STEP)
         shape = np.array(median_shape) * full_spacing / spacing
         voxels = float(shape.prod())
         smaller, _ = fit_patch(tuple(spacing), tuple(np.rint(shape).clip(1)), memory, most_features)

@@ -16,6 +16,7 @@ from flarecps.volumes.resampling import resampled_shape
 
 ANISOTROPY = 3.0  # an axis this much coarser (in mm) and shorter (in voxels) than the others is anisotropic
 FINE_PERCENTILE = 10.0  # an anisotropic axis takes this percentile of its spacings instead of the median
+FAR_COARSER = 2.0  # axes this much finer than the coarsest are coarsened first
 COARSE_AXIS = 1.05  # spacings within 5 % of each other are as good as equal: no axis is the coarse one
 
 
@@ -35,6 +36,16 @@ def target_spacing_mm(cases: Sequence[CaseShape]) -> SpacingMm:
         fine = float(np.percentile(spacings[:, worst], FINE_PERCENTILE))
         target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
     return triple(target.tolist())
+
+
+def coarser(spacing_mm: np.ndarray, factor: float) -> np.ndarray:
+    """A spacing times ``factor``: of the axes that are much finer than the coarsest where there are any, else of all.
+
+    >>> coarser(np.array([5.0, 1.0, 1.0]), 2.0).tolist(), coarser(np.array([2.0, 1.5, 1.5]), 2.0).tolist()
+    ([5.0, 2.0, 2.0], [4.0, 3.0, 3.0])
+    """
+    far = spacing_mm.max() / spacing_mm > FAR_COARSER
+    return np.where(far | (not far.any()), spacing_mm * factor, spacing_mm)
 
 
 def axis_order(spacing_mm: SpacingMm) -> Triple:

@@ -34,13 +34,16 @@ def isotropic_patch(spacing_mm: Sequence[float]) -> tuple[int, ...]:
 
 
 def topology_for_patch(
-    spacing_mm: Sequence[float], patch: Sequence[float], most_features: int | None = None
+    spacing_mm: Sequence[float],
+    patch: Sequence[float],
+    most_features: int | None = None,
+    first_features: int = FIRST_FEATURES,
 ) -> tuple[tuple[int, ...], Topology]:
     """The network's topology for a patch of this spacing, and the patch padded to be divisible by its strides.
 
     The first stage has stride 1; the last (bottleneck) has kernel 3 everywhere, the one before it the kernels of the
-    spacings reached so far: 1 on an axis not yet within twice the finest, 3 for good once it was. Features are 32,
-    doubled at every stage up to ``most_features`` (None: the paper's).
+    spacings reached so far: 1 on an axis not yet within twice the finest, 3 for good once it was. Features are
+    ``first_features``, doubled at every stage up to ``most_features`` (None: the paper's).
     """
     spacing, size = [float(s) for s in spacing_mm], [float(edge) for edge in patch]
     axes = range(len(size))
@@ -61,7 +64,7 @@ def topology_for_patch(
             size[axis] = math.ceil(size[axis] / 2)
     kernels.append((3,) * len(size))
     cap = MOST_FEATURES[len(size)] if most_features is None else most_features
-    features = tuple(min(FIRST_FEATURES * 2**stage, cap) for stage in range(len(strides)))
+    features = tuple(min(first_features * 2**stage, cap) for stage in range(len(strides)))
     topology = Topology(features, tuple(strides), tuple(kernels))
     return tuple(math.ceil(edge / by) * by for edge, by in zip(patch, topology.total_stride, strict=True)), topology
 
@@ -71,6 +74,7 @@ def fit_patch(
     median_shape: Sequence[float],
     memory: MemoryModel,
     most_features: int | None = None,
+    first_features: int = FIRST_FEATURES,
 ) -> tuple[tuple[int, ...], Topology]:
     """The largest patch, and its topology, of which ``memory`` holds the smallest batch.
 
@@ -78,7 +82,7 @@ def fit_patch(
     not even the smallest patch fits.
     """
     start = [min(edge, median) for edge, median in zip(isotropic_patch(spacing_mm), median_shape, strict=True)]
-    patch, topology = topology_for_patch(spacing_mm, start, most_features)
+    patch, topology = topology_for_patch(spacing_mm, start, most_features, first_features)
     while memory.elements_per_patch(patch, topology) > memory.largest_elements:
         axis = int(np.argsort([edge / median for edge, median in zip(patch, median_shape, strict=True)])[-1])
         smaller, reduced, previous = list(patch), list(patch), patch
@@ -90,19 +94,22 @@ def fit_patch(
             )
         # The divisor of the smaller patch, which may be pooled less often, says how much is really taken off.
         reduced[axis] -= topology_for_patch(spacing_mm, smaller)[1].total_stride[axis]
-        patch, topology = topology_for_patch(spacing_mm, reduced, most_features)
+        patch, topology = topology_for_patch(spacing_mm, reduced, most_features, first_features)
         if patch == previous:  # padding gave back what was taken: take the whole divisor
-            patch, topology = topology_for_patch(spacing_mm, smaller, most_features)
+            patch, topology = topology_for_patch(spacing_mm, smaller, most_features, first_features)
     return patch, topology
 
 
 def given_patch(
-    spacing_mm: Sequence[float], patch: Sequence[int], most_features: int | None = None
+    spacing_mm: Sequence[float],
+    patch: Sequence[int],
+    most_features: int | None = None,
+    first_features: int = FIRST_FEATURES,
 ) -> tuple[tuple[int, ...], Topology]:
     """The topology for a patch the user asks for. Raises ``PlanError`` when it is not divisible by its strides."""
     if len(patch) != len(spacing_mm) or min(patch) < 1:
         raise PlanError(f"--patch {list(patch)}: expected {len(spacing_mm)} positive voxel counts, one per axis")
-    padded, topology = topology_for_patch(spacing_mm, patch, most_features)
+    padded, topology = topology_for_patch(spacing_mm, patch, most_features, first_features)
     if padded != tuple(patch):
         raise PlanError(
             f"--patch {_times(patch)}: at this spacing the network halves the axes until they measure "
