@@ -15,6 +15,7 @@ def phantom(
     seed: int = 0,
     anatomy: Path | None = None,
     workers: int = 2,
+    organs: Literal["all", "large"] = "all",
 ) -> None:
     """Write a synthetic abdominal CT data set with 13 organs, as nnU-Net v2's raw folders plus imagesUn.
 
@@ -32,9 +33,11 @@ def phantom(
         anatomy: folder of label maps (NIfTI, NRRD or MHA with FLARE22's ids 1-13) to build the scans from,
             deformed; by default the anatomy is synthetic as well
         workers: processes at work, one scan each (full size: about a minute and 1 GB of memory each)
+        organs: which have labels: all 13, or the large ones that a small network learns in minutes (liver, kidneys,
+            spleen, aorta, stomach)
     """
     from flarecps.cli.console import Console
     from flarecps.datasets.phantom import write_phantom
 
-    write_phantom(out, labelled, unlabelled, test, size, seed, anatomy, workers)
+    write_phantom(out, labelled, unlabelled, test, size, seed, anatomy, workers, organs=organs)
     Console().print(f"{out}: {labelled} labelled, {unlabelled} unlabelled, {test} test scans", markup=False)

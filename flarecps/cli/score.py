@@ -107,7 +107,7 @@ def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: C
     write_scores(scored, out)
     page = scores_markdown(scored.scores, f"Scores ({scored.protocol} protocol)", notes[1:])
     title = f"{counted(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
-    rows = [[row.title, *row.cells, str(row.n)] for row in score_rows(scored.scores)]
+    rows = [[row.title, *row.cells, row.cases] for row in score_rows(scored.scores)]
     _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
     if scored.protocol == "strict":
         heading = ["organ", *DISTANCE_TITLES.values(), "cases"]

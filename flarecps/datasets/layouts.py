@@ -308,7 +308,9 @@ def link_subset(
     (out / "dataset.json").unlink(missing_ok=True)
     link_cases(labelled, out / "imagesTr", out / "labelsTr")
     link_cases(unlabelled, out / "imagesUn")
-    endings = {file_suffix(image) for case in (*labelled, *unlabelled) for image in case.images} - {""}
+    files = [image for case in (*labelled, *unlabelled) for image in case.images]
+    files += [case.labels for case in labelled if case.labels is not None]  # the one ending is theirs, too
+    endings = {file_suffix(path) for path in files}
     ending = {"file_ending": endings.pop()} if len(endings) == 1 else {}
     others = {key: value for key, value in description.items() if key != "file_ending"}
     write_json(out / "dataset.json", {**others, "numTraining": len(labelled), **ending})

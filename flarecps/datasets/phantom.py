@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.anatomy import FLARE22_LABELS, FLARE22_ORGANS, FLARE22_PAIRS
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases
 from flarecps.datasets.layouts import Role
@@ -27,6 +27,7 @@ from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Reorientation, Space
 
 Size: TypeAlias = Literal["small", "full"]
+Organs: TypeAlias = Literal["all", "large"]
 
 RECIPE = "phantom.json"  # says that a folder is a phantom, and how it was made
 FOLDERS: dict[Role, tuple[str, str | None]] = {
@@ -38,6 +39,14 @@ ROLES = tuple(FOLDERS)
 WIDE_TEST_EVERY = 4  # every fourth test case comes from the unlabelled cases' wider distribution
 STORED_ORDERS = ("RAS", "LPS", "LAS", "LPI", "PIL", "ASR")  # axis codes of (column, row, slice), as nibabel's
 STORED_SHARES = (0.35, 0.35, 0.1, 0.1, 0.05, 0.05)
+LARGE_ORGANS = (
+    "liver",
+    "right kidney",
+    "spleen",
+    "aorta",
+    "stomach",
+    "left kidney",
+)  # what a small network learns soon
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class _PhantomCase:
     seed: int
     size: Size
     anatomy: Path | None  # a label map to build it from
+    organs: Organs
 
     @property
     def name(self) -> str:
@@ -67,11 +77,13 @@ def write_phantom(
     anatomy: Path | str | None = None,
     workers: int = 1,
     progress: bool = True,
+    organs: Organs = "all",
 ) -> None:
     """Write a phantom data set into the folder ``out``: scans int16 HU, labels uint8, ``dataset.json`` at the end.
 
     ``size`` is ``small`` (about 45×62×62 voxels of 6.4 mm) or ``full`` (512×512 voxels of 0.8 mm, slices of 1-3 mm);
-    ``anatomy`` is a folder of FLARE22 label maps to build the cases from. An older phantom in ``out`` is replaced.
+    ``anatomy`` is a folder of FLARE22 label maps to build the cases from. ``organs``: which have labels, FLARE22's 13
+    or LARGE_ORGANS, 1 to 6; the scans are the same. An older phantom in ``out`` is replaced.
     Raises DatasetError: ``out`` holds something else, no labelled case asked for, no label maps in ``anatomy``, a
     case that could not be made.
     """
@@ -89,8 +101,9 @@ def write_phantom(
     _clear(out)
     recipe: dict[str, object] = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
     recipe |= {"size": size, "seed": seed, "anatomy": None if anatomy is None else Path(anatomy).name}
+    recipe |= {} if organs == "all" else {"organs": organs}
     orders = [
-        _PhantomCase(out, role, index, seed, size, sources[role][index] if sources else None)
+        _PhantomCase(out, role, index, seed, size, sources[role][index] if sources else None, organs)
         for role in ("labelled", "test", "unlabelled")
         for index in range(counts[role])
     ]
@@ -102,17 +115,28 @@ def write_phantom(
         raise DatasetError(
             f"{out}: {len(failed)} of {len(orders)} cases could not be made, first {failed[0].name}: {failed[0].error}"
         )
+    ids = label_ids(organs)
     description = {
         "name": "phantom",
-        "description": "synthetic abdominal CT with the 13 organs of FLARE22",
+        "description": f"synthetic abdominal CT with {len(ids)} organs of FLARE22",
         "channel_names": {"0": "CT"},
-        "labels": FLARE22_LABELS,
+        "labels": {"background": 0} | {name: ids[label] for name, label in FLARE22_LABELS.items() if label in ids},
         "numTraining": labelled,
         "file_ending": ".nii.gz",
-        "left_right_pairs": FLARE22_PAIRS,
+        "left_right_pairs": [(ids[right], ids[left]) for right, left in FLARE22_PAIRS if right in ids],
         "phantom": recipe,
     }
     write_json(out / "dataset.json", description)
+
+
+def label_ids(organs: Organs) -> dict[int, int]:
+    """The labels that are kept, FLARE22's id to the one that is written: ascending from 1.
+
+    >>> label_ids("large")
+    {1: 1, 2: 2, 3: 3, 5: 4, 11: 5, 13: 6}
+    """
+    kept = [organ.id for organ in FLARE22_ORGANS if organs == "all" or organ.name in LARGE_ORGANS]
+    return {label: place for place, label in enumerate(kept, start=1)}
 
 
 def anatomy_sources(maps: list[Path], counts: dict[Role, int]) -> dict[Role, list[Path]]:
@@ -141,6 +165,10 @@ def _make_case(order: _PhantomCase) -> None:
     write_volume(order.out / images / f"{order.name}_0000.nii.gz", np.ascontiguousarray(to_stored.apply(image)), stored)
     if labels_folder is not None:
         path = order.out / labels_folder / f"{order.name}.nii.gz"
+        written = np.zeros(256, np.uint8)
+        for label, kept in label_ids(order.organs).items():
+            written[label] = kept
+        labels = written[labels]
         write_volume(path, np.ascontiguousarray(to_stored.apply(labels)), stored)
 
 

@@ -18,9 +18,11 @@ from flarecps.evaluation.score_table import CSV_DECIMALS
 from flarecps.reporting.tables import (
     BOLD,
     DECIMALS,
+    EMPTY,
     NO_NUMBER,
     TITLES,
     clearly_best,
+    empty_mark,
     markdown_table,
     plain_markdown,
     score_text,
@@ -78,7 +80,7 @@ def means_of(comparison: Comparison, *measures: str) -> MeansTable:
                 spread = [] if one.sd is None else [f"± {score_text(one.sd)}"]
                 spread += [] if one.seeds_sd is None else [f"({score_text(one.seeds_sd)})"]
                 cells.append(FormattedCell(score_text(one.mean), " ".join(spread), best))
-        rows.append((_row_title(organ), tuple(cells)))
+        rows.append((_marked_title(comparison, organ), tuple(cells)))
     return MeansTable(measures, methods, tuple(rows))
 
 
@@ -93,13 +95,19 @@ def differences(comparison: Comparison, measure: str, method: str, wide: bool = 
             interval = f"{score_text(one.interval.low, signed=True)} to {score_text(one.interval.high, signed=True)}"
         counts = f"{one.counts.wins}/{one.counts.ties}/{one.counts.losses}"
         change = score_text(one.mean, signed=True)
-        rows.append((_row_title(organ), change, interval, _p(one.p), _p(one.p_holm), counts, str(one.n)))
+        rows.append((_marked_title(comparison, organ), change, interval, _p(one.p), _p(one.p_holm), counts, str(one.n)))
     return rows
 
 
 def _row_title(organ: str) -> str:
     """An organ as the paper's tables call it: the name of FLARE's column (``RK``, ``Liver``)."""
     return organ.replace("_", " ")
+
+
+def _marked_title(comparison: Comparison, organ: str) -> str:
+    """The same, with how many cases hold the organ in neither map: ``Gallbladder (2 empty)``."""
+    tables = [table for method in comparison.methods for table in method.seeds]
+    return _row_title(organ) + empty_mark(tables, organ)
 
 
 def _interval_title(comparison: Comparison) -> str:
@@ -114,6 +122,8 @@ def caption(comparison: Comparison) -> str:
     cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     words = f"Mean ± SD over {cases} case{'' if counts == [1] else 's'}"
     words += ", in brackets SD over seeds" * seeds
+    words += f"; {EMPTY}" * any(table.protocol == "official" and table.empty for method in comparison.methods
+                                for table in method.seeds)  # fmt: skip
     return f"{words}; {BOLD}." if len(comparison.methods) > 1 else f"{words}."
 
 

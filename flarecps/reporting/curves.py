@@ -174,7 +174,8 @@ ORGAN_CHARTS: tuple[OrganChart, ...] = (
         "Pseudo-labels: as much of it as there should be?",
         "Share of the voxels of unlabelled patches that a sibling calls this organ, divided by its share in the "
         "labelled scans (the line at 1). Far below 1 the organ is vanishing from the pseudo-labels, far above it "
-        "spreads. Patches are not whole scans, so look at the course rather than at the exact value.",
+        "spreads; beyond 0.01 and 100, curves run along the edge. Patches are not whole scans, so look at the course "
+        "rather than at the exact value.",
         lambda organ: _siblings(lambda number: metric_names.health_volume(number, organ)),
         ratio=True,
     ),

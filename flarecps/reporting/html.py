@@ -26,7 +26,9 @@ from flarecps.reporting.report_cases import case_overlays, overlay_histories, va
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
 from flarecps.reporting.run_folder import Group, Run, averaged_over_runs, groups_of
 from flarecps.reporting.score_charts import box_figure
-from flarecps.reporting.tables import BOLD, clearly_best, empty_rule, score_text
+from flarecps.reporting.tables import BOLD, clearly_best, empty_mark, empty_rule, score_text
+
+CUT_AXIS = " The axis does not begin at 0."
 
 
 def write_report(
@@ -123,13 +125,7 @@ def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | 
     if change is not None:
         changes = change.case_means() if column is None else change.organ(column)
         line["change"], line["interval"] = summarise(changes).mean, _interval(changes)
-    line["empty"] = sorted(
-        {
-            one.empty[column]
-            for one in tables
-            if column is not None and column in one.empty and one.protocol == "official"
-        }
-    )
+    line["empty"] = empty_mark(tables, column)
     line["counts"] = [len(one.cases) for one in tables] if organ is None else [one.n for one, _ in line["dsc"]]
     return line
 
@@ -227,8 +223,10 @@ def _charts(
                 if name in run.metrics
             ]
             alt = f"{panel.title} over epochs. {'; '.join(ends)}."
-            svg = inline_svg(panel_figure(panel, metrics, groups), alt, f"curve-{panel.key}")
-            charts.append({"title": panel.title, "caption": panel.caption, "svg": svg})
+            figure = panel_figure(panel, metrics, groups)
+            cut = "" if panel.logarithmic or figure.axes[0].get_ylim()[0] == 0 else CUT_AXIS
+            svg = inline_svg(figure, alt, f"curve-{panel.key}")
+            charts.append({"title": panel.title, "caption": panel.caption + cut, "svg": svg})
     for chart in ORGAN_CHARTS:
         figure = organ_figure(metrics, [organ.name for organ in organs], chart, groups)
         if figure is not None:

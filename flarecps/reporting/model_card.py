@@ -193,7 +193,7 @@ def _scores(scores: Scores | None, plan: Plan) -> str:
             f"{scores.origin}: scores of {first_few(strange)}, which these networks don't segment; give the scores "
             "of their own segmentations"
         )
-    body = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
+    body = [[row.title, *row.cells, row.cases] for row in score_rows(scores)]
     protocol = f"protocol `{scores.protocol}`" if scores.protocol else f"protocol {NOT_STATED}"
     table = markdown_table(["organ", "DSC", "NSD", "cases"], body)
     return (

@@ -17,17 +17,18 @@ TITLES = {"dsc": "DSC", "nsd": "NSD"}  # measure -> heading
 MEAN_ROW = "mean over organs"
 NO_NUMBER = "–"
 BOLD = f"bold: best, and above each other by more than chance ({FEWEST_PAIRS} or more cases, 95 % interval above 0)"
+EMPTY = "empty: cases that hold the organ in neither map, each counted as 1 (FLARE22's rule)"
 _TAG = re.compile("<(?=[A-Za-z/!?])")
 DECIMALS = 4  # of scores wherever they are shown: FLARE's and the paper's
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: an organ (or the mean), and mean ± SD of each column; ``n`` is of the first column."""
+    """One line of a table: an organ (or the mean), mean ± SD of each column, and the cases ("6 (2 empty)")."""
 
     title: str
     cells: tuple[str, ...]
-    n: int
+    cases: str
 
 
 def score_rows(scores: Scores) -> list[Row]:
@@ -39,13 +40,24 @@ def score_rows(scores: Scores) -> list[Row]:
     for organ in (*scores.organs, None):
         found = [scores.summary(measure, organ) for measure in TITLES]
         title = MEAN_ROW if organ is None else organ_title(organ)
-        rows.append(Row(title, tuple(map(mean_and_sd, found)), found[0].n))
+        rows.append(Row(title, tuple(map(mean_and_sd, found)), f"{found[0].n}{empty_mark([scores], organ)}"))
     return rows
+
+
+def empty_mark(tables: Sequence[Scores], organ: str | None) -> str:
+    """ " (2 empty)" where that many cases of ``tables`` hold the organ in neither map and count as 1; else nothing.
+
+    >>> one = Scores(("a", "b"), ("Gallbladder",), {}, protocol="official", empty={"Gallbladder": 1})
+    >>> empty_mark([one], "Gallbladder"), empty_mark([one], None)
+    (' (1 empty)', '')
+    """
+    found = {one.empty.get(organ or "", 0) for one in tables if one.protocol == "official"}
+    return f" ({' or '.join(map(str, sorted(found)))} empty)" if any(found) else ""
 
 
 def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] = ()) -> str:
     """One method's scores: organs as rows; DSC, NSD (mean ± SD over cases) and the number of cases as columns."""
-    body = [[row.title, *row.cells, str(row.n)] for row in score_rows(scores)]
+    body = [[row.title, *row.cells, row.cases] for row in score_rows(scores)]
     table = markdown_table(["organ", *TITLES.values(), "cases"], body)
     remarks = plain_markdown("".join(f"- {note}\n" for note in notes))
     over = counted(len(scores.cases), "case")

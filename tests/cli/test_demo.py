@@ -32,7 +32,7 @@ def test_an_interrupted_demo_goes_on(
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(runner.subprocess, "run", pretend)
-    monkeypatch.setattr(demo, "_show_scores", lambda *_: None)
+    monkeypatch.setattr(demo, "_show_scores", lambda *_, **__: None)
     monkeypatch.setattr(demo, "_write_figure", lambda *_: None)
     assert main(["demo", "--out", str(out)]) == 130
     assert "the same command again goes on" in capsys.readouterr().err
