@@ -81,6 +81,7 @@ COMMANDS: dict[str, Command] = {
     "completion": Command(
         "flarecps.cli.completion", "completion", "print a script that completes words in bash or zsh"
     ),
+    "study": Command("flarecps.cli.study", "study", "judge methods on your own data, and train the one to use"),
     "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables; needs the FLARE22 data"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")

@@ -164,10 +164,10 @@ def store_stages(
     ]
 
 
-def fit_stage(name: str, words: Sequence[object], config: Path, run: Path, after: str, gpus: int = 1) -> Stage:
+def fit_stage(name: str, words: Sequence[object], config: Path | None, run: Path, after: str, gpus: int = 1) -> Stage:
     """A training by ``words`` (fit or a command around it) in ``run``; its checkpoints are never removed.
 
-    An interrupted one goes on from its last checkpoint. The stage depends on the content of ``config``, too.
+    An interrupted one goes on from its last checkpoint. The stage depends on the content of its ``config``, if any.
     """
     last = last_checkpoint(run)
     return command_stage(
@@ -175,7 +175,7 @@ def fit_stage(name: str, words: Sequence[object], config: Path, run: Path, after
         words,
         last,
         after,
-        depends_on=config.read_text(encoding="utf-8"),
+        depends_on=config.read_text(encoding="utf-8") if config else "",
         resume=(last, ("--ckpt_path", "last")),
         protected=True,
         is_finished=partial(training_is_finished, run),

@@ -1,0 +1,122 @@
+"""``flarecps study``: which method to use on one's own data, judged fairly, and the model at the end."""
+
+from __future__ import annotations
+
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flarecps.cli import PLAIN
+from flarecps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flarecps.experiments.stages import Stage
+
+NOT_ALL = 1  # exit code: a stage waits for another
+
+
+def study(
+    dataset: Path,
+    *,
+    out: Path,
+    protocol: str | None = None,
+    arms: list[str] | None = None,
+    folds: int | None = None,
+    seeds: int | None = None,
+    budget: float | None = None,
+    learning_curve: bool = False,
+    stages: list[str] | None = None,
+    submit: bool = False,
+    sbatch: str = "",
+    dry_run: bool = False,
+    workers: int = 2,
+) -> int:
+    """Find out, with intervals, whether unlabelled scans help on your data and which method to use; train that model.
+
+    A control and methods are cross-validated on the labelled scans, at equal steps and at equal total compute;
+    post-processing is decided on other folds than it is judged on. OUT gets protocol.yaml (written before the first
+    training; it is not changed afterwards), results/, verdict.md, report.html and the recommended model, trained on
+    all labelled scans. The same command goes on after an interruption, at any stage.
+
+    Args:
+        dataset: folder of the data set; nothing is written there.
+        out: folder for everything; needs room for a case store, and checkpoints of all trainings.
+        protocol: a protocol, as a YAML file or by name (kbp, phantom_small); by default one is drafted for the data.
+        arms: only these arms of it, beside the baseline; what they need is trained, too.
+        folds: parts that the labelled scans are judged in; by default the protocol's, or 5, fewer with few scans.
+        seeds: trainings of every arm and fold; by default the protocol's, or 1.
+        budget: hours that the study may take; folds, seeds and epochs are chosen to fit, and it is said how.
+        learning_curve: also train the baseline on half of the labels, and say what ten more would bring.
+        stages: only these stages, by name; * and ? are allowed.
+        submit: write the trainings as arrays of SLURM jobs that wait for each other (OUT/slurm), and submit them.
+        sbatch: more options for sbatch, as one argument: --sbatch="--time=5-0 --partition=gpu".
+        dry_run: print the protocol and the commands, and make nothing.
+        workers: processes for inspect, plan and preprocess.
+    """
+    from flarecps.cli.configs import config_path
+    from flarecps.cli.console import Console
+    from flarecps.experiments.runner import STANDS, run_stages
+    from flarecps.experiments.stages import select_stages
+    from flarecps.experiments.study.protocol import protocol_text
+    from flarecps.experiments.study.study import Asked, Study
+
+    if out.resolve().is_relative_to(dataset.resolve()):
+        raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
+    if budget is not None and budget <= 0:
+        raise ConfigError(f"--budget {budget:g}: expected hours above 0")
+    console = Console()
+    asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve)
+    found = Study(dataset.resolve(), out.resolve(), asked, config_path, workers)
+    if dry_run:
+        console.print(protocol_text(found.made.protocol), **PLAIN)
+        for stage in select_stages(found.stages(), stages):
+            console.print(f"# {stage.name}: {found.records.state(stage)}", style="bold", **PLAIN)
+            console.print(stage.command, **PLAIN)
+        return 0
+    if submit:
+        again = ["study", str(dataset.resolve()), "--out", str(out.resolve()), "--workers", str(workers)]
+        for line in found.submit(again, shlex.split(sbatch)):
+            console.print(line, **PLAIN)
+        return 0
+    known, left = set[str](), dict[str, str]()
+
+    def announce(stage: Stage, text: str, begins: bool) -> None:
+        if begins:
+            places = list(found.records.stages)
+            where = f"{places.index(stage.name) + 1}/{len(places)}" if stage.name in places else ""
+            console.rule(f"[bold]{where}  {stage.name}[/]{found.time_left()}", align="left")
+            console.print(text, style="dim", **PLAIN)
+        elif text != STANDS:
+            console.print(f"{stage.name}: {text}", **PLAIN)
+
+    for part in found.parts():
+        while found.said:
+            console.print(f"- {found.said.pop(0)}", style="yellow", **PLAIN)
+        todo = [one for one in part if stages is None or any(fnmatch(one.name, word) for word in stages)]
+        known |= {one.name for one in todo}
+        left |= run_stages(todo, found.records, announce)
+        if left:
+            break
+    if stages is not None and not known:
+        raise ConfigError(f"no stage {' or '.join(stages)}; --dry-run lists them")
+    for name, why in left.items():
+        Console(stderr=True).print(f"not done: {name}: {why}", style="yellow", **PLAIN)
+    for line in found.closing_lines():
+        console.print(line, **PLAIN)
+    return NOT_ALL if left else 0
+
+
+def _protocol_file(given: str | None) -> Path | None:
+    """The file of a protocol that is named by its path, or by its name among those that come with flarecps."""
+    from flarecps.errors import did_you_mean
+    from flarecps.installed_files import PLACES
+
+    if given is None or Path(given).is_file():
+        return None if given is None else Path(given)
+    folders = [place / "configs" / "studies" for place in PLACES]
+    known = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    if (name := given.removesuffix(".yaml")) in known:
+        return known[name]
+    advice = did_you_mean(name, known) or f"; protocols: {', '.join(sorted(known))}"
+    raise ConfigError(f"--protocol {given}: no such file, nor a protocol's name{advice}")

@@ -1,0 +1,165 @@
+"""What an arm computes by its method's own word, and how many epochs make two arms equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flarecps.errors import ConfigError
+from flarecps.experiments.study.protocol import Arm, Protocol
+from flarecps.json_fields import is_whole
+from flarecps.losses import LinearRamp
+from flarecps.method_config import SUPERVISED
+from flarecps.methods import Method
+from flarecps.text_files import read_yaml
+
+STREAMS = ("labelled", "unlabelled", "pseudo_labelled")
+METHOD, RAMP, EPOCHS = "model.method", "model.method.init_args.ramp", "trainer.max_epochs"
+TOTAL = "model.scheduler.init_args.total_iters"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the compute of an arm's own training; ``patches`` of a batch, by stream."""
+
+    method: Method
+    patches: Mapping[str, int]
+    epochs: int
+    iterations: int
+    scheduled: bool  # whether the config's learning rate falls over as many epochs, which must be said
+
+    def cost(self, epochs: int | None = None) -> float:
+        """Forward and backward passes of one patch through one network, by the method's declared cost."""
+        until = self.epochs if epochs is None else epochs
+        return self.iterations * sum(self.method.step_cost(self.patches, epoch) for epoch in range(until))
+
+
+class Costs:
+    """The recipes and costs of a protocol's arms; ``find`` finds a config by name."""
+
+    def __init__(self, protocol: Protocol, find: Callable[[str], Path]) -> None:
+        self.protocol, self.find = protocol, find
+        self._recipes: dict[str, Recipe] = {}
+
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """The arm's settings, and those that all share, by dotted name; not its config's."""
+        return {**self.protocol.settings, **arm.settings}
+
+    def recipe(self, name: str) -> Recipe:
+        """Of an arm that is trained. ConfigError where its settings leave the compute open."""
+        if name not in self._recipes:
+            recipe = self._recipe(self.protocol.arm(name))
+            self._recipes[name] = self._equalled(self.protocol.arm(name), recipe)
+        return self._recipes[name]
+
+    def total(self, name: str) -> float:
+        """What an arm computes in all: its training, its teachers', or the two that it averages."""
+        arm = self.protocol.arm(name)
+        if arm.average_of:
+            return 2 * self.total(arm.average_of)
+        return self.recipe(name).cost() + (2 * self.total(arm.teachers) if arm.teachers else 0.0)
+
+    def reads_unlabelled(self, name: str) -> bool:
+        """Whether unlabelled scans teach the arm, or its teachers' labels of them."""
+        arm = self.protocol.arm(name)
+        return self.recipe(arm.average_of or name).method.streams != ("labelled",)
+
+    def words(self, arm: Arm) -> list[str]:
+        """The settings of the arm's training as words of ``fit``."""
+        found = self.settings(arm)
+        recipe = self.recipe(arm.name)
+        found[EPOCHS] = recipe.epochs
+        if recipe.scheduled:
+            found[TOTAL] = recipe.epochs
+        return [f"--{key}={_text(value)}" for key, value in found.items()]
+
+    def _equalled(self, arm: Arm, recipe: Recipe) -> Recipe:
+        if not arm.compute_of:
+            return recipe
+        left = arm.share * self.total(arm.compute_of) - (2 * self.total(arm.teachers) if arm.teachers else 0.0)
+        per_epoch = recipe.cost(1)
+        epochs = round(left / per_epoch)
+        while epochs > 1 and recipe.cost(epochs) > left + per_epoch / 2:
+            epochs -= 1
+        if epochs < 1:
+            raise ConfigError(
+                f"arm '{arm.name}': its teachers '{arm.teachers}' compute as much as '{arm.compute_of}' alone, nothing "
+                "is left for the student; give the teachers fewer epochs"
+            )
+        return replace(recipe, epochs=epochs)
+
+    def _recipe(self, arm: Arm) -> Recipe:
+        settings, config = self.settings(arm), self._config(arm)
+        default = _at(config, "model", "method") or {}
+        named = settings.get(METHOD) or settings.get(f"{METHOD}.class_path") or default.get("class_path") or SUPERVISED
+        arguments = dict(default.get("init_args") or {}) if named == default.get("class_path") else {}
+        prefix = f"{METHOD}.init_args."
+        arguments |= {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+        batch = settings.get("data.global_batch") or _at(config, "data", "global_batch") or {}
+        patches = {stream: int(batch.get(stream, batch.get("unlabelled", 1) if batch else 1)) for stream in STREAMS}
+        epochs = settings.get(EPOCHS, _at(config, "trainer", "max_epochs"))
+        if not is_whole(epochs, 1):
+            raise ConfigError(
+                f"arm '{arm.name}': {EPOCHS} is {epochs!r}; expected its number in 'settings' or the config"
+            )
+        iterations = settings.get("data.iterations_per_epoch", _at(config, "data", "iterations_per_epoch") or 250)
+        scheduled = is_whole(_at(config, "model", "scheduler", "init_args", "total_iters"))
+        return Recipe(built_method(str(named), arguments, f"arm '{arm.name}'"), patches, epochs, iterations, scheduled)
+
+    def _config(self, arm: Arm) -> dict[str, Any]:
+        return read_yaml(self.find(arm.config), ConfigError, "expected a training's config") if arm.config else {}
+
+
+def built_method(class_path: str, arguments: Mapping[str, Any], where: str) -> Method:
+    """The method, without the losses and filters that a config names, for which its cost does not ask."""
+    module, _, name = class_path.rpartition(".")
+    plain = {
+        key: value
+        for key, value in arguments.items()
+        if "." not in key and not (isinstance(value, Mapping | str) and ("class_path" in value or "." in value))
+    }
+    if isinstance(plain.get("ramp"), Mapping):
+        plain["ramp"] = LinearRamp(**plain["ramp"])
+    try:
+        method = getattr(import_module(module or "flarecps.methods"), name)(**plain)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: the method {class_path} can't be made ({error}); expected a class such as "
+            "flarecps.methods.Supervised and its arguments as 'model.method.init_args.NAME'"
+        ) from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"{where}: {class_path} is no flarecps.methods.Method; expected a class of these")
+    return method
+
+
+def scaled(protocol: Protocol, epochs: Mapping[str, int], costs: Costs) -> Protocol:
+    """The protocol with other epochs for the arms named; λ's ramps keep their shares of a training."""
+    arms = []
+    for arm in protocol.arms:
+        if arm.name not in epochs or arm.average_of or arm.compute_of:
+            arms.append(arm)
+            continue
+        recipe, new = costs.recipe(arm.name), epochs[arm.name]
+        more: dict[str, Any] = {EPOCHS: new}
+        ramp = getattr(recipe.method, "ramp", None)
+        if isinstance(ramp, LinearRamp):
+            start, length = (round(one * new / recipe.epochs) for one in (ramp.start, ramp.length))
+            more[RAMP] = {"final": ramp.final, "start": start, "length": length}
+        arms.append(replace(arm, settings={**arm.settings, **more}))
+    return replace(protocol, arms=tuple(arms))
+
+
+def _at(config: Mapping[str, Any], *keys: str) -> Any:
+    found: Any = config
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

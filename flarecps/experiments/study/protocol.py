@@ -1,0 +1,341 @@
+"""The protocol of a study: arms, what judges them, seeds, endpoints. One YAML file, written before the study runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from flarecps.case_names import why_not_plain
+from flarecps.errors import ConfigError, did_you_mean, first_few
+from flarecps.json_fields import Reader
+from flarecps.text_files import read_yaml
+
+EXPECTED = "expected a study's protocol; 'flarecps study DATASET --out OUT --dry-run' prints one to begin with"
+SIBLINGS = ("1", "2", "average")
+INTENSITIES = ("global", "foreground")
+POST_PROCESSING = ("none", "largest", "determined")
+BY = ("folds", "test", "withheld")
+PAIRS = ("disjoint", "neighbours")
+MEASURES = ("dsc", "nsd")
+ALL = "all"  # labelled scans of a fold
+_Value = TypeVar("_Value")
+Settings: TypeAlias = Mapping[str, Any]  # of a training, by dotted name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: a config's settings, and what differs from it.
+
+    ``compute_of`` names the arm whose whole compute this one is given, times ``share``, by the methods' declared cost.
+    ``teachers`` names the arm of which two trainings label the unlabelled scans first, ``average_of`` the one of which
+    two are averaged: such an arm has no training of its own. ``siblings`` are scored, the first is the arm's figure; an
+    arm without any only serves others. ``splits`` are those of the study it runs on, by default all.
+    """
+
+    name: str
+    title: str = ""
+    config: str = ""  # a config's name or file; "": fit's own defaults
+    settings: Settings = field(default_factory=dict)
+    intensity: str = "global"
+    compute_of: str = ""
+    share: float = 1.0
+    teachers: str = ""
+    average_of: str = ""
+    siblings: tuple[str, ...] = ("1",)
+    splits: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """What people read."""
+        return self.title or self.name
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Which scans judge: held-out ``folds`` of the labelled ones; the ``test`` scans of named ``splits``; or the last
+    ``scans`` unlabelled ones, in order of their names, whose labels are there and are ``withheld``.
+
+    ``learning_curve``: with folds, shares of a fold's labelled scans that the primary baseline is trained with, too.
+    """
+
+    by: str = "folds"
+    folds: int = 5
+    splits: tuple[str, ...] = ()
+    scans: int = 0
+    learning_curve: tuple[float, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How many labelled scans trainings have: names of splits, or "all" and the learning curve's shares."""
+        return self.splits if self.by != "folds" else (ALL, *(f"{share:g}" for share in self.learning_curve))
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The question: ``method`` minus ``baseline`` in ``measure``; all else is secondary."""
+
+    method: str
+    baseline: str
+    measure: str = "dsc"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A study. ``settings`` are those that all arms share; ``plan`` and ``segment`` are options of these commands.
+
+    ``pairs``: whether two trainings that are averaged, or teach, are of seeds of their own (``disjoint``: 2s, 2s + 1)
+    or of this seed and the next (``neighbours``). ``post_processing``: the first is what the verdict is about;
+    ``determined`` is decided for a fold on the others' predictions. ``remarks`` are kept for the reader.
+    """
+
+    arms: tuple[Arm, ...]
+    judged: Judged
+    primary: Primary
+    seeds: int = 1
+    pairs: str = "disjoint"
+    settings: Settings = field(default_factory=dict)
+    plan: Settings = field(default_factory=dict)
+    segment: Settings = field(default_factory=dict)
+    post_processing: tuple[str, ...] = ("determined",)
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(one for one in self.arms if one.name == name)
+
+    @property
+    def folds(self) -> int:
+        """How many parts of scans judge, each those it was not trained on."""
+        return self.judged.folds if self.judged.by == "folds" else 1
+
+    def pair(self, seed: int) -> tuple[int, int]:
+        """The seeds of the two trainings that are averaged, or teach, in the study's ``seed``."""
+        return (2 * seed, 2 * seed + 1) if self.pairs == "disjoint" else (seed, (seed + 1) % max(self.seeds, 2))
+
+    def labels_of(self, arm: Arm) -> tuple[str, ...]:
+        """The numbers of labels that an arm is trained and judged with."""
+        if arm.splits or self.judged.by != "folds":
+            return arm.splits or self.judged.labels
+        return self.judged.labels if arm.name == self.primary.baseline else (ALL,)
+
+
+def read_protocol(path: Path) -> Protocol:
+    """The protocol in a YAML file. ConfigError names what is missing, unknown, or contradicts itself."""
+    content = _with_text_keys(read_yaml(path, ConfigError, EXPECTED))
+    reader = Reader(content, str(path), kind=ConfigError, again=EXPECTED)
+    judged, primary = reader.section("judged"), reader.section("primary")
+    arms = []
+    for name in (named := reader.section("arms")).content:
+        one = named.section(name)
+        arms.append(
+            Arm(
+                name,
+                _or(one, "title", one.string, ""),
+                _or(one, "config", one.string, ""),
+                _or(one, "settings", one.mapping, {}),
+                _or(one, "intensity", lambda key, of=one: of.choice(key, INTENSITIES), "global"),
+                _or(one, "compute_of", one.string, ""),
+                _or(one, "share", lambda key, of=one: of.number(key, above=0), 1.0),
+                _or(one, "teachers", one.string, ""),
+                _or(one, "average_of", one.string, ""),
+                _texts(one, "siblings", ("1",)),
+                _texts(one, "splits", ()),
+            )
+        )
+        one.refuse_unknown()
+    found = {
+        "judged": Judged(
+            judged.choice("by", BY),
+            _or(judged, "folds", lambda key: judged.integer(key, 2), 5),
+            _texts(judged, "splits", ()),
+            _or(judged, "scans", judged.integer, 0),
+            _or(judged, "learning_curve", lambda key: _shares(judged, key), ()),
+        ),
+        "primary": Primary(
+            primary.string("method"),
+            primary.string("baseline"),
+            _or(primary, "measure", lambda key: primary.choice(key, MEASURES), "dsc"),
+        ),
+        "seeds": _or(reader, "seeds", reader.integer, 1),
+        "pairs": _or(reader, "pairs", lambda key: reader.choice(key, PAIRS), "disjoint"),
+        "post_processing": _texts(reader, "post_processing", ("determined",)),
+        "remarks": _texts(reader, "remarks", ()),
+        **{key: _or(reader, key, reader.mapping, {}) for key in ("settings", "plan", "segment")},
+    }
+    for part in (judged, primary, reader):
+        part.refuse_unknown()
+    try:
+        return Protocol(tuple(arms), **found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _with_text_keys(content: Any) -> Any:
+    """YAML's keys may be numbers, or ``on``, which is true."""
+    if isinstance(content, Mapping):
+        return {str(key): _with_text_keys(value) for key, value in content.items()}
+    return content
+
+
+def _or(reader: Reader, key: str, read: Callable[[str], _Value], default: _Value) -> _Value:
+    reader.asked.add(key)
+    return read(key) if key in reader.content else default
+
+
+def _texts(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    return () if reader.content.get(key) == [] and not reader.asked.add(key) else _or(
+        reader, key, reader.strings, default)  # fmt: skip
+
+
+def _shares(reader: Reader, key: str) -> tuple[float, ...]:
+    found = reader.numbers(key, len(reader.content[key]) if isinstance(reader.content[key], list) else 1, 0)
+    if not all(share < 1 for share in found):
+        raise reader.error(key, "shares of the labelled scans, between 0 and 1", "write [0.25, 0.5]")
+    return found
+
+
+def _check(found: Protocol) -> None:
+    """Raise ConfigError where a protocol names what it does not have, or can't be run."""
+    names = [arm.name for arm in found.arms]
+
+    def known(name: str, what: str, of: Sequence[str] = names, kind: str = "arm") -> None:
+        if name not in of:
+            raise ConfigError(
+                f"{what} is {name!r}, which is no {kind}{did_you_mean(name, of) or f'; {kind}s: {first_few(of)}'}"
+            )
+
+    if not names:
+        raise ConfigError("'arms' is empty; expected at least a baseline and a method")
+    for arm in found.arms:
+        where = f"arm '{arm.name}'"
+        if reason := why_not_plain(arm.name):
+            raise ConfigError(f"{where}: its name {reason}; expected letters, digits, - and _")
+        for key in ("compute_of", "teachers", "average_of"):
+            if name := getattr(arm, key):
+                known(name, f"{where}: '{key}'")
+                served = found.arm(name)
+                if name == arm.name or served.average_of or (key != "compute_of" and served.teachers):
+                    raise ConfigError(f"{where}: '{key}' is {name!r}; expected another arm with a training of its own")
+        for key, of in (("siblings", SIBLINGS), ("splits", found.judged.labels)):
+            for one in getattr(arm, key):
+                known(one, f"{where}: '{key}'", of, key[:-1])
+        if arm.average_of and (arm.config or arm.settings or arm.compute_of or arm.teachers):
+            raise ConfigError(f"{where}: averages '{arm.average_of}' and has no training; give settings to that arm")
+        if arm.compute_of and (found.arm(arm.compute_of).compute_of or arm.compute_of in (arm.teachers, "")):
+            raise ConfigError(f"{where}: 'compute_of' is {arm.compute_of!r}; expected an arm with epochs of its own")
+    for key in ("method", "baseline"):
+        known(getattr(found.primary, key), f"primary: '{key}'")
+        if not found.arm(getattr(found.primary, key)).siblings:
+            raise ConfigError(f"primary: '{key}' is an arm without 'siblings', which nothing is known of")
+    if found.primary.method == found.primary.baseline:
+        raise ConfigError("primary: method and baseline are one arm; expected two")
+    for one in found.post_processing:
+        known(one, "'post_processing'", POST_PROCESSING, "way of it")
+    if not found.post_processing:
+        raise ConfigError(f"'post_processing' is empty; expected one of {', '.join(POST_PROCESSING)}")
+    judged = found.judged
+    if judged.by == "folds" and (judged.splits or judged.scans):
+        raise ConfigError("judged: by folds, so 'splits' and 'scans' say nothing; remove them, or judge by test")
+    if judged.by != "folds" and (not judged.splits or judged.learning_curve):
+        raise ConfigError(f"judged: by {judged.by} needs 'splits', names in splits.json, and has no 'learning_curve'")
+    if judged.by != "folds" and "determined" in found.post_processing:
+        raise ConfigError(
+            "'post_processing' is determined on held-out folds; by test and withheld scans take none or largest"
+        )
+    if judged.by == "withheld" and not judged.scans:
+        raise ConfigError("judged: by withheld needs 'scans', how many are withheld")
+
+
+def protocol_content(protocol: Protocol) -> dict[str, Any]:
+    """The protocol as plain types, in the form that `read_protocol` reads; what is as by default is left out."""
+    content = _plain(protocol, Protocol)
+    content["arms"] = {arm.name: _plain(arm, Arm, ("name",)) for arm in protocol.arms}
+    content["judged"] = {"by": protocol.judged.by, **_plain(protocol.judged, Judged)}
+    content["primary"] = _plain(protocol.primary, Primary)
+    if protocol.judged.by == "folds":
+        content["judged"]["folds"] = protocol.judged.folds
+    return {key: content[key] for key in ("remarks", "primary", "judged", "seeds", *content) if key in content}
+
+
+def _plain(one: Any, kind: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    standard = {
+        each.name: each.default_factory() if callable(each.default_factory) else each.default for each in fields(kind)
+    }
+    found = {}
+    for key, value in asdict(one).items():
+        if key not in without and value != standard[key]:
+            found[key] = (
+                list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            )
+    return found
+
+
+def protocol_text(protocol: Protocol) -> str:
+    """The protocol as YAML."""
+    import yaml  # type: ignore[import-untyped]
+
+    head = (
+        "# The protocol of a study (docs/study.md). It was written before the study ran and stays with its results.\n"
+    )
+    return head + str(yaml.safe_dump(protocol_content(protocol), sort_keys=False, allow_unicode=True, width=110))
+
+
+def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool) -> Protocol:
+    """A sensible protocol for any data set: fit's own settings, and methods held against controls of equal compute.
+
+    Without unlabelled scans only controls are compared: one as long as two averaged ones together.
+    """
+    ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
+    supervised = {"model.method": "flarecps.methods.Supervised", "data.unlabelled": False}
+    cps = {"model.method": "flarecps.methods.CrossPseudoSupervision", "model.method.init_args.ramp": ramp}
+    student = {"model.method": "flarecps.methods.SelfTraining"}
+    arms = [Arm("control", "control, equal steps", settings=supervised)]
+    if unlabelled:
+        arms += [
+            Arm("control_long", "control, equal compute", settings=supervised, compute_of="cps"),
+            Arm("control_half", "control, half of that", settings=supervised, compute_of="cps", share=0.5, siblings=()),
+            Arm("control_two", "two controls averaged, equal compute together", average_of="control_half"),
+            Arm("cps", "CPS", settings=cps, siblings=("average", "1")),
+            Arm("self", "self-training from two controls, equal compute in all", settings=student, compute_of="cps",
+                teachers="control"),
+        ]  # fmt: skip
+        primary = Primary("cps", "control_long")
+    else:
+        long = {**supervised, "trainer.max_epochs": 2 * epochs}
+        arms += [Arm("control_long", "control, twice the steps", settings=long),
+                 Arm("control_two", "two controls averaged", average_of="control")]  # fmt: skip
+        primary = Primary("control_two", "control_long")
+    settings = {
+        "trainer.max_epochs": epochs,
+        "data.iterations_per_epoch": iterations,
+        "trainer.enable_progress_bar": False,
+    }
+    return Protocol(tuple(arms), Judged("folds", folds), primary, seeds, settings=settings)
+
+
+def only_arms(protocol: Protocol, names: Sequence[str]) -> Protocol:
+    """The protocol with these arms, the primary baseline and those that they need. ConfigError for an unknown name.
+
+    Where the primary method is not among them, the first that is takes its place.
+    """
+    every = [arm.name for arm in protocol.arms]
+    for name in names:
+        if name not in every:
+            raise ConfigError(f"no arm {name!r}{did_you_mean(name, every) or f'; arms: {first_few(every)}'}")
+    wanted = [*names, protocol.primary.baseline]
+    for name in wanted:  # grows while it is walked through
+        arm = protocol.arm(name)
+        wanted += [one for one in (arm.compute_of, arm.teachers, arm.average_of) if one and one not in wanted]
+    others = [name for name in names if name != protocol.primary.baseline]
+    if not others:
+        raise ConfigError(f"arms {', '.join(names)}: only the baseline; name a method beside it: {first_few(every)}")
+    method = protocol.primary.method if protocol.primary.method in names else others[0]
+    serving = set(wanted) - {*names, protocol.primary.baseline}
+    arms = tuple(replace(arm, siblings=()) if arm.name in serving and arm.name != method else arm
+                 for arm in protocol.arms if arm.name in wanted)  # fmt: skip
+    return replace(protocol, arms=arms, primary=replace(protocol.primary, method=method))

@@ -1,0 +1,93 @@
+"""A study as a chain of SLURM jobs: stores, arrays of trainings, labels of teachers between them, and the judging."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flarecps.atomic import write_text
+from flarecps.errors import ConfigError
+from flarecps.experiments.runner import FIT_SCRIPT
+from flarecps.experiments.stages import Stage
+
+COMMAND_SCRIPT = FIT_SCRIPT.with_name("command.sbatch")
+_ARRAY = """#!/bin/bash
+# One training of a study as a task of an array: sbatch --array=1-{count} {name}
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.out
+exec bash {folder}/"$SLURM_ARRAY_TASK_ID".sh
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One link of the chain: what ``sbatch`` is given, each waiting for the one before it."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def write_chain(folder: Path, again: Sequence[str], before: Sequence[Stage], judged: Sequence[Stage]) -> list[Job]:
+    """The scripts of a study in ``folder`` (OUT/slurm), and its jobs in order.
+
+    ``again`` are the words of ``flarecps`` that go on with the study; ``before`` and ``judged`` its stages that are not
+    done. ConfigError without the job scripts that come with flarecps.
+    """
+    for script in (FIT_SCRIPT, COMMAND_SCRIPT):
+        if not script.is_file():
+            raise ConfigError(f"{script}: no such file; it comes with flarecps: install it again")
+    command = (str(COMMAND_SCRIPT), *again)
+    jobs = [Job("prepare", (*command, "--stages", *(one.name for one in before)))] if before else []
+    waiting = [one for one in judged if one.gpus or one.words[:1] == ("pseudo-label",)]
+    known, generation = {one.name for one in waiting}, 0
+    while waiting:
+        ready = [one for one in waiting if not known.intersection(one.after)]
+        trainings, labels = [one for one in ready if one.gpus], [one for one in ready if not one.gpus]
+        if trainings:
+            jobs.append(_array(folder, f"trainings_{generation}", trainings))
+        if labels:
+            jobs.append(Job(f"labels_{generation}", (*command, "--stages", *(one.name for one in labels))))
+        known -= {one.name for one in ready}
+        waiting, generation = [one for one in waiting if one.name in known], generation + 1
+    return [*jobs, Job("judge", command)]
+
+
+def _array(folder: Path, name: str, trainings: Sequence[Stage]) -> Job:
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(trainings, start=1):
+        line = shlex.join([str(FIT_SCRIPT), *stage.words[1:]])
+        write_text(place / f"{number}.sh", f"# {stage.name}\nexec bash {line}\n")
+    script = folder / f"{name}.sbatch"
+    text = _ARRAY.format(count=len(trainings), name=script.name, folder=shlex.quote(str(place)))
+    write_text(script, text)
+    return Job(name, (f"--array=1-{len(trainings)}", str(script)))
+
+
+def submit_chain(jobs: Sequence[Job], options: Sequence[str]) -> list[str]:
+    """Submit the jobs, each after the one before it; a line for each. ConfigError when sbatch refuses."""
+    said, last = [], ""
+    for job in jobs:
+        array, rest = [one for one in job.words if one.startswith("--array=")], list(job.words)
+        rest = rest[len(array) :]
+        wait = [f"--dependency=afterok:{last}"] if last else []
+        words = ["sbatch", "--parsable", f"--job-name=flarecps-{job.name}", *wait, *options, *array, *rest]
+        try:
+            done = subprocess.run(words, check=False, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise ConfigError("sbatch: not found; --submit works where SLURM's commands are at hand") from None
+        if done.returncode:
+            raise ConfigError(f"sbatch ended with exit code {done.returncode}: {done.stderr.strip()}")
+        last = done.stdout.strip().split(";")[0]
+        said.append(f"{job.name}: job {last}")
+    return said

@@ -1,0 +1,232 @@
+"""A study as stages: data, plan, stores, trainings, label maps of the scans that judge, post-processing, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
+from flarecps.experiments.study.cost import Costs
+from flarecps.experiments.study.protocol import ALL, Arm, Protocol
+from flarecps.experiments.study.splits import DATA, HELD_OUT, StudySplits, link_study, split_name
+from flarecps.inference.postprocessing import determine_rules, pairs_of, rules_for, write_rules
+
+SEEDS_APART = 10  # initial seeds of two trainings: a training's siblings take two
+MODEL = "model"  # folder of OUT for what is recommended
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with so many labels, judged on a fold, from a seed; ``fold`` is None for a model of all labels."""
+
+    arm: str
+    labels: str
+    fold: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its stages."""
+        return f"{self.labels}.{self.arm}.{'all' if self.fold is None else f'fold_{self.fold}'}.seed_{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Of its files, below a study's folders."""
+        place = "all_labels" if self.fold is None else f"fold_{self.fold}"
+        return Path(self.labels, self.arm, place, f"seed_{self.seed}")
+
+
+@dataclass(frozen=True)
+class StudyStages:
+    """Makes the stages of a protocol on a data set, everything in ``out``; ``workers`` for plan and preprocess."""
+
+    protocol: Protocol
+    costs: Costs
+    splits: StudySplits
+    dataset: Path
+    out: Path
+    workers: int = 2
+
+    def replicates(self, arm: Arm) -> range:
+        """The seeds of which an arm has a figure: of neighbouring pairs of two trainings there is one."""
+        paired = arm.average_of and self.protocol.pairs == "neighbours"
+        return range(1 if paired and self.protocol.seeds < 3 else self.protocol.seeds)
+
+    def cells(self) -> Iterator[Cell]:
+        """All that is judged, the primary question's first seeds first."""
+        for seed in range(self.protocol.seeds):
+            for fold in range(self.protocol.folds):
+                for arm in self.protocol.arms:
+                    if arm.siblings and seed in self.replicates(arm):
+                        yield from (Cell(arm.name, labels, fold, seed) for labels in self.protocol.labels_of(arm))
+
+    def before_training(self) -> list[Stage]:
+        """Links, inspection, and for every scaling of intensities plan and case store."""
+        data, report, pool = self.out / DATA, self.out / "inspection.json", ("--workers", self.workers)
+        found = [
+            Stage("data", (), (data / "dataset.json",), action=partial(link_study, self.splits, self.out),
+                  description="links to the scans, and splits.json", depends_on=self.splits.listing),
+            command_stage("inspect", ("inspect", data, "--json", report, *pool), report, "data"),
+        ]  # fmt: skip
+        first = next(iter(self.splits.splits)) if self.protocol.judged.by != "folds" else ALL
+        words = ("--split", first, *_option_words(self.protocol.plan))
+        for intensity in dict.fromkeys(arm.intensity for arm in self.protocol.arms):
+            found += store_stages(data, self.out / f"plan_{intensity}.json", self.store(intensity),
+                                  (*words, "--intensity", intensity),
+                                  ("--fingerprints", self.out / "fingerprints", *pool), pool, ("inspect",),
+                                  suffix=f"_{intensity}")  # fmt: skip
+        return found
+
+    def store(self, intensity: str) -> Path:
+        """Where the cases scaled by such a plan lie."""
+        return self.out / f"store_{intensity}"
+
+    def run(self, cell: Cell) -> Path:
+        """The folder of a training."""
+        return self.out / "runs" / cell.folder
+
+    def checkpoints(self, cell: Cell) -> list[Path]:
+        """What segments for a cell: one training's last checkpoint, or those of two that are averaged."""
+        return [last_checkpoint(self.run(one)) for one in self._averaged(cell)]
+
+    def judged_stages(self) -> list[Stage]:
+        """Trainings, label maps, post-processing and scores of all cells, each stage once."""
+        found: dict[str, Stage] = {}
+        for cell in self.cells():
+            for one in self._of_cell(cell):
+                found.setdefault(one.name, one)
+        for cell in self.cells():
+            for one in self._scored(cell):
+                found.setdefault(one.name, one)
+        return list(found.values())
+
+    def model_stages(self, arm: str, sibling: str) -> list[Stage]:
+        """The recommended arm trained on all labelled scans, and the rules that its held-out predictions call for."""
+        cell = self.final_cell(arm)
+        found = {one.name: one for one in self.trained(cell)}
+        if "determined" in self.protocol.post_processing:
+            folds = [Cell(arm, cell.labels, fold, 0) for fold in range(self.protocol.folds)]
+            rules = self._rules(f"model.{sibling}", folds, sibling, self.out / MODEL / "postprocessing.json")
+            found[rules.name] = rules
+        return list(found.values())
+
+    def final_cell(self, arm: str) -> Cell:
+        """The model of all labels."""
+        labels = self.protocol.labels_of(self.protocol.arm(arm))[0]
+        return Cell(arm, labels, None if self.protocol.judged.by == "folds" else 0, 0)
+
+    def segment_words(self, sibling: str) -> list[str]:
+        """The words after the folders of ``segment``."""
+        return ["--sibling", sibling, *_option_words(self.protocol.segment)]
+
+    def scores(self, cell: Cell, sibling: str, way: str) -> Path:
+        """The table of a cell's scores after one way of post-processing."""
+        return self.out / "scores" / way / cell.folder / sibling / "scores.csv"
+
+    def _averaged(self, cell: Cell) -> list[Cell]:
+        arm = self.protocol.arm(cell.arm)
+        if not arm.average_of:
+            return [cell]
+        return [Cell(arm.average_of, cell.labels, cell.fold, seed) for seed in self.protocol.pair(cell.seed)]
+
+    def _of_cell(self, cell: Cell) -> list[Stage]:
+        """Trainings, and the label maps of the scans that judge, by every sibling."""
+        found, arm = self.trained(cell), self.protocol.arm(cell.arm)
+        trained = [f"train_{one.name}" for one in self._averaged(cell)]
+        images = self.out / HELD_OUT / split_name(self.protocol.judged, cell.labels, cell.fold) / "images"
+        for sibling in arm.siblings:
+            labels = self._labels("none", cell, sibling)
+            words = ("segment", *self.checkpoints(cell), images, labels, *self.segment_words(sibling))
+            found.append(command_stage(f"segment_{cell.name}.{sibling}", words, labels, *trained))
+        return found
+
+    def trained(self, cell: Cell) -> list[Stage]:
+        """The cell's training, last, and those that it needs."""
+        arm = self.protocol.arm(cell.arm)
+        if arm.average_of:
+            return [stage for one in self._averaged(cell) for stage in self.trained(one)]
+        found: list[Stage] = []
+        store, run = self.store(arm.intensity), self.run(cell)
+        split = split_name(self.protocol.judged, cell.labels, cell.fold)
+        after, more = f"preprocess_{arm.intensity}", []
+        if arm.teachers:
+            teachers = [Cell(arm.teachers, cell.labels, cell.fold, seed) for seed in self.protocol.pair(cell.seed)]
+            found += [stage for one in teachers for stage in self.trained(one)]
+            labels = run.with_name(f"{run.name}_pseudo_labels")
+            words = ("pseudo-label", *(last_checkpoint(self.run(one)) for one in teachers), store, labels,
+                     "--split", split, "--largest", "all")  # fmt: skip
+            after = f"label_{cell.name}"
+            found.append(command_stage(after, words, labels, *(f"train_{one.name}" for one in teachers)))
+            more = [f"--data.pseudo_labels={labels}"]
+        config = self.costs.find(arm.config) if arm.config else None
+        seed = cell.seed * self.protocol.folds + (cell.fold or 0)
+        given = self.costs.settings(arm)
+        fixed = {"data.store": store, "trainer.default_root_dir": run, "data.split": split, "seed_everything": seed,
+                 "data.seed": seed, "model.initial_seed": SEEDS_APART * seed}  # fmt: skip
+        if "data.fold" not in given:
+            fixed["data.fold"] = ALL
+        words = [
+            "fit",
+            *(("--config", config) if config else ()),
+            *(f"--{key}={value}" for key, value in fixed.items()),
+        ]
+        stage = fit_stage(f"train_{cell.name}", (*words, *self.costs.words(arm), *more), config, run, after)
+        return [*found, replace(stage, resume=(run / "checkpoints", ("--ckpt_path", "auto")))]
+
+    def _labels(self, way: str, cell: Cell, sibling: str) -> Path:
+        return self.out / "labels" / way / cell.folder / sibling
+
+    def _scored(self, cell: Cell) -> list[Stage]:
+        """Post-processing in the protocol's ways, and the scores after each."""
+        found = []
+        references = self.out / HELD_OUT / split_name(self.protocol.judged, cell.labels, cell.fold) / "labels"
+        for sibling in self.protocol.arm(cell.arm).siblings:
+            for way in self.protocol.post_processing:
+                labels, name = self._labels(way, cell, sibling), f"{way}_{cell.name}.{sibling}"
+                after = f"segment_{cell.name}.{sibling}"
+                if way != "none":
+                    rules = self.out / "rules" / way / f"{cell.folder}" / f"{sibling}.json"
+                    if way == "determined":
+                        others = [Cell(cell.arm, cell.labels, fold, cell.seed) for fold in range(self.protocol.folds)
+                                  if fold != cell.fold]  # fmt: skip
+                        stage = self._rules(name, others, sibling, rules)
+                    else:
+                        stage = Stage(f"rules_{name}", (), (rules,), ("data",), description="largest pieces",
+                                      action=partial(_write_largest, rules, self.splits.catalogue.labels))  # fmt: skip
+                    words = ("postprocess", "apply", self._labels("none", cell, sibling), labels, "--rules", rules)
+                    found += [stage, command_stage(f"apply_{name}", words, labels, after, stage.name)]
+                    after = f"apply_{name}"
+                table = self.scores(cell, sibling, way)
+                words = ("score", labels, references, "--protocol", "strict", "--out", table.parent, "--workers", 1)
+                found.append(command_stage(f"score_{name}", words, table, after))
+        return found
+
+    def _rules(self, name: str, cells: list[Cell], sibling: str, path: Path) -> Stage:
+        folders = {self._labels("none", one, sibling): self.out / HELD_OUT / split_name(
+            self.protocol.judged, one.labels, one.fold) / "labels" for one in cells}  # fmt: skip
+        after = tuple(f"segment_{one.name}.{sibling}" for one in cells)
+        return Stage(f"rules_{name}", (), (path,), after, description="post-processing that other folds call for",
+                     action=partial(_write_determined, path, folders, self.splits.catalogue.labels))  # fmt: skip
+
+
+def _option_words(options: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        found += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return found
+
+
+def _write_largest(path: Path, labels: Mapping[str, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rules(path, rules_for(dict(labels), (), None, ("all",)))
+
+
+def _write_determined(path: Path, folders: Mapping[Path, Path], labels: Mapping[str, int]) -> None:
+    """The rules that do good on the predictions of ``folders``, held against the references of each."""
+    pairs = {name: pair for predicted, true in folders.items() for name, pair in pairs_of(predicted, true).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rules(path, determine_rules(pairs, labels, progress=False)[0])

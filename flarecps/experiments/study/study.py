@@ -1,0 +1,187 @@
+"""A study from its first word to its model: which protocol, which stages are left, and how long they take."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flarecps.atomic import write_json, write_text
+from flarecps.datasets.catalogue import Catalogue, read_catalogue
+from flarecps.durations import duration_in_words
+from flarecps.errors import ConfigError, first_few
+from flarecps.experiments.stages import Stage, StageRecords
+from flarecps.experiments.study.closing import chosen_model, closing_stages, model_command, page_stage
+from flarecps.experiments.study.cost import Costs
+from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibration_stage, within_budget
+from flarecps.experiments.study.protocol import (
+    Judged,
+    Protocol,
+    draft,
+    only_arms,
+    protocol_content,
+    protocol_text,
+    read_protocol,
+)
+from flarecps.experiments.study.slurm import submit_chain, write_chain
+from flarecps.experiments.study.splits import study_splits, suffice
+from flarecps.experiments.study.stages import StudyStages
+from flarecps.text_files import read_own_json
+from flarecps.training.defaults import EPOCHS, ITERATIONS
+
+RECORDS, PROTOCOL = "stages", "protocol.yaml"
+LEARNING_CURVE = (0.5,)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the protocol; nothing of it is None or False where the protocol decides."""
+
+    file: Path | None = None
+    arms: Sequence[str] | None = None
+    folds: int | None = None
+    seeds: int | None = None
+    hours: float | None = None
+    learning_curve: bool = False
+
+    @property
+    def anything(self) -> bool:
+        """Whether a protocol that is there already is asked to be another."""
+        return any(one is not None for one in (self.file, self.arms, self.folds, self.seeds)) or self.learning_curve
+
+    def protocol(self, catalogue: Catalogue) -> Protocol:
+        """The file's protocol, else a draft for the data set, with what else was asked."""
+        from torch import cuda
+
+        found = read_protocol(self.file) if self.file else None
+        if found is None:
+            gpu, scans = cuda.is_available(), len(catalogue.labelled)
+            folds = self.folds or next((one for one in (5, 3, 2) if suffice(scans, one)), 2)
+            found = draft(folds, self.seeds or 1, EPOCHS[gpu], ITERATIONS[gpu], bool(catalogue.unlabelled))
+        if self.folds or self.learning_curve:
+            if found.judged.by != "folds":
+                raise ConfigError(
+                    f"--folds and --learning-curve: this protocol judges by {found.judged.by} scans; leave them out"
+                )
+            if self.folds is not None and self.folds < 2:
+                raise ConfigError(f"--folds {self.folds}: expected 2 or more")
+            curve = found.judged.learning_curve or (LEARNING_CURVE if self.learning_curve else ())
+            found = replace(found, judged=Judged("folds", self.folds or found.judged.folds, learning_curve=curve))
+        if self.seeds is not None:
+            if self.seeds < 1:
+                raise ConfigError(f"--seeds {self.seeds}: expected 1 or more")
+            found = replace(found, seeds=self.seeds)
+        return only_arms(found, self.arms) if self.arms else found
+
+
+class Study:
+    """A study of ``dataset`` in ``out``; ``find`` finds configs by name. Nothing is written before `parts` runs.
+
+    The protocol is the one that is kept in ``out``, else the one that is asked for. ConfigError where both are there
+    and differ, or where the kept one was changed since the study began.
+    """
+
+    def __init__(self, dataset: Path, out: Path, asked: Asked, find: Callable[[str], Path], workers: int = 2) -> None:
+        self.dataset, self.out, self.asked, self.find, self.workers = dataset, out, asked, find, workers
+        self.said: list[str] = []
+        self.is_fixed = (out / PROTOCOL).is_file()
+        self._use(self._kept() if self.is_fixed else asked.protocol(read_catalogue(dataset)))
+
+    def stages(self) -> list[Stage]:
+        """All stages that are known: those of the model only once there is a verdict."""
+        judged = self.made.judged_stages()
+        found = [*self.made.before_training(), calibration_stage(self.made), *judged]
+        found += closing_stages(self.made, self.records, judged)
+        if chosen := chosen_model(self.made):
+            model = [one for one in self.made.model_stages(*chosen) if one.name not in {known.name for known in found}]
+            found += [*model, page_stage(self.made, self.records, ("verdict", *(one.name for one in model)))]
+        return found
+
+    def parts(self) -> Iterator[list[Stage]]:
+        """The stages to run, part by part: until a few steps are timed; until the verdict; the model and the page.
+
+        The protocol is written before the first part, or, where a budget decides it, before the second.
+        """
+        first = [*self.made.before_training(), calibration_stage(self.made)]
+        if self.asked.hours is None or self.is_fixed:
+            self.fix()
+        yield first
+        if not self.is_fixed and self.asked.hours is not None:
+            forecast = Forecast(self.out / CALIBRATION, self.made.costs, self.records)
+            self._use(within_budget(self.made, forecast, self.asked.hours))
+            self.said.append(self.made.protocol.remarks[-1])
+            self.fix()
+        yield [one for one in self.stages() if one.name not in {known.name for known in first}]
+        yield self.stages()
+
+    def time_left(self) -> str:
+        """ " · about 2 h 05 min to the end"; empty while no step was timed."""
+        forecast = Forecast(self.out / CALIBRATION, self.made.costs, self.records)
+        return f" · about {duration_in_words(forecast.left_s(self.stages()))} to the end" if forecast.timed else ""
+
+    def fix(self) -> None:
+        """Write the protocol, and what it is recognised by."""
+        if not self.is_fixed:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.records.folder.mkdir(exist_ok=True)
+            write_json(self._seal, {"sha256": _digest(self.made.protocol)})
+            write_text(self.out / PROTOCOL, protocol_text(self.made.protocol))
+            self.is_fixed = True
+
+    def submit(self, again: Sequence[str], options: Sequence[str]) -> list[str]:
+        """Write and submit the chain of jobs; a line for each. ``again``: the words of ``flarecps`` that go on."""
+        if self.asked.hours is not None and not self.is_fixed:
+            raise ConfigError(
+                "--budget with --submit: the login node times no steps; choose --folds and --seeds instead"
+            )
+        self.fix()
+        before = [*self.made.before_training(), calibration_stage(self.made)]
+        todo = [
+            [one for one in part if self.records.state(one) != "done"] for part in (before, self.made.judged_stages())
+        ]
+        return submit_chain(write_chain(self.out / "slurm", again, *todo), options)
+
+    def closing_lines(self) -> list[str]:
+        """The verdict and what to type next; nothing before there is one."""
+        page = self.out / "verdict.md"
+        if not (chosen := chosen_model(self.made)) or not page.is_file():
+            return []
+        sentences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+        return [*sentences, f"written: {self.out}/report.html, verdict.md, results/",
+                f"next: {model_command(self.made, *chosen)}"]  # fmt: skip
+
+    @property
+    def _seal(self) -> Path:
+        return self.out / RECORDS / "protocol.json"
+
+    def _use(self, protocol: Protocol) -> None:
+        splits = study_splits(self.dataset, protocol.judged)
+        self.made = StudyStages(protocol, Costs(protocol, self.find), splits, self.dataset, self.out, self.workers)
+        for arm in protocol.arms:
+            self.made.costs.total(arm.name)  # what can't be computed is said before anything runs
+        self.records = StageRecords([], self.out / RECORDS)
+        self.records.stages = {one.name: one for one in self.stages()}
+
+    def _kept(self) -> Protocol:
+        kept = read_protocol(self.out / PROTOCOL)
+        sealed = read_own_json(self._seal).get("sha256")
+        if sealed is not None and sealed != _digest(kept):
+            raise ConfigError(
+                f"{self.out / PROTOCOL}: was changed since the study began; a protocol is written before its results. "
+                "Put it back as it was, or begin another study with --protocol and another --out"
+            )
+        if self.asked.anything:
+            ours, theirs = (protocol_content(one) for one in (kept, self.asked.protocol(read_catalogue(self.dataset))))
+            if differing := [
+                key for key in {**ours, **theirs} if key != "remarks" and ours.get(key) != theirs.get(key)
+            ]:
+                raise ConfigError(
+                    f"{self.out / PROTOCOL}: this study began with another protocol (its {first_few(differing)} differ)"
+                    "; leave the options out to go on with it, or choose another --out"
+                )
+        return kept
+
+
+def _digest(protocol: Protocol) -> str:
+    return hashlib.sha256(protocol_text(protocol).encode()).hexdigest()
