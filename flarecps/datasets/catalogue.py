@@ -73,8 +73,8 @@ class Catalogue:
     def with_split(self, split: Split, complaints: FindingCollector | None = None) -> Catalogue:
         """The same data set with the roles of ``split``; cases it does not name are left out.
 
-        Raises DatasetError for annotated label ids it does not know; a name the data set does not have, and a labelled
-        or validation case without labels, go to ``complaints``, which raises by default.
+        A name the data set does not have, and a labelled or validation case without labels, are faults. Raises
+        DatasetError for annotated label ids it does not know, and when no labelled case is left.
         """
         complaints = complaints or FindingCollector()
         by_name = {case.name: case for case in self.cases}
@@ -84,7 +84,7 @@ class Catalogue:
         roles += [(name, "test") for name in split.test]
         unknown = [name for name in (*(name for name, _ in roles), *split.annotated) if name not in known]
         for name in dict.fromkeys(unknown):
-            complaints.add(
+            complaints.add_fault(
                 name, "missing-file",
                 f"{self.root}: the split names {len(unknown)} cases that are not there, first {unknown[0]!r}",
                 "case names: file names without _0000 and suffix",
@@ -99,9 +99,7 @@ class Catalogue:
             if name in by_name
         )
         held_out = tuple(name for name in split.validation if name in by_name)
-        chosen = replace(self, cases=cases, validation_names=held_out)
-        _check_labelled(chosen, complaints)
-        return chosen
+        return _with_labels(replace(self, cases=cases, validation_names=held_out), complaints)
 
 
 def label_folders(cases: Sequence[Case]) -> tuple[Path, ...]:
@@ -115,13 +113,13 @@ def read_catalogue(
     """The catalogue of a data set folder, with the roles its folders give or those of a split of ``splits.json``.
 
     ``split`` names one of several; without it a flat ``splits.json`` (or its split "default") counts, and named splits
-    do not. nnU-Net's ``splits_final.json`` holds such named splits: "fold_0", "fold_1", … A case that lacks a channel
-    or a listed file, or has no plain name, is left out and stands in ``faults``: whoever works through the cases says
-    so. Raises DatasetError: missing folder, no images, no labelled case, images and labels unmatched, one name twice,
-    or labels that are not ``{name: id}`` with ids 0, 1, 2, ...
+    do not. nnU-Net's ``splits_final.json`` holds such named splits: "fold_0", "fold_1", … A case that lacks a channel,
+    labels, its image or a listed file, whose name is taken, or has no plain name, is left out and stands in ``faults``:
+    whoever works through the cases says so. Raises DatasetError: missing folder, no images, no labelled case, or labels
+    that are not ``{name: id}`` with ids 0, 1, 2, ...
 
-    With ``complaints`` that collect, what concerns single cases or the numbering of labels is kept there instead of
-    raised: the cases that can't be listed are left out, and label ids stay as they are written.
+    With ``complaints`` that collect, what concerns the numbering of labels is kept there instead of raised, and ids
+    stay as they are written.
     """
     complaints = complaints or FindingCollector()
     root = Path(dataset)
@@ -144,8 +142,7 @@ def read_catalogue(
         splits = read_splits(root / SPLITS)  # which says that there is none
     if split is not None or DEFAULT_SPLIT in splits:
         return catalogue.with_split(choose_split(splits, split, root), complaints)
-    _check_labelled(catalogue, complaints)
-    return catalogue
+    return _with_labels(catalogue, complaints)
 
 
 def _read_labels(content: Any, where: str, complaints: FindingCollector, folders: Sequence[Path]) -> dict[str, int]:
@@ -195,7 +192,7 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
     sound: dict[str, Case] = {}
     for case in catalogue.cases:
         if case.name in sound:
-            complaints.add(
+            complaints.add_fault(
                 case.name, "same-name",
                 f"{case.images[0]}: the case name {case.name!r} is taken by {sound[case.name].images[0]}",
                 "one scan per name",
@@ -217,18 +214,22 @@ def _no_labelled_case(root: Path, faults: Mapping[str, str]) -> DatasetError:
     return DatasetError(f"{root}: no labelled case; expected training images with a label file each{first}")
 
 
-def _check_labelled(catalogue: Catalogue, complaints: FindingCollector) -> None:
-    if not catalogue.labelled:
-        raise _no_labelled_case(catalogue.root, catalogue.faults)
+def _with_labels(catalogue: Catalogue, complaints: FindingCollector) -> Catalogue:
+    """The data set without the training images that have no labels, which are its faults then."""
     missing = [case for case in catalogue.labelled if case.labels is None]
-    if missing and len(missing) == len(catalogue.labelled):
+    if len(missing) == len(catalogue.labelled):
+        if not missing:
+            raise _no_labelled_case(catalogue.root, {**catalogue.faults, **complaints.faults})
         raise DatasetError(
             f"{catalogue.root}: no labelled case: {len(missing)} training images, none with a label file of its name"
         )
     for case in missing:
-        complaints.add(
+        complaints.add_fault(
             case.name, "image-without-labels",
             f"{case.images[0]}: training image without labels ({len(missing)} such cases)",
             f"labels called {case.name}",
             "add them, or move the image to imagesUn/ (unlabelled)",
         )  # fmt: skip
+    left = tuple(case for case in catalogue.cases if case not in missing)
+    held_out = tuple(name for name in catalogue.validation_names if any(case.name == name for case in left))
+    return replace(catalogue, cases=left, validation_names=held_out, faults={**catalogue.faults, **complaints.faults})

@@ -171,7 +171,7 @@ def _list_roles(places: list[_Place], complaints: FindingCollector, files: _File
         own = {case.name: labels_of(case.name, labels) for case in found}
         orphans = sorted(name for name, path in labels.items() if path not in own.values())
         for orphan in orphans if role == "labelled" else []:
-            complaints.add(
+            complaints.add_fault(
                 orphan, "labels-without-image",
                 f"{labels[orphan]}: labels without an image ({len(orphans)} such files in {labels_folder})",
                 f"an image called {orphan}_0000 beside the others",

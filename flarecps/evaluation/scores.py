@@ -28,7 +28,7 @@ from flarecps.evaluation.overlap import exchanged_labels, joint_histogram
 from flarecps.evaluation.score_table import CaseScore, ScoredCases
 from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json
-from flarecps.volumes.discovery import label_maps
+from flarecps.volumes.discovery import by_case, label_maps
 from flarecps.volumes.io import in_file_order, on_grid, read_labels, scan_name
 from flarecps.volumes.links import check_reachable
 from flarecps.volumes.nifti import header_spacing_mm
@@ -95,7 +95,7 @@ def score_folders(
     found_p, found_r = _label_files(predictions), _label_files(references)
     if predictions.is_file() and references.is_file():
         found_p = {next(iter(found_r)): predictions}
-    found_r = _called_as(found_r, found_p)
+    found_p, found_r = by_case(found_p, found_r), by_case(found_r, found_p)
     shared = [name for name in found_p if name in found_r]
     if not shared:
         raise DatasetError(
@@ -233,10 +233,3 @@ def _is_whole(kept: CaseScore, case: _CaseFiles) -> bool:
 def _label_files(path: Path) -> dict[str, Path]:
     """Label files by case name, sorted: those of a folder, or the one file given."""
     return label_maps(path) if path.is_dir() or not path.exists() else {scan_name(path): path}
-
-
-def _called_as(references: dict[str, Path], predictions: dict[str, Path]) -> dict[str, Path]:
-    """References by the names of their predictions: CASE's may be called CASE_0000, as its image is."""
-    renamed = {f"{name}_0000": name for name in predictions if name not in references}
-    names = {name: renamed.get(name, name) if name not in predictions else name for name in references}
-    return {names[name]: path for name, path in references.items()}

@@ -28,7 +28,7 @@ from flarecps.json_fields import Reader, is_whole
 from flarecps.named_paths import check_output_folder
 from flarecps.text_files import read_json
 from flarecps.typing import LabelArray
-from flarecps.volumes.discovery import label_maps
+from flarecps.volumes.discovery import by_case, label_maps
 from flarecps.volumes.io import is_segmentation, read_labels, read_labels_on, write_labels
 from flarecps.volumes.label_tables import SEGMENTATION
 
@@ -225,7 +225,8 @@ def _organs(labels: dict[str, int]) -> dict[str, int]:
 
 def pairs_of(predictions: Path, references: Path) -> dict[str, Pair]:
     """The predictions that have a reference of the same name. DatasetError when a folder is missing, or none has."""
-    found, expected = label_maps(predictions), label_maps(references)
+    maps = label_maps(predictions), label_maps(references)
+    found, expected = by_case(*maps), by_case(*reversed(maps))
     pairs = {name: (path, expected[name]) for name, path in found.items() if name in expected}
     if not pairs:
         raise DatasetError(f"{predictions}: no prediction has the name of a reference in {references}")

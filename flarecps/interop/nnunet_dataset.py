@@ -72,16 +72,18 @@ def convert_dataset(source: Path | str, out: Path | str, copy: bool = False) -> 
 
 def _reachable(catalogue: Catalogue) -> Catalogue:
     """The data set without the cases whose files are links to nowhere or pipes, which are its faults then."""
-    faults = dict(catalogue.faults)
+    faults = {}
     for case in catalogue.cases:
         try:
             for path in filter(None, (*case.images, case.labels)):
                 check_reachable(path)
         except ScanError as error:
             faults[case.name] = str(error)
-    left = replace(catalogue, cases=tuple(case for case in catalogue.cases if case.name not in faults), faults=faults)
+    left = replace(catalogue, cases=tuple(case for case in catalogue.cases if case.name not in faults))
+    left = replace(left, faults={**catalogue.faults, **faults})
     if not left.labelled:
-        raise DatasetError(f"{left.root}: no labelled case is left; the first fault: {next(iter(faults.values()))}")
+        first = next(iter(left.faults.values()))
+        raise DatasetError(f"{left.root}: no labelled case is left; the first fault: {first}")
     return left
 
 

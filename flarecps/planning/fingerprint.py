@@ -30,6 +30,7 @@ from flarecps.text_files import read_own_json
 from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple, triple
 from flarecps.volumes.cropping import crop, field_box
 from flarecps.volumes.io import Volume, on_grid, read_channels, read_labels
+from flarecps.volumes.links import check_reachable
 from flarecps.volumes.space import axis_codes
 
 FORMAT = "flarecps-fingerprint"
@@ -296,6 +297,8 @@ def _process(
 
 
 def _make(entry: _Entry) -> Fingerprint:
+    for path in filter(None, (*entry.case.images, entry.labels)):
+        check_reachable(path)
     # before reading, so that a file that changes meanwhile is stale
     source = None if entry.file is None else _source_signature(entry)
     volume = read_channels(entry.case.images)

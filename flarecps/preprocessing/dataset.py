@@ -38,6 +38,7 @@ from flarecps.preprocessing.store_writing import (
     write_manifest,
 )
 from flarecps.volumes.io import read_channels, read_labels, read_space
+from flarecps.volumes.links import check_reachable
 
 PROCESS_BYTES = 250 << 20  # a worker with its libraries, before its first case
 SLAB_BYTES = 64 << 20  # what is converted, resampled or compressed at a time
@@ -124,6 +125,8 @@ def _check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 def preprocess_case(entry: tuple[Case, Plan, Path]) -> Done:
     """One case from its files into the store: (case, plan, store) in one argument, as `process_cases` hands it over."""
     case, plan, store = entry
+    for path in filter(None, (*case.images, case.labels)):
+        check_reachable(path)
     try:
         times = times_of(case)
     except OSError as error:

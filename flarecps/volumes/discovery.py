@@ -155,6 +155,19 @@ def labels_of(name: str, labels: Mapping[str, Path]) -> Path | None:
     return labels.get(name) or labels.get(f"{name}_0000")
 
 
+def by_case(maps: Mapping[str, Path], others: Mapping[str, Path]) -> dict[str, Path]:
+    """Label maps by the names of the cases they share with ``others``: CASE_0000 is CASE where that alone has a fellow.
+
+    >>> by_case({"a_0000": Path("p/a_0000.nii")}, {"a": Path("r/a.nii")}).keys()
+    dict_keys(['a'])
+    """
+    short = {name: name.removesuffix("_0000") for name in maps}
+    return {
+        case if name not in others and case in others and case not in maps else name: maps[name]
+        for name, case in short.items()
+    }
+
+
 def _split_numbers(names: Sequence[str], channels: int, labels: Collection[str]) -> list[tuple[str, int]]:
     """(case, channel) of each name: four digits at its end are the channel's number, unless they count the cases.
 

@@ -231,3 +231,60 @@ def test_a_case_without_its_channel_is_reported_and_the_others_are_done(tmp_path
     new = {str(path) for path in tmp_path.rglob("*")} - before
     assert all(os.path.commonpath([path, str(tmp_path / "a")]) == str(tmp_path / "a") for path in new)
     assert [path.name for path in (tmp_path / "s/cases").iterdir()] == ["good"]
+
+
+def test_labels_or_images_alone_are_that_case_s_fault(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "data"
+    for index, name in enumerate(("lost", "good", "bare", "twice")):
+        write_scan(root / f"imagesTr/{name}_0000.nii.gz", index)
+        image = sitk.ReadImage(str(root / f"imagesTr/{name}_0000.nii.gz"))
+        (root / "labelsTr").mkdir(exist_ok=True)
+        if name != "bare":
+            sitk.WriteImage(sitk.Cast(image > 0, sitk.sitkUInt8), str(root / f"labelsTr/{name}.nii.gz"))
+    shutil.copy(root / "labelsTr/good.nii.gz", root / "labelsTr/orphan.nii.gz")
+    write_scan(root / "imagesUn/twice_0000.nii.gz", 7)
+    (root / "imagesTr/lost_0000.nii.gz").unlink()
+    (root / "imagesTr/lost_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    split = {"labelled": ["good", "lost", "bare", "twice", "gone"], "unlabelled": []}
+    (root / "splits.json").write_text(json.dumps({"mine": split}))
+    content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "T1"}}
+    (root / "dataset.json").write_text(json.dumps(content))
+    plan, store = tmp_path / "plan.json", tmp_path / "store"
+    faults = {
+        "orphan: ": "labels without an image",
+        "bare: ": "without labels",
+        "twice: ": "is taken",
+        "lost: ": "a link to",
+    }
+    for words in (
+        ["plan", str(root), "--out", str(plan), "--fingerprints", str(tmp_path / "prints")],
+        ["preprocess", str(root), str(plan), "--out", str(store)],
+        ["convert", str(root), str(tmp_path / "nnunet")],
+    ):
+        assert main([*words, *(["--workers", "1"] if words[0] != "convert" else [])]) == 1
+        err = " ".join(capsys.readouterr().err.split())
+        for case, why in faults.items():
+            assert case in err, (words, err)
+            assert why in err, (words, err)
+    assert sorted(path.name for path in (store / "cases").iterdir()) == ["good", "twice"]
+    assert main(["inspect", str(root), "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    assert all(code in said for code in ("labels-without-image", "image-without-labels", "same-name", "unreadable"))
+    assert main(["plan", str(root), "--split", "mine", "--out", str(plan), "--fingerprints", str(tmp_path / "p")]) == 1
+    assert "gone: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("longer", ["predictions", "references"])
+def test_predictions_and_references_with_and_without_the_channel_s_number(longer: str, tmp_path: Path, capsys) -> None:
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    for folder in ("predictions", "references"):
+        (tmp_path / folder).mkdir()
+        for case in ("a", "b_0001", "c"):
+            name = f"{case}_0000" if folder == longer and case == "a" else case
+            nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / folder / f"{name}.nii.gz")
+    (tmp_path / "references/dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
+    out = tmp_path / "scores"
+    words = ["score", str(tmp_path / "predictions"), str(tmp_path / "references"), "--out", str(out), "--workers", "1"]
+    assert main([*words, "--protocol", "strict", "--labels", str(tmp_path / "references/dataset.json")]) == 0
+    assert sorted(path.stem for path in (out / "cases").glob("*.json")) == ["a", "b_0001", "c"], capsys.readouterr().err

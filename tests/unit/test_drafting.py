@@ -113,7 +113,7 @@ def test_one_bad_label_map_is_reported_and_the_others_read(tmp_path: Path, capsy
     assert main(["convert", str(root)]) == 1
     said = capsys.readouterr()
     assert "left out: a: " in said.err
-    assert "labels without an image" in said.out
+    assert "left out: orphan: " in said.err
     assert json.loads((root / "dataset.json").read_text())["labels"] == {"background": 0, "structure_2": 2}
 
 
