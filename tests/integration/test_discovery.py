@@ -259,9 +259,8 @@ def test_labels_or_images_alone_are_that_case_s_fault(tmp_path: Path, capsys) ->
     for words in (
         ["plan", str(root), "--out", str(plan), "--fingerprints", str(tmp_path / "prints")],
         ["preprocess", str(root), str(plan), "--out", str(store)],
-        ["convert", str(root), str(tmp_path / "nnunet")],
     ):
-        assert main([*words, *(["--workers", "1"] if words[0] != "convert" else [])]) == 1
+        assert main([*words, "--workers", "1"]) == 1
         err = " ".join(capsys.readouterr().err.split())
         for case, why in faults.items():
             assert case in err, (words, err)
