@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from flarecps.durations import clock
-from flarecps.errors import ConfigError, FlarecpsError
+from flarecps.errors import ConfigError, FlarecpsError, refusal
 from flarecps.processes import kill, obey_only_the_parent
 from flarecps.verbosity import is_quiet
 
@@ -223,6 +223,8 @@ def _one_line(error: Exception) -> str:
         return message
     if isinstance(error, MemoryError):
         return f"not enough memory (RAM) for this case: use fewer workers ({message or 'MemoryError'})"
+    if refused := refusal(error):
+        return refused
     kind = type(error).__name__
     if isinstance(error, OSError):
         return f"{kind}: {message}"

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from flarecps import __version__
 from flarecps.errors import CheckpointError, ConfigError, PlanError
+from flarecps.json_fields import shown
 from flarecps.networks import NETWORKS, network_name
-from flarecps.planning.plan import Plan, plan_from_json, plan_to_json
+from flarecps.planning.plan import MOST_FEATURES, MOST_LAYERS, MOST_STAGES, Plan, plan_from_json, plan_to_json
 from flarecps.torch_files import check_finite, check_whole
 
 ENTRY = "flarecps"
@@ -33,6 +34,7 @@ MUST_AGREE = ("labels", "channels", "spacing_mm", "axis_order", "intensity", "co
 DOTTED = re.compile(r"(?=.{,255}$)[^\W\d]\w*(\.[^\W\d]\w*)+")  # my_lab.nets.MyUNet
 Trusted: TypeAlias = Sequence[type[nn.Module] | str]  # classes, or their dotted paths
 MOST_SIBLINGS = 64
+LAYERS = ("convolutions", "blocks_per_stage", "decoder_convolutions")  # arguments that say how many a stage has
 SIBLINGS_PREFIX = "siblings."  # of the module's state_dict: siblings.0.…, siblings.1.…
 METHOD_PREFIX = "method."  # what a method keeps, such as a teacher
 
@@ -177,7 +179,10 @@ def inference_prefixes(content: Mapping[str, Any]) -> tuple[str, ...]:
     for key in content["state_dict"]:
         if key.startswith(SIBLINGS_PREFIX) and not key.startswith(every):
             raise IndexError(f"holds {key} of {len(every)} siblings")
-    return tuple(entry.get("inference_networks", every))
+    chosen = tuple(entry.get("inference_networks", every))
+    if len(chosen) > MOST_SIBLINGS or not all(isinstance(prefix, str) for prefix in chosen):
+        raise ValueError(f"{len(chosen)} networks for inference, expected the names of 1 to {MOST_SIBLINGS}")
+    return chosen
 
 
 def sibling_states(content: Mapping[str, Any]) -> list[dict[str, Tensor]]:
@@ -203,6 +208,16 @@ def _network_class(path: Path | str, name: Any, trusted: Trusted) -> type[nn.Mod
         f"{path}: its network is {name}, whose code is not this program's ({known}) and runs only if you trust it; if "
         f"you know this class, add --trust {name} (in Python: trusted=['{name}'])"
     )
+
+
+def _check_sizes(arguments: Mapping[str, Any]) -> None:
+    """Nothing, or ValueError for more layers or features than any network has: building them would take for ever."""
+    for name, value in arguments.items():
+        rows = value if isinstance(value, list | tuple) else [value]
+        numbers = [one for row in rows for one in (row if isinstance(row, list | tuple) else [row])]
+        most = MOST_LAYERS if name in LAYERS else MOST_FEATURES
+        if len(rows) > MOST_STAGES or any(isinstance(one, int | float) and not one <= most for one in numbers):
+            raise ValueError(f"{name} is {shown(value)}; expected at most {MOST_STAGES} numbers of at most {most}")
 
 
 def _imported(dotted: str) -> type[nn.Module]:
@@ -237,6 +252,7 @@ def read_checkpoint(path: Path | str, trusted: Trusted = ()) -> TrainedModel:
         siblings = []
         for state in sibling_states(content):
             if build in NETWORKS.values():  # a size that the weights don't have is told before memory is taken for it
+                _check_sizes(arguments)
                 with torch.device("meta"):
                     build(**arguments).load_state_dict({name: value.to("meta") for name, value in state.items()})
             network = build(**arguments)

@@ -13,6 +13,20 @@ from difflib import get_close_matches
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CURES = {  # of what the machine refuses, about which a traceback says nothing
+    **dict.fromkeys(FULL_DISK, "free some, or raise the quota"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or name another"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n), or use fewer workers"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
+         errno.EBUSY, errno.EXDEV, errno.ENXIO),
+        "check the path, or name another",
+    ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
+        "check the disk and how it is mounted",
+    ),
+}  # fmt: skip
 
 
 class FlarecpsError(Exception):
@@ -62,8 +76,23 @@ class WriteError(FlarecpsError, OSError):
     """
 
     def __str__(self) -> str:
-        cure = "free some, or raise the quota" if self.errno in FULL_DISK else "check its permissions, or name another"
+        cure = _CURES.get(self.errno or 0, "check its permissions, or name another")
         return f"{self.filename}: can't be written ({self.strerror}); {cure}, and run the same command again"
+
+
+def refusal(error: Exception) -> str | None:
+    """What the machine refuses, in a line with its cure; None for an error of another kind.
+
+    >>> refusal(OSError(errno.EROFS, "Read-only file system", "scores")), refusal(OSError("no such host"))
+    ('scores: Read-only file system; check its permissions, or name another', None)
+    """
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
+        return f"{error}; {_CURES[errno.ELOOP]}"
+    cure = _CURES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if cure is None or not isinstance(error, OSError):
+        return None
+    place = f"{error.filename}: " if error.filename is not None else ""
+    return f"{place}{error.strerror}; {cure}"
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

@@ -29,7 +29,7 @@ from flarecps.reporting.tables import markdown_table
 SIZES = {  # slices, rows, columns; spacing in mm
     "small": ((60, 160, 160), (3.0, 2.0, 2.0)),
     "medium": ((100, 256, 256), (2.5, 1.4, 1.4)),
-    "large": ((280, 512, 512), (1.5, 0.8, 0.8)),
+    "large": ((280, 512, 512), (1.0, 0.6, 0.6)),
 }
 BESIDE = {
     "labels alone": (),
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--patch", nargs=3, type=int, default=[32, 64, 64])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--beside", nargs="+", default=list(BESIDE), choices=BESIDE)
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def main() -> None:
     write_bomb(out / "bomb.nii.gz")
     rows: list[list[str]] = []
     for name in options.sizes:
-        for beside in BESIDE:
+        for beside in options.beside:
             free = run(out, name, beside, FREE)
             least = math.ceil(free.estimated * MARGIN) + 1
             between = round((1 + MARGIN) / 2 * free.estimated)

@@ -6,7 +6,6 @@ refuses (a full disk, no permission, no memory), 70 a defect of the program, 130
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shlex
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flarecps import __version__
-from flarecps.errors import FlarecpsError, did_you_mean, visible
+from flarecps.errors import FlarecpsError, did_you_mean, refusal, visible
 from flarecps.verbosity import EXPLAINED, VERBOSE, said, without_options
 
 USER_MISTAKE = 2
@@ -31,10 +30,6 @@ DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 TRACEBACK = "FLARECPS_TRACEBACK"
-REFUSALS = (  # of the machine, about which a traceback says nothing
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
-)  # fmt: skip
 
 
 class Command(NamedTuple):
@@ -128,9 +123,9 @@ def _main(argv: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return PIPE_CLOSED
-        if isinstance(error, OSError) and error.errno in REFUSALS:
-            place = f"{error.filename}: " if error.filename else ""
-            return _say(name, f"{place}{error.strerror}; make room, or choose another place", USER_MISTAKE)
+        is_missing = isinstance(error, FileNotFoundError)  # in code that a config names, it is its author's
+        if (refused := refusal(error)) and not (is_missing and _is_someone_elses(error)):
+            return _say(name, refused, USER_MISTAKE)
         if isinstance(error, MemoryError):
             return _say(name, f"not enough memory (RAM): {error or 'it is used up'}", USER_MISTAKE)
         if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):

@@ -10,11 +10,11 @@ from flarecps.json_fields import is_whole, shown
 from flarecps.networks import PlainUNet, ResidualEncoderUNet, network_name
 from flarecps.networks.blocks import NEGATIVE_SLOPE
 from flarecps.networks.unet import UNet
+from flarecps.planning.plan import LARGEST_KERNEL, MOST_FEATURES, MOST_LAYERS, MOST_STAGES
 
 CLASSES = {"PlainUNet": "PlainConvUNet", "ResidualEncoderUNet": "ResidualEncoderUNet"}  # ours -> theirs
 MODULE = "dynamic_network_architectures.architectures.unet"
 NORM_EPSILON = 1e-5
-MOST_STAGES, MOST_FEATURES, MOST_LAYERS, LARGEST_KERNEL = 16, 4096, 64, 64  # beyond them plans are no plans
 
 
 def architecture_to_nnunet(network: UNet) -> dict[str, Any]:

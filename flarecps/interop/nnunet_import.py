@@ -101,8 +101,11 @@ def _fold(model: _ModelFolder, fold: str, checkpoint: str) -> tuple[Plan, UNet, 
     name = _configuration_name(model, content)
     configuration = resolved_configuration(model.plans, name, str(model.path))
     labels, channels = (read(model.dataset, str(model.path)) for read in (labels_of_dataset, channels_of_dataset))
+    with torch.device("meta"):  # sizes that the weights don't have are told before memory is taken for them
+        described = network_from_nnunet(configuration, len(channels), len(labels), str(model.path))
+        plan = plan_from_nnunet(model.plans, model.dataset, configuration, described, str(model.path))
+        load_nnunet_state_dict(described, content["network_weights"], where)
     network = network_from_nnunet(configuration, len(channels), len(labels), str(model.path))
-    plan = plan_from_nnunet(model.plans, model.dataset, configuration, network, str(model.path))
     load_nnunet_state_dict(network, content["network_weights"], where)
     return plan, network.eval(), content
 

@@ -26,6 +26,9 @@ FORMAT = "flarecps-plan"
 VERSION = 1
 CANONICAL_LATERAL_AXIS = 2  # of (slice, row, column) in RAS voxel order
 MOST_SHOWN = 80  # characters of an entry in a message
+# Beyond them plans are no plans, and would decide how much memory is taken
+MOST_STAGES, MOST_FEATURES, LARGEST_KERNEL, LARGEST_EDGE, MOST_PATCH_VOXELS = 16, 4096, 64, 2**13, 2**30
+MOST_LAYERS, MOST_CHANNELS, MOST_PATCHES = 64, 256, 2**16  # of a stage, an image, a step
 FORMER_CONVENTIONS = "habits"  # the key of plans written before "conventions"
 
 IntensityScheme = Literal["ct", "zscore"]
@@ -180,11 +183,11 @@ def plan_from_json(content: Any, where: str = "plan") -> Plan:
         dimensions=dimensions,  # type: ignore[arg-type]  # checked just above
         labels=_labels(reader),
         left_right_pairs=tuple((right, left) for right, left in reader.rows("left_right_pairs", 2)),
-        channels=reader.strings("channels"),
+        channels=_channels(reader),
         spacing_mm=triple(reader.numbers("spacing_mm", 3, above=0.0)),
         axis_order=triple(reader.integers("axis_order", 3, at_least=0)),
         median_shape_voxels=triple(reader.integers("median_shape_voxels", 3)),
-        patch_voxels=reader.integers("patch_voxels", dimensions),
+        patch_voxels=_patch(reader, dimensions),
         topology=_topology(reader.section("topology"), dimensions),
         global_batch=_batch(reader.section("global_batch")),
         batch_dice=reader.boolean("batch_dice"),
@@ -249,6 +252,21 @@ def _labels(reader: Reader) -> dict[str, int]:
     return labels
 
 
+def _channels(reader: Reader) -> tuple[str, ...]:
+    channels = reader.strings("channels")
+    if len(channels) > MOST_CHANNELS:
+        raise reader.error("channels", f"at most {MOST_CHANNELS}", "plan again")
+    return channels
+
+
+def _patch(reader: Reader, dimensions: int) -> tuple[int, ...]:
+    patch = reader.integers("patch_voxels", dimensions)
+    if max(patch) > LARGEST_EDGE or math.prod(patch) > MOST_PATCH_VOXELS:
+        expected = f"at most {LARGEST_EDGE} voxels along an axis, and {MOST_PATCH_VOXELS} in all"
+        raise reader.error("patch_voxels", expected, "use a smaller patch")
+    return patch
+
+
 def _topology(reader: Reader, dimensions: int) -> Topology:
     topology = Topology(
         features=reader.integers("features", None),
@@ -257,9 +275,13 @@ def _topology(reader: Reader, dimensions: int) -> Topology:
     )
     reader.refuse_unknown()
     stages = len(topology.features)
+    if stages > MOST_STAGES or max(topology.features) > MOST_FEATURES:
+        raise reader.error("features", f"at most {MOST_STAGES} stages of at most {MOST_FEATURES}", "use fewer")
     for key, rows in (("strides", topology.strides), ("kernels", topology.kernels)):
         if len(rows) != stages:
             raise reader.error(key, f"{stages} entries, one per stage as in 'features'", "add or remove stages in all")
+        if max(map(max, rows)) > LARGEST_KERNEL:
+            raise reader.error(key, f"numbers of at most {LARGEST_KERNEL}", "strides are 1 or 2, kernels 1 or 3")
     if set(topology.strides[0]) != {1}:
         raise reader.error("strides", f"first entry {[1] * dimensions}", "the first stage keeps the input's resolution")
     if any(size % 2 == 0 for kernel in topology.kernels for size in kernel):
@@ -272,6 +294,8 @@ def _batch(reader: Reader) -> dict[str, int]:
     if "pseudo_labelled" in reader.content:  # of a training's plan
         batch["pseudo_labelled"] = reader.integer("pseudo_labelled")
     reader.refuse_unknown()
+    if sum(batch.values()) > MOST_PATCHES:
+        raise reader.error("labelled", f"at most {MOST_PATCHES} patches in all", "use fewer")
     return batch
 
 

@@ -168,6 +168,8 @@ def remove_case(store: Path, name: str) -> None:
         with suppress(FileNotFoundError):  # another process took it out
             os.rename(folder, leaving)
         forget_times(store, name)
+        if leaving.is_symlink():  # what it leads to is somebody's own
+            leaving.unlink()
         shutil.rmtree(leaving, ignore_errors=True)
 
 

@@ -26,6 +26,7 @@ from flarecps.volumes.dicom_slices import (
     read_header,
     slices_of,
 )
+from flarecps.volumes.headers import check_plausible
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
@@ -74,6 +75,7 @@ def _stack(path: Path) -> tuple[list[Slice], Space, tuple[str, ...]]:
     slices, doubled = _each_place_once(path, slices)
     _check_one_stack(path, slices)
     space = _grid(slices)
+    check_plausible(path, space)
     remarks = [*passed_over, *doubled, *_misplaced(slices, space)]
     if slices[0].photometric == "MONOCHROME1":
         remarks.append("MONOCHROME1, shown with black and white exchanged: the values are read as they are")

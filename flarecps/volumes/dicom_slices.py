@@ -176,8 +176,15 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
     """
     count = frame_count(path, header)
     with pydicom_errors_as_scan_error(path):
-        frames = range(count) if count > 1 else [None]
-        return [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
+        stated = max(1, len(header.get("PerFrameFunctionalGroupsSequence") or []))
+        frames = range(min(count, stated)) if count > 1 else [None]
+        slices = [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
+    if count > len(slices):
+        raise ScanError(
+            f"{path}: NumberOfFrames is {count}, and the places of {len(slices)} are stated; expected that of each "
+            "frame: export the series again"
+        )
+    return slices
 
 
 def frame_count(path: Path, header: Dataset) -> int:

@@ -73,7 +73,7 @@ def _running() -> subprocess.Popen[bytes]:
     if _decoder is None or _owner != os.getpid() or _decoder.poll() is not None:
         _owner = os.getpid()
         _decoder = subprocess.Popen(
-            [sys.executable, "-I", "-c", PROGRAM, *sys.path],
+            [sys.executable, "-I", "-B", "-c", PROGRAM, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -68,7 +68,6 @@ def read_volume(path: Path | str) -> Volume:
     kind = _kind(path)
     if kind == "dicom":
         stored = _read_by(dicom.read_series, path)
-        check_plausible(path, stored.space)
     else:
         header = _read_by(read_header, path)
         stored = StoredScan(read_voxels(header), header.space, header.warnings)
@@ -198,11 +197,7 @@ def read_labels(path: Path | str, cast: bool = False) -> Volume:
 def read_space(path: Path | str) -> Space:
     """The canonical grid of the scan at ``path``, from its header (of a DICOM series, from every slice's)."""
     path = Path(path)
-    if _kind(path) == "dicom":
-        stored = _read_by(dicom.read_series_space, path)
-        check_plausible(path, stored)
-    else:
-        stored = _read_by(read_header, path).space
+    stored = _read_by(dicom.read_series_space, path) if _kind(path) == "dicom" else _read_by(read_header, path).space
     return canonical_reorientation(stored.direction).apply_to_space(stored)
 
 

@@ -196,7 +196,7 @@ def _below(error: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/out/x"), "/out/x: No space left on device; make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "/out/x"), "/out/x: No space left on device; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "/out/x: Permission denied"),
         (MemoryError(), "not enough memory"),
     ],

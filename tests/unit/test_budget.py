@@ -142,8 +142,7 @@ def test_what_is_made_beside_labels_and_reading_are_in_the_estimate() -> None:
 
 
 def test_several_windows_cost_what_was_measured() -> None:
-    """A layer's last may be one alone, which takes more; beyond what was measured, in proportion to the most that were.
-    """
+    """A layer's last may be one alone, which takes more; beyond those measured, in proportion to the most of them."""
     window = WindowCost(1.0, 80 * MB, 0, 0, {2: 10 * MB, 4: 16 * MB})
     assert [window.ram_of(batch) // MB for batch in (1, 2, 4, 8)] == [80, 80, 80, 80]
     assert window.ram_of(64) == 256 * MB

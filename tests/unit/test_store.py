@@ -380,6 +380,17 @@ def test_a_file_cut_short_is_written_again_without_being_verified(store: CaseSto
     assert content_of(store.path) == before
 
 
+def test_a_case_that_is_a_link_is_replaced_and_what_it_leads_to_stays(store: CaseStore, tmp_path: Path) -> None:
+    name = store.names[0]
+    case, elsewhere = store.path / "cases" / name, tmp_path / "elsewhere"
+    case.rename(elsewhere)
+    case.symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    store_writing.remove_case(store.path, name)
+    assert not [path for path in case.parent.iterdir() if path.is_symlink()]
+    assert sorted(elsewhere.iterdir()) == before
+
+
 def test_leftovers_of_killed_runs_go_but_not_another_jobs_work(store: CaseStore, catalogue: Catalogue) -> None:
     for name in (".partial-01234567-a", ".partial-01234567-b", ".partial-89abcdef-gone"):
         (store.path / "cases" / name).mkdir()

@@ -608,6 +608,14 @@ def test_frames_without_places_are_refused(tmp_path: Path) -> None:
     assert "frame 1: states no ImagePositionPatient" in refusal(written(tmp_path / "cine.dcm", content))
 
 
+def test_frames_that_are_only_announced_take_no_time(tmp_path: Path) -> None:
+    content = image((7, 6), HU.astype(np.uint16).tobytes(), False)
+    content.NumberOfFrames, content.PixelSpacing = 999_999_999, [1, 1]
+    content.ImageOrientationPatient, content.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    said = "NumberOfFrames is 999999999, and the places of 1 are stated"
+    assert said in refusal(written(tmp_path / "cine.dcm", content))
+
+
 def test_the_way_out_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series(tmp_path / "SERIES", names="a{}.dcm", AcquisitionNumber=1)
     series(tmp_path / "SERIES", HU + 60, names="b{}.dcm", AcquisitionNumber=2)
