@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 import pytest
 from lightning.pytorch import Callback
+from patience import patient
 from stores import TinyStores, fit, fit_words
 
 from flarecps.cli.main import main
 from flarecps.data.draws import Draw
 from flarecps.data.patch_stream import PatchBatches
-from flarecps.processes import usable_cores
 
 WITHIN_S = 20.0  # from the signal or fault to the last process's end, on a machine that has a core to spare
 UNTIL_IT_TRAINS_S = 300.0
@@ -61,18 +61,13 @@ class Running:
 
     def ended(self, family: list[psutil.Process]) -> tuple[int, str]:
         """Its exit code and what it said, once all of ``family`` are gone, which must be soon."""
-        began, within_s = time.monotonic(), patience_s()
+        began, within_s = time.monotonic(), patient(WITHIN_S)
         code = self.process.wait(within_s)
         _, left = psutil.wait_procs(family, max(0.0, within_s - (time.monotonic() - began)))
         self.record("exit code", code)
         self.record("seconds", f"{time.monotonic() - began:.1f}")
         assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
         return code, self.error.read_text()
-
-
-def patience_s() -> float:
-    """The limit, as often as other programs wait for the cores of this machine: what hangs does so for ever."""
-    return WITHIN_S * max(1.0, os.getloadavg()[0] / usable_cores())
 
 
 class SayWhenStepping(Callback):
