@@ -33,13 +33,13 @@ def equal_compute(epochs: int) -> int:
     >>> equal_compute(24)
     56
     """
-    before = lambda_start(epochs)
+    before = lambda_start(epochs) + 1
     return 2 * before + 3 * (epochs - before)
 
 
 def lambda_start(epochs: int) -> int:
-    """The epoch at which λ begins to rise: two thirds."""
-    return 2 * epochs // 3
+    """The last epoch, counted from 0, in which λ is 0: the next is the first of the last third."""
+    return 2 * epochs // 3 - 1
 
 
 def length_words(epochs: int) -> list[object]:
@@ -92,7 +92,6 @@ def demo(
     if out.exists() and any(out.iterdir()) and not (out / RECORDS).is_dir():
         raise ConfigError(f"{out}: this folder is not empty, and no demo's; remove it or choose another with --out")
     began = time.monotonic()
-    (out / RECORDS).mkdir(parents=True, exist_ok=True)
     try:
         if real is not None:
             from flarecps.cli.demo_real import real_demo

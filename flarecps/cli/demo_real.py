@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flarecps.cli.demo import CONTROL, CPS, Arms, arm_stages, equal_compute, lambda_start, length_words, run_announced
+from flarecps.cli.demo import (
+    CONTROL,
+    CPS,
+    RECORDS,
+    Arms,
+    arm_stages,
+    equal_compute,
+    lambda_start,
+    length_words,
+    run_announced,
+)
 from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
 from flarecps.errors import ConfigError, DatasetError, counted
 from flarecps.typing import SpacingMm, Triple
@@ -45,6 +55,7 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
     catalogue = read_catalogue(source)
     labelled, unlabelled, test = chosen_cases(catalogue)
     data = out / "data"
+    (out / RECORDS).mkdir(parents=True, exist_ok=True)  # first, so that an interrupted demo is known by it
     _link(catalogue, labelled, unlabelled, test, data)
     spacing, shape = bounded_grid([*labelled, *unlabelled])
     console.print(

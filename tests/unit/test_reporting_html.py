@@ -12,10 +12,12 @@ import pytest
 
 from flarecps.evaluation.comparison import compare_methods
 from flarecps.evaluation.score_table import MethodScores, Scores
-from flarecps.reporting.comparison import comparison_markdown
+from flarecps.metric_names import LOSS_TOTAL, learning_rate, supervised_loss
+from flarecps.reporting.comparison import comparison_latex, comparison_markdown, differences_csv, means_csv
+from flarecps.reporting.curves import Curve
 from flarecps.reporting.html import hardest_first, pair_change, report_page, runs_table
 from flarecps.reporting.run_folder import Run
-from flarecps.reporting.tables import best_as_shown, clearly_best
+from flarecps.reporting.tables import best_as_shown, clearly_best, scores_markdown
 
 
 def scores_of(values: dict[str, list[float]], columns: tuple[str, ...] = ("Liver", "RK")) -> Scores:
@@ -51,7 +53,24 @@ def test_scans_without_an_organ_that_count_as_one_are_said() -> None:
     assert "Counted as 1" in page
     assert "gallbladder 2 of 6 cases" in page
     assert "over 6 cases" in page
+    assert 'gallbladder<span class="sd"> (2 empty)</span>' in page
     assert "Counted as 1" not in report_page([Run("A", Path("A"), scores=replace(scores, empty={}))], [], [])
+    (line,) = (line for line in scores_markdown(scores).splitlines() if "gallbladder" in line)
+    assert line.endswith("| 6 (2 empty) |")
+    for one, marked in ((scores, True), (replace(scores, empty={}), False), (replace(scores, protocol=None), False)):
+        found = compare_methods([MethodScores(name, (one,)) for name in "AB"], 100)
+        for text in (comparison_markdown(found, []), comparison_latex(found)):
+            assert ("Gallbladder (2 empty)" in text) == ("each counted as 1" in text) == marked
+        assert "empty" not in means_csv(found) + differences_csv(found)
+
+
+def test_an_axis_that_does_not_begin_at_0_is_said() -> None:
+    """A Dice loss below 0 and one above; the learning rate's scale is logarithmic and says so itself."""
+    for values, cut in (([-0.2, -0.7], True), ([0.9, 0.3], False)):
+        curves = {name: Curve(np.array([1, 2]), np.array(values)) for name in (LOSS_TOTAL, supervised_loss(1))}
+        curves[learning_rate(1)] = Curve(np.array([1, 2]), np.array([0.2, 0.1]))
+        page = report_page([Run("A", Path("A"), metrics=curves)], [], [])
+        assert page.count("The axis does not begin at 0.") == (2 if cut else 0)
 
 
 def test_report_and_compare_show_and_mark_alike() -> None:
