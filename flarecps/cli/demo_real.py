@@ -60,7 +60,7 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
     spacing, shape = bounded_grid([*labelled, *unlabelled])
     console.print(
         f"{source}: {len(labelled)} of {len(catalogue.labelled)} labelled scans and {len(unlabelled)} of "
-        f"{len(catalogue.unlabelled)} unlabelled ones to learn from, {len(test)} labelled ones held out "
+        f"{len(catalogue.unlabelled)} unlabelled ones to learn from, {counted(len(test), 'labelled scan')} held out "
         f"({data} has links to them); resampled to {'×'.join(f'{edge:g}' for edge in spacing)} mm",
         highlight=False, markup=False,
     )  # fmt: skip

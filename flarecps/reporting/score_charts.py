@@ -26,6 +26,7 @@ from flarecps.reporting.plotting import (
     style_axes,
     text_at,
 )
+from flarecps.reporting.tables import empty_mark
 
 WIDTH_INCHES = 11.6
 LANE_INCHES = 0.19  # height of one run within an organ's row
@@ -44,7 +45,8 @@ def box_figure(
     """Boxes per organ, organs downwards as in the table, runs in their colours; a chart for each of ``measures``.
 
     The box spans the middle half of the cases, its line is the median, whiskers reach the furthest case within 1.5
-    box lengths; every case is a point. A run without scores leaves its lane empty, so that colours keep their place.
+    box lengths; every case is a point; "(2 empty)" as in the tables. A run without scores leaves its lane empty: colours
+    keep their place.
 
     Args:
         runs: scores of each run, or None.
@@ -57,13 +59,16 @@ def box_figure(
     top = 0.36 if len(names) > 1 else 0.05
     height = top + row * len(organs) + 0.5
     figure = new_figure(WIDTH_INCHES, height)
-    left = max(1.68, 0.2 + LETTER_INCHES * max(len(organ.name) for organ in organs))
+    tables = [scores for scores in runs if scores is not None]
+    titles = [f"{organ.name}{empty_mark(tables, organ.column)}" for organ in organs]
+    left = max(1.68, 0.2 + LETTER_INCHES * max(map(len, titles)))
     gap, right = 0.3, 0.12
     width = (WIDTH_INCHES - left - right - gap * (len(measures) - 1)) / len(measures)
     for place, measure in enumerate(measures):
         start = left + place * (width + gap)
         axes = axes_at(figure, start, 0.5, width, row * len(organs))
         _draw_boxes(axes, runs, organs, measure, lane, row)
+        name_rows(axes, titles, row)
         if place:
             axes.set_yticklabels([])
     method_legend(figure, names, top_inches=0.06)
@@ -81,7 +86,6 @@ def _draw_boxes(
                 _lane(axes, values, line * row + 0.07 + (index + 0.5) * lane, lane, run_colour(index))
         if line:
             axes.axhline(line * row, color=GRID, linewidth=0.6)
-    name_rows(axes, [organ.name for organ in organs], row)
     axes.set_xlim(-0.015, 1.015)
     axes.set_xticks(np.linspace(0, 1, 6))
     counts = sorted({len(scores.cases) for scores in runs if scores is not None})

@@ -161,7 +161,7 @@ def test_the_whole_road_on_own_scans(
     assert not {case.name for case in found.test} & {case.name for case in found.labelled}
     assert all(case.images[0].is_symlink() and case.labels for case in found.test)
     said = capsys.readouterr().out
-    assert "7 of 9 labelled scans and 4 of 4 unlabelled ones to learn from, 2 labelled ones held out" in " ".join(
+    assert "7 of 9 labelled scans and 4 of 4 unlabelled ones to learn from, 2 labelled scans held out" in " ".join(
         said.split()
     )
     assert "a training of hours" in " ".join(said.split())
