@@ -45,8 +45,8 @@ def box_figure(
     """Boxes per organ, organs downwards as in the table, runs in their colours; a chart for each of ``measures``.
 
     The box spans the middle half of the cases, its line is the median, whiskers reach the furthest case within 1.5
-    box lengths; every case is a point; "(2 empty)" as in the tables. A run without scores leaves its lane empty: colours
-    keep their place.
+    box lengths; every case is a point; "(2 empty)" as in the tables. A run without scores keeps its lane, and the
+    other runs their colours.
 
     Args:
         runs: scores of each run, or None.
