@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flarecps.cli.configs import found_config
-from flarecps.errors import ConfigError
+from flarecps.errors import ConfigError, counted
+
+MACS, MACS_TABLE_2 = "MACs, one forward pass", "MACs as the paper's Table 2 counts"
+MEMORY = "memory of a step, estimated"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +49,7 @@ def summary(
 
         model = read_checkpoint(checkpoint, trust or ())
         networks: list[nn.Module] = [sibling.network for sibling in model.siblings]
-        _show(model.plan, networks, f"{checkpoint}, after {model.epoch} epochs")
+        _show(model.plan, networks, f"{checkpoint}, after {counted(model.epoch, 'epoch')}")
     else:
         found = found_config(str(config))  # before the slow imports
         from flarecps.cli.training import instantiated_module
@@ -64,7 +67,7 @@ def summary(
                 "labels": f"{assumed}; the data set's own: {needs}",
             }
             if not any(module.plan.global_batch.values()):
-                said |= dict.fromkeys(("global batch", "memory of a step, estimated"), needs)
+                said |= dict.fromkeys(("global batch", MEMORY), needs)
         _show(module.plan, list(module.siblings), str(config), said)
 
 
@@ -74,28 +77,34 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
     from rich.table import Table
 
     from flarecps.cli.console import Console
-    from flarecps.networks import rebuilt
-    from flarecps.networks.cost import network_cost
+    from flarecps.networks.cost import cost_of_shapes
     from flarecps.planning.memory import gb_in_words, network_step_gb
     from flarecps.planning.plan import batch_words
 
     network: Any = networks[0]
-    cost = network_cost(rebuilt(network), len(plan.channels), plan.patch_voxels)
-    memory_gb = network_step_gb(plan, cost.convolved_elements)
+    cost = cost_of_shapes(network, len(plan.channels), plan.patch_voxels)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    costs = dict.fromkeys((MACS, MACS_TABLE_2, MEMORY), "not known: the network needs real voxels, not shapes alone")
+    if cost is not None:
+        costs = {
+            MACS: f"{cost.macs / 1e9:.2f} G (convolutions only)",
+            MACS_TABLE_2: f"{cost.macs_table_2 / 1e9:.2f} G",
+            MEMORY: gb_in_words(network_step_gb(plan, cost.convolved_elements)),
+        }
     unit = "slice, row, column" if plan.dimensions == 3 else "row, column"
     table = Table("quantity", "value", title=escape(title), title_justify="left")
     rows = {
         "networks": f"{len(networks)} × {type(network).__name__} ({plan.dimensions}D)",
-        "parameters, each": f"{cost.parameters:,} ({cost.parameters / 1e6:.2f} M)",
-        "MACs, one forward pass": f"{cost.macs / 1e9:.2f} G (convolutions only)",
-        "MACs as the paper's Table 2 counts": f"{cost.macs_table_2 / 1e9:.2f} G",
+        "parameters, each": f"{parameters:,} ({parameters / 1e6:.2f} M)",
+        MACS: costs[MACS],
+        MACS_TABLE_2: costs[MACS_TABLE_2],
         f"patch ({unit})": " × ".join(map(str, plan.patch_voxels)) + " voxels",
         "features": "-".join(map(str, plan.topology.features)),
         "strides": " ".join("×".join(map(str, stride)) for stride in plan.topology.strides),
         "target spacing (slice, row, column)": " × ".join(f"{spacing:.3f}" for spacing in plan.spacing_mm) + " mm",
         "global batch": batch_words(plan.global_batch),
         "labels": ", ".join(f"{label} {name}" for name, label in plan.labels.items()),
-        "memory of a step, estimated": gb_in_words(memory_gb),
+        MEMORY: costs[MEMORY],
     }
     for name, value in (rows | (said or {})).items():
         table.add_row(name, escape(value))

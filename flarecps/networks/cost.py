@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flarecps.networks.contract import rebuilt
+
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -60,3 +62,11 @@ def network_cost(network: nn.Module, in_channels: int, patch_voxels: Sequence[in
         for hook in hooks:
             hook.remove()
     return NetworkCost(sum(parameter.numel() for parameter in network.parameters()), macs, table_2, elements)
+
+
+def cost_of_shapes(network: Any, in_channels: int, patch_voxels: Sequence[int]) -> NetworkCost | None:
+    """The cost of a sibling's network; None for one of the user's that computes with real voxels, not shapes alone."""
+    try:
+        return network_cost(rebuilt(network), in_channels, patch_voxels)
+    except (RuntimeError, TypeError):  # the latter of NumPy, which has no shapes without voxels
+        return None

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_model import small_plan
 from stores import CONFIGS, TinyStores, fit
+from torch import Tensor
 
 from flarecps.checkpoint import read_checkpoint
 from flarecps.cli.main import main
+from flarecps.cli.summary import _show
+from flarecps.networks import PlainUNet
 
 
 def test_summary_of_a_config_and_of_its_checkpoint(
@@ -22,7 +26,7 @@ def test_summary_of_a_config_and_of_its_checkpoint(
     assert main(["summary", str(run / "checkpoints" / "last.ckpt")]) == 0
     of_checkpoint = capsys.readouterr().out
     assert "2 × PlainUNet (3D)" in of_checkpoint
-    assert "after 1 epochs" in of_checkpoint
+    assert "after 1 epoch" in of_checkpoint
 
     settings = yaml.safe_load((CONFIGS / "phantom_3d.yaml").read_text())
     settings["data"] |= {"store": str(tiny_stores.three), "patch_voxels": [16, 16, 16]}
@@ -154,3 +158,28 @@ def test_without_store_a_config_must_say_patch_and_topology(
 
 def test_summary_wants_one_of_both() -> None:
     assert main(["summary"]) == 2
+
+
+class _LooksAtVoxels(PlainUNet):
+    """A network of a user's whose forward pass asks what the voxels are."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return super().forward(image - image.mean().item())
+
+
+class _AsksNumPy(PlainUNet):
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return super().forward(image - float(image.numpy().mean()))
+
+
+@pytest.mark.parametrize("kind", [_LooksAtVoxels, _AsksNumPy])
+def test_a_network_that_needs_voxels_has_a_summary_all_the_same(
+    kind: type[PlainUNet], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    plan = small_plan()
+    network = kind(1, 3, plan.topology.features, plan.topology.strides, plan.topology.kernels)
+    _show(plan, [network], "mine")
+    said = capsys.readouterr().out
+    assert f"{sum(weight.numel() for weight in network.parameters()):,}" in said
+    assert said.count("not known: the network needs real voxels") == 3

@@ -17,8 +17,7 @@ from rich.table import Table
 from flarecps.batch_processing import progress_bar
 from flarecps.durations import clock
 from flarecps.errors import counted
-from flarecps.networks import rebuilt
-from flarecps.networks.cost import network_cost
+from flarecps.networks.cost import cost_of_shapes
 from flarecps.planning.memory import network_step_gb
 from flarecps.processes import peak_memory_bytes
 from flarecps.training.module import SegmentationModule, segmentation_module
@@ -143,11 +142,10 @@ class DryRun(Callback):
 def _estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
     """What the plan's rule says of a step by this method and network; nothing for a network that needs real tensors."""
     network: Any = module.siblings[0]
-    try:
-        cost = network_cost(rebuilt(network), len(module.plan.channels), module.plan.patch_voxels)
-    except RuntimeError:
-        return {}
-    return {"memory of a step, estimated": network_step_gb(module.plan, cost.convolved_elements)}
+    cost = cost_of_shapes(network, len(module.plan.channels), module.plan.patch_voxels)
+    return (
+        {} if cost is None else {"memory of a step, estimated": network_step_gb(module.plan, cost.convolved_elements)}
+    )
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
