@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flarecps.cli import next_command
 from flarecps.errors import ConfigError, visible
 
 
@@ -36,11 +37,11 @@ def convert(source: Path, out: Path | None = None, /, *, copy: bool = False) -> 
         print(visible(remark), file=sys.stderr)
     for fault in converted.faults:
         print(visible(f"left out: {fault}"), file=sys.stderr)
+    print(visible(next_command("inspect", out)))
     return 1 if converted.faults else 0
 
 
 def _draft(source: Path) -> int:
-    from flarecps.cli import next_command
     from flarecps.cli.console import Console
     from flarecps.datasets.drafting import draft_description
 
@@ -50,5 +51,5 @@ def _draft(source: Path) -> int:
         console.print(line, markup=False)
     for fault in draft.faults:
         errors.print(f"left out: {fault}", style="red", markup=False)
-    console.print(next_command("inspect", source, "--out", "doctor"), markup=False)
+    console.print(next_command("inspect", source, "--html", "doctor.html"), markup=False)
     return 1 if draft.faults else 0

@@ -40,6 +40,7 @@ def inspect(
         progress: show progress and the time left
     """
     from flarecps.atomic import write_json
+    from flarecps.cli import next_command
     from flarecps.cli.console import Console
     from flarecps.datasets.inspection import inspect_folder, inspection_to_json
     from flarecps.errors import counted
@@ -74,6 +75,9 @@ def inspect(
     counts = inspection.summary["findings"]
     verdict = "[bold red]would break training[/]" if inspection.breaks_training else "[green]fit for training[/]"
     console.print(f"{verdict}: {', '.join(counted(number, severity) for severity, number in counts.items())}")
+    if not inspection.breaks_training:
+        chosen = ("--split", split) if split else ()
+        plain(next_command("plan", dataset, *chosen, "--out", "plan.json"), soft_wrap=True)
     return 1 if inspection.breaks_training else 0
 
 

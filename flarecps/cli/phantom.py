@@ -36,8 +36,11 @@ def phantom(
         organs: which have labels: all 13, or the large ones that a small network learns in minutes (liver, kidneys,
             spleen, aorta, stomach)
     """
+    from flarecps.cli import next_command
     from flarecps.cli.console import Console
     from flarecps.datasets.phantom import write_phantom
 
     write_phantom(out, labelled, unlabelled, test, size, seed, anatomy, workers, organs=organs)
-    Console().print(f"{out}: {labelled} labelled, {unlabelled} unlabelled, {test} test scans", markup=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{out}: {labelled} labelled, {unlabelled} unlabelled, {test} test scans", markup=False)
+    console.print(next_command("inspect", out), markup=False)

@@ -64,6 +64,7 @@ def pseudo_label(
         trust: classes of your own networks that a checkpoint may name, such as my_lab.nets.MyUNet; their code runs.
         progress: show progress and the time left.
     """
+    from flarecps.cli import next_command
     from flarecps.cli.console import Console
     from flarecps.errors import ConfigError
     from flarecps.inference.outputs import disk_errors_as_config_error
@@ -100,4 +101,11 @@ def pseudo_label(
     if annotate_next is not None:
         chosen = worth_annotating(out, store, annotate_next)
         console.print(f"annotate next: {', '.join(chosen)}", markup=False)
+    if not failed and shard is None:
+        patches = CaseStore(store).plan.global_batch["labelled"]
+        words: list[object] = ["--data.store", store, *(("--data.split", split) if split else ())]
+        words += ["--data.pseudo_labels", out, "--model.method", "flarecps.methods.SelfTraining"]
+        words += ["--data.global_batch", f"{{labelled: {patches}, pseudo_labelled: {patches}}}"]
+        console.print(f"look at {out / 'index.html'}; strike out what is wrong in {out / 'struck.csv'}", markup=False)
+        console.print(next_command("fit", *words), markup=False)
     return FAILED if failed else 0

@@ -44,4 +44,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     console.print(
         f"{out}: {len(files) - len(failed)} label maps, {changed} voxels renumbered", markup=False, soft_wrap=True
     )
+    if not failed:
+        said = f"next: put them in the place of {labels}, then 'flarecps inspect DATASET'"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     return 1 if failed else 0

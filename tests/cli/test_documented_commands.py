@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 from contextlib import redirect_stdout
@@ -63,3 +64,18 @@ def test_documents_name_only_what_there_is() -> None:
                     wrong.append(f"{path.relative_to(REPOSITORY)}: flarecps {command} has no {option}")
     assert not wrong
     assert seen > 100
+
+
+def test_the_next_commands_that_are_printed_exist() -> None:
+    """Every ``next_command("fit", ..., "--data.store", ...)`` of the program, read from its source."""
+    wrong, seen = [], 0
+    for path in (REPOSITORY / "flarecps" / "cli").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "next_command":
+                words = [str(one.value) for one in ast.walk(call) if isinstance(one, ast.Constant)]
+                if words and words[0] in COMMANDS:
+                    seen += 1
+                    named = {one for one in words if one.startswith("--")} - options(words[0])
+                    wrong += [f"{path.name}: {words[0]} {one}" for one in named]
+    assert not wrong
+    assert seen >= 8
