@@ -3,7 +3,8 @@
 Autograd would keep a softmax and a log-softmax of every voxel and class until the backward pass, for each of the six
 losses of a step and at every scale. Here only the logits, which exist anyway, and the labels are kept; probabilities
 are computed again in the backward pass, a few patches at a time, in single precision whatever the autocast. No float
-one-hot of all classes is built: what a target selects is a boolean mask of the patches at hand.
+one-hot of all classes is built: what a target selects is a boolean mask of the patches at hand. On the road ``triton``
+(see ``flarecps.kernels``) the logits are read once in each direction.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from flarecps.kernels import current_road, triton_takes
+
 ELEMENTS_AT_A_TIME = 2**25  # of logits: one patch of 112×160×128 with 14 classes, 128 MB in single precision
+MOST_CLASSES_AT_ONCE = 256  # that a Triton program holds of a voxel
 
 
 class ClassSums(NamedTuple):
@@ -47,6 +51,13 @@ class _ClassSums(torch.autograd.Function):
         ctx: Any, logits: Tensor, labels: Tensor, joined: Tensor | None, trusted: Tensor | None
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(logits, labels, joined, trusted)
+        ctx.by_triton = current_road() == "triton" and triton_takes(logits) and logits.shape[1] <= MOST_CLASSES_AT_ONCE
+        if ctx.by_triton:
+            from flarecps.kernels.class_sums_triton import Read
+
+            entropy, overlap, predicted, present = Read(logits, labels, joined, trusted).sums()
+            ctx.mark_non_differentiable(present)
+            return entropy, overlap, predicted, present
         with torch.autocast(logits.device.type, enabled=False):
             parts = [_sums(*chunk) for chunk in _chunks(logits, labels, joined, trusted)]
         entropy, overlap, predicted, present = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -59,6 +70,10 @@ class _ClassSums(torch.autograd.Function):
         ctx: Any, entropy: Tensor, overlap: Tensor, predicted: Tensor, _: Tensor
     ) -> tuple[Tensor, None, None, None]:
         logits, labels, joined, trusted = ctx.saved_tensors
+        if ctx.by_triton:
+            from flarecps.kernels.class_sums_triton import Read
+
+            return Read(logits, labels, joined, trusted).gradient(entropy, overlap, predicted), None, None, None
         gradient = torch.empty_like(logits)
         first = 0
         with torch.autocast(logits.device.type, enabled=False):

@@ -9,7 +9,7 @@ from flarecps.networks.contract import (
     network_name,
     rebuilt,
 )
-from flarecps.networks.execution import compile_in_place, set_memory_format
+from flarecps.networks.execution import compile_in_place, pad_image_channels, set_memory_format
 from flarecps.networks.residual import ResidualEncoderUNet
 from flarecps.networks.unet import PlainUNet
 
@@ -23,6 +23,7 @@ __all__ = [
     "compile_in_place",
     "he_normal_",
     "network_name",
+    "pad_image_channels",
     "rebuilt",
     "set_memory_format",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flarecps.kernels import current_road, instance_norm_leaky_relu
 
 NEGATIVE_SLOPE = 0.01  # of LeakyReLU, nnU-Net's
 _CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -16,7 +19,12 @@ _AVERAGES: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution (with bias), instance norm (affine, eps 1e-5) and LeakyReLU (0.01), the last if ``activated``."""
+    """Convolution (with bias), instance norm (affine, eps 1e-5) and LeakyReLU (0.01), the last if ``activated``.
+
+    Norm and activation are one operation where ``flarecps.kernels.using`` says so.
+    """
+
+    padded_channels = 0  # the convolution's input gets channels of zeros up to so many (see ``pad_image_channels``)
 
     def __init__(
         self,
@@ -37,7 +45,20 @@ class ConvolutionBlock(nn.Module):
         self.activation = activation() if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(self.convolution(x)))
+        x = self._convolved(x)
+        slope = getattr(self.activation, "negative_slope", 1.0)
+        fused = instance_norm_leaky_relu(x, self.norm.weight, self.norm.bias, self.norm.eps, slope)
+        return self.activation(self.norm(x)) if fused is None else fused
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """The convolution, with channels of zeros beside the image's where ``padded_channels`` asks for more."""
+        missing = self.padded_channels - x.shape[1]
+        if missing <= 0:
+            return self.convolution(x)
+        layer, zeros = self.convolution, (0, 0) * (x.ndim - 2) + (0, missing)
+        weight = F.pad(layer.weight, zeros)
+        convolve = F.conv3d if x.ndim == 5 else F.conv2d
+        return convolve(F.pad(x, zeros), weight, layer.bias, layer.stride, layer.padding)
 
 
 def activation() -> nn.Module:
@@ -63,6 +84,19 @@ def upsampling(in_channels: int, out_channels: int, stride: Sequence[int], bias:
 def average_pooling(stride: Sequence[int]) -> nn.Module:
     """The mean of every block of ``stride`` voxels."""
     return _AVERAGES[len(stride)](tuple(stride), tuple(stride))
+
+
+def averaged(pooling: nn.Module, x: Tensor) -> Tensor:
+    """``pooling(x)``, ``average_pooling``'s or none, in the layout of ``x`` on the roads that keep it.
+
+    PyTorch's 3D pooling copies a tensor with channels innermost to the default layout.
+    """
+    if current_road() == "plain" or not isinstance(pooling, nn.AvgPool3d):
+        return pooling(x)
+    blocks = x.movedim(1, -1)
+    for axis, width in zip((1, 3, 5), cast(tuple[int, int, int], pooling.kernel_size), strict=True):
+        blocks = blocks.unflatten(axis, (-1, width))
+    return blocks.mean((2, 4, 6)).movedim(-1, 1)
 
 
 def head(in_channels: int, classes: int, dimensions: int, bias: bool = False) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flarecps.errors import ConfigError
+from flarecps.networks.blocks import ConvolutionBlock
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 MODES = ("default", "max-autotune-no-cudagraphs")  # the others replay CUDA graphs, which own the networks' outputs
@@ -26,6 +27,19 @@ def set_memory_format(networks: Iterable[nn.Module], dimensions: int, channels_l
 
 def _laid_out(memory_format: torch.memory_format, network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(one.to(memory_format=memory_format) for one in inputs)
+
+
+def pad_image_channels(networks: Iterable[nn.Module], to: int) -> None:
+    """Let the first convolution of ``networks`` see channels of zeros beside the image's, ``to`` in all.
+
+    Its weights get as many zeros while it computes, so outputs, gradients and what is stored stay the same; a
+    convolution of one channel falls on slow kernels of cuDNN. Networks that are not made of ``ConvolutionBlock`` stay
+    as they are.
+    """
+    for network in networks:
+        first = next((layer for layer in network.modules() if isinstance(layer, ConvolutionBlock)), None)
+        if first is not None:
+            first.padded_channels = to
 
 
 def compile_in_place(networks: Iterable[nn.Module], mode: bool | str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from flarecps.networks.blocks import ConvolutionBlock, activation, average_pooling
+from flarecps.networks.blocks import ConvolutionBlock, activation, average_pooling, averaged
 from flarecps.networks.unet import UNet, plain_topology
 
 BLOCKS_PER_STAGE = (1, 3, 4, 6)  # nnU-Net v2's, and 6 in every deeper stage
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.second(self.first(x))
-        out += self.projection(self.pooling(x))  # in place: nothing needs the norm's output again
+        out += self.projection(averaged(self.pooling, x))  # in place: nothing needs the norm's output again
         return self.activation(out)
 
 

@@ -19,7 +19,7 @@ LAYERS: dict[str, int] = {
     "typing": 0, "errors": 0, "atomic": 0, "metric_names": 0, "anatomy": 0, "processes": 0, "method_config": 0,
     "dice": 0, "durations": 0, "locks": 0, "named_paths": 0, "verbosity": 0, "text_files": 0, "json_fields": 0,
     "case_names": 0, "installed_files": 0, "_root": 0,
-    "volumes": 1, "datasets": 1, "batch_processing": 1,
+    "volumes": 1, "datasets": 1, "batch_processing": 1, "kernels": 1,
     "planning": 2, "networks": 2, "losses": 2, "torch_files": 2,
     "preprocessing": 3, "checkpoint": 3, "evaluation": 3, "methods": 3,
     "data": 4, "inference": 4, "interop": 4, "reporting": 4,
@@ -45,6 +45,7 @@ LIBRARIES: dict[str, set[str]] = {
     "pytorch_lightning": set(),  # one name for one library
     "wandb": {"training/dashboards"},
     "blosc2": {"preprocessing"},
+    "triton": {"kernels"},
     "jsonargparse": {"cli"},
     "onnx": {"interop"},
     "onnxruntime": {"interop"},
