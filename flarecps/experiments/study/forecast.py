@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,9 @@ CHOICES = (  # of --budget, the best first: folds, seeds, share of the epochs
 def calibration_stage(stages: StudyStages) -> Stage:
     """The stage that times a few steps of every arm into OUT/calibration.json."""
     path = stages.out / CALIBRATION
-    trained = {_kind(one)[1] for one in stages.judged_stages() if one.gpus}
-    words = {}
+    words, served = {}, {one.average_of for one in stages.protocol.arms} | {one.teachers for one in stages.protocol.arms}
     for arm in stages.protocol.arms:
-        if arm.name in trained and not arm.teachers:  # whose labels are not there yet
+        if (arm.siblings or arm.name in served) and not arm.average_of and not arm.teachers:  # whose labels are not there yet
             cell = Cell(arm.name, stages.protocol.labels_of(arm)[0], 0, 0)
             words[arm.name] = (stages.trained(cell)[-1].words, stages.costs.recipe(arm.name).cost())
     after = tuple(f"preprocess_{one}" for one in dict.fromkeys(arm.intensity for arm in stages.protocol.arms))
@@ -88,16 +87,16 @@ class Forecast:
         timed = self.timed.get(arm) or next(iter(self.timed.values()))
         return float(self.start_s + timed["training_s"] * cost / timed["cost"])
 
-    def left_s(self, stages: Sequence[Stage]) -> float:
+    def left_s(self, stages: Iterable[Stage]) -> float:
         """Of all stages that are not done."""
         took: dict[tuple[str, str], list[float]] = {}
         left = []
         for stage in stages:
             record: dict[str, Any] = self.records.read(stage)
-            if record.get("state") == "done" and is_number(record.get("wall_s")):
-                took.setdefault(_kind(stage), []).append(float(record["wall_s"]))
-            elif self.records.state(stage) != "done":
+            if record.get("state") != "done":
                 left.append(stage)
+            elif is_number(record.get("wall_s")):
+                took.setdefault(_kind(stage), []).append(float(record["wall_s"]))
         return sum(self.of(stage, took.get(_kind(stage), [])) for stage in left)
 
     def of(self, stage: Stage, took: Sequence[float] = ()) -> float:

@@ -112,13 +112,17 @@ class Study:
             self._use(within_budget(self.made, forecast, self.asked.hours))
             self.said.append(self.made.protocol.remarks[-1])
             self.fix()
-        yield [one for one in self.stages() if one.name not in {known.name for known in first}]
-        yield self.stages()
+        known = {one.name for one in first}
+        second = [one for one in self.records.stages.values() if one.name not in known and one.name != "report"]
+        yield second
+        last = self.stages()
+        self.records.stages = {one.name: one for one in last}
+        yield [one for one in last if one.name not in {*known, *(done.name for done in second)}]
 
     def time_left(self) -> str:
         """ " · about 2 h 05 min to the end"; empty while no step was timed."""
         forecast = Forecast(self.out / CALIBRATION, self.made.costs, self.records)
-        return f" · about {duration_in_words(forecast.left_s(self.stages()))} to the end" if forecast.timed else ""
+        return f" · about {duration_in_words(forecast.left_s(self.records.stages.values()))} to the end" if forecast.timed else ""
 
     def fix(self) -> None:
         """Write the protocol, and what it is recognised by."""

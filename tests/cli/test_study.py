@@ -1,0 +1,302 @@
+"""``flarecps study`` from raw folder to model: killed anywhere and gone on, equal to an undisturbed one.
+
+The commands of its stages are played by quick ones that leave the same files, so that what is tested is the study.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from flarecps.cli.main import main
+from flarecps.experiments import runner
+from flarecps.experiments.study import forecast, slurm
+
+EFFECTS = {"cps": 0.1, "control": -0.05}
+PROTOCOL: dict[str, Any] = {
+    "primary": {"method": "cps", "baseline": "control_long"},
+    "judged": {"by": "folds", "folds": 2},
+    "seeds": 2,
+    "settings": {"trainer.max_epochs": 6, "data.iterations_per_epoch": 4},
+    "arms": {
+        "control": {"settings": {"model.method": "flarecps.methods.Supervised"}},
+        "control_long": {"settings": {"model.method": "flarecps.methods.Supervised"}, "compute_of": "cps"},
+        "two": {"title": "two, averaged", "average_of": "control"},
+        "cps": {
+            "settings": {
+                "model.method": "flarecps.methods.CrossPseudoSupervision",
+                "model.method.init_args.ramp": {"start": 2, "length": 2},
+            },
+            "siblings": ["average", "1"],
+        },
+        "self": {"settings": {"model.method": "flarecps.methods.SelfTraining"}, "teachers": "control"},
+    },
+}
+
+
+def play(words: Sequence[str]) -> int:
+    """What a command leaves behind, in no time."""
+    command, given = words[0], dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    after = {words[place]: words[place + 1] for place in range(len(words) - 1)}
+    if command in ("inspect", "plan"):
+        Path(after.get("--json") or after["--out"]).write_text("{}")
+    elif command == "preprocess":
+        Path(after["--out"]).mkdir()
+    elif command == "fit":
+        run = Path(given["trainer.default_root_dir"])
+        resumed = "--ckpt_path" in words
+        assert resumed == (run / "checkpoints").exists(), "what was begun goes on"
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints" / "last.ckpt").write_text(given["data.split"] + given["seed_everything"])
+    elif command == "segment":
+        places = words[1 : words.index("--sibling")]
+        assert all(Path(one).is_file() for one in places[:-2]), "checkpoints are there"
+        references = Path(places[-2]).parent / "labels"
+        shutil.copytree(references, places[-1], dirs_exist_ok=True)
+    elif command == "pseudo-label":
+        Path(words[4]).mkdir(parents=True)
+    elif command == "postprocess":
+        shutil.copytree(words[2], words[3], dirs_exist_ok=True)
+    elif command == "score":
+        place = Path(after["--out"])
+        place.mkdir(parents=True, exist_ok=True)
+        labels, arm = place.parts[place.parts.index("scores") + 2 :][:2]
+        rows = [["Name", "Liver_DSC", "Liver_NSD"]]
+        for name in sorted(path.name for path in Path(words[1]).glob("*.nii.gz")):
+            noise = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32 - 0.5
+                     for text in (name, str(place.parts[-6:]) + name)]  # fmt: skip
+            dsc = 0.7 + EFFECTS.get(arm, 0.0) + 0.1 * noise[0] + 0.01 * noise[1] - 0.05 * (labels != "all")
+            rows.append([name, f"{dsc:.6f}", f"{dsc:.6f}"])
+        with (place / "scores.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    elif command == "compare":
+        Path(after["--out"]).mkdir()
+        assert all(Path(path).is_file() for word in words[1:-2] for path in word.split("=")[1].split(","))
+    return 0
+
+
+def dry_run(words: Sequence[str], **_: Any) -> SimpleNamespace:
+    return SimpleNamespace(returncode=0, stdout="│ 6 epochs of 4 steps │ 1:00:00 (h:mm:ss), validation │", stderr="")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that were run."""
+    done: list[str] = []
+
+    def run(words: Sequence[str], _: int) -> int:
+        code = play(words)
+        done.append(words[0])
+        return code
+
+    monkeypatch.setattr(runner, "run_flarecps", run)
+    monkeypatch.setattr(forecast, "subprocess", SimpleNamespace(run=dry_run))
+    return done
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "dataset"
+    description = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    for folder in ("imagesTr", "labelsTr", "imagesUn", "imagesTs", "labelsTs"):
+        (root / folder).mkdir(parents=True)
+    for number in range(14):
+        folder = "Tr" if number < 9 else "Un" if number < 12 else "Ts"
+        voxels = np.zeros((4, 4, 4), np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / f"images{folder}" / f"case_{number:02d}_0000.nii.gz")
+        if folder != "Un":
+            voxels[1:3, 1:3, 1:3] = 1
+            nib.save(nib.Nifti1Image(voxels.astype(np.uint8), np.eye(4)), root / f"labels{folder}" / f"case_{number:02d}.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(description | {"numTraining": 9}))
+    return root
+
+
+def protocol(tmp_path: Path, **changes: Any) -> str:
+    path = tmp_path / "protocol.yaml"
+    path.write_text(yaml.safe_dump(PROTOCOL | changes, sort_keys=False))
+    return str(path)
+
+
+def results(out: Path) -> dict[str, str]:
+    """What must be the same of two studies: every table and rule, the verdict but for what it took."""
+    texts = {str(path.relative_to(out)): path.read_text() for folder in ("results", "rules", "model")
+             for path in sorted((out / folder).rglob("*")) if path.is_file() and path.name != "standings.csv"}  # fmt: skip
+    content = json.loads((out / "verdict.json").read_text())
+    texts["recommended"] = str(content["recommended"]) + str(content["sentences"])
+    return texts | {"protocol": (out / "protocol.yaml").read_text()}
+
+
+def test_from_raw_folder_to_the_model(
+    dataset: Path, tmp_path: Path, played: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", str(dataset), "--out", str(tmp_path / "out")]
+    judged = {"by": "folds", "folds": 2, "learning_curve": [0.5]}
+    assert main([*words, "--protocol", protocol(tmp_path, judged=judged)]) == 0
+    out, said = tmp_path / "out", capsys.readouterr().out
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert verdict["recommended"] == {"arm": "cps", "sibling": "average", "labels": "all", "way": "determined"}
+    by_name = {one["title"]: one for one in verdict["standings"]}
+    cps = by_name["cps, siblings averaged"]
+    assert cps["verdict"] == "better"
+    assert cps["judged"]["difference"]["mean"] == pytest.approx(0.1, abs=0.004)
+    assert cps["judged"]["difference"]["scans"] == 9
+    assert by_name["control"]["verdict"] == "worse"
+    assert by_name["two, averaged"]["verdict"] == "not told apart"
+    assert verdict["curve"]["gain"]["mean"] == pytest.approx(0.05 * np.log2(14.5 / 4.5), rel=0.2)
+    assert f"next: flarecps segment {out}/runs/all/cps/all_labels/seed_0/checkpoints/last.ckpt SCANS LABELS" in said
+    assert "--sibling average --postprocess" in said
+    assert "about 1" in said and "to the end" in said, "the time left is told"
+    page = (out / "report.html").read_text()
+    assert "they helped" in page and "More labels" in page
+    splits = json.loads((out / "data" / "splits.json").read_text())
+    assert not list((out / "data").rglob("case_1[23]*")), "test scans are nowhere"
+    for fold in range(2):
+        held_out = {path.name[:7] for path in (out / "held_out" / f"all.fold_{fold}_of_2" / "images").iterdir()}
+        split = splits[f"all.fold_{fold}_of_2"]
+        assert not held_out & {*split["labelled"], *split["unlabelled"]}, "no scan judges what it taught"
+        assert set(splits[f"0.5.fold_{fold}_of_2"]["labelled"]) < set(split["labelled"])
+    rules = json.loads((out / "rules" / "determined" / "all" / "cps" / "fold_0" / "seed_0" / "1.json").read_text())
+    judges = {path.name[:7] for path in (out / "held_out" / "all.fold_0_of_2" / "images").iterdir()}
+    assert not judges & set(rules["evidence"]["scans"]), "post-processing is decided on other folds"
+    assert len(rules["evidence"]["scans"]) == 9 - len(judges)
+    before = len(played)
+    assert main(words) == 0  # again: everything stands
+    assert len(played) == before
+
+
+def test_killed_three_times_it_is_equal(
+    dataset: Path, tmp_path: Path, played: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    asked = ["--protocol", protocol(tmp_path)]
+    assert main(["study", str(dataset), "--out", str(whole), *asked]) == 0
+    undisturbed = len(played)
+    for last in (2, 12, undisturbed // 2):  # in plan or trainings, in label maps, later
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status)
+            continue
+        count = 0
+
+        def run(words: Sequence[str], _: int, last: int = last) -> int:
+            nonlocal count
+            count += 1
+            if count == last:
+                if words[0] == "fit":
+                    play(words)  # a checkpoint is there, and no record of the end
+                os.kill(os.getpid(), signal.SIGKILL)
+            return play(words)
+
+        monkeypatch.setattr(runner, "run_flarecps", run)
+        main(["study", str(dataset), "--out", str(broken), *asked])
+        os._exit(0)
+    assert main(["study", str(dataset), "--out", str(broken)]) == 0
+    assert len(played) < 2 * undisturbed, "what was done is not done again"
+    one, other = results(whole), results(broken)
+    assert {name: text.replace(str(broken), str(whole)) for name, text in other.items()} == one
+
+
+def test_a_budget_chooses_what_fits(
+    dataset: Path, tmp_path: Path, played: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = PROTOCOL["arms"] | {"self": {"settings": {}, "average_of": "control"}}
+    given = protocol(tmp_path, arms=few)
+    out = tmp_path / "out"
+    assert main(["study", str(dataset), "--out", str(out), "--protocol", given, "--budget", "60"]) == 0
+    assert "chosen for 60 h: 5 folds × 1 seed, 100% of the epochs" in capsys.readouterr().out
+    kept = yaml.safe_load((out / "protocol.yaml").read_text())
+    assert kept["judged"]["folds"] == 5
+    assert "chosen for 60 h" in kept["remarks"][0]
+    assert played.count("preprocess") == 1, "one store serves all folds"
+    assert main(["study", str(dataset), "--out", str(tmp_path / "no"), "--protocol", given, "--budget", "1"]) == 2
+    assert "the smallest study takes about" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "protocol.yaml").exists()
+
+
+def test_a_protocol_is_not_changed_afterwards(
+    dataset: Path, tmp_path: Path, played: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["study", str(dataset), "--out", str(out)]
+    assert main([*words, "--protocol", protocol(tmp_path), "--stages", "data"]) == 0
+    assert main([*words, "--seeds", "3"]) == 2
+    assert "began with another protocol" in capsys.readouterr().err
+    assert main([*words, "--protocol", protocol(tmp_path), "--stages", "data"]) == 0
+    kept = out / "protocol.yaml"
+    kept.write_text(kept.read_text().replace("seeds: 2", "seeds: 3"))
+    assert main(words) == 2
+    assert "was changed since the study began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "kpb"], "did you mean kbp?"),
+        (["--folds", "1"], "expected 2 or more"),
+        (["--folds", "9", "--seeds", "0"], "expected 1 or more"),
+        (["--folds", "20"], "can't be cross-validated in 20 folds"),
+        (["--arms", "cpss"], "did you mean cps?"),
+        (["--budget", "0"], "hours above 0"),
+        (["--stages", "trian_*", "--dry-run"], "no stage 'trian_*'"),
+        (["--protocol", "kbp"], "no split '10_labelled'"),
+    ],
+)
+def test_mistakes_are_told(
+    words: list[str], said: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(dataset), "--out", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_makes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(dataset.rglob("*"))
+    assert main(["study", str(dataset), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "baseline: control_long" in said and "flarecps fit --data.store" in said
+    assert not (tmp_path / "out").exists()
+    assert sorted(dataset.rglob("*")) == before
+    assert main(["study", str(dataset), "--out", str(dataset / "out")]) == 2
+
+
+def test_jobs_wait_for_each_other(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs: list[list[str]] = []
+
+    def sbatch(words: list[str], **_: Any) -> SimpleNamespace:
+        jobs.append(words)
+        return SimpleNamespace(returncode=0, stdout=f"{100 + len(jobs)}\n", stderr="")
+
+    monkeypatch.setattr(slurm, "subprocess", SimpleNamespace(run=sbatch))
+    out = tmp_path / "out"
+    given = ["--protocol", protocol(tmp_path), "--submit", "--sbatch=--partition=gpu"]
+    assert main(["study", str(dataset), "--out", str(out), *given]) == 0
+    assert (out / "protocol.yaml").is_file()
+    names = [next(word for word in words if word.startswith("--job-name=")).rpartition("-")[2] for words in jobs]
+    assert names == ["prepare", "trainings_0", "labels_1", "trainings_2", "judge"]
+    for number, words in enumerate(jobs):
+        assert "--partition=gpu" in words
+        assert (f"--dependency=afterok:{100 + number}" in words) == (number > 0)
+    script = out / "slurm" / "trainings_0.sbatch"
+    assert jobs[1][-1] == str(script)
+    tasks = sorted((out / "slurm" / "trainings_0").glob("*.sh"))
+    assert f"--array=1-{len(tasks)}" in jobs[1]
+    assert all("fit.sbatch" in path.read_text() and "--data.store=" in path.read_text() for path in tasks)
+    assert jobs[-1][-5:] == [str(dataset), "--out", str(out), "--workers", "2"]
+    assert "judge: job 105" in capsys.readouterr().out
