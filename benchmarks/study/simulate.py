@@ -23,7 +23,8 @@ from flarecps.text_files import csv_text
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 METHODS = 3  # held against one baseline, Holm over them
 DESIGNS = (  # judged scans, folds (1: a fixed test set), seeds
-    (10, 5, 1), (10, 5, 3), (25, 1, 3), (25, 5, 1), (25, 5, 2), (25, 5, 3), (50, 5, 1), (50, 5, 3), (100, 5, 1),
+    (10, 5, 2), (10, 5, 3), (25, 1, 3), (25, 3, 1), (25, 3, 2), (25, 5, 1), (25, 5, 2), (25, 5, 3), (50, 5, 1),
+    (50, 5, 2), (50, 5, 3), (100, 5, 2),
 )  # fmt: skip
 HEADING = ("scans", "folds", "seeds", "drawn from", "effect", "studies", "one method called better", "any method")
 

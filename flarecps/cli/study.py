@@ -45,7 +45,7 @@ def study(
         protocol: a protocol, as a YAML file or by name (kbp, phantom_small); by default one is drafted for the data.
         arms: only these arms of it, beside the baseline; what they need is trained, too.
         folds: parts that the labelled scans are judged in; by default the protocol's, or 5, fewer with few scans.
-        seeds: trainings of every arm and fold; by default the protocol's, or 1.
+        seeds: trainings of every arm and fold; by default the protocol's, or 2.
         budget: hours that the study may take; folds, seeds and epochs are chosen to fit, and it is said how.
         learning_curve: also train the baseline on half of the labels, and say what ten more would bring.
         stages: only these stages, by name; * and ? are allowed.

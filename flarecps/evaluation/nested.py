@@ -33,6 +33,11 @@ class NestedMean:
     folds: int
     seeds: int
 
+    @property
+    def reach(self) -> float:
+        """Half of the interval's width; 0 without one."""
+        return (self.interval.high - self.interval.low) / 2 if self.interval else 0.0
+
 
 @dataclass(frozen=True)
 class Spread:

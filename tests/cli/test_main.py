@@ -28,7 +28,8 @@ from flarecps.text_files import csv_text
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
                 "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary",
-                "report", "package", "export", "import", "convert", "configs", "completion", "reproduce"]  # fmt: skip
+                "report", "package", "export", "import", "convert", "configs", "completion", "study",
+                "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
 

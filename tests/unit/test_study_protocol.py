@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from flarecps.cli.configs import config_path
 from flarecps.datasets.catalogue import Catalogue
 from flarecps.datasets.splits import Split
-from flarecps.errors import ConfigError, DatasetError
+from flarecps.errors import ConfigError
 from flarecps.experiments.study.cost import Costs, scaled
 from flarecps.experiments.study.protocol import draft, only_arms, protocol_text, read_protocol
 from flarecps.experiments.study.splits import StudySplits
@@ -60,7 +59,8 @@ def test_the_draft_is_fair(unlabelled: bool, tmp_path: Path) -> None:
     assert max(totals) <= 1.02 * min(totals)
     assert costs.reads_unlabelled("control_two") is False
     if unlabelled:
-        assert costs.reads_unlabelled("self") and costs.reads_unlabelled("cps")
+        assert costs.reads_unlabelled("self")
+        assert costs.reads_unlabelled("cps")
         half = Costs(scaled(found, {"control": 50, "cps": 50}, costs), config_path)
         assert half.recipe("cps").method.weight(17) == pytest.approx(costs.recipe("cps").method.weight(34), abs=0.02)
         assert half.total("control_long") == pytest.approx(costs.total("control_long") / 2, rel=0.02)
@@ -117,7 +117,10 @@ def test_kbps_trainings_are_the_protocols(study: str, runs: str, tmp_path: Path)
         if run.labels == 142:
             theirs.pop("data.unlabelled")  # the controls' config says so already
         assert ours.pop("data.fold") == "all"
-        for name in ("trainer.max_epochs", "model.scheduler.init_args.total_iters"):  # said even where it is the config's
+        for name in (
+            "trainer.max_epochs",
+            "model.scheduler.init_args.total_iters",
+        ):  # said even where it is the config's
             theirs.setdefault(name, 40)
         theirs = {name: value for name, value in theirs.items() if not name.startswith("trainer.callbacks")}
         if arm.teachers:
@@ -180,7 +183,11 @@ def test_an_arm_that_cannot_be_trained_is_told(arm: dict[str, Any], said: str, t
 def test_teachers_that_leave_nothing_for_the_student(tmp_path: Path) -> None:
     arms = SMALL["arms"] | {
         "long": {"settings": {"trainer.max_epochs": 50}},
-        "student": {"settings": {"model.method": "flarecps.methods.SelfTraining"}, "teachers": "long", "compute_of": "cps"},
+        "student": {
+            "settings": {"model.method": "flarecps.methods.SelfTraining"},
+            "teachers": "long",
+            "compute_of": "cps",
+        },
     }
     with pytest.raises(ConfigError, match="nothing is left for the student"):
         Costs(read_protocol(written(tmp_path, arms=arms)), config_path).total("student")

@@ -32,6 +32,7 @@ from flarecps.training.defaults import EPOCHS, ITERATIONS
 
 RECORDS, PROTOCOL = "stages", "protocol.yaml"
 LEARNING_CURVE = (0.5,)
+SEEDS = 2  # of one, a study can tell next to nothing (benchmarks/results/study)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Asked:
         if found is None:
             gpu, scans = cuda.is_available(), len(catalogue.labelled)
             folds = self.folds or next((one for one in (5, 3, 2) if suffice(scans, one)), 2)
-            found = draft(folds, self.seeds or 1, EPOCHS[gpu], ITERATIONS[gpu], bool(catalogue.unlabelled))
+            found = draft(folds, self.seeds or SEEDS, EPOCHS[gpu], ITERATIONS[gpu], bool(catalogue.unlabelled))
         if self.folds or self.learning_curve:
             if found.judged.by != "folds":
                 raise ConfigError(
@@ -122,7 +123,11 @@ class Study:
     def time_left(self) -> str:
         """ " · about 2 h 05 min to the end"; empty while no step was timed."""
         forecast = Forecast(self.out / CALIBRATION, self.made.costs, self.records)
-        return f" · about {duration_in_words(forecast.left_s(self.records.stages.values()))} to the end" if forecast.timed else ""
+        return (
+            f" · about {duration_in_words(forecast.left_s(self.records.stages.values()))} to the end"
+            if forecast.timed
+            else ""
+        )
 
     def fix(self) -> None:
         """Write the protocol, and what it is recognised by."""

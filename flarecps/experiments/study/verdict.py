@@ -129,8 +129,9 @@ def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...]
     if any(one.judged and one.judged.verdict == "not known" for one in standings if one.with_holm):
         return (f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}) until more is known: one training of each "
                 "method says nothing of other trainings; take two seeds or more, or folds.")  # fmt: skip
+    reach = max((one.judged.difference.reach for one in standings if one.with_holm and one.judged), default=0.0)
     return (f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}): on these scans no method was clearly better than "
-            "it.")  # fmt: skip
+            f"it; differences of less than about {reach:.3f} could not have been seen.")  # fmt: skip
 
 
 def _brought(one: Standing, baseline: Standing, measure: str) -> str:
