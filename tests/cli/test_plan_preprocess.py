@@ -69,6 +69,26 @@ def test_settings_reach_the_plan(dataset: Path, tmp_path: Path) -> None:
     assert found.intensity.source == "foreground"
 
 
+@pytest.mark.parametrize("dimensions", [3, 2])
+def test_a_student_of_a_plan(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dimensions: int
+) -> None:
+    """A quarter of the parameters, on a grid that its limits ask for; its plan makes a store as any other."""
+    plan, teacher, store = tmp_path / "student.json", tmp_path / "teacher.json", tmp_path / "store"
+    words = [str(dataset), "--workers", "1", "--no-progress", "--fingerprints", str(tmp_path / "kept")]
+    assert main(["plan", *words, "--dimensions", str(dimensions), "--out", str(teacher)]) == 0
+    limits = ["--max-seconds", "500", "--max-ram", "60G", "--device", "cpu"]
+    assert main(["plan", *words, "--out", str(plan), "--student", "--teacher", str(teacher), *limits]) == 0
+    shown = capsys.readouterr().out
+    assert "why spacing" in shown
+    assert "measured on this machine's cpu" in shown
+    student, why = read_plan(plan), read_plan(plan).fingerprint["student"]
+    assert (student.dimensions, student.spacing_mm) == (dimensions, read_plan(teacher).spacing_mm)
+    assert 0 < 4 * why["parameters"] <= why["teacher_parameters"]
+    assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "1", "--no-progress"]) == 0
+    assert CaseStore(store).plan == student
+
+
 def test_a_bad_scan_is_named_and_the_others_are_done(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +186,16 @@ def test_features_of_nnunet_v2_in_2d(dataset: Path, tmp_path: Path) -> None:
         (["--out", "plan.json", "--shard", "5/4", "--fingerprints", "kept"], "expected I/N with I from 1 to N"),
         (["--out", "plan.json", "--most-features", "0"], "expected at least 1"),
         (["--out", "plan.json", "--spacing", "[90, 1, 1]"], "plan with --dimensions 2"),
+        (["--out", "plan.json", "--max-vram", "2G"], "give --student, too"),
+        (["--out", "plan.json", "--max-seconds", "0"], "give --student, too"),
+        (["--out", "plan.json", "--student"], "expected its limits at inference"),
+        (["--out", "plan.json", "--student", "--max-ram", "much"], "such as 28G"),
+        (["--out", "plan.json", "--student", "--max-seconds", "1", "--teacher", "none.json"], "none.json"),
+        (["--out", "plan.json", "--student", "--max-seconds", "1", "--method", "a.B"], "leave --method"),
+        (
+            ["--out", "plan.json", "--student", "--max-ram", "1M", "--device", "cpu", "--patch", "[8, 16, 16]"],
+            "no student keeps",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

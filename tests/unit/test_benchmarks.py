@@ -35,7 +35,8 @@ def experiment(name: str, part: str = "run") -> ModuleType:
 def stages_of(name: str, out: Path, **given: Any) -> list[Stage]:
     common: dict[str, Any] = {"out": out, "seeds": [0, 1], "workers": 1, "fit_words": "", "dataset": out / "set"}
     common |= {"label_maps": out / "maps", "dimensions": [3, 2], "size": "small", "labelled": [8, 80]}
-    common |= {"methods": ["supervised", "supervised_long", "cps"]}
+    common |= {"methods": ["supervised", "supervised_long", "cps"], "arms": ["control", "control_long", "cps"]}
+    common |= {"networks": ["small"], "steps": [3000], "spacing": None}
     return experiment(name).stages(argparse.Namespace(**(common | given)))
 
 
@@ -82,23 +83,47 @@ def test_la_sets_its_numbers_beside_the_published_ones(tmp_path: Path) -> None:
     found = stages_of("la", tmp_path)
     trained = [stage for stage in found if stage.name.startswith("train_")]
     assert [stage.name for stage in trained] == [
-        "train_8_supervised_0", "train_8_supervised_1", "train_8_cps_0", "train_8_cps_1",
-        "train_80_supervised_0", "train_80_supervised_1",
-    ]  # fmt: skip
+        *(f"train_8_small_3000_{arm}_{seed}" for arm in ("control", "control_long", "cps") for seed in (0, 1)),
+        *(f"train_80_small_3000_control_{seed}" for seed in (0, 1)),
+    ]
     splits = [stage.words[stage.words.index("--data.split") + 1] for stage in trained]
-    assert splits == ["8_labelled"] * 4 + ["80_labelled"] * 2
+    assert splits == ["8_labelled"] * 6 + ["80_labelled"] * 2
+    epochs = [stage.words[stage.words.index("--trainer.max_epochs") + 1] for stage in trained]
+    assert epochs == ["12", "12", "48", "48", "12", "12", "12", "12"]
     for seed, dice in ((0, "0.8"), (1, "0.9")):
-        scores = tmp_path / "runs" / f"8_cps_{seed}" / "scores"
-        scores.mkdir(parents=True)
-        (scores / "scores.csv").write_text(f"Name,left_atrium_DSC,left_atrium_NSD\na,{dice},0.5\nb,{dice},0.5\n")
+        for folder, more in (("scores", "0.5"), ("largest_scores", "0.7")):
+            scores = tmp_path / "runs" / f"8_small_3000_cps_{seed}" / folder
+            scores.mkdir(parents=True)
+            lines = [f"{name},{dice},{more}" for name in "ab"]
+            (scores / "scores.csv").write_text("\n".join(["Name,left_atrium_DSC,left_atrium_NSD", *lines]) + "\n")
     table = found[-1]
     assert table.action is not None
     table.action()
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
     ]
-    assert ["8", "UA-MT", "published", "87.79", "–", "20"] in rows
-    assert ["8", "flarecps CPS", "here", "85.00 ± 7.07", "2", "2"] in rows
+    assert ["8", "UA-MT", "published", "", "", "87.79", "–", "20"] in rows
+    for pieces in ("no", "largest piece"):
+        assert ["8", "flarecps CPS", "here, small network", "3000", pieces, "85.00 ± 7.07", "2", "2"] in rows
+
+
+def test_a_student_is_planned_taught_and_set_beside_its_teachers(tmp_path: Path) -> None:
+    given = {"teachers": [tmp_path / "a.ckpt", tmp_path / "b.ckpt"], "teacher_store": tmp_path / "store", "epochs": 3}
+    given |= {"split": "10_labelled", "max_seconds": "12", "max_ram": "1G"}
+    found = stages_of("student", tmp_path, **given)
+    names = [stage.name for stage in found]
+    assert all(name in names[:place] for place, stage in enumerate(found) for name in stage.after), "in order"
+    by_name = {stage.name: stage for stage in found}
+    assert by_name["label"].words[1:3] == (str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt"))
+    assert {name for name in names if name.startswith("segment_")} == {
+        f"segment_{model}" for model in ("teacher_1", "teacher_2", "teachers_averaged", "student")
+    }
+    assert by_name["segment_student"].after == ("train",)
+    (tmp_path / "plan.json").write_text(json.dumps({"topology": {"features": [8, 16]}}))
+    action = by_name["config"].action
+    assert action is not None
+    action()
+    assert json.loads((tmp_path / "config.yaml").read_text()) == {"model": {"topology": {"features": [8, 16]}}}
 
 
 @pytest.fixture
