@@ -27,6 +27,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from flarecps.errors import ConfigError, did_you_mean, visible
 from flarecps.verbosity import EXPLAINED
+from flarecps.volumes.links import place_of
 
 _UNITS = ("gb", "mb", "mm", "ml", "hu", "s")
 _PLACEHOLDERS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
@@ -124,7 +125,7 @@ def call_with_arguments(function: Callable[..., int | None], words: Sequence[str
         value = given[names[parameter.name]]
         for path in value if isinstance(value, list) else [value]:
             is_input = parameter.name in _INPUTS and (parameter.name, parameter.default) != ("plan", None)
-            if is_input and isinstance(path, Path) and path != parameter.default and not path.exists():
+            if is_input and isinstance(path, Path) and path != parameter.default and not place_of(path).exists():
                 raise ConfigError(f"{path}: {_INPUTS[parameter.name]}")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             arguments.append(value)

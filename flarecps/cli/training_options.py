@@ -21,6 +21,7 @@ from flarecps.cli.signatures import PACKAGE, known_options, offered, signature, 
 from flarecps.errors import CheckpointError, ConfigError, StoreError, did_you_mean
 from flarecps.method_config import CROSS_PSEUDO, MOVED, SWITCH
 from flarecps.verbosity import EXPLAINED
+from flarecps.volumes.links import place_of
 
 # What a setting without a class_path is.
 IMPLIED = {
@@ -291,7 +292,7 @@ def _check_paths(command: str, given: Mapping[str, Any]) -> None:
         what = "not a case store (no readable store.json)" if store.exists() else "no such case store"
         raise StoreError(f"{store}: {what}; 'flarecps preprocess DATASET PLAN --out {store}' makes one")
     scans = _path(given, "data.predict_input")
-    if scans is not None and not scans.exists():
+    if scans is not None and not place_of(scans).exists():
         raise ConfigError(f"data.predict_input: {scans} does not exist; expected a scan or a folder of scans")
     epochs = given.get("trainer.max_epochs")
     if str(epochs).lstrip("-").isdigit() and int(str(epochs)) < -1:

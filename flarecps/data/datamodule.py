@@ -28,7 +28,9 @@ from flarecps.errors import ConfigError, DatasetError, StoreError
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.pseudo_labels import PseudoLabelledStore
 from flarecps.preprocessing.store import CaseStore
+from flarecps.volumes.dicom import stacks_at
 from flarecps.volumes.discovery import find_scans
+from flarecps.volumes.links import place_of
 
 
 class ScanDataModule(LightningDataModule):
@@ -247,9 +249,9 @@ class ScanDataModule(LightningDataModule):
         if self.predict_input is None:
             raise ConfigError("predict needs data.predict_input: a scan, or a folder of scans")
         place = Path(self.predict_input)
-        if not place.exists():
+        if not place_of(place).exists():
             raise ConfigError(f"data.predict_input: {place} does not exist; expected a scan or a folder of scans")
-        paths = [str(path) for path in (find_scans(place) if place.is_dir() else [place])]
+        paths = [str(path) for path in (find_scans(place) if place.is_dir() else stacks_at(place))]
         return CaseLoader(paths[self.rank :: self.ranks] or [""], str)  # Lightning skips a loop without batches
 
     def _cases(self, names: tuple[str, ...]) -> CaseLoader | list[Any]:

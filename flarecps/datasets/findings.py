@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
     "several-stacks": Kind(
         "error", "Slices that make no single stack",
         "Slices of a DICOM folder contradict each other: several series, phases or echoes, orientations or sizes.",
-        "Put the slices of each stack into a folder of its own."),
+        "Call the label map by its stack (CASE_STACK), or put the slices of each stack into a folder of its own."),
     "odd-slices": Kind(
         "note", "Unusual DICOM series", "Localisers were passed over, slices there twice counted once, or the like.",
         "Nothing, if the scan's pictures are right."),

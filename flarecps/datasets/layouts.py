@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -18,12 +20,14 @@ from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import PARTIAL_PREFIX, write_json
 from flarecps.case_names import file_name, why_not_plain
 from flarecps.datasets.findings import FindingCollector
-from flarecps.errors import DatasetError
+from flarecps.errors import DatasetError, first_few
 from flarecps.json_fields import shown
 from flarecps.text_files import read_json
+from flarecps.volumes.dicom import read_stack
 from flarecps.volumes.dicom_slices import SUFFIXES
 from flarecps.volumes.discovery import FoundCase, find_cases, find_scans, label_name, labels_of
 from flarecps.volumes.io import scan_name
+from flarecps.volumes.links import place_of, stack_of
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
 _Place: TypeAlias = tuple[Path, Path | None, Role]  # folder of images, folder of labels, whose they are
@@ -35,6 +39,7 @@ FLARE22_DESCRIPTION = {
     "left_right_pairs": FLARE22_PAIRS,
 }
 DATASET_JSON = "dataset.json"
+SEVERAL = "stacks of slices"  # in the fault of a folder of which labels do not say the stack
 EXPECTED = (
     "expected a dataset.json; it names the labels, for example "
     '{"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}'
@@ -164,6 +169,7 @@ def _list_roles(places: list[_Place], complaints: FindingCollector, files: _File
         labels = _labels_in(labels_folder, files.ending)
         ending = None if role == "unlabelled" else files.ending  # nnU-Net, whose word it is, has no unlabelled scans
         found = find_cases(images, files.channels, labels, ending, leave_out=(images / "labels",))
+        found = _stacks_with_labels(found, images, labels, role)
         named = {case.name for case in found}
         # A folder in which no slice was recognised is a case all the same where it has labels: reading it says why.
         unread = [name for name in labels if name not in named and (images / name).is_dir()]
@@ -179,11 +185,37 @@ def _list_roles(places: list[_Place], complaints: FindingCollector, files: _File
         for case in sorted(found, key=attrgetter("name")):
             if case.fault:
                 stray = len(case.images) > 1 and any(scan_name(path) == case.name for path in case.images)
+                if SEVERAL in case.fault:
+                    complaints.add_fault(case.name, "several-stacks", case.fault, "labels called by their stack")
+                    continue
                 code = "odd-name" if why_not_plain(case.name) else "stray-file" if stray else "channel-count"
                 complaints.add_fault(case.name, code, case.fault, "a file per channel, of a plain name")
             else:
                 cases.append(Case(case.name, role, case.images, own[case.name]))
     return tuple(cases)
+
+
+def _stacks_with_labels(
+    found: Sequence[FoundCase], images: Path, labels: Mapping[str, Path], role: Role
+) -> list[FoundCase]:
+    """The cases, of a DICOM folder with several stacks those that labels are called by.
+
+    Where none is, and the folder is to be trained on or labels are called by the folder alone, that is its fault.
+    """
+    stacks: dict[str, list[FoundCase]] = defaultdict(list)
+    for case in found:
+        if stack_of(case.images[0]):
+            stacks[label_name(place_of(case.images[0]), images).removesuffix("_0000")].append(case)
+    left = [case for case in found if not stack_of(case.images[0])]
+    for folder, cases in stacks.items():
+        named = [case for case in cases if labels_of(case.name, labels)]
+        if not named and (role == "labelled" or labels_of(folder, labels)):
+            place, names = place_of(cases[0].images[0]), first_few([stack_of(case.images[0]) for case in cases])
+            fault = f"{place}: {len(cases)} {SEVERAL} ({names}), and no label map is called {cases[0].name} or the like"
+            left.append(FoundCase(folder, (place,), fault))
+        else:
+            left += named if role == "labelled" else cases
+    return left
 
 
 def _flare22_places(root: Path, labelled: Path) -> list[_Place]:
@@ -220,7 +252,7 @@ def _list_counts(root: Path, key: str, images: Sequence[Path], complaints: Findi
 
     nnU-Net v1 listed CASE.nii.gz where the file is CASE_0000.nii.gz; then the folders decide.
     """
-    if any(image.exists() for image in images) or not (root / "imagesTr").is_dir():
+    if any(place_of(image).exists() for image in images) or not (root / "imagesTr").is_dir():
         return True
     if images:
         complaints.add(
@@ -249,14 +281,14 @@ def _list_msd(
         ]
         for n, entry in enumerate(listed)
     ]
-    if absent := [path for path in tests if not path.exists()]:
+    if absent := [path for path in tests if not place_of(path).exists()]:
         complaints.add(
             "", "stale-list",
             f'{root / DATASET_JSON}: {len(absent)} of {len(tests)} scans under "test" are not there, first {absent[0]}',
             "the files that are listed",
         )  # fmt: skip
     known = _labels_in(root / "labelsTs")
-    named = [(label_name(path).removesuffix("_0000"), path) for path in tests if path.exists()]
+    named = [(label_name(path).removesuffix("_0000"), path) for path in tests if place_of(path).exists()]
     test = [Case(name, "test", (path,), labels_of(name, known)) for name, path in named]
     by_name = attrgetter("name")
     return (*sorted(cases, key=by_name), *unlabelled, *sorted(test, key=by_name))
@@ -269,7 +301,7 @@ def _if_complete(case: Case, complaints: FindingCollector) -> list[Case]:
             case.name, "odd-name", f"dataset.json: the case name {ascii(case.name)[:80]} {reason}", "a plain one"
         )
         return []
-    absent = [path for path in (*case.images, case.labels) if path is not None and not path.exists()]
+    absent = [path for path in (*case.images, case.labels) if path is not None and not place_of(path).exists()]
     for path in absent:
         complaints.add_fault(case.name, "missing-file", f"{path}: listed in dataset.json but not there", "the file")
     return [] if absent else [case]
@@ -317,7 +349,18 @@ def link_subset(
 
 
 def _link(link: Path, target: Path) -> None:
-    """``link`` leads to ``target`` (made absolute), whatever was there before."""
+    """``link`` leads to ``target`` (made absolute), whatever was there before; of a stack, a folder of such links."""
+    if stack_of(target):
+        slices, _ = read_stack(target)
+        if any(one.frame is not None for one in slices):
+            raise DatasetError(
+                f"{target}: one of several stacks in a file, to which no link can lead: convert it first"
+            )
+        shutil.rmtree(link, ignore_errors=True)
+        link.mkdir()
+        for one in slices:
+            _link(link / one.path.name, one.path)
+        return
     partial = link.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}")
     try:
         partial.symlink_to(os.path.realpath(target))
@@ -331,6 +374,6 @@ def _link(link: Path, target: Path) -> None:
 
 def file_suffix(path: Path) -> str:
     """``.nii.gz`` or the like; nothing for a DICOM folder."""
-    if path.is_dir():
+    if path.is_dir() or stack_of(path):
         return ""
     return "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix

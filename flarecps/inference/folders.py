@@ -25,6 +25,7 @@ from flarecps.text_files import read_own_json
 from flarecps.volumes.dicom_seg import import_highdicom
 from flarecps.volumes.discovery import RESULTS_MARK, find_cases
 from flarecps.volumes.io import is_result_file, scan_name
+from flarecps.volumes.links import place_of
 
 __all__ = [
     "OutputOptions",
@@ -52,7 +53,7 @@ def requests_for(
     yet. What is wrong with one case is its request's ``fault``. Raises ScanError when there is nothing to segment,
     ConfigError when a result would replace a scan.
     """
-    if not scans.exists() and not scans.is_symlink():
+    if not place_of(scans).exists() and not scans.is_symlink():
         raise ScanError(f"{scans}: no such file or folder; expected a scan, a DICOM series or a folder of scans")
     cases = find_cases(scans, channels, leave_out=(output,) if realpath(output) != realpath(scans) else ())
     if not cases:
@@ -108,7 +109,7 @@ def segment_folder(
     """
     scans, output = Path(scans), Path(output)
     checkpoints = tuple(Path(one) for one in ((checkpoint,) if isinstance(checkpoint, str | Path) else checkpoint))
-    if not scans.exists():  # a mistyped path is answered before the model is loaded
+    if not place_of(scans).exists():  # a mistyped path is answered before the model is loaded
         requests_for(scans, output)
     settings, outputs = settings or SegmentationSettings(), outputs or OutputOptions()
     if outputs.agreement and settings.budget.seconds is not None:

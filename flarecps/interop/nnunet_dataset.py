@@ -16,7 +16,7 @@ from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, split_to_json
 from flarecps.errors import DatasetError, ScanError
 from flarecps.volumes.io import read_space, scan_name
-from flarecps.volumes.links import check_reachable
+from flarecps.volumes.links import check_reachable, stack_of
 
 FOLDERS = {"labelled": ("imagesTr", "labelsTr"), "unlabelled": ("imagesUn", ""), "test": ("imagesTs", "labelsTs")}
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that nnU-Net's readers take
@@ -110,7 +110,7 @@ def _one_ending(catalogue: Catalogue) -> str:
     files += [case.labels for case in catalogue.cases if case.labels is not None and case.role != "unlabelled"]
     found: dict[str, Path] = {}
     for path in files:
-        if path.is_dir():
+        if path.is_dir() or stack_of(path):
             raise DatasetError(f"{path}: a DICOM series; nnU-Net reads single files: write it as NIfTI first")
         found.setdefault(path.name[len(scan_name(path)) :], path)
     if len(found) > 1:

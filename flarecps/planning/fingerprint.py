@@ -30,7 +30,7 @@ from flarecps.text_files import read_own_json
 from flarecps.typing import HuArray, ScanArray, SpacingMm, Triple, triple
 from flarecps.volumes.cropping import crop, field_box
 from flarecps.volumes.io import Volume, on_grid, read_channels, read_labels
-from flarecps.volumes.links import check_reachable
+from flarecps.volumes.links import check_reachable, place_of
 from flarecps.volumes.space import axis_codes
 
 FORMAT = "flarecps-fingerprint"
@@ -259,7 +259,7 @@ def fingerprint_shard(
 def _source_signature(entry: _Entry) -> dict[str, Any]:
     """What a case's fingerprint depends on; a file that says the same is up to date."""
     files = [*entry.case.images, *([] if entry.labels is None else [entry.labels])]
-    states = [(path.name, path.stat()) for path in files]
+    states = [(path.name, place_of(path).stat()) for path in files]
     return {
         "role": entry.case.role,
         "ct": entry.ct,

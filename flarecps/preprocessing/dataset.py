@@ -38,7 +38,7 @@ from flarecps.preprocessing.store_writing import (
     write_manifest,
 )
 from flarecps.volumes.io import read_channels, read_labels, read_space
-from flarecps.volumes.links import check_reachable
+from flarecps.volumes.links import check_reachable, place_of
 
 PROCESS_BYTES = 250 << 20  # a worker with its libraries, before its first case
 SLAB_BYTES = 64 << 20  # what is converted, resampled or compressed at a time
@@ -167,7 +167,7 @@ def workers_that_fit(cases: Sequence[Case], plan: Plan, workers: int, available:
     """
     if available is None:
         available = psutil.virtual_memory().available
-    by_size = sorted(cases, key=lambda case: sum(size_bytes(path) for path in case.images if path.exists()))
+    by_size = sorted(cases, key=lambda case: sum(size_bytes(path) for path in case.images if place_of(path).exists()))
     needs = sorted((_bytes_of(case, plan) for case in by_size[-workers:]), reverse=True)
     fitting = sum(sum(needs[: count + 1]) <= available for count in range(len(needs)))
     return max(1, fitting if fitting < len(needs) else workers), sum(needs)

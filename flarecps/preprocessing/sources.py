@@ -19,6 +19,7 @@ from flarecps.datasets.catalogue import Case
 from flarecps.errors import StoreError
 from flarecps.preprocessing.checksums import sha256
 from flarecps.text_files import read_json, read_own_json
+from flarecps.volumes.links import place_of
 
 FOLDER = "sources"  # of a store
 MOST_HASHED_BYTES = 1 << 30  # by one start of a training: it is a courtesy there, and must not cost minutes
@@ -38,6 +39,7 @@ def source_files(case: Case) -> list[Path]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
+    path = place_of(path)
     if path.is_dir():
         yield from sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
         return
@@ -72,6 +74,7 @@ def sizes_of(case: Case) -> list[FileHash]:
 
 def size_bytes(path: Path) -> int:
     """Bytes of a file, or of all files in a folder (a DICOM series)."""
+    path = place_of(path)
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return path.stat().st_size

@@ -12,6 +12,7 @@ from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.volumes.dicom import read_stack
 from flarecps.volumes.dicom_slices import Slice, is_dicom_file, pydicom_errors_as_scan_error, read_header
+from flarecps.volumes.links import place_of
 
 PROGRAM = "flarecps"
 UTF_8 = "ISO_IR 192"  # the standard's name of it: structures may be called in any language
@@ -39,7 +40,7 @@ def read_source_series(path: Path) -> SourceSeries:
     Raises ScanError for a scan that is not DICOM, and for a series without the identifiers that results must repeat:
     none is made up.
     """
-    if not path.is_dir() and not is_dicom_file(path):
+    if not place_of(path).is_dir() and not is_dicom_file(place_of(path)):
         raise ScanError(f"{path}: not DICOM, so no DICOM result can refer to it: leave out --dicom-seg and --rtstruct")
     slices, space = read_stack(path)
     by_file = {file: _header(file) for file in dict.fromkeys(one.path for one in slices)}

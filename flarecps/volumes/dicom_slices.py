@@ -45,7 +45,7 @@ STACKS = (
     "ConvolutionKernel", "KVP", "StackID",
 )  # fmt: skip
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (
-    "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesDescription",
+    "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "SliceThickness",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", FRAME_OF_REFERENCE, *STACKS,
@@ -69,6 +69,7 @@ class Slice:
     intercept: float
     rescaling: str  # "RescaleSlope and RescaleIntercept": what the header states
     photometric: str
+    thickness_mm: float | None  # None: not stated
     stated: Mapping[str, str]  # of `FRAME_OF_REFERENCE` and `STACKS`, what the header states
 
     @property
@@ -266,6 +267,12 @@ class _Attributes:
             raise self.refused(f"states no {keyword}; expected {expected}")
         return absent
 
+    def length(self, keyword: str) -> float | None:
+        """A positive number, or None: nothing is refused for its sake."""
+        with suppress(ValueError):
+            return float(self.text(keyword)) or None
+        return None
+
     def states(self, keyword: str) -> bool:
         return any(_states(place, keyword) for place in self.places)
 
@@ -302,5 +309,6 @@ def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice
         intercept=intercept,
         rescaling=" and ".join(filter(header.states, ("RescaleSlope", "RescaleIntercept"))) or "none",
         photometric=photometric,
+        thickness_mm=header.length("SliceThickness"),
         stated={keyword: said for keyword in (FRAME_OF_REFERENCE, *STACKS) if (said := header.text(keyword))},
     )

@@ -12,11 +12,13 @@ from pathlib import Path
 from flarecps.case_names import why_not_plain
 from flarecps.errors import DatasetError, ScanError
 from flarecps.text_files import read_own_json
+from flarecps.volumes.dicom import stacks_at
 from flarecps.volumes.dicom_slices import SUFFIXES, scans_in
-from flarecps.volumes.io import is_scan_file, is_segmentation, scan_name
-from flarecps.volumes.links import leads_nowhere
+from flarecps.volumes.io import TWO_FILES, is_scan_file, is_segmentation, scan_name
+from flarecps.volumes.links import leads_nowhere, place_of, stack_of
 
 RESULTS_MARK = "labels predicted by flarecps segment"  # in the dataset.json of results, which are no scans
+MACOS = "__MACOSX"  # the folder of what macOS adds to archives
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: CASE_0000.nii.gz
 
 
@@ -30,13 +32,14 @@ class FoundCase:
 
 
 def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Path]:
-    """Every scan at or below ``folder``, sorted: image files, multi-frame DICOM files, folders that hold DICOM slices.
+    """Every scan at or below ``folder``, sorted: image files, multi-frame DICOM files, folders that hold DICOM slices;
+    of several stacks in one of these each (FOLDER/stack:NAME).
 
     A multi-frame file that is the only DICOM scan of a folder below counts as that folder.
 
-    Links are followed, each loop once. Left out, at any depth: what starts with a dot, the folders ``leave_out``, and
-    results of ``segment`` below ``folder``. Links that lead nowhere and folders that can't be opened are listed, too:
-    reading them says so. Raises ScanError for a missing folder.
+    Links are followed, each loop once. Left out, at any depth: what starts with a dot, ``__MACOSX``, the folders
+    ``leave_out``, and results of ``segment`` below ``folder``. Links that lead nowhere, folders that can't be opened
+    and headers of images in two files are listed, too: reading them says so. Raises ScanError for a missing folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -58,7 +61,7 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
             continue
         entered.add(real)
         try:
-            inside = [path for path in sorted(place.iterdir()) if not path.name.startswith(".")]
+            inside = [path for path in sorted(place.iterdir()) if not path.name.startswith((".", MACOS))]
             series = scans_in(place)
         except OSError:
             found.append(place)
@@ -67,16 +70,23 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
             series = [place]  # whose name counts; of the folder given, the file's
         lost = [path for path in inside if leads_nowhere(path)]
         slices = [path for path in lost if series == [place] or (not series and path.suffix.lower() in SUFFIXES)]
-        found += [place] if slices else series
+        found += [place] if slices else [stack for one in series for stack in stacks_at(one)]
         found += [path for path in lost if path not in slices and path not in series]
         for path in inside:
             if path in lost:
                 continue
             if path.is_dir():
                 waiting.append((path, ancestors | {real}, links + path.is_symlink()))
-            elif is_scan_file(path):  # or a pipe: reading it says so
+            elif is_scan_file(path) or _is_of_two(path, inside):  # or a pipe: reading it says so
                 found.append(path)
     return sorted(found)
+
+
+def _is_of_two(path: Path, beside: Collection[Path]) -> bool:
+    """Whether a file is the header of an image in two files, which reading refuses with the way out."""
+    return path.suffix.lower() == TWO_FILES[0] and any(
+        one.stem == path.stem and one.suffix.lower() == TWO_FILES[1] for one in beside
+    )
 
 
 def _is_results(folder: Path) -> bool:
@@ -96,6 +106,8 @@ def find_cases(
     any case of letters. Raises ScanError for a missing folder, and when files are there but none of that ending.
     """
     is_one = not place.is_dir()
+    if is_one and len(stacks := stacks_at(place)) + bool(stack_of(place)) > 1:
+        return [_case(_without_number(label_name(path))[0], [(0, path)], channels) for path in stacks]
     if is_one:
         paths = sorted({place, *filter(_may_be_channel, place.parent.iterdir())})
     else:
@@ -140,14 +152,24 @@ def label_maps(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, Path
 def label_name(path: Path, below: Path | None = None) -> str:
     """A label map's case, and a scan's name with its channel: the file's name without image ending, or the folder's.
 
-    Given the folder ``below``, folders on the way are part of it.
+    Given the folder ``below``, folders on the way are part of it; a stack's name comes before the channel's number.
 
+    >>> label_name(Path("scans/a_0000/stack:echo2"), Path("scans"))
+    'a_echo2_0000'
     >>> label_name(Path("scans/a/SERIES/x.nii.gz"), Path("scans"))
     'a_SERIES_x'
     """
+    if stack := stack_of(path):
+        name, number = _without_number(label_name(place_of(path), below))
+        return f"{name}_{stack}{number}"
     if below is None or path == below:
         return scan_name(Path(os.path.abspath(path)))
     return "_".join((*path.relative_to(below).parts[:-1], scan_name(path)))
+
+
+def _without_number(name: str) -> tuple[str, str]:
+    """A name, and the channel's number at its end (_0000), or ""."""
+    return (name[:-5], name[-5:]) if _NUMBERED.fullmatch(name) else (name, "")
 
 
 def labels_of(name: str, labels: Mapping[str, Path]) -> Path | None:

@@ -20,7 +20,7 @@ from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
 from flarecps.volumes.headers import ScanHeader, check_length, check_plausible, read_voxels
 from flarecps.volumes.label_tables import SEGMENTATION, segment_fields
-from flarecps.volumes.links import check_reachable
+from flarecps.volumes.links import check_reachable, place_of, stack_of
 from flarecps.volumes.mha import read_mha_header
 from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.nrrd import read_nrrd_header
@@ -32,6 +32,7 @@ ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
 HEADER_READERS = {"nifti": nifti.read_nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 DICOM_BYTES, DICOM_READING_BYTES = 2, 6  # a voxel of a series, in memory and while it is read
+TWO_FILES = (".hdr", ".img")  # of NIfTI or Analyze: told of, not read
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
 
 
@@ -61,8 +62,11 @@ class Volume:
 def read_volume(path: Path | str) -> Volume:
     """The scan at ``path`` (a file, or a folder with one DICOM series) as one channel in canonical order.
 
-    Raises ScanError for a missing, truncated or foreign file, several frames or series, NaN or infinite voxels, a
-    scan of one voxel along any axis, and a grid that is no patient's.
+    Of several stacks in one folder (phases, echoes, series) ``FOLDER/stack:NAME`` is one; for ``FOLDER`` alone the
+    error names them.
+
+    Raises ScanError for a missing, truncated or foreign file, several stacks, NaN or infinite voxels, a scan of one
+    voxel along any axis, and a grid that is no patient's.
     """
     path = Path(path)
     kind = _kind(path)
@@ -283,7 +287,7 @@ def scan_name(path: Path | str) -> str:
     'case_01'
     """
     path = Path(path)
-    for suffix in (*reversed(nifti.SUFFIXES), SEGMENTATION, *itk.KINDS, *SUFFIXES):
+    for suffix in (*reversed(nifti.SUFFIXES), SEGMENTATION, *itk.KINDS, *SUFFIXES, *TWO_FILES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
@@ -299,6 +303,11 @@ def _read_by(reader: Callable[[Path], T], path: Path) -> T:
 
 def _kind(path: Path) -> ScanKind:
     check_reachable(path)
+    if stack_of(path) and place_of(path).exists():
+        path = place_of(path)
+        if not path.is_dir() and not is_dicom_file(path):
+            raise ScanError(f"{path}: not DICOM, so it holds no stacks: name the file itself")
+        return "dicom"
     if path.is_dir():
         return "dicom"
     if not path.exists():
@@ -309,4 +318,9 @@ def _kind(path: Path) -> ScanKind:
         return "nrrd" if itk.KINDS[path.suffix.lower()] == "nrrd" else "mha"
     if is_dicom_file(path):
         return "dicom"
+    if path.suffix.lower() in TWO_FILES:
+        raise ScanError(
+            f"{path}: NIfTI or Analyze in two files (.hdr, .img); expected one: "
+            "nibabel.save(nibabel.load('X.hdr'), 'X.nii.gz') joins them; check left and right where it was Analyze"
+        )
     raise ScanError(f"{path}: not a known image format; expected {READABLE}")

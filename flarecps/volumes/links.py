@@ -1,4 +1,7 @@
-"""Links that lead nowhere, pipes, folders that can't be opened: said of the scan they belong to, never left out."""
+"""Paths of scans: one stack of several in a DICOM folder; links that lead nowhere, pipes, folders that can't be opened.
+
+What can't be reached is said of the scan it belongs to, never left out.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,22 @@ from pathlib import Path
 from flarecps.errors import ScanError, counted
 
 FETCH = "fetch the files (git annex get, dvc pull), or mend the links"
+
+STACK = "stack:"  # FOLDER/stack:NAME is one of the stacks of slices in a DICOM folder, or in a multi-frame file
+
+
+def place_of(path: Path) -> Path:
+    """The file or folder that holds a scan: the path itself, or of FOLDER/stack:NAME the folder.
+
+    >>> place_of(Path("patient/stack:echo2")).name
+    'patient'
+    """
+    return path.parent if stack_of(path) else path
+
+
+def stack_of(path: Path) -> str:
+    """Which of several stacks a path names; "" for any other path."""
+    return path.name[len(STACK) :] if path.name.startswith(STACK) else ""
 
 
 def leads_nowhere(path: Path) -> bool:
@@ -23,6 +42,7 @@ def leads_nowhere(path: Path) -> bool:
 
 def check_reachable(path: Path) -> None:
     """Nothing, or ScanError for a link to nowhere, a pipe, and a folder that holds such links or can't be opened."""
+    path = place_of(path)
     if leads_nowhere(path):
         raise ScanError(f"{path}: a link to {os.readlink(path)}, which can't be reached: {FETCH}")
     if path.exists() and not (path.is_dir() or path.is_file()):

@@ -287,3 +287,17 @@ def test_predictions_and_references_with_and_without_the_channel_s_number(longer
     words = ["score", str(tmp_path / "predictions"), str(tmp_path / "references"), "--out", str(out), "--workers", "1"]
     assert main([*words, "--protocol", "strict", "--labels", str(tmp_path / "references/dataset.json")]) == 0
     assert sorted(path.stem for path in (out / "cases").glob("*.json")) == ["a", "b_0001", "c"], capsys.readouterr().err
+
+
+def test_what_macos_adds_is_no_scan_and_images_in_two_files_are_told(tmp_path: Path, capsys) -> None:
+    model = write_model(tmp_path / "last.ckpt")
+    write_scan(tmp_path / "in/a_0000.nii.gz")
+    for name in ("__MACOSX/in/._a.nii.gz", "__MACOSX/in/a.nii.gz"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"no scan")
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((5, 5, 5), np.int16), np.eye(4)), tmp_path / "in/pair_0000.img")
+    (tmp_path / "in/lonely.hdr").touch()
+    assert [case.name for case in find_cases(tmp_path / "in")] == ["a", "pair"]
+    assert segment(model, tmp_path / "in", tmp_path / "out") == 1
+    assert "pair_0000.hdr: NIfTI or Analyze in two files" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a.nii.gz"]

@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from dicom_series import hounsfield, series
 
 from flarecps.anatomy import FLARE22_LABELS
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
+from flarecps.datasets.layouts import link_cases
 from flarecps.datasets.splits import Split
 from flarecps.errors import DatasetError
+from flarecps.preprocessing.sources import source_files
+from flarecps.volumes.io import read_volume
 
 LABELS = {"background": 0, "right lung": 1, "left lung": 2}
 
@@ -229,3 +233,23 @@ def test_real_folders(shared_data: Path) -> None:
     assert (len(kbp.labelled), len(kbp.unlabelled), len(kbp.test)) == (10, 132, 25)
     assert kbp.left_right_pairs == ((3, 4),)
     assert all(case.labels is not None for case in kbp.test)
+
+
+def test_of_several_stacks_the_label_map_s_name_says_which(tmp_path: Path) -> None:
+    root = nnunet(tmp_path)
+    for folder in ("imagesTr/d_0000", "imagesTr/e_0000", "imagesTr/f_0000", "imagesUn/g_0000", "imagesTs/h_0000"):
+        for echo in (1, 2):
+            series(root / folder, hounsfield() + echo, f"{echo}_{{}}.dcm", EchoNumbers=echo)
+    touch(root, "labelsTr/d_echo2.nii.gz", "labelsTr/e.nii.gz", "labelsTs/h_echo1.nii.gz")
+    catalogue = read_catalogue(root)
+    assert roles(catalogue) == {
+        "labelled": ["d_echo2", "p_1", "p_2", "p_3"],
+        "unlabelled": ["g_echo1", "g_echo2", "u_1"],
+        "test": ["h_echo1", "h_echo2", "t_1"],
+    }
+    assert set(catalogue.faults) == {"e", "f"}
+    assert "e_0000: 2 stacks of slices (echo1, echo2), and no label map is called e_echo1 or" in catalogue.faults["e"]
+    named = {case.name: case for case in catalogue.cases}
+    link_cases([named["d_echo2"]], tmp_path / "links", tmp_path / "maps")
+    assert (read_volume(tmp_path / "links/d_echo2_0000").array == read_volume(named["d_echo2"].images[0]).array).all()
+    assert len(source_files(named["d_echo2"])) == 11

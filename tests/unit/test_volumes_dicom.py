@@ -278,10 +278,22 @@ def test_stacks_that_interleave_are_told_apart(
     for number, plane in enumerate(HU):
         for shift, value in ((0.0, first), (apart_mm, second)):
             others = {"ImagePositionPatient": [*CORNER_MM, STEP_MM * number + shift], attribute: value}
+            others["SliceThickness"] = STEP_MM
             written(tmp_path / f"{number}_{value}.dcm", a_slice(plane, number, others=others))
     said = refusal(tmp_path)
     assert f"2 stacks of slices in one series: {attribute} {first} (5 slices), {attribute} {second} (5" in said
     assert f"they interleave, as at 0_{first}.dcm and 0_{second}.dcm" in said
+
+
+def test_two_passes_that_make_one_grid_are_one_stack(tmp_path: Path) -> None:
+    for number, plane in enumerate(HU):
+        others = {
+            "AcquisitionNumber": 1 + number % 2,
+            "AcquisitionTime": f"1010{number % 2:02d}",
+            "SliceThickness": 2.5,
+        }
+        written(tmp_path / f"{number}.dcm", a_slice(plane, number, others=others))
+    assert read_as(tmp_path) == ()
 
 
 def test_acquisitions_one_after_another_are_one_stack(tmp_path: Path) -> None:
@@ -529,11 +541,54 @@ def test_one_slice_is_no_scan(tmp_path: Path) -> None:
         read_volume(tmp_path / "one" / "slice000.dcm")
 
 
-def test_a_localiser_in_a_series_of_its_own_is_another_series(tmp_path: Path) -> None:
+def test_what_is_no_scan_beside_a_series_is_passed_over(tmp_path: Path) -> None:
     written(series(tmp_path) / "other.dcm", a_slice(HU[0], 0, others={"SeriesInstanceUID": "1.2.9"}))
-    said = refusal(tmp_path)
-    assert "2 DICOM series in one folder" in said
-    assert "1 file as other.dcm" in said
+    assert read_as(tmp_path) == ("1 series of a single slice passed over (other.dcm)",)
+    page = image((4, 4), bytes(3 * 16), False, 8)
+    page.SamplesPerPixel, page.PhotometricInterpretation, page.PlanarConfiguration = 3, "RGB", 0
+    page.SeriesInstanceUID = "1.2.10"
+    written(tmp_path / "dose.dcm", page)
+    assert "1 picture without a place passed over (dose.dcm)" in read_as(tmp_path)
+
+
+def two_series(folder: Path, **numbers: Any) -> Path:
+    """Series 3 with two echoes and series 7 with one, in one folder under shuffled names."""
+    series(folder, HU, "b{}.dcm", SeriesNumber=3, EchoNumbers=1)
+    series(folder, HU + 1, "c{}", SeriesNumber=3, EchoNumbers=2)
+    return series(folder, HU + 2, "a{}.dcm", SeriesInstanceUID="1.2.9", SeriesNumber=7)
+
+
+def test_every_stack_of_a_folder_is_a_scan(tmp_path: Path) -> None:
+    folder = two_series(tmp_path / "in" / "patient_0000")
+    names = ["series3_echo1", "series3_echo2", "series7"]
+    for number, name in enumerate(names):
+        assert read_as(folder / f"stack:{name}", HU + number) == ()
+    said = refusal(folder)
+    assert (
+        "2 DICOM series in one folder: SeriesNumber 3 (10 files as b0.dcm), SeriesNumber 7 (5 files as a0.dcm)" in said
+    )
+    assert "EchoNumbers 1 (5 slices), EchoNumbers 2 (5 slices); b0.dcm and c0 lie at one place" in said
+    assert f"name the one to read ({folder}/stack:series3_echo1, " in said
+    assert "no such stack" in refusal(folder / "stack:echo9")
+    assert find_scans(tmp_path / "in") == [folder / f"stack:{name}" for name in names]
+    assert [case.name for case in find_cases(tmp_path / "in")] == [f"patient_{name}" for name in names]
+    assert [case.name for case in find_cases(folder)] == [f"patient_{name}" for name in names]
+    assert [case.name for case in find_cases(folder / "stack:series7")] == ["patient_series7"]
+    (folder / "c0").write_bytes((folder / "c0").read_bytes()[:-9])  # the next reading sees it
+    with pytest.raises(ScanError, match="c0: "):
+        read_volume(folder / "stack:series3_echo2")
+
+
+def test_a_series_that_is_no_stack_leaves_the_others(tmp_path: Path) -> None:
+    series(tmp_path, SeriesNumber=3)
+    bad = series(tmp_path, names="bad{}", SeriesNumber=4, SeriesInstanceUID="1.2.9")
+    for number in range(5):
+        content = dcmread(bad / f"bad{number}")
+        content.PixelSpacing = [0, 0]
+        content.save_as(bad / f"bad{number}")
+    assert read_as(tmp_path / "stack:series3") == ()
+    with pytest.raises(ScanError, match="bad0: PixelSpacing"):
+        read_volume(tmp_path / "stack:series4")
 
 
 # Enhanced multi-frame files
@@ -594,6 +649,8 @@ def test_phases_in_one_file_are_named(tmp_path: Path) -> None:
     said = refusal(enhanced(tmp_path / "ct.dcm", planes, places, FrameContentSequence=phases))
     assert "TemporalPositionIndex 1 (5 slices), TemporalPositionIndex 2 (5 slices)" in said
     assert "ct.dcm frame 1 and ct.dcm frame 2 lie at one place" in said
+    assert read_as(tmp_path / "ct.dcm/stack:phase2", planes[1::2]) == ()
+    assert [case.name for case in find_cases(tmp_path / "ct.dcm")] == ["ct_phase1", "ct_phase2"]
 
 
 def test_a_missing_frame_is_told(tmp_path: Path) -> None:
