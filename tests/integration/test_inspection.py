@@ -152,11 +152,12 @@ def slice_sent_twice(root: Path) -> None:
 
 
 def two_phases(root: Path) -> None:
-    as_series(root / "imagesUn/u1", root / U1, EchoTime="2.3")
-    later = as_series(root / "later", root / U1, EchoTime="4.6", RescaleIntercept="-1000")
-    for file in later.iterdir():
-        file.rename(root / "imagesUn/u1" / f"later{file.name}")
-    (root / U1).unlink()
+    for echo in ("2.3", "4.6"):
+        later = as_series(root / "later", root / L1, EchoTime=echo, RescaleIntercept=f"-{echo[0]}00")
+        for file in later.iterdir():
+            (root / "imagesTr/l1_0000").mkdir(exist_ok=True)
+            file.rename(root / "imagesTr/l1_0000" / f"{echo}{file.name}")
+    (root / L1).unlink()
 
 
 def other_spacing(root: Path) -> None:
@@ -428,7 +429,7 @@ DEFECTS = [  # plant, case, codes, words of the first
     (missing_slice, "u1", ["missing-slices"], "uneven (6.18 to 12.4 mm"),
     (half_a_scan_missing, "u1", ["missing-slices"], "sizes would be wrong"),
     (slice_sent_twice, "u1", ["odd-slices"], "1 slice there twice with equal voxels"),
-    (two_phases, "u1", ["several-stacks"], "EchoTime 2.3 (41 slices), EchoTime 4.6 (41 slices)"),
+    (two_phases, "l1", ["several-stacks"], "2 stacks of slices (te2.3, te4.6)"),
     (other_spacing, "l1", ["grid-mismatch"], "spacing"),
     (other_origin, "l1", ["grid-mismatch"], "origin"),
     (other_direction, "l1", ["grid-mismatch"], "direction"),

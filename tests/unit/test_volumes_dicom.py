@@ -672,12 +672,3 @@ def test_frames_that_are_only_announced_take_no_time(tmp_path: Path) -> None:
     said = "NumberOfFrames is 999999999, and the places of 1 are stated"
     assert said in refusal(written(tmp_path / "cine.dcm", content))
 
-
-def test_the_way_out_that_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    series(tmp_path / "SERIES", names="a{}.dcm", AcquisitionNumber=1)
-    series(tmp_path / "SERIES", HU + 60, names="b{}.dcm", AcquisitionNumber=2)
-    text = (Path(__file__).resolve().parents[2] / "docs" / "scans.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    exec(text.split("```python\n")[1].split("```")[0], {})
-    assert read_as(tmp_path / "SERIES_1") == ()
-    assert read_as(tmp_path / "SERIES_2", HU + 60) == ()
