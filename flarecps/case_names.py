@@ -26,6 +26,15 @@ def file_name(name: str, ending: str = "") -> str:
     return name + ending
 
 
+def composed(name: str) -> str:
+    """A name with its accents as one letter each: macOS and archives write ü as u and a mark, which looks the same.
+
+    >>> len(composed("u\u0308"))
+    1
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def why_not_plain(name: object) -> str:
     """Why a case can't be called so (see ``file_name``); empty for a plain name.
 

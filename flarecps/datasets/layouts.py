@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.atomic import PARTIAL_PREFIX, write_json
-from flarecps.case_names import file_name, why_not_plain
+from flarecps.case_names import composed, file_name, why_not_plain
 from flarecps.datasets.findings import FindingCollector
 from flarecps.errors import DatasetError, first_few
 from flarecps.json_fields import shown
@@ -89,7 +89,8 @@ def list_folder(
             return "MSD", _list_msd(root, entries, description, complaints), description
     elif description is not None and isinstance(listed := description.get("dataset"), Mapping):
         named = {
-            name: _listed_files(root, entry, "images", f'"dataset" of case {name!r}') for name, entry in listed.items()
+            composed(name): _listed_files(root, entry, "images", f'"dataset" of case {name!r}')
+            for name, entry in listed.items()
         }
         if _list_counts(root, "dataset", [images[0] for images, _ in named.values()], complaints):
             return "nnU-Net", _list_named(root, named, complaints, files), description

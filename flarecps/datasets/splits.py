@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flarecps.case_names import why_not_plain
+from flarecps.case_names import composed, why_not_plain
 from flarecps.errors import DatasetError, did_you_mean
 from flarecps.json_fields import is_whole, shown
 from flarecps.text_files import read_json
@@ -73,7 +73,7 @@ def _split_from_json(content: Any, where: str) -> Split:
         names = content.get(role, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DatasetError(f"{where}: {role!r} must be a list of case names, not {shown(names)}")
-        lists[role] = tuple(names)
+        lists[role] = tuple(map(composed, names))
     annotated = content.get("annotated", {})
     if not isinstance(annotated, dict) or not all(
         isinstance(ids, list) and all(map(is_whole, ids)) for ids in annotated.values()

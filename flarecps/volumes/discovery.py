@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flarecps.case_names import why_not_plain
+from flarecps.case_names import composed, why_not_plain
 from flarecps.errors import DatasetError, ScanError
 from flarecps.text_files import read_own_json
 from flarecps.volumes.dicom import stacks_at
@@ -163,8 +163,8 @@ def label_name(path: Path, below: Path | None = None) -> str:
         name, number = _without_number(label_name(place_of(path), below))
         return f"{name}_{stack}{number}"
     if below is None or path == below:
-        return scan_name(Path(os.path.abspath(path)))
-    return "_".join((*path.relative_to(below).parts[:-1], scan_name(path)))
+        return composed(scan_name(Path(os.path.abspath(path))))
+    return composed("_".join((*path.relative_to(below).parts[:-1], scan_name(path))))
 
 
 def _without_number(name: str) -> tuple[str, str]:

@@ -253,3 +253,11 @@ def test_of_several_stacks_the_label_map_s_name_says_which(tmp_path: Path) -> No
     link_cases([named["d_echo2"]], tmp_path / "links", tmp_path / "maps")
     assert (read_volume(tmp_path / "links/d_echo2_0000").array == read_volume(named["d_echo2"].images[0]).array).all()
     assert len(source_files(named["d_echo2"])) == 11
+
+
+def test_accents_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    one, marked = "M\u00fcller", "Mu\u0308ller"
+    describe(tmp_path)
+    touch(tmp_path, f"imagesTr/{marked}_0000.nii.gz", f"labelsTr/{one}.nii.gz", f"imagesUn/{marked} 2_0000.NII.GZ")
+    (tmp_path / "splits.json").write_text(json.dumps({"labelled": [marked], "unlabelled": [f"{one} 2"]}))
+    assert roles(read_catalogue(tmp_path)) == {"labelled": [one], "unlabelled": [f"{one} 2"], "test": []}
