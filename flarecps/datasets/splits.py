@@ -85,7 +85,7 @@ def _split_from_json(content: Any, where: str) -> Split:
         if reason := why_not_plain(name):
             raise DatasetError(f"{where}: the case name {ascii(name)[:80]} {reason}; expected a plain one")
     try:
-        return Split(**lists, annotated={name: tuple(ids) for name, ids in annotated.items()})
+        return Split(**lists, annotated={composed(name): tuple(ids) for name, ids in annotated.items()})
     except DatasetError as error:
         raise DatasetError(f"{where}: {error}") from None
 

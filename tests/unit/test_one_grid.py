@@ -15,6 +15,7 @@ from small_model import small_plan
 
 from flarecps.datasets.case_inspection import LabelSet, inspect_case
 from flarecps.datasets.layouts import Case
+from flarecps.datasets.relabelling import relabel_file
 from flarecps.errors import GridError, ScanError
 from flarecps.evaluation.scores import score_folders
 from flarecps.inference.postprocessing import determine_rules
@@ -188,6 +189,44 @@ def test_every_place_takes_the_same_grids_for_one(
         moved = nibabel.Nifti1Image(np.asarray(file.dataobj), affine)
         nibabel.save(moved, labels)
     assert takes(place, image, labels) == accepted
+
+
+def stored_anyhow(path: Path, array: np.ndarray, affine: np.ndarray, rng: np.random.Generator, float32: bool) -> None:
+    """The voxels (column, row, slice) of ``affine`` in one of 48 orders, the matrix as qform, sform or both."""
+    order = np.column_stack([rng.permutation(3), rng.choice([-1, 1], 3)]).astype(float)
+    turned = nibabel.orientations.apply_orientation(array, order)
+    matrix = affine @ nibabel.orientations.inv_ornt_aff(order, array.shape)
+    image = nibabel.Nifti1Image(turned, matrix.astype(np.float32).astype(float) if float32 else matrix)
+    qform, sform = [(1, 0), (0, 1), (1, 1)][rng.integers(3)]
+    image.set_qform(matrix, qform)
+    image.set_sform(matrix, sform)
+    nibabel.save(image, path)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_grids_stored_anyhow_get_one_verdict_and_labels_in_place(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    angles = rng.choice([0.0, 45.0, 90.0, 33.3], 3) if seed % 2 else rng.uniform(-180, 180, 3)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    spacing = rng.uniform(0.6, 5.0, 3)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * spacing, rng.uniform(-300, 300, 3)
+    labels = np.zeros((24, 20, 16), np.uint8)
+    labels[3:12, 4:15, 2:9], labels[13:22, 2:9, 5:15] = 1, 2
+    hu = (labels * 100 + rng.integers(0, 50, labels.shape)).astype(np.int16)
+    image, map_ = tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz"
+    stored_anyhow(image, hu, affine, rng, bool(seed % 3))
+    stored_anyhow(tmp_path / "drawn.nii.gz", labels, affine, rng, bool(seed % 2))
+    stored_anyhow(map_, labels, affine, rng, not seed % 3)
+    volume = read_volume(image)
+    np.testing.assert_array_equal(read_labels_on(map_, volume.space, "the scan"), volume.array[0] // 100)
+    relabel_file((map_, tmp_path / "relabelled.nii.gz"), [(1, 2), (2, 1)])
+    exchanged = read_labels_on(tmp_path / "relabelled.nii.gz", volume.space, "the scan")
+    np.testing.assert_array_equal(np.array([0, 2, 1])[exchanged], volume.array[0] // 100)
+    assert [place.__name__ for place in PLACES if not takes(place, image, map_)] == []
+    affine[:3, 3] += turn[:, seed % 3] * spacing[seed % 3] / 2
+    stored_anyhow(map_, labels, affine, rng, True)
+    assert [place.__name__ for place in PLACES if takes(place, image, map_)] == []
 
 
 def test_preprocessed_labels_of_another_order_lie_on_their_voxels(tmp_path: Path) -> None:
