@@ -26,7 +26,7 @@ from flarecps.text_files import read_json
 from flarecps.volumes.dicom import read_stack
 from flarecps.volumes.dicom_slices import SUFFIXES
 from flarecps.volumes.discovery import FoundCase, find_cases, find_scans, label_name, labels_of
-from flarecps.volumes.io import scan_name
+from flarecps.volumes.io import is_scan_file, scan_name
 from flarecps.volumes.links import place_of, stack_of
 
 Role: TypeAlias = Literal["labelled", "unlabelled", "test"]
@@ -79,6 +79,11 @@ def list_folder(
         if not isinstance(description, dict):
             raise DatasetError(f"{file}: holds {shown(description)}; {EXPECTED}")
     files = _files_of(description)
+    if files.ending and not is_scan_file(Path(f"x.{files.ending.lstrip('.')}")):
+        raise DatasetError(
+            f'{file}: "file_ending" is {shown(files.ending)}; expected that of 3D images (.nii.gz, .nii, .nrrd, .mha): '
+            "convert the scans, single pictures into one volume a patient"
+        )
     for flare22 in [*sorted(root.glob("*LabeledCase*")), *sorted(root.glob("*/*LabeledCase*"))]:  # as in ``Training``
         if "unlabeled" not in flare22.name.lower() and (flare22 / "images").is_dir():
             cases = _list_roles(_flare22_places(root, flare22), complaints, files)

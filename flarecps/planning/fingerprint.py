@@ -260,6 +260,12 @@ def _source_signature(entry: _Entry) -> dict[str, Any]:
     """What a case's fingerprint depends on; a file that says the same is up to date."""
     files = [*entry.case.images, *([] if entry.labels is None else [entry.labels])]
     states = [(path.name, place_of(path).stat()) for path in files]
+    states += [  # a slice that is replaced leaves its folder's state as it was
+        (slice_.name, slice_.stat())
+        for path in files
+        if place_of(path).is_dir()
+        for slice_ in sorted(place_of(path).iterdir())
+    ]
     return {
         "role": entry.case.role,
         "ct": entry.ct,

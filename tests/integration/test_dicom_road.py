@@ -53,6 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_road_from_dicom_folders(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = shutil.copytree(dataset, tmp_path / "data")
     plan, store, run = tmp_path / "plan.json", tmp_path / "store", tmp_path / "run"
     assert main(["inspect", str(dataset), "--json", str(tmp_path / "found.json"), "--workers", "1"]) == 1
     found = json.loads((tmp_path / "found.json").read_text())["findings"]
@@ -68,6 +69,12 @@ def test_the_whole_road_from_dicom_folders(dataset: Path, tmp_path: Path, capsys
     assert TWICE in said
     assert main(["plan", str(dataset), "--out", str(plan), *words, "--fingerprints", str(tmp_path / "prints")]) == 0
     assert GAP in capsys.readouterr().err, "what was kept is told again"
+    record = tmp_path / "prints/cases/twice.json"
+    before, one = record.read_bytes(), dataset / "imagesUn/twice_0000/002.dcm"
+    one.write_bytes(one.read_bytes()[:-2] + b"\x00\x00")  # which leaves the folder's own state as it was
+    assert main(["plan", str(dataset), "--out", str(plan), *words, "--fingerprints", str(tmp_path / "prints")]) == 0
+    assert record.read_bytes() != before
+    capsys.readouterr()
 
     assert main(["preprocess", str(dataset), str(plan), "--out", str(store), "--workers", "2"]) == 0
     said = capsys.readouterr().err

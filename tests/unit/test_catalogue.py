@@ -261,3 +261,11 @@ def test_accents_are_the_same_however_they_are_written(tmp_path: Path) -> None:
     touch(tmp_path, f"imagesTr/{marked}_0000.nii.gz", f"labelsTr/{one}.nii.gz", f"imagesUn/{marked} 2_0000.NII.GZ")
     (tmp_path / "splits.json").write_text(json.dumps({"labelled": [marked], "unlabelled": [f"{one} 2"]}))
     assert roles(read_catalogue(tmp_path)) == {"labelled": [one], "unlabelled": [f"{one} 2"], "test": []}
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".npy"])
+def test_an_ending_that_no_3d_image_has_is_refused(tmp_path: Path, ending: str) -> None:
+    describe(tmp_path, file_ending=ending)
+    touch(tmp_path, f"imagesTr/a_0000{ending}", f"labelsTr/a{ending}")
+    with pytest.raises(DatasetError, match=rf'"file_ending" is .*{ending}.*expected that of 3D images'):
+        read_catalogue(tmp_path)
