@@ -21,6 +21,7 @@ from flarecps.cli.demo import (
     run_announced,
 )
 from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
+from flarecps.durations import clock
 from flarecps.errors import ConfigError, DatasetError, counted
 from flarecps.typing import SpacingMm, Triple
 
@@ -81,11 +82,12 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
         arms = {CPS: (CONFIG, [*words, *length_words(epochs), *ramp_words]), **arms}
     else:
         console.print("no unlabelled scans: CPS has nothing to learn from, so the control trains alone", markup=False)
+    control_s = equal_compute(epochs) * LABELLED_PATCHES * STEPS / (SHARE_OF_STEPS * float(speed))
     console.print(
         f"{float(speed):.1f} patches/s on this machine: {counted(equal_compute(epochs), 'epoch')} of the control"
         + (f", {counted(epochs, 'epoch')} of CPS" * bool(unlabelled))
-        + f" in about {minutes:g} minutes. That shows that your data goes the whole road; how good a model can be, a "
-        "training of hours at a finer spacing tells.",
+        + f" in about {clock(len(methods) * control_s)}. That shows that your data goes the whole road; "
+        "how good a model can be, a training of hours at a finer spacing tells.",
         highlight=False, markup=False,
     )  # fmt: skip
     stages = [*first, *arm_stages(out, data, out / "store", arms, first[-1].name)]

@@ -288,7 +288,8 @@ def _volumes_figure(volumes: Mapping[str, Mapping[str, Sequence[float]]]) -> Fig
 
 
 def _dots(axes: Axes, across: np.ndarray | Sequence[float], up: np.ndarray, role: str, size: int) -> None:
-    axes.scatter(across, up, s=size, color=run_colour(ROLES.index(role)), alpha=0.55, linewidths=0)
+    style: dict[str, Any] = {"color": run_colour(ROLES.index(role)), "alpha": 0.55, "linewidths": 0}
+    axes.scatter(across, up, s=size, clip_on=False, **style)  # a dot on the frame is whole
 
 
 def _chart(grid: Literal["y", "both"] = "y") -> tuple[Figure, Axes]:
