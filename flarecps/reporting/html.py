@@ -223,9 +223,9 @@ def _charts(
                 if name in run.metrics
             ]
             alt = f"{panel.title} over epochs. {'; '.join(ends)}."
-            figure = panel_figure(panel, metrics, groups)
-            cut = "" if panel.logarithmic or figure.axes[0].get_ylim()[0] == 0 else CUT_AXIS
-            svg = inline_svg(figure, alt, f"curve-{panel.key}")
+            drawn = panel_figure(panel, metrics, groups)
+            cut = "" if panel.logarithmic or drawn.axes[0].get_ylim()[0] == 0 else CUT_AXIS
+            svg = inline_svg(drawn, alt, f"curve-{panel.key}")
             charts.append({"title": panel.title, "caption": panel.caption + cut, "svg": svg})
     for chart in ORGAN_CHARTS:
         figure = organ_figure(metrics, [organ.name for organ in organs], chart, groups)
