@@ -18,7 +18,7 @@ from flarecps.batch_processing import progress_bar
 from flarecps.durations import clock
 from flarecps.errors import counted
 from flarecps.networks.cost import cost_of_shapes
-from flarecps.planning.memory import network_step_gb
+from flarecps.planning.memory import gb_in_words, network_step_gb
 from flarecps.processes import peak_memory_bytes
 from flarecps.training.module import SegmentationModule, segmentation_module
 
@@ -127,7 +127,7 @@ class DryRun(Callback):
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
         memory = _estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
         for name, amount in memory.items():
-            table.add_row(name, f"{amount:.2f} GB")
+            table.add_row(name, gb_in_words(amount))
         epochs = 1 if self.epochs is None else self.epochs
         left_s = seconds_to_the_end(self.steps, module.method.weight, epochs, self.iterations, self.most)
         length = f"{counted(epochs, 'epoch')} of {counted(self.iterations, 'step')}"
