@@ -102,20 +102,22 @@ def transcript(source: Path) -> str:
         take_scans(source, place / "DATASET")
         shell = Shell(place)
         began = time.monotonic()
-        parts = []
+        parts: list[str] = []
+        code = 0
         for heading, lines in commands(readme, gpu).items():
-            parts.append(f"## {heading}")
-            for line in lines:
+            parts += [] if code else [f"## {heading}"]
+            for line in [] if code else lines:
                 print(f"$ {line}", flush=True)
                 started = time.monotonic()
                 printed, code = shell.run(line)
                 took = time.monotonic() - started
-                if line.startswith("pip ") and code == 0:  # which lists every package
-                    printed = [f"Successfully installed {len(said[0].split()) - 2} packages" for said in [printed[-1:]]]
+                came = [one for one in printed if one.startswith("Successfully installed")]
+                if came:  # by pip, which says much before
+                    printed = [f"Successfully installed {len(came[-1].split()) - 2} packages"]
                 words = "\n".join([f"$ {line}", *printed]).replace(f"{place}/", "")
                 parts.append(f"```console\n{words}\n```\n\n{f'exit code {code}, ' if code else ''}{took:.0f} s")
                 if code:
-                    raise SystemExit("\n".join(parts))
+                    break
         minutes = (time.monotonic() - began) / 60
     threads = os.environ.get("OMP_NUM_THREADS")
     cores = f"{os.cpu_count()} cores{'' if gpu else ' without a GPU'}{f', {threads} thread' if threads else ''}"
@@ -123,7 +125,7 @@ def transcript(source: Path) -> str:
         "# A first hour\n\nREADME's commands, run to the letter by `docs/examples/first_hour.py` in a new environment "
         f"on {date.today()}: {LABELLED} labelled, {UNLABELLED} unlabelled and {TEST} test scans of real head-and-neck "
         f"CT (OpenKBP, `DATASET`), {cores}, Python {platform.python_version()}, {minutes:.0f} minutes in all. Of pip "
-        "only how many packages came is shown; all else is what was printed."
+        f"only how many packages came is shown; all else is what was printed.{' **Broken off.**' if code else ''}"
     )
     return "\n\n".join([head, *parts]) + "\n"
 

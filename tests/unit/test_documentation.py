@@ -24,15 +24,20 @@ MODULES = sorted(one.name for one in FOUND if "__main__" not in one.name)
 PARTS = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python")
 
 
-@pytest.fixture(scope="module")
-def site() -> ModuleType:
-    """docs/build_site.py."""
-    spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
+def loaded(path: Path) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    """docs/build_site.py."""
+    return loaded(ROOT / "docs" / "build_site.py")
 
 
 def broken_links(site: ModuleType, page: Path) -> list[str]:
@@ -130,6 +135,22 @@ def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
     assert all(word in commands for word in ("--max-vram", "--data.store", "usage: flarecps reproduce"))
     api = (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f">{name}<" in api for name in flarecps.__all__ if name != "__version__")
+
+
+def test_the_first_hour_is_readmes() -> None:
+    """The transcript's commands are README's, in order; one that was broken off says so."""
+    path = ROOT / "docs" / "examples" / "first_hour.py"
+    hour = loaded(path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = [line for lines in hour.commands(readme, gpu=False).values() for line in lines]
+    page = (path.parent / "first-hour.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\$ (.+)$", page, re.MULTILINE)
+    assert shown == wanted[: len(shown)]
+    assert len(shown) == len(wanted) or "broken off" in page.lower()
+    assert wanted[0].startswith("python3 -m venv")
+    assert [line.split()[1] for line in wanted[3:]] == ["inspect", "plan", "preprocess", "fit", "segment", "score"]
+    assert "--config cpu_3d" in wanted[6]
+    assert "WARNING" not in page
 
 
 def _is_there(name: str) -> bool:
