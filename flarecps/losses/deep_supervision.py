@@ -83,8 +83,6 @@ class DeepSupervision(nn.Module):
         ``trusted``, if given, says which voxels take part. A scale of weight 0 takes part by a sum over nothing, so
         that its head has a gradient (of zero): DDP then needs no search for unused parameters.
         """
-        if annotated is not None:
-            annotated = annotated.cpu()  # read at every scale, which on a GPU would wait for the device each time
         masks = [()] * len(outputs) if trusted is None else [(mask,) for mask in trusted]
         total = torch.zeros((), device=outputs[0].device)
         for weight, output, target, mask in zip(scale_weights(len(outputs)), outputs, targets, masks, strict=True):

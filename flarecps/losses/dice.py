@@ -84,8 +84,14 @@ def cross_entropy(
 
 
 def _sums(logits: Tensor, labels: Tensor, annotated: Tensor | None, trusted: Tensor | None) -> ClassSums:
-    joined = None if annotated is None or bool(annotated.all()) else joined_classes(annotated).to(logits.device)
-    return class_sums(logits, labels, joined, trusted)
+    return class_sums(logits, labels, _joined(annotated, logits.device), trusted)
+
+
+def _joined(annotated: Tensor | None, device: torch.device) -> Tensor | None:
+    """``joined_classes``, or None where all are annotated; not asked on a GPU, for the answer would wait for it."""
+    if annotated is None or (annotated.device.type == "cpu" and bool(annotated.all())):
+        return None
+    return joined_classes(annotated).to(device)
 
 
 def _mean_entropy(sums: ClassSums, labels: Tensor, trusted: Tensor | None) -> Tensor:
@@ -148,8 +154,9 @@ class WeightedDiceCrossEntropy(nn.Module):
         sums = _sums(logits, labels, annotated, trusted)
         weights = weights.to(sums.entropy)
         log_p = torch.log_softmax(logits, 1, dtype=weights.dtype)
-        if annotated is not None and not bool(annotated.all()):
-            log_p = merge_unannotated(log_p, joined_classes(annotated).to(logits.device))
+        joined = _joined(annotated, logits.device)
+        if joined is not None:
+            log_p = merge_unannotated(log_p, joined)
         of_voxels = weights[labels.long()]
         if trusted is not None:
             of_voxels = of_voxels * trusted

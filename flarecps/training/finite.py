@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flarecps.errors import TrainingError
 from flarecps.methods import Losses
-from flarecps.training.ranks import gather_from_ranks, true_on_all_ranks, warn
+from flarecps.training.ranks import gather_from_ranks, on_all_ranks, true_on_all_ranks, warn
 
 OnNonfinite = Literal["stop", "fp32"]
 
@@ -28,6 +28,24 @@ class Step:
         """Whether the loss and every gradient are."""
         return torch.stack([value.isfinite() for value in (self.losses.total, *self.norms)]).all()
 
+    @property
+    def sound(self) -> Tensor:
+        """Whether the finest logits of every patch are, in all siblings (B,)."""
+        return torch.stack([logits.isfinite().flatten(1).all(1) for logits in self.losses.finest]).all(0)
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A step that nobody has looked at yet: what a complaint about it needs, without its graph and logits."""
+
+    finite: Tensor  # on the CPU once ``there``
+    there: Any  # a CUDA event, None on a CPU
+    step: Step
+    sound: Tensor
+    batch: Mapping[str, Any]  # where its patches come from
+    epoch: int
+    autocast: bool
+
 
 class FiniteSteps(nn.Module):
     """Lets finite steps pass; the others stop the training, or are computed again in full precision.
@@ -40,6 +58,46 @@ class FiniteSteps(nn.Module):
         self.on_nonfinite = on_nonfinite
         self.most_repeats_in_a_row = most_repeats_in_a_row
         self.repeats_in_a_row = 0
+        self._unread: _Unread | None = None
+
+    def take_unread(self, compute: Callable[[], Step], batch: Mapping[str, Any], epoch: int) -> tuple[Step, Tensor]:
+        """The step of ``compute``, and whether it is finite on all ranks, which stays on the device, unread.
+
+        The caller lets the optimisers pass over a step that is not. Before it returns, the answer about the step
+        before, long there, is read; so the device never waits, and no step is taken after one that was not finite.
+        Raises ``TrainingError`` as ``take`` does with ``on_nonfinite`` stop, one step late.
+        """
+        step = compute()
+        self.read()
+        finite = on_all_ranks(step.is_finite)
+        losses = step.losses
+        kept = replace(
+            losses,
+            total=losses.total.detach(),
+            supervised=[one.detach() for one in losses.supervised],
+            unsupervised=[one.detach() for one in losses.unsupervised],
+            finest=[],
+        )
+        places = {
+            stream: {key: part[key] for key in ("case", "location", "index") if key in part}
+            for stream, part in batch.items()
+        }
+        autocast = torch.is_autocast_enabled(finite.device.type)
+        copy = torch.empty((), dtype=torch.bool, pin_memory=finite.is_cuda).copy_(finite, non_blocking=True)
+        there = torch.cuda.current_stream(finite.device).record_event() if finite.is_cuda else None
+        self._unread = _Unread(copy, there, replace(step, losses=kept), step.sound, places, epoch, autocast)
+        return step, finite
+
+    def read(self) -> None:
+        """Look at the step that was taken unread, if there is one; to be called before anything is saved."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        if unread.there is not None:
+            unread.there.synchronize()
+        if not bool(unread.finite):
+            what = _described(unread.step, unread.sound, unread.batch, unread.epoch)
+            raise TrainingError(_stopped(what, unread.autocast))
 
     def take(self, compute: Callable[[], Step], batch: Mapping[str, Any], epoch: int) -> Step:
         """The step that ``compute`` gives for ``batch``, with finite gradients.
@@ -52,12 +110,11 @@ class FiniteSteps(nn.Module):
         if true_on_all_ranks(step.is_finite):
             self.repeats_in_a_row = 0
             return step
-        what = _described(step, batch, epoch)
+        what = _described(step, step.sound, batch, epoch)
         device = step.losses.total.device.type
-        if not torch.is_autocast_enabled(device):
-            raise TrainingError(f"{what}; in full precision, so no repetition would help. {_CURE}")
-        if self.on_nonfinite == "stop":
-            raise TrainingError(f"{what}. {_CURE}, or have such steps repeated: model.on_nonfinite fp32")
+        autocast = torch.is_autocast_enabled(device)
+        if self.on_nonfinite == "stop" or not autocast:
+            raise TrainingError(_stopped(what, autocast))
         self.repeats_in_a_row += 1
         if self.repeats_in_a_row > self.most_repeats_in_a_row:
             raise TrainingError(
@@ -69,7 +126,7 @@ class FiniteSteps(nn.Module):
         with torch.autocast(device, enabled=False):
             step = compute()
         if not true_on_all_ranks(step.is_finite):
-            raise TrainingError(f"{_described(step, batch, epoch)}, even in full precision. {_CURE}")
+            raise TrainingError(f"{_described(step, step.sound, batch, epoch)}, even in full precision. {_CURE}")
         return step
 
     def get_extra_state(self) -> dict[str, int]:
@@ -87,6 +144,12 @@ _CURE = (
 )
 
 
+def _stopped(what: str, autocast: bool) -> str:
+    if not autocast:
+        return f"{what}; in full precision, so no repetition would help. {_CURE}"
+    return f"{what}. {_CURE}, or have such steps repeated: model.on_nonfinite fp32"
+
+
 def _addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
     """Where each patch of a batch comes from, one phrase a patch.
 
@@ -102,15 +165,14 @@ def _addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
     ]
 
 
-def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
+def _described(step: Step, sound: Tensor, batch: Mapping[str, Any], epoch: int) -> str:
     """What is not finite and in which patches, the same words on every rank.
 
     Sums over ranks and batches carry one patch's nan everywhere, so the logits tell whose it is: patches with finite
     ones are named only where all are.
     """
     losses, names = step.losses, _addresses(batch, epoch)
-    sound = torch.stack([logits.isfinite().flatten(1).all(1) for logits in losses.finest]).all(0).tolist()
-    guilty = [name for name, fine in zip(names, sound, strict=False) if not fine]
+    guilty = [name for name, fine in zip(names, sound.tolist(), strict=False) if not fine]
     told = gather_from_ranks((guilty, names))
     patches = [name for own, _ in told for name in own] or [name for _, own in told for name in own]
     columns = (losses.supervised, losses.unsupervised, step.norms)

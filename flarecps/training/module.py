@@ -16,13 +16,22 @@ from torchmetrics import MeanMetric, Metric
 
 from flarecps import checkpoint, metric_names
 from flarecps.errors import CheckpointError, ConfigError
+from flarecps.kernels import Kernels, Road, chosen_road, no_triton, using
 from flarecps.methods import CrossPseudoSupervision, Losses, Method
-from flarecps.networks import PlainUNet, check_contract, compile_in_place, he_normal_, set_memory_format
+from flarecps.networks import (
+    PlainUNet,
+    check_contract,
+    compile_in_place,
+    he_normal_,
+    pad_image_channels,
+    set_memory_format,
+)
 from flarecps.planning.memory import MemoryModel, networks_held
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
 from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss
+from flarecps.training.ranks import warn
 from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
 
 # in_channels, classes, features, strides, kernels -> network
@@ -42,7 +51,11 @@ class SegmentationModule(LightningModule):
         optimizer: built once per sibling.
         scheduler: built once per sibling; a plateau watches its own sibling's smoothed Lsup.
         compile: compile each sibling: true, or one of torch.compile's modes; checkpoints are the same either way.
-        channels_last: keep images and weights with channels innermost in memory.
+        channels_last: keep images and weights with channels innermost in memory; null: on a GPU, where ``kernels`` have
+            norms for that layout.
+        kernels: the road of norms and losses, see ``flarecps.kernels``: auto (Triton's kernels on a GPU that has them,
+            the composite where ``compile`` is on, plain on a CPU), plain, composite or triton.
+        pad_channels: let the first convolution see so many channels, those that the image lacks zeros.
         on_collapse: what a class that vanishes from the pseudo-labels does: warn, or hold λ until it is back.
         vanished_below: a class has vanished when its share of the unlabelled voxels, in either sibling's labels, is
             less than this times its share of the labelled scans.
@@ -64,7 +77,9 @@ class SegmentationModule(LightningModule):
         optimizer: OptimizerCallable = NesterovSGD,
         scheduler: LRSchedulerCallable = Plateau,
         compile: bool | str = False,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
+        kernels: Kernels = "auto",
+        pad_channels: int = 0,
         on_collapse: OnCollapse = "warn",
         vanished_below: float = 0.01,
         on_nonfinite: OnNonfinite = "stop",
@@ -81,7 +96,11 @@ class SegmentationModule(LightningModule):
             _sibling(network, self.plan, seed=(initial_seed or 0) + index) for index in range(method.sibling_count)
         )
         check_contract(self.siblings[0])
-        set_memory_format(self.siblings, self.plan.dimensions, channels_last)
+        set_memory_format(self.siblings, self.plan.dimensions, bool(channels_last))
+        pad_image_channels(self.siblings, pad_channels)
+        self.channels_last = channels_last
+        self.kernels = kernels
+        self.road: Road = "plain"
         self.method = method
         self.start_method()
         compile_in_place(self.siblings, compile)
@@ -99,8 +118,9 @@ class SegmentationModule(LightningModule):
         names = [metric_names.LOSS_TOTAL]
         for number in range(1, 1 + len(self.siblings)):
             names += [metric_names.supervised_loss(number), metric_names.cross_pseudo_loss(number)]
+        # no search for nan, which waits for the device: FiniteSteps lets none through.
         # ModuleDict refuses dots only, but a state_dict key reads better without slashes
-        self.epoch_means = nn.ModuleDict({name.replace("/", "|"): MeanMetric() for name in names})
+        self.epoch_means = nn.ModuleDict({name.replace("/", "|"): MeanMetric("disable") for name in names})
         self.organ_scores = OrganScores(self.plan.labels, len(self.inference_networks))
 
     def start_method(self) -> None:
@@ -109,16 +129,42 @@ class SegmentationModule(LightningModule):
         self.method.requires_grad_(False)
         self.inference_prefixes  # noqa: B018  # a method that names a foreign network is told so now, not after hours
 
+    def setup(self, stage: str) -> None:
+        """Choose the road for the trainer's device; one that was asked for and is not there is said once."""
+        device = self.trainer.strategy.root_device
+        self.road = chosen_road(self.kernels, device)
+        why = no_triton(device)
+        if why and (self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda")):
+            warn(f"norms and losses are PyTorch's own, which is slower: {why}")
+        if self.channels_last is None and self.road != "plain":
+            self.channels_last = True
+            networks = dict.fromkeys([*self.siblings, *self.inference_networks])
+            set_memory_format(networks, self.plan.dimensions, channels_last=True)
+
     # -- the step
 
     def training_step(self, batch: dict[str, dict[str, Any]], batch_index: int) -> None:
         self._check_streams(batch)
-        step = self.finite_steps.take(lambda: self.differentiated(batch), batch, self.current_epoch)
-        for optimizer in _listed(self.optimizers()):
+        optimizers = _listed(self.optimizers())
+        with using(self.road):
+            if self._passes_over(optimizers):
+                step, finite = self.finite_steps.take_unread(
+                    lambda: self.differentiated(batch), batch, self.current_epoch
+                )
+                for optimizer in optimizers:
+                    optimizer.optimizer.found_inf = (~finite).float()
+            else:
+                step = self.finite_steps.take(lambda: self.differentiated(batch), batch, self.current_epoch)
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.method.after_step(self.siblings)
         self._remember(step.losses)
+
+    def _passes_over(self, optimizers: Sequence[Any]) -> bool:
+        """Whether steps need not be read: fused optimisers on a GPU pass over one that is not finite by themselves."""
+        fused = all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+        return self.device.type == "cuda" and fused and self.finite_steps.on_nonfinite == "stop"
 
     def differentiated(self, batch: dict[str, dict[str, Any]]) -> Step:
         """The method's losses of a batch, and their gradients in the siblings, clipped."""
@@ -144,6 +190,7 @@ class SegmentationModule(LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
+        self.finite_steps.read()
         means = {name: metric.compute() for name, metric in self._named_means().items()}
         for metric in self._named_means().values():
             metric.reset()
@@ -196,7 +243,8 @@ class SegmentationModule(LightningModule):
         """The case's ``predicted`` labels and ``dsc`` by source, for callbacks that show them; None without a case."""
         if "labels" not in case:  # a test scan without reference, or a rank without a scan of its own
             return None
-        predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
+        with using(self.road):
+            predicted = sibling_labels(self.finest_networks(), case["image"], self.plan, self.window_step)
         dsc = organ_dsc(predicted, case["labels"], self.organ_scores.organs, case.get("annotated"))
         self.organ_scores.update(dsc)
         return {"predicted": predicted, "dsc": dsc}
@@ -244,6 +292,7 @@ class SegmentationModule(LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint_content: dict[str, Any]) -> None:
+        self.finite_steps.read()
         progress: Any = self.trainer.fit_loop.epoch_progress.current  # Lightning annotates its base class
         checkpoint_content[checkpoint.ENTRY] = checkpoint.model_entry(
             self.plan, self.siblings, progress.processed, self.inference_prefixes

@@ -15,7 +15,17 @@ SMOOTHING = 0.93  # weight of the past in nnU-Net v1's moving average of the epo
 
 
 class NesterovSGD(SGD):
-    """Stochastic gradient descent with nnU-Net's numbers."""
+    """Stochastic gradient descent with nnU-Net's numbers.
+
+    Args:
+        params: a network's parameters.
+        lr: learning rate.
+        momentum: of the moving sum of gradients.
+        nesterov: look ahead along the momentum.
+        weight_decay: L2 penalty.
+        fused: one kernel for a whole step; null: on a GPU, where it also passes over steps that are not finite, so that
+            nothing waits for the device.
+    """
 
     def __init__(
         self,
@@ -24,8 +34,12 @@ class NesterovSGD(SGD):
         momentum: float = 0.99,
         nesterov: bool = True,
         weight_decay: float = 3e-5,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        params = list(params)
+        if fused is None and params and all(isinstance(one, Tensor) and one.is_cuda for one in params):
+            fused = True
+        super().__init__(params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
 
 
 class Plateau(ReduceLROnPlateau):

@@ -27,10 +27,15 @@ def warn(message: str) -> None:
 
 def true_on_all_ranks(value: Tensor) -> bool:
     """Whether ``value`` (one truth value) is true on every rank; all ranks must ask, and all get the same answer."""
+    return bool(on_all_ranks(value))
+
+
+def on_all_ranks(value: Tensor) -> Tensor:
+    """``true_on_all_ranks`` as a truth value that stays on its device: nobody waits for it."""
     if rank_count() > 1:
         value = value.to(torch.int32)
         dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return bool(value)
+    return value.bool()
 
 
 def gather_from_ranks(value: Any) -> list[Any]:

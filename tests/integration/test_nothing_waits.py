@@ -1,0 +1,143 @@
+"""A training step queues its work and waits for no device: no value is read on the host, nothing is copied to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flarecps import kernels
+from flarecps.errors import TrainingError
+from flarecps.losses import dice
+from flarecps.training import finite, health
+from flarecps.training.module import SegmentationModule
+from flarecps.training.optimisation import NesterovSGD
+from tiny_training import batches, module_of, trained
+
+
+def single(data: list[Any]) -> list[Any]:
+    return [{name: part | {"image": part["image"].float()} for name, part in batch.items()} for batch in data]
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in module.siblings.parameters()]
+
+
+WAITING = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::item", "aten::bincount"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which the host would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masked = func._schema.name == "aten::index" and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        if func._schema.name in WAITING or masked:
+            self.found.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def fused(**settings: Any) -> SegmentationModule:
+    return module_of(3, optimizer=lambda p: NesterovSGD(p, lr=0.05, momentum=0.9, fused=True), **settings)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches that a CUDA device takes, on the CPU."""
+    monkeypatch.setattr(SegmentationModule, "_passes_over", lambda *_: True)
+    monkeypatch.setattr(health, "counted_labels", health._scattered)
+    monkeypatch.setattr(dice, "_joined", lambda known, device: None if known is None else dice.joined_classes(known))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, module: SegmentationModule) -> Waits:
+    """Lets every training step but the first of ``module`` be watched."""
+    waits, step = Waits(), module.training_step
+
+    def watching(batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            step(batch, batch_idx)
+            return
+        with waits:
+            step(batch, batch_idx)
+
+    monkeypatch.setattr(module, "training_step", watching)
+    return waits
+
+
+def test_a_step_reads_nothing(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = fused()
+    waits = watched(monkeypatch, module)
+    read = finite.FiniteSteps.read
+    monkeypatch.setattr(module.finite_steps, "read", lambda: _unwatched(lambda: read(module.finite_steps), waits))
+    trained(module, single(batches(3, count=3, partial=True)), tmp_path, precision="32-true")
+    assert waits.found == []
+
+
+def _unwatched(call: Any, waits: Waits) -> None:
+    """The one read, of what the step before left on the host."""
+    before = len(waits.found)
+    call()
+    del waits.found[before:]
+
+
+def test_the_test_sees_a_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = fused(on_nonfinite="fp32")  # which decides within the step
+    waits = watched(monkeypatch, module)
+    trained(module, single(batches(3, partial=True)), tmp_path, precision="32-true")
+    assert "aten::_local_scalar_dense" in waits.found
+
+
+def test_steps_that_are_read_late_are_the_same_steps(as_on_a_gpu: None, tmp_path: Path) -> None:
+    late = fused()
+    trained(late, single(batches(3)), tmp_path, precision="32-true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationModule, "_passes_over", lambda *_: False)
+        at_once = fused()
+        trained(at_once, single(batches(3)), tmp_path, precision="32-true")
+    assert all(torch.equal(*pair) for pair in zip(weights(late), weights(at_once), strict=True))
+
+
+@pytest.mark.parametrize("bad", [1, 2], ids=["in the middle", "last of the epoch"])
+def test_a_late_read_stops_with_the_patches_of_its_step_and_leaves_the_weights(
+    bad: int, as_on_a_gpu: None, tmp_path: Path
+) -> None:
+    data = single(batches(3, count=3))
+    data[bad]["labelled"]["image"][0, 0, 1, 2, 3] = torch.nan
+    module = fused()
+    with pytest.raises(TrainingError, match=f"from labelled labelled_{2 * bad} at voxel"):
+        trained(module, data, tmp_path, precision="32-true")
+    before = fused()
+    trained(before, data[:bad], tmp_path, precision="32-true")
+    assert all(torch.equal(*pair) for pair in zip(weights(module), weights(before), strict=True))
+
+
+def test_labels_are_counted_alike() -> None:
+    labels = torch.randint(0, 9, (5000,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(health._scattered(labels, 11), torch.bincount(labels, minlength=11))
+
+
+def test_a_road_that_is_not_there_is_said_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    if kernels.no_triton(torch.device("cpu")) is None:
+        pytest.skip("Triton's interpreter is at hand")
+    module = fused(kernels="triton")
+    trained(module, single(batches(3)), tmp_path, precision="32-true")
+    assert sum("slower" in one.message for one in caplog.records) == 1
+    assert module.road == "plain"
+
+
+def test_the_composite_trains_as_the_plain_road_does(tmp_path: Path) -> None:
+    plain, composite = fused(), fused(kernels="composite")
+    for module in (plain, composite):
+        trained(module, single(batches(3)), tmp_path, precision="32-true")
+    assert composite.channels_last and not plain.channels_last
+    for ours, theirs in zip(weights(composite), weights(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert list(composite.state_dict()) == list(plain.state_dict())
