@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="measured steps a round, after 2 that do not count")
     parser.add_argument(
-        "--variants", nargs="*", default=["channels-last", "fused", "compile", "compile+channels-last", "peer:compile"]
+        "--variants",
+        nargs="*",
+        default=["fast", "fast+padded", "fast+compile", "fast+in-turn", "compile", "peer:compile"],
     )
     options = parser.parse_args()
     peer = os.environ.get("FLARECPS_PEER_PYTHON")

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--fused", action="store_true", help="SGD in one kernel")
     parser.add_argument("--in-turn", action="store_true", help="one sibling's feature maps at a time")
+    parser.add_argument("--fast", action="store_true", help="kernels auto, channels innermost and fused SGD, as in fit")
+    parser.add_argument("--padded", action="store_true", help="four channels for the first convolution")
     options = parser.parse_args()
     if options.what == "exchange":
         torch.save(exchange(options.spec, options.patch, options.batch), options.file)
@@ -102,10 +104,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         CrossPseudoSupervision(ramp=LinearRamp(final=0.5, length=0), siblings_in_turn=options.in_turn),
         network=kind,
         optimizer=partial(
-            torch.optim.SGD, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5, fused=options.fused or None
+            torch.optim.SGD,
+            lr=0.01,
+            momentum=0.99,
+            nesterov=True,
+            weight_decay=3e-5,
+            fused=options.fused or (options.fast and options.device.startswith("cuda")) or None,
         ),
         compile=options.compile,
-        channels_last=options.channels_last,
+        channels_last=None if options.fast else options.channels_last,
+        kernels="auto" if options.fast else "plain",
+        pad_channels=4 if options.padded else 0,
     )
     size = (options.batch, 1, *options.patch)
     steps = options.warm_up + options.steps

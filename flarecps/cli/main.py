@@ -79,6 +79,9 @@ COMMANDS: dict[str, Command] = {
     "study": Command("flarecps.cli.study", "study", "judge methods on your own data, and train the one to use"),
     "reproduce": Command("flarecps.cli.reproduce", "reproduce", "the paper's FLARE22 tables; needs the FLARE22 data"),
 }
+# OpenMP's threads (PyTorch's on a CPU) sleep while they wait for each other: beside another program on the same cores
+# they would spin away the time in which the thread they wait for could run.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments
 
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback goes to a file in the system's folder of temporary files, which the line names, and is printed instead
     where the environment says FLARECPS_TRACEBACK=1. Errors in code that a config names keep theirs.
     """
+    if "torch" not in sys.modules and not os.environ.keys() & {*WAITING, "GOMP_SPINCOUNT"}:
+        os.environ.update(WAITING)  # read once, when the first library with threads is loaded
     try:
         code = _main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # of a help text

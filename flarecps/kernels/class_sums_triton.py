@@ -1,7 +1,7 @@
 """Triton kernels of the sums over voxels behind Dice and cross-entropy: logits are read once in each direction.
 
-Every program takes a tile of voxels with all their classes, computes their softmax in registers and adds up a stretch of
-tiles; the stretches' sums are added in a fixed order, without atomics.
+Every program takes tiles of voxels with all their classes, computes their softmax in registers and adds up a stretch of
+them; the stretches' sums are added in a fixed order, without atomics.
 """
 
 # mypy: disable-error-code="no-untyped-def"

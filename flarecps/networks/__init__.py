@@ -9,7 +9,7 @@ from flarecps.networks.contract import (
     network_name,
     rebuilt,
 )
-from flarecps.networks.execution import compile_in_place, pad_image_channels, set_memory_format
+from flarecps.networks.execution import compile_in_place, keeps_layout, pad_image_channels, set_memory_format
 from flarecps.networks.residual import ResidualEncoderUNet
 from flarecps.networks.unet import PlainUNet
 
@@ -22,6 +22,7 @@ __all__ = [
     "class_tensors",
     "compile_in_place",
     "he_normal_",
+    "keeps_layout",
     "network_name",
     "pad_image_channels",
     "rebuilt",

@@ -29,6 +29,15 @@ def _laid_out(memory_format: torch.memory_format, network: nn.Module, inputs: tu
     return tuple(one.to(memory_format=memory_format) for one in inputs)
 
 
+def keeps_layout(network: nn.Module) -> bool:
+    """Whether its norms can be ``flarecps.kernels``': of one's own networks, those made of ``ConvolutionBlock``."""
+    return _first_block(network) is not None
+
+
+def _first_block(network: nn.Module) -> ConvolutionBlock | None:
+    return next((layer for layer in network.modules() if isinstance(layer, ConvolutionBlock)), None)
+
+
 def pad_image_channels(networks: Iterable[nn.Module], to: int) -> None:
     """Let the first convolution of ``networks`` see channels of zeros beside the image's, ``to`` in all.
 
@@ -37,7 +46,7 @@ def pad_image_channels(networks: Iterable[nn.Module], to: int) -> None:
     as they are.
     """
     for network in networks:
-        first = next((layer for layer in network.modules() if isinstance(layer, ConvolutionBlock)), None)
+        first = _first_block(network)
         if first is not None:
             first.padded_channels = to
 

@@ -23,6 +23,7 @@ from flarecps.networks import (
     check_contract,
     compile_in_place,
     he_normal_,
+    keeps_layout,
     pad_image_channels,
     set_memory_format,
 )
@@ -136,7 +137,7 @@ class SegmentationModule(LightningModule):
         why = no_triton(device)
         if why and (self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda")):
             warn(f"norms and losses are PyTorch's own, which is slower: {why}")
-        if self.channels_last is None and self.road != "plain":
+        if self.channels_last is None and self.road != "plain" and keeps_layout(self.siblings[0]):
             self.channels_last = True
             networks = dict.fromkeys([*self.siblings, *self.inference_networks])
             set_memory_format(networks, self.plan.dimensions, channels_last=True)

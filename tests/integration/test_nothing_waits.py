@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_training import batches, module_of, trained
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flarecps import kernels
@@ -15,7 +16,6 @@ from flarecps.losses import dice
 from flarecps.training import finite, health
 from flarecps.training.module import SegmentationModule
 from flarecps.training.optimisation import NesterovSGD
-from tiny_training import batches, module_of, trained
 
 
 def single(data: list[Any]) -> list[Any]:
@@ -137,7 +137,8 @@ def test_the_composite_trains_as_the_plain_road_does(tmp_path: Path) -> None:
     plain, composite = fused(), fused(kernels="composite")
     for module in (plain, composite):
         trained(module, single(batches(3)), tmp_path, precision="32-true")
-    assert composite.channels_last and not plain.channels_last
+    assert composite.channels_last
+    assert not plain.channels_last
     for ours, theirs in zip(weights(composite), weights(plain), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     assert list(composite.state_dict()) == list(plain.state_dict())

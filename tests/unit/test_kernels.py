@@ -1,4 +1,4 @@
-"""The roads of flarecps.kernels against PyTorch's own layers in double precision; Triton's in its interpreter or on a GPU.
+"""The roads of flarecps.kernels against PyTorch in double precision; Triton's in its interpreter, or on a GPU.
 
 Triton reads TRITON_INTERPRET when it is imported, so without a GPU the interpreter's part runs as
 ``TRITON_INTERPRET=1 pytest tests/unit/test_kernels.py`` where Triton is installed.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flarecps import kernels
+from flarecps.kernels import roads
 from flarecps.losses import DiceCrossEntropy, WeightedDiceCrossEntropy
 from flarecps.networks import PlainUNet, ResidualEncoderUNet, pad_image_channels
 from flarecps.networks.blocks import ConvolutionBlock
@@ -92,6 +93,22 @@ def test_many_stretches_are_merged_and_the_result_is_the_same_every_time(monkeyp
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     for one, wanted in zip(first, reference(x, weight, bias, 0.01, upstream), strict=True):
         assert off_by(one, wanted) < 2e-6
+
+
+def test_a_gpu_takes_triton_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, cpu = torch.device("cuda:0"), torch.device("cpu")
+    monkeypatch.setattr(roads.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert [kernels.chosen_road(one, card) for one in ("auto", "plain", "composite", "triton")] == [
+        "triton", "plain", "composite", "triton"
+    ]  # fmt: skip
+    assert kernels.chosen_road("auto", cpu) == "plain"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert kernels.chosen_road("auto", card) == kernels.chosen_road("triton", card) == "plain"
+    assert "older than compute capability 8.0" in (kernels.no_triton(card) or "")
+    monkeypatch.setattr(roads.importlib.util, "find_spec", lambda name: None)
+    assert kernels.chosen_road("auto", card) == "plain"
+    assert "pip install triton" in (kernels.no_triton(card) or "")
 
 
 @needs_triton
@@ -238,7 +255,8 @@ def test_sums_of_half_precision_logits_are_single_precision_and_the_stretches_ar
     slow = DiceCrossEntropy()(double, labels)
     slow.backward()
     assert fast.item() == pytest.approx(slow.item(), rel=3e-6)
-    assert half.grad.dtype == dtype and off_by(half.grad, double.grad) < TOLERANCE[dtype]
+    assert half.grad.dtype == dtype
+    assert off_by(half.grad, double.grad) < TOLERANCE[dtype]
 
 
 @needs_triton
@@ -274,11 +292,13 @@ def test_compiled_blocks_have_one_kernel_between_convolutions_and_no_copy() -> N
         assert not re.search(r"\b(aten\.)?clone|\.copy_\(|\.contiguous\(", body)
         sizes = re.findall(r"assert_size_stride\(\w+, \((\d+), (\d+), \d+, \d+, \d+\), \(\d+, (\d+),", body)
         maps = [stride for _, channels, stride in sizes if int(channels) > 1]
-        assert len(maps) >= 4 and set(maps) == {"1"}  # channels innermost, all of them
+        assert len(maps) >= 4
+        assert set(maps) == {"1"}
     if DEVICE.type == "cpu":  # on a GPU reductions have kernels of their own
         assert [len(re.findall(r"^\s+cpp_fused\w+\(", code, re.M)) for code in (forward, backward)] == [2, 2]
     plain = network(images)
-    assert off_by(found, plain) < 1e-5 and found.is_contiguous(memory_format=torch.channels_last_3d)
+    assert off_by(found, plain) < 1e-5
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 # -- channels of zeros
@@ -296,5 +316,6 @@ def test_padded_image_channels_change_neither_outputs_nor_gradients(dimensions) 
     sum(one.square().sum() for one in found).backward()
     sum(one.square().sum() for one in wanted).backward()
     first, other = (next(network.parameters()) for network in (padded, plain))
-    assert first.shape == other.shape and off_by(first.grad, other.grad) < 1e-4
+    assert first.shape == other.shape
+    assert off_by(first.grad, other.grad) < 1e-4
     assert [name for name, _ in padded.named_parameters()] == [name for name, _ in plain.named_parameters()]
