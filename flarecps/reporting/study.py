@@ -69,7 +69,7 @@ def write_study_page(path: Path, page: StudyPage) -> None:
         alt = f"{measure} by labelled scans. " + "; ".join(f"{n:g}: {score_text(mean)}" for n, mean in page.curve)
         curve = inline_svg(curve_figure(page.curve, measure), alt, "labels")
     content = {"page": page, "measure": measure, "differences": charts[0] if charts else "", "curve": curve}
-    write_text(path, render_page("study.html", content, {"score": score_text, "signed": _signed}))
+    write_text(path, render_page("study.html", content, {"score": score_text, "signed": _signed, "chance": _chance}))
 
 
 def difference_figure(rows: Sequence[StudyRow], measure: str) -> Figure:
@@ -102,6 +102,10 @@ def curve_figure(points: Sequence[tuple[float, float]], measure: str) -> Figure:
     axes.set_xlabel("labelled scans in a training")
     axes.set_ylabel(measure)
     return figure
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _signed(value: float | None) -> str:

@@ -15,6 +15,7 @@ from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.protocol import ALL, Arm
 from flarecps.experiments.study.results import Column, StudyScores, title
 
+EQUAL = 0.1  # share by which compute may differ and still be called equal
 UNEQUAL = 0.2  # share by which measured time may differ from the declared cost
 MORE_LABELS = 10
 KNOWN = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from",
@@ -124,8 +125,9 @@ def _sd(values: np.ndarray) -> float | None:
 
 def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...], measure: str) -> str:
     if chosen is not baseline and chosen.judged:
+        more = f", at {chosen.cost:.1f} times its compute" if abs(chosen.cost - 1) >= EQUAL else ""
         return (f"Use “{chosen.title}”: its {measure} of {chosen.mean:.3f} is better than that of “{baseline.title}” "
-                f"({baseline.mean:.3f}) by {_difference(chosen.judged)}.")  # fmt: skip
+                f"({baseline.mean:.3f}) by {_difference(chosen.judged)}{more}.")  # fmt: skip
     if any(one.judged and one.judged.verdict == "not known" for one in standings if one.with_holm):
         return (f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}) until more is known: one training of each "
                 "method says nothing of other trainings; take two seeds or more, or folds.")  # fmt: skip
@@ -137,7 +139,7 @@ def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...]
 def _brought(one: Standing, baseline: Standing, measure: str) -> str:
     if one.judged is None:
         return f"“{one.title}” has no scan in common with “{baseline.title}”."
-    effort = "at equal compute" if abs(one.cost - 1) < 0.1 else f"at {one.cost:.1f} times the compute"
+    effort = "at equal compute" if abs(one.cost - 1) < EQUAL else f"at {one.cost:.1f} times the compute"
     verdict = {"better": "they helped", "worse": "they did harm", "not known": "whether they help is not known",
                "not told apart": "neither help nor harm can be told"}[one.judged.verdict]  # fmt: skip
     return (f"What the unlabelled scans brought with “{one.title}”, {effort}: {_difference(one.judged)} {measure}; "
