@@ -16,7 +16,8 @@ from flarecps.datasets.catalogue import Catalogue
 from flarecps.datasets.splits import Split
 from flarecps.errors import ConfigError
 from flarecps.experiments.study.cost import Costs, scaled
-from flarecps.experiments.study.protocol import draft, only_arms, protocol_text, read_protocol
+from flarecps.experiments.study.drafting import draft, only_arms
+from flarecps.experiments.study.protocol import protocol_text, read_protocol
 from flarecps.experiments.study.splits import StudySplits
 from flarecps.experiments.study.stages import Cell, StudyStages
 

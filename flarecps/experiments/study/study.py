@@ -14,12 +14,11 @@ from flarecps.errors import ConfigError, first_few
 from flarecps.experiments.stages import Stage, StageRecords
 from flarecps.experiments.study.closing import chosen_model, closing_stages, model_command, page_stage
 from flarecps.experiments.study.cost import Costs
+from flarecps.experiments.study.drafting import draft, only_arms
 from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibration_stage, within_budget
 from flarecps.experiments.study.protocol import (
     Judged,
     Protocol,
-    draft,
-    only_arms,
     protocol_content,
     protocol_text,
     read_protocol,
