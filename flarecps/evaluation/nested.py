@@ -157,4 +157,4 @@ def judge(differences: Sequence[Sequence[np.ndarray]], confidence: float = 0.95)
     """Several methods held against one baseline, each by its folds' differences; None for one without a scan."""
     found = [nested_mean(folds, confidence) for folds in differences]
     corrected = holm([one.p if one else None for one in found])
-    return [one and Judgement(one, p, 1 - confidence) for one, p in zip(found, corrected, strict=True)]
+    return [Judgement(one, p, 1 - confidence) if one else None for one, p in zip(found, corrected, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -128,51 +129,57 @@ def read_protocol(path: Path) -> Protocol:
     """The protocol in a YAML file. ConfigError names what is missing, unknown, or contradicts itself."""
     content = _with_text_keys(read_yaml(path, ConfigError, EXPECTED))
     reader = Reader(content, str(path), kind=ConfigError, again=EXPECTED)
-    judged, primary = reader.section("judged"), reader.section("primary")
-    arms = []
-    for name in (named := reader.section("arms")).content:
-        one = named.section(name)
-        arms.append(
-            Arm(
-                name,
-                _or(one, "title", one.string, ""),
-                _or(one, "config", one.string, ""),
-                _or(one, "settings", one.mapping, {}),
-                _or(one, "intensity", lambda key, of=one: of.choice(key, INTENSITIES), "global"),
-                _or(one, "compute_of", one.string, ""),
-                _or(one, "share", lambda key, of=one: of.number(key, above=0), 1.0),
-                _or(one, "teachers", one.string, ""),
-                _or(one, "average_of", one.string, ""),
-                _texts(one, "siblings", ("1",)),
-                _texts(one, "splits", ()),
-            )
-        )
-        one.refuse_unknown()
-    found = {
-        "judged": Judged(
-            judged.choice("by", BY),
-            _or(judged, "folds", lambda key: judged.integer(key, 2), 5),
-            _texts(judged, "splits", ()),
-            _or(judged, "scans", judged.integer, 0),
-            _or(judged, "learning_curve", lambda key: _shares(judged, key), ()),
-        ),
-        "primary": Primary(
-            primary.string("method"),
-            primary.string("baseline"),
-            _or(primary, "measure", lambda key: primary.choice(key, MEASURES), "dsc"),
-        ),
+    named = reader.section("arms")
+    arms = tuple(_arm(named.section(name), name) for name in named.content)
+    judged, primary = _judged(reader.section("judged")), _primary(reader.section("primary"))
+    more: dict[str, Any] = {
         "seeds": _or(reader, "seeds", reader.integer, 1),
-        "pairs": _or(reader, "pairs", lambda key: reader.choice(key, PAIRS), "disjoint"),
+        "pairs": _or(reader, "pairs", partial(reader.choice, choices=PAIRS), "disjoint"),
         "post_processing": _texts(reader, "post_processing", ("determined",)),
         "remarks": _texts(reader, "remarks", ()),
-        **{key: _or(reader, key, reader.mapping, {}) for key in ("settings", "plan", "segment")},
+        **{key: _settings(reader, key) for key in ("settings", "plan", "segment")},
     }
-    for part in (judged, primary, reader):
-        part.refuse_unknown()
+    reader.refuse_unknown()
     try:
-        return Protocol(tuple(arms), **found)
+        return Protocol(arms, judged, primary, **more)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _arm(reader: Reader, name: str) -> Arm:
+    texts = {
+        key: _or(reader, key, reader.string, "") for key in ("title", "config", "compute_of", "teachers", "average_of")
+    }
+    found = Arm(
+        name,
+        settings=_settings(reader, "settings"),
+        intensity=_or(reader, "intensity", partial(reader.choice, choices=INTENSITIES), "global"),
+        share=_or(reader, "share", partial(reader.number, above=0), 1.0),
+        siblings=_texts(reader, "siblings", ("1",)),
+        splits=_texts(reader, "splits", ()),
+        **texts,
+    )
+    reader.refuse_unknown()
+    return found
+
+
+def _judged(reader: Reader) -> Judged:
+    found = Judged(
+        reader.choice("by", BY),
+        _or(reader, "folds", partial(reader.integer, at_least=2), 5),
+        _texts(reader, "splits", ()),
+        _or(reader, "scans", reader.integer, 0),
+        _or(reader, "learning_curve", partial(_shares, reader), ()),
+    )
+    reader.refuse_unknown()
+    return found
+
+
+def _primary(reader: Reader) -> Primary:
+    measure = _or(reader, "measure", partial(reader.choice, choices=MEASURES), "dsc")
+    found = Primary(reader.string("method"), reader.string("baseline"), measure)
+    reader.refuse_unknown()
+    return found
 
 
 def _with_text_keys(content: Any) -> Any:
@@ -187,9 +194,16 @@ def _or(reader: Reader, key: str, read: Callable[[str], _Value], default: _Value
     return read(key) if key in reader.content else default
 
 
+def _settings(reader: Reader, key: str) -> dict[str, Any]:
+    nothing: dict[str, Any] = {}
+    return _or(reader, key, reader.mapping, nothing)
+
+
 def _texts(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    return () if reader.content.get(key) == [] and not reader.asked.add(key) else _or(
-        reader, key, reader.strings, default)  # fmt: skip
+    if reader.content.get(key) == []:
+        reader.asked.add(key)
+        return ()
+    return _or(reader, key, reader.strings, default)
 
 
 def _shares(reader: Reader, key: str) -> tuple[float, ...]:
