@@ -54,7 +54,7 @@ def study(
         dry_run: print the protocol and the commands, and make nothing.
         workers: processes for inspect, plan and preprocess.
     """
-    from flarecps.cli.configs import config_path
+    from flarecps.cli.configs import found_config
     from flarecps.cli.console import Console
     from flarecps.experiments.runner import STANDS, run_stages
     from flarecps.experiments.stages import select_stages
@@ -67,7 +67,7 @@ def study(
         raise ConfigError(f"--budget {budget:g}: expected hours above 0")
     console = Console()
     asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve)
-    found = Study(dataset.resolve(), out.resolve(), asked, config_path, workers)
+    found = Study(dataset.resolve(), out.resolve(), asked, lambda name: Path(found_config(name)).absolute(), workers)
     if dry_run:
         console.print(protocol_text(found.made.protocol), **PLAIN)
         for stage in select_stages(found.stages(), stages):

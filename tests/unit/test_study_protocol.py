@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = {
     "arms": {"control": {}, "cps": {"settings": {"model.method": "flarecps.methods.CrossPseudoSupervision"}}},
 }
 
+RAMP, CPS = "model.method.init_args.ramp", SMALL["arms"]["cps"]["settings"]
+
 
 def written(tmp_path: Path, **changes: Any) -> Path:
     path = tmp_path / "protocol.yaml"
@@ -171,9 +173,15 @@ def test_a_protocols_mistakes_are_told(changes: dict[str, Any], said: str, tmp_p
     [
         ({"settings": {"model.method": "flarecps.methods.Superwised"}}, "can't be made"),
         ({"settings": {"model.method": "pathlib.Path"}}, "is no flarecps.methods.Method"),
-        ({"settings": {"trainer.max_epochs": "many"}}, "trainer.max_epochs is 'many'"),
+        ({"settings": {"trainer.max_epochs": "many"}}, 'trainer.max_epochs is "many"'),
         ({"compute_of": "cps", "teachers": "cps"}, "expected an arm with epochs of its own"),
         ({"config": "phantom_3d_supervize"}, "no such config"),
+        ({"settings": {"data.iterations_per_epoch": None}}, "data.iterations_per_epoch is null"),
+        ({"settings": {"data.global_batch": [2]}}, "expected patches by kind"),
+        ({"settings": CPS | {RAMP: 3}}, "can't be made"),
+        ({"settings": CPS | {RAMP: {"start": "x"}}}, "can't be made"),
+        ({"settings": CPS | {RAMP: {"length": [1]}}}, "can't be made"),
+        ({"settings": CPS | {RAMP: {"end": 1}}}, "can't be made"),
     ],
 )
 def test_an_arm_that_cannot_be_trained_is_told(arm: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flarecps.errors import ConfigError
 from flarecps.experiments.study.protocol import Arm, Protocol
-from flarecps.json_fields import is_whole
+from flarecps.json_fields import is_whole, shown
 from flarecps.losses import LinearRamp
 from flarecps.method_config import SUPERVISED
 from flarecps.methods import Method
@@ -18,6 +18,8 @@ from flarecps.text_files import read_yaml
 
 STREAMS = ("labelled", "unlabelled", "pseudo_labelled")
 METHOD, RAMP, EPOCHS = "model.method", "model.method.init_args.ramp", "trainer.max_epochs"
+TRIED = (10, 10**6)  # epochs at which λ must be a number
+ITERATIONS = "data.iterations_per_epoch"
 TOTAL = "model.scheduler.init_args.total_iters"
 
 
@@ -99,13 +101,16 @@ class Costs:
         prefix = f"{METHOD}.init_args."
         arguments |= {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
         batch = settings.get("data.global_batch") or _at(config, "data", "global_batch") or {}
-        patches = {stream: int(batch.get(stream, batch.get("unlabelled", 1) if batch else 1)) for stream in STREAMS}
+        if not isinstance(batch, Mapping) or not all(is_whole(number) for number in batch.values()):
+            raise ConfigError(f"arm '{arm.name}': data.global_batch is {shown(batch)}; expected patches by kind, as "
+                              "{labelled: 2, unlabelled: 2}")  # fmt: skip
+        patches = {stream: batch.get(stream, batch.get("unlabelled", 1)) for stream in STREAMS}
         epochs = settings.get(EPOCHS, _at(config, "trainer", "max_epochs"))
-        if not is_whole(epochs, 1):
-            raise ConfigError(
-                f"arm '{arm.name}': {EPOCHS} is {epochs!r}; expected its number in 'settings' or the config"
-            )
-        iterations = settings.get("data.iterations_per_epoch", _at(config, "data", "iterations_per_epoch") or 250)
+        iterations = settings.get(ITERATIONS, _at(config, "data", "iterations_per_epoch") or 250)
+        for key, number in ((EPOCHS, epochs), (ITERATIONS, iterations)):
+            if not is_whole(number, 1):
+                raise ConfigError(f"arm '{arm.name}': {key} is {shown(number)}; expected a whole number, at least 1, "
+                                  "in 'settings' or the config")  # fmt: skip
         scheduled = is_whole(_at(config, "model", "scheduler", "init_args", "total_iters"))
         return Recipe(built_method(str(named), arguments, f"arm '{arm.name}'"), patches, epochs, iterations, scheduled)
 
@@ -121,11 +126,13 @@ def built_method(class_path: str, arguments: Mapping[str, Any], where: str) -> M
         for key, value in arguments.items()
         if "." not in key and not (isinstance(value, Mapping | str) and ("class_path" in value or "." in value))
     }
-    if isinstance(plain.get("ramp"), Mapping):
-        plain["ramp"] = LinearRamp(**plain["ramp"])
     try:
+        if plain.get("ramp") is not None:
+            plain["ramp"] = LinearRamp(**plain["ramp"])
         method = getattr(import_module(module or "flarecps.methods"), name)(**plain)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(method, Method):
+            _ = [float(method.weight(epoch)) for epoch in (0, *TRIED)]  # a ramp of texts is found here
+    except (ImportError, AttributeError, ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{where}: the method {class_path} can't be made ({error}); expected a class such as "
             "flarecps.methods.Supervised and its arguments as 'model.method.init_args.NAME'"

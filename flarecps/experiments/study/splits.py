@@ -45,7 +45,7 @@ def study_splits(dataset: Path, judged: Judged) -> StudySplits:
     """The splits by which a study of the data set is made. DatasetError where its scans do not suffice."""
     if judged.by == "folds":
         return _of_folds(read_catalogue(dataset), judged)
-    splits, held_out, known = {}, {}, {}
+    splits, held_out, known = {}, {}, dict[str, Case]()
     for name in judged.splits:
         catalogue = read_catalogue(dataset, name)
         roles, judges = catalogue.split, catalogue.test

@@ -168,12 +168,9 @@ class StudyStages:
                  "data.seed": seed, "model.initial_seed": SEEDS_APART * seed}  # fmt: skip
         if "data.fold" not in given:
             fixed["data.fold"] = ALL
-        words = [
-            "fit",
-            *(("--config", config) if config else ()),
-            *(f"--{key}={value}" for key, value in fixed.items()),
-        ]
-        stage = fit_stage(f"train_{cell.name}", (*words, *self.costs.words(arm), *more), config, run, after)
+        settings = [*(f"--{key}={value}" for key, value in fixed.items()), *self.costs.words(arm), *more]
+        fit = ("fit", *(("--config", config) if config else ()), *settings)
+        stage = fit_stage(f"train_{cell.name}", fit, config, run, after)
         return [*found, replace(stage, resume=(run / "checkpoints", ("--ckpt_path", "auto")))]
 
     def _labels(self, way: str, cell: Cell, sibling: str) -> Path:
@@ -196,12 +193,12 @@ class StudyStages:
                     else:
                         stage = Stage(f"rules_{name}", (), (rules,), ("data",), description="largest pieces",
                                       action=partial(_write_largest, rules, self.splits.catalogue.labels))  # fmt: skip
-                    words = ("postprocess", "apply", self._labels("none", cell, sibling), labels, "--rules", rules)
-                    found += [stage, command_stage(f"apply_{name}", words, labels, after, stage.name)]
+                    apply = ("postprocess", "apply", self._labels("none", cell, sibling), labels, "--rules", rules)
+                    found += [stage, command_stage(f"apply_{name}", apply, labels, after, stage.name)]
                     after = f"apply_{name}"
                 table = self.scores(cell, sibling, way)
-                words = ("score", labels, references, "--protocol", "strict", "--out", table.parent, "--workers", 1)
-                found.append(command_stage(f"score_{name}", words, table, after))
+                score = ("score", labels, references, "--protocol", "strict", "--out", table.parent, "--workers", 1)
+                found.append(command_stage(f"score_{name}", score, table, after))
         return found
 
     def _rules(self, name: str, cells: list[Cell], sibling: str, path: Path) -> Stage:
