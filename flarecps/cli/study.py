@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from fnmatch import fnmatch
 from pathlib import Path
@@ -63,7 +64,9 @@ def study(
 
     if out.resolve().is_relative_to(dataset.resolve()):
         raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
-    if budget is not None and budget <= 0:
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir()):
+        raise ConfigError(f"--out {out}: is a file, or a folder that is not empty and no study's; choose another")
+    if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget {budget:g}: expected hours above 0")
     console = Console()
     asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve)

@@ -160,6 +160,9 @@ def test_from_raw_folder_to_the_model(
     assert f"next: flarecps segment {out}/runs/all/cps/all_labels/seed_0/checkpoints/last.ckpt SCANS LABELS" in said
     assert "--sibling average --postprocess" in said
     assert "to the end" in said, "the time left is told"
+    with (out / "results" / "standings.csv").open(newline="") as file:
+        standings = {row["arm"]: row for row in csv.DictReader(file)}
+    assert float(standings["cps, siblings averaged"]["low"]) > 0
     page = (out / "report.html").read_text()
     assert "they helped" in page
     assert "More labels" in page
@@ -275,6 +278,8 @@ def test_a_dry_run_makes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "out").exists()
     assert sorted(dataset.rglob("*")) == before
     assert main(["study", str(dataset), "--out", str(dataset / "out")]) == 2
+    assert main(["study", str(dataset), "--out", str(tmp_path)]) == 2
+    assert "no study's" in capsys.readouterr().err
 
 
 def test_jobs_wait_for_each_other(

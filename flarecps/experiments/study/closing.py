@@ -23,6 +23,7 @@ from flarecps.reporting.tables import markdown_table
 from flarecps.text_files import csv_text, read_own_json
 
 RESULTS, VERDICT, PAGE = "results", "verdict.json", "report.html"
+CSV = ("labels", "arm", "mean", "seeds_sd", "difference", "low", "high", "p_holm", "verdict", "compute", "minutes")
 HEADING = (
     "arm",
     "mean",
@@ -113,9 +114,9 @@ def _write_page(stages: StudyStages, records: StageRecords) -> None:
     command = model_command(stages, found.recommended.arm, found.recommended.sibling)
     tables = {"": found.standings, **found.other_labels}
     rows = {labels: [_row(one) for one in standings] for labels, standings in tables.items()}
-    write_text(out / RESULTS / "standings.csv", csv_text(
-        [("labels", *HEADING), *((labels or stages.protocol.judged.labels[0], *_cells(one))
-                                 for labels, some in rows.items() for one in some)]))  # fmt: skip
+    first = stages.protocol.judged.labels[0]
+    numbers = [(labels or first, *_numbers(row)) for labels, some in rows.items() for row in some]
+    write_text(out / RESULTS / "standings.csv", csv_text([CSV, *numbers]))
     words = ["# What this study found", *(f"- {one}" for one in found.sentences), "", markdown_table(HEADING, [
         _cells(one) for one in rows[""]]), "", *(f"- {one}" for one in found.remarks), "",
         "The recommended model, trained on all labelled scans:", "", f"    {command}"]  # fmt: skip
@@ -136,6 +137,12 @@ def _row(one: Standing) -> StudyRow:
         (found.interval.low, found.interval.high) if found and found.interval else None,
         judged.p_holm if judged else None, judged.verdict if judged else "baseline", one.cost,
         one.seconds / 60 if one.seconds else None, one.reads_unlabelled, one.with_holm)  # fmt: skip
+
+
+def _numbers(row: StudyRow) -> tuple[object, ...]:
+    found = (row.mean, row.seeds_sd, row.difference, *(row.interval or (None, None)), row.p)
+    rounded = ("" if one is None else round(one, 6) for one in found)
+    return row.title, *rounded, row.verdict, round(row.cost, 4), "" if row.minutes is None else round(row.minutes, 1)
 
 
 def _cells(row: StudyRow) -> list[str]:

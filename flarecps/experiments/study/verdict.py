@@ -132,8 +132,10 @@ def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...]
         return (f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}) until more is known: one training of each "
                 "method says nothing of other trainings; take two seeds or more, or folds.")  # fmt: skip
     reach = max((one.judged.difference.reach for one in standings if one.with_holm and one.judged), default=0.0)
-    return (f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}): on these scans no method was clearly better than "
-            f"it; differences of less than about {reach:.3f} could not have been seen.")  # fmt: skip
+    blind = f"; differences of less than about {reach:.3f} could not have been seen" if reach else ""
+    return (
+        f"Use “{baseline.title}” ({measure} {baseline.mean:.3f}): on these scans no method was clearly better{blind}."
+    )
 
 
 def _brought(one: Standing, baseline: Standing, measure: str) -> str:
