@@ -148,6 +148,7 @@ class _PlaneUpsampling:
         self.rows, self.columns = rows, columns
         self._nearest = rows.nearest[:, None], columns.nearest[None, :]
         self._lower = rows.lower[:, None], columns.lower[None, :]
+        self._between = not all(np.isin(taps.share, (0, 1)).all() for taps in (rows, columns))
 
     def labels(self, below: Plane, above: Plane, share: float) -> LabelArray:
         """Labels (rows, columns) between two planes; ``share`` is the upper one's weight."""
@@ -155,6 +156,8 @@ class _PlaneUpsampling:
         labels = nearest.labels[self._nearest]
         if share in (0.0, 1.0):
             below = above = nearest
+            if not self._between:  # every voxel is one of the plane's
+                return labels
         border = np.flatnonzero(_mixed(below.labels, above.labels)[self._lower])
         flat = labels.reshape(-1)
         for start in range(0, len(border), AT_ONCE):

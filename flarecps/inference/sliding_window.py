@@ -260,7 +260,7 @@ class _Run:
     def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
         """The networks' mean scores (B, K, *patch)."""
         device = self.chain.now.device
-        with torch.no_grad(), _autocast(device):
+        with torch.no_grad(), autocast(device):
             tiles = tiles.to(device)
             tiles = tiles.squeeze(2) if self.flat else tiles
             scores = _scores_of_one(self.networks[0], tiles, self.accumulate, mirroring)
@@ -302,7 +302,8 @@ def _scores_of_one(network: Network, tiles: Tensor, accumulate: Accumulate, mirr
     return one(tiles) if mirroring is None else mirroring.average(one, tiles)
 
 
-def _autocast(device: torch.device) -> AbstractContextManager[object]:
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Half precision where networks run on a CUDA GPU."""
     return torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
 
 

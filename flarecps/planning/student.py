@@ -85,8 +85,8 @@ def plan_student(
             while True:
                 try:
                     plan = plan_dataset(
-                        fingerprint, catalogue, teacher.plan.dimensions, teacher.plan.intensity.source, memory_gb,
-                        spacing, patch_voxels, most_features, teacher.plan.axis_order, 1, STREAMS, first,
+                        fingerprint, catalogue, teacher.plan.dimensions, "global", memory_gb, spacing, patch_voxels,
+                        most_features, teacher.plan.axis_order, 1, STREAMS, first,
                     )  # fmt: skip
                 except PlanError:
                     if tried:

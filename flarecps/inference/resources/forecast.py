@@ -26,6 +26,7 @@ from flarecps.inference.resources.placement import FallbackChain, Placement, pla
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.resources.usage import ram_bytes
 from flarecps.inference.settings import SegmentationSettings
+from flarecps.inference.sliding_window import autocast
 from flarecps.networks import PlainUNet
 from flarecps.networks.cost import NetworkCost, network_cost
 from flarecps.planning.fingerprint import CaseShape
@@ -42,7 +43,7 @@ class Forecaster:
 
     Windows of the first network that is asked for are measured, and others are taken to be as quick, and as large in
     memory, by their multiply-accumulates and feature maps. Without a GPU here, ``cuda`` has an assumed speed, and all
-    feature maps in memory at once.
+    feature maps in memory at once, in single precision.
 
     Args:
         cases: the data set's scans.
@@ -110,7 +111,7 @@ def _seconds(network: FinestScale, plan: Plan, device: torch.device) -> float:
     batch = windows_at_a_time(plan.patch_voxels, device)
     image, network = torch.zeros((batch, len(plan.channels), *plan.patch_voxels), device=device), network.to(device)
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(device):
         for _ in range(TRIES):
             began = time.perf_counter()
             network(image).flatten()[0].item()  # waits for a GPU
