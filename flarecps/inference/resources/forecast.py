@@ -97,11 +97,11 @@ class Forecaster:
             window = measure_window([network], plan, chain)
             self._measured = cost, replace(window, seconds=_seconds(network, plan, chain.now.device))
         before, window = self._measured
-        maps = cost.convolved_elements / before.convolved_elements
+        share = cost.convolved_elements / before.convolved_elements
         return WindowCost(
             window.seconds * cost.macs / before.macs,
-            int(window.ram_bytes * maps),
-            weights + int(max(window.vram_bytes - before.parameters * FLOAT, 0) * maps),
+            int(window.ram_bytes * share),
+            weights + int(max(window.vram_bytes - before.parameters * FLOAT, 0) * share),
             weights,
         )
 
