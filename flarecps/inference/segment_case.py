@@ -126,14 +126,23 @@ class CaseSegmentation:
         show_progress: bool = False,
     ) -> None:
         self.segmenter = segmenter
+        self.siblings = tuple(siblings)
         self.outputs = outputs
-        for one in (segmenter, *siblings):
+        self.overwrite = overwrite
+        self.show_progress = show_progress
+
+    @property
+    def outputs(self) -> OutputOptions:
+        """What is wanted of every scan beside its labels; the estimates of memory go by it."""
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, outputs: OutputOptions) -> None:
+        self._outputs = outputs
+        for one in (self.segmenter, *self.siblings):
             one.resources.beside = Beside(
                 outputs.probabilities, outputs.draw is not None, outputs.rules is not None, outputs.agreement
             )
-        self.siblings = tuple(siblings)
-        self.overwrite = overwrite
-        self.show_progress = show_progress
 
     def __call__(self, request: SegmentationRequest) -> SegmentationResult:
         """All three stages, one after the other."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from flarecps.errors import ConfigError
 from flarecps.inference.mirroring import Mirroring
+from flarecps.inference.outputs import OutputOptions
+from flarecps.inference.postprocessing import Rules
 from flarecps.inference.resources.budget import PRESETS, Budget, budget_of, format_bytes, parse_bytes
 from flarecps.inference.resources.cost import (
     BORDER,
@@ -25,6 +30,7 @@ from flarecps.inference.resources.deadline import DeadlineSchedule
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements
 from flarecps.inference.resources.planner import MARGIN, WorkPlan, describe_work, plan_work
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
+from flarecps.inference.segment_case import CaseSegmentation
 from flarecps.inference.slab_sums import SlabSums
 from flarecps.inference.sliding_window import WindowSchedule, scores_by_slab
 
@@ -139,6 +145,14 @@ def test_what_is_made_beside_labels_and_reading_are_in_the_estimate() -> None:
         costs = estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP, beside)
         assert getattr(costs, phase) == getattr(plain, phase) + more
     assert estimate_ram(JOB, Placement(2), WINDOW, 3 * GB, "normal", STEP, reading_bytes=99 * GB).peak == 99 * GB
+
+
+def test_rules_that_are_read_after_the_model_are_in_the_estimate_too() -> None:
+    segmenter: Any = SimpleNamespace(resources=SimpleNamespace())
+    case = CaseSegmentation(segmenter, OutputOptions(probabilities=True))
+    assert segmenter.resources.beside == Beside(probabilities=True)
+    case.outputs = replace(case.outputs, rules=Rules({"background": 0, "liver": 1}))
+    assert segmenter.resources.beside == Beside(probabilities=True, rules=True)
 
 
 def test_several_windows_cost_what_was_measured() -> None:
