@@ -671,4 +671,3 @@ def test_frames_that_are_only_announced_take_no_time(tmp_path: Path) -> None:
     content.ImageOrientationPatient, content.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
     said = "NumberOfFrames is 999999999, and the places of 1 are stated"
     assert said in refusal(written(tmp_path / "cine.dcm", content))
-
