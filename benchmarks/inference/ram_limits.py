@@ -137,7 +137,8 @@ def write_bomb(path: Path) -> None:
     struct.pack_into("<2h", header, 70, 4, 16)  # int16
     struct.pack_into("<8f", header, 76, 1, 0.5, 0.5, 0.5, 1, 1, 1, 1)
     struct.pack_into("<f", header, 108, 352)
-    struct.pack_into("<2h", header, 252, 1, 1)
+    struct.pack_into("<2h", header, 252, 0, 1)
+    struct.pack_into("<12f", header, 280, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0.5, 0)
     header[344:348] = b"n+1\0"
     block = bytes(2**20)
     with gzip.open(path, "wb", compresslevel=9) as file:
