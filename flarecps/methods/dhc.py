@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flarecps.dice import dice_coefficient
 from flarecps.losses import DeepSupervision, PseudoLabelFilter, WeightedDiceCrossEntropy
+from flarecps.losses.label_counts import counted_labels
 from flarecps.losses.ranks import sum_over_ranks
 from flarecps.methods.cross_pseudo import CrossPseudoSupervision
 from flarecps.methods.method import AnyRamp, Batch, Losses
@@ -105,7 +106,7 @@ class DualDebiasedSupervision(CrossPseudoSupervision):
             counts = sum_over_ranks(_counts(pseudo.argmax(1), classes))
             state["shares"] = torch.lerp(counts / counts.sum(), state["shares"], self.momentum)
         found = losses.finest[1][: losses.labelled].argmax(1)
-        both = _counts(found[found == truth], classes)
+        both = _counts(torch.where(found == truth, found, classes), classes + 1)[:-1]
         shared, total = sum_over_ranks(torch.stack([both, _counts(found, classes) + _counts(truth, classes)]))
         dice = torch.where(total > 0, dice_coefficient(shared, total.clamp_min(1)), state["dice"])
         change = (dice.clamp_min(LEAST) / state["dice"].clamp_min(LEAST)).log()
@@ -125,4 +126,4 @@ class DualDebiasedSupervision(CrossPseudoSupervision):
 
 def _counts(labels: Tensor, classes: int) -> Tensor:
     """Voxels of each class, in float64."""
-    return torch.bincount(labels.flatten().long(), minlength=classes).double()
+    return counted_labels(labels.flatten().long(), classes).double()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -16,6 +16,7 @@ from flarecps import metric_names
 from flarecps.anatomy import organs_of
 from flarecps.dice import dice_coefficient
 from flarecps.errors import visible
+from flarecps.losses.label_counts import counted_labels
 from flarecps.planning.plan import Plan
 from flarecps.training.ranks import warn
 
@@ -53,24 +54,6 @@ def class_priors(plan: Plan) -> Float[Tensor, " klass"]:
         if label:
             prior[label] = structures.get(name, {}).get("share_of_labelled_voxels", 0.0)
     return prior
-
-
-COUNTERS = 256  # of each label on a GPU, so that equal labels side by side do not wait for each other's addition
-
-
-def counted_labels(labels: Integer[Tensor, " voxels"], number: int) -> Integer[Tensor, " number"]:
-    """How often each label below ``number`` occurs, int64; on a GPU without waiting for it, as ``bincount`` would.
-
-    >>> counted_labels(torch.tensor([2, 0, 2]), 4)
-    tensor([1, 0, 2, 0])
-    """
-    return torch.bincount(labels, minlength=number) if labels.device.type == "cpu" else _scattered(labels, number)
-
-
-def _scattered(labels: Tensor, number: int) -> Tensor:
-    counter = torch.arange(labels.numel(), device=labels.device) % COUNTERS
-    counts = labels.new_zeros(COUNTERS * number, dtype=torch.int64)
-    return counts.scatter_add_(0, counter * number + labels, torch.ones_like(counter)).view(COUNTERS, number).sum(0)
 
 
 class PseudoLabelHealth(Metric):

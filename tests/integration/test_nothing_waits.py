@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flarecps import kernels
 from flarecps.errors import TrainingError
-from flarecps.losses import dice
+from flarecps.losses import LinearRamp, dice, label_counts
+from flarecps.methods import CrossPseudoSupervision, DualDebiasedSupervision, dhc
 from flarecps.training import finite, health
 from flarecps.training.module import SegmentationModule
 from flarecps.training.optimisation import NesterovSGD
@@ -53,7 +54,8 @@ def fused(**settings: Any) -> SegmentationModule:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches that a CUDA device takes, on the CPU."""
     monkeypatch.setattr(SegmentationModule, "_passes_over", lambda *_: True)
-    monkeypatch.setattr(health, "counted_labels", health._scattered)
+    monkeypatch.setattr(health, "counted_labels", label_counts._scattered)
+    monkeypatch.setattr(dhc, "counted_labels", label_counts._scattered)
     monkeypatch.setattr(dice, "_joined", lambda known, device: None if known is None else dice.joined_classes(known))
 
 
@@ -72,8 +74,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: SegmentationModule) -> Wait
     return waits
 
 
-def test_a_step_reads_nothing(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = fused()
+@pytest.mark.parametrize("method", [CrossPseudoSupervision, DualDebiasedSupervision])
+def test_a_step_reads_nothing(method: Any, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = fused(method=method(ramp=LinearRamp(final=0.3, length=0)))
     waits = watched(monkeypatch, module)
     read = finite.FiniteSteps.read
     monkeypatch.setattr(module.finite_steps, "read", lambda: _unwatched(lambda: read(module.finite_steps), waits))
@@ -121,7 +124,7 @@ def test_a_late_read_stops_with_the_patches_of_its_step_and_leaves_the_weights(
 
 def test_labels_are_counted_alike() -> None:
     labels = torch.randint(0, 9, (5000,), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(health._scattered(labels, 11), torch.bincount(labels, minlength=11))
+    assert torch.equal(label_counts._scattered(labels, 11), torch.bincount(labels, minlength=11))
 
 
 def test_a_road_that_is_not_there_is_said_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
