@@ -199,7 +199,8 @@ def _remarks(scores: StudyScores, standings: tuple[Standing, ...]) -> list[str]:
         )
     base = standings[0]
     for one in standings[1:]:
-        if base.seconds and one.seconds and abs(one.seconds / base.seconds / one.cost - 1) > UNEQUAL:
+        first = one.column.sibling == protocol.arm(one.column.arm).siblings[0]
+        if first and base.seconds and one.seconds and abs(one.seconds / base.seconds / one.cost - 1) > UNEQUAL:
             found.append(f"“{one.title}” took {one.seconds / base.seconds:.2f} times the computing time of "
                          f"“{base.title}”, start-up included; its method declares {one.cost:.2f} times.")  # fmt: skip
     return found
