@@ -45,10 +45,10 @@ def options_of(name: str) -> list[str]:
     from flarecps.cli.arguments import option_names
     from flarecps.cli.main import COMMANDS, LIGHTNING_COMMANDS
     from flarecps.cli.postprocess import ACTIONS
-    from flarecps.cli.training_options import option_names as training_options
+    from flarecps.cli.training_options import fit_option_names
 
     if name in LIGHTNING_COMMANDS:
-        return training_options()
+        return fit_option_names()
     if name == "postprocess":
         return sorted({*ACTIONS, *(option for action in ACTIONS.values() for option in option_names(action))})
     return option_names(getattr(import_module(COMMANDS[name].module), COMMANDS[name].function))

@@ -125,7 +125,7 @@ def segment(
             ending=f".{format}",
         ),
         postprocess=postprocess,
-        say=say,
+        say=say_of_budget,
         settings=SegmentationSettings(
             sibling=sibling,
             step=step,
@@ -162,7 +162,7 @@ def segment(
     return 1 if failed else 0
 
 
-def say(words: str) -> None:
+def say_of_budget(words: str) -> None:
     """Print a line about the budget: estimated, traded, taken."""
     from flarecps.cli.console import Console
     from flarecps.verbosity import is_quiet

@@ -15,7 +15,7 @@ from flarecps.datasets.splits import SPLITS, choose_split, read_splits
 from flarecps.errors import DatasetError
 from flarecps.processes import usable_cores
 from flarecps.training.callbacks.requeue import under_slurm
-from flarecps.training.defaults import Machine, default_settings, said
+from flarecps.training.defaults import Machine, default_settings, in_words
 from flarecps.training.module import SegmentationModule
 
 
@@ -30,7 +30,7 @@ def with_defaults(words: list[str]) -> tuple[list[str], list[str]]:
     unlabelled = _unlabelled_cases(Path(store), given)
     options = [name for name, _ in pairs(rest)]
     found = default_settings(given, "config" in options, unlabelled, machine)
-    decided = said(found, given, unlabelled, machine) if command == "fit" else []
+    decided = in_words(found, given, unlabelled, machine) if command == "fit" else []
     more = []
     workers = given.get("data.workers")
     if isinstance(workers, int) and workers > machine.cores and "data.workers" not in options:

@@ -118,7 +118,7 @@ def _with_default(text: str, default: str) -> str:
     )
 
 
-def option_names() -> list[str]:
+def fit_option_names() -> list[str]:
     """The options that may be typed after one of Lightning's commands."""
     parts = [f"--{part}.{name}" for part in ("data", "model", "trainer") for name in known_options(part)]
     top = sorted(_top_level() - {"data", "model", "trainer", "dry_run"})
@@ -154,7 +154,7 @@ def given_settings(words: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs(words):
         if name == "config" and value is not None:
-            for key, entry in read_yaml(value).items():
+            for key, entry in config_entries(value).items():
                 if key in ("trainer", "data", "model") and isinstance(entry, Mapping):
                     found |= {f"{key}.{inner}": one for inner, one in entry.items()}
                 else:
@@ -164,7 +164,7 @@ def given_settings(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def read_yaml(config: str) -> dict[str, Any]:
+def config_entries(config: str) -> dict[str, Any]:
     """The content of a config: a file, a name or text. ConfigError, with the line, where it can't be read."""
     found = found_config(config)
     is_file = os.path.isfile(found)
@@ -206,7 +206,7 @@ def check(command: str, words: Sequence[str]) -> None:
         if name == "config":
             if value is None:
                 raise ConfigError("--config: expected a file, or a name that 'flarecps configs' lists")
-            for key, entry in read_yaml(value).items():
+            for key, entry in config_entries(value).items():
                 _check_name(key, "", f"{value}: ")
                 for inner in entry if key in ("trainer", "data", "model") and isinstance(entry, Mapping) else ():
                     _check_name(f"{key}.{inner}", "", f"{value}: ")
@@ -230,7 +230,7 @@ def _tree(given: Mapping[str, Any]) -> dict[str, Any]:
                 place[one] = {"class_path": place[one]} if isinstance(place.get(one), str) else {}
             place = place[one]
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = read_yaml(value)
+            value = config_entries(value)
         place[last] = (
             OmegaConf.to_container(OmegaConf.create(value), resolve=False) if isinstance(value, dict) else value
         )

@@ -34,7 +34,7 @@ Parameters: TypeAlias = Callable[[Plan], int]
 
 
 @dataclass(frozen=True)
-class Forecast:
+class ScanForecast:
     """Whether a plan's network is estimated to keep the limits of memory and of time, and the estimate in words."""
 
     memory_fits: bool
@@ -60,7 +60,7 @@ def plan_student(
     fingerprint: Fingerprint,
     catalogue: Catalogue,
     teacher: Teacher,
-    forecast: Callable[[Plan], Forecast],
+    forecast: Callable[[Plan], ScanForecast],
     parameters: Parameters,
     gpu_memory_gb: float = 8.0,
     spacing_mm: list[float] | None = None,
@@ -168,7 +168,7 @@ def _narrowed(plan: Plan, first: int, most: int | None, limit: int, parameters: 
 
 
 def _reasons(
-    plan: Plan, teacher: Teacher, count: int, factor: float, refused: str, found: Forecast, patch_given: bool
+    plan: Plan, teacher: Teacher, count: int, factor: float, refused: str, found: ScanForecast, patch_given: bool
 ) -> dict[str, Any]:
     """A line for everything that was chosen."""
     features, before = plan.topology.features, teacher.plan.topology.features

@@ -27,7 +27,7 @@ from flarecps.errors import StoreError, counted, first_few
 from flarecps.planning.plan import Plan
 from flarecps.preprocessing.checksums import CHECKSUMS, check_file
 from flarecps.preprocessing.store import CaseRecord, CaseStore, is_finished, open_array, read_description, read_samples
-from flarecps.preprocessing.store_writing import whole_case, write_array, write_labels
+from flarecps.preprocessing.store_writing import whole_case, write_array, write_label_array
 from flarecps.text_files import csv_lines, read_own_json
 from flarecps.typing import LabelArray, NormalisedArray, Triple
 
@@ -127,7 +127,7 @@ def write_pseudo_labels(
     Raises ``StoreError`` when the disk is full.
     """
     with whole_case(folder, name) as partial:
-        samples = write_labels(partial, labels, name, dimensions)
+        samples = write_label_array(partial, labels, name, dimensions)
         if disputed is not None:
             write_array(partial / "disputed.b2nd", disputed, dimensions)
         content = {

@@ -189,7 +189,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan, remar
     if not plan.integer_hu:
         image, scaling = quantise(image, prepared.statistics["sd"])
     write_array(folder / "image.b2nd", image, plan.dimensions)
-    samples = {} if prepared.labels is None else write_labels(folder, prepared.labels, case.name, plan.dimensions)
+    samples = {} if prepared.labels is None else write_label_array(folder, prepared.labels, case.name, plan.dimensions)
     content = {
         "name": case.name,
         "shape_voxels": list(prepared.image.shape[1:]),
@@ -205,7 +205,7 @@ def _write_files(folder: Path, prepared: Prepared, case: Case, plan: Plan, remar
     atomic.write_json(folder / "case.json", content)
 
 
-def write_labels(folder: Path, labels: LabelArray, name: str, dimensions: int) -> dict[int, int]:
+def write_label_array(folder: Path, labels: LabelArray, name: str, dimensions: int) -> dict[int, int]:
     """Write ``labels`` (S, H, W) of the network's grid, and the voxels that patches are centred on; how many of each
     structure's these are, by label id."""
     write_array(folder / "labels.b2nd", labels, dimensions)

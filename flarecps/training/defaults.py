@@ -102,7 +102,7 @@ def epochs_of(given: Mapping[str, Any], siblings: int) -> int | None:
     return -(-steps // (siblings * iterations))
 
 
-def said(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_cases: int, machine: Machine) -> list[str]:
+def in_words(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_cases: int, machine: Machine) -> list[str]:
     """What was decided, in words, a line each; nothing for what nobody would ask about."""
     lines = []
     if METHOD in found:

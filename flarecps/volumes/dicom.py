@@ -13,7 +13,7 @@ import numpy as np
 
 from flarecps.errors import GridError, ScanError, counted, first_few
 from flarecps.typing import triple
-from flarecps.volumes.dicom_pixels import read_voxels
+from flarecps.volumes.dicom_pixels import pixels_of
 from flarecps.volumes.dicom_slices import Slice, attributes
 from flarecps.volumes.dicom_stacks import (
     MISPLACED,
@@ -40,7 +40,7 @@ def read_series(path: Path) -> StoredScan:
     Raises ScanError for no series, several stacks, damaged files, and slices that do not make one stack.
     """
     slices, space, remarks = _stack(path)
-    return StoredScan(read_voxels(slices), space, remarks)
+    return StoredScan(pixels_of(slices), space, remarks)
 
 
 def read_series_space(path: Path) -> Space:

@@ -44,7 +44,7 @@ WITHOUT_PREAMBLE: dict[tuple[bool | None, bool | None], UID] = {
 WHOLE = 1 << 31  # slopes and intercepts beyond can't be multiplied in int64
 
 
-def read_voxels(slices: Sequence[Slice]) -> np.ndarray:
+def pixels_of(slices: Sequence[Slice]) -> np.ndarray:
     """The values of ``slices``, which are of one size, as one array (slice, row, column).
 
     Integers stay as they are stored where no slice is rescaled; whole slopes and intercepts give int16, or int32 where
@@ -71,7 +71,7 @@ def read_voxels(slices: Sequence[Slice]) -> np.ndarray:
 
 def same_voxels(one: Slice, other: Slice) -> bool:
     """Whether two slices have the same values, place by place."""
-    return np.array_equal(read_voxels([one]), read_voxels([other]))
+    return np.array_equal(pixels_of([one]), pixels_of([other]))
 
 
 def _fits(values: np.ndarray, kind: np.dtype) -> bool:

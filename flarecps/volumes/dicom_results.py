@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmwrite
 from flarecps.atomic import atomic_path
 from flarecps.errors import ScanError
 from flarecps.volumes.dicom import read_stack
-from flarecps.volumes.dicom_slices import Slice, is_dicom_file, pydicom_errors_as_scan_error, read_header
+from flarecps.volumes.dicom_slices import Slice, dicom_header, is_dicom_file, pydicom_errors_as_scan_error
 from flarecps.volumes.links import place_of
 
 PROGRAM = "flarecps"
@@ -54,7 +54,7 @@ def read_source_series(path: Path) -> SourceSeries:
 
 def _header(file: Path) -> Dataset:
     with pydicom_errors_as_scan_error(file):
-        header = read_header(file, None)
+        header = dicom_header(file, None)
         assert header is not None
         for keyword, of_file in (
             ("SOPClassUID", "MediaStorageSOPClassUID"),
@@ -74,7 +74,7 @@ def _header(file: Path) -> Dataset:
     return header
 
 
-def save(path: Path, content: Dataset) -> None:
+def write_dicom(path: Path, content: Dataset) -> None:
     """Write a data set as a DICOM file, atomically."""
     with atomic_path(path) as partial:
         dcmwrite(partial, content, enforce_file_format=True)

@@ -15,7 +15,7 @@ import flarecps
 from flarecps.anatomy import Organ
 from flarecps.errors import ConfigError, ScanError, visible
 from flarecps.typing import LabelArray
-from flarecps.volumes.dicom_results import PROGRAM, UTF_8, SourceSeries, save
+from flarecps.volumes.dicom_results import PROGRAM, UTF_8, SourceSeries, write_dicom
 
 SIDES = {"right": "Right", "left": "Left"}
 LONGEST_NAME = 64  # characters of a segment's label
@@ -68,7 +68,7 @@ def write_dicom_seg(path: Path, labels: LabelArray, series: SourceSeries, organs
         ) from error
     content.SpecificCharacterSet = UTF_8
     content.SeriesDescription = "Segmentation"
-    save(path, content)
+    write_dicom(path, content)
 
 
 def import_highdicom() -> Any:

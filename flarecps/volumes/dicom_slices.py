@@ -127,7 +127,7 @@ def scans_in(folder: Path) -> list[Path]:
     damaged: list[Path] = []
     for path in dicom_files(folder):
         try:
-            header = read_header(path)
+            header = dicom_header(path)
             if header is not None and frame_count(path, header) == 1:
                 return [folder]
         except ScanError:
@@ -147,7 +147,7 @@ def _may_be_slice(path: Path) -> bool:
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
-def read_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset | None:
+def dicom_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset | None:
     """The elements ``tags`` (None: all) before the pixels; None for an object that holds no scan (RTSTRUCT, SEG, …).
 
     Raises ScanError when the file is truncated or damaged.
@@ -201,7 +201,7 @@ def attributes(slices: Sequence[Slice]) -> dict[Slice, dict[str, str]]:
     headers: dict[Path, Dataset] = {}
     for one in slices:
         if one.path not in headers:
-            headers[one.path] = read_header(one.path, None) or Dataset()
+            headers[one.path] = dicom_header(one.path, None) or Dataset()
         with pydicom_errors_as_scan_error(one.path):
             own = {
                 element.keyword or str(element.tag): _in_a_line(str(element.value))

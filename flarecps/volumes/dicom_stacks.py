@@ -26,8 +26,8 @@ from flarecps.volumes.dicom_slices import (
     Slice,
     attributes,
     dicom_files,
+    dicom_header,
     frame_count,
-    read_header,
     slices_of,
 )
 from flarecps.volumes.links import check_reachable
@@ -82,7 +82,7 @@ def stacks_in(place: Path) -> Stacks:
 @lru_cache(maxsize=16)  # discovery, sizes and reading ask in turn
 def _stacks_of(place: Path, states: tuple[tuple[Any, ...], ...]) -> Stacks:
     """The stacks of the files at ``place``, whose ``states`` begin with their paths."""
-    found = {state[0]: read_header(state[0]) for state in states}
+    found = {state[0]: dicom_header(state[0]) for state in states}
     headers = {file: header for file, header in found.items() if header is not None}
     if not headers:
         where = "folder" if place.is_dir() else "file"

@@ -22,7 +22,7 @@ import flarecps
 from flarecps.anatomy import Organ
 from flarecps.errors import visible
 from flarecps.typing import LabelArray
-from flarecps.volumes.dicom_results import OF_PATIENT_AND_STUDY, PROGRAM, UTF_8, SourceSeries, save
+from flarecps.volumes.dicom_results import OF_PATIENT_AND_STUDY, PROGRAM, UTF_8, SourceSeries, write_dicom
 from flarecps.volumes.dicom_slices import Slice
 
 Corner: TypeAlias = tuple[int, int]  # (row, column) of a voxel's corner towards voxel (0, 0)
@@ -59,7 +59,7 @@ def write_rtstruct(path: Path, labels: LabelArray, series: SourceSeries, organs:
     content.RTROIObservationsSequence = [_observation(organ) for organ in drawn]
     content.file_meta = FileMetaDataset()
     content.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # whose values may be longer than 64 KB
-    save(path, content)
+    write_dicom(path, content)
 
 
 def _reference(header: Dataset, frame: int | None = None) -> Dataset:

@@ -19,7 +19,7 @@ from flarecps.planning.fingerprint import CaseShape, Fingerprint
 from flarecps.planning.histogram import Histogram
 from flarecps.planning.plan import Plan, Topology, plan_from_json, plan_to_json, write_plan
 from flarecps.planning.planner import plan_dataset
-from flarecps.planning.student import Forecast, Teacher, plan_student
+from flarecps.planning.student import ScanForecast, Teacher, plan_student
 
 CASES = tuple(
     CaseShape(f"case_{i}", "labelled", (shape, 512, 512), (2.5, 0.8, 0.8), "LPS", {})
@@ -46,10 +46,10 @@ class Recorder:
     def __init__(self, number: int, memory: bool = True) -> None:
         self.number, self.memory, self.seen = number, memory, list[Plan]()
 
-    def __call__(self, plan: Plan) -> Forecast:
+    def __call__(self, plan: Plan) -> ScanForecast:
         self.seen.append(plan)
         good = len(self.seen) >= self.number
-        return Forecast(good or self.memory, good or not self.memory, f"forecast {len(self.seen)}")
+        return ScanForecast(good or self.memory, good or not self.memory, f"forecast {len(self.seen)}")
 
 
 def student(fingerprint: Fingerprint, teacher: Teacher, forecast: Any, **more: Any) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flarecps.method_config import CROSS_PSEUDO, SUPERVISED
-from flarecps.training.defaults import Machine, default_settings, epochs_of, said
+from flarecps.training.defaults import Machine, default_settings, epochs_of, in_words
 
 CPU, CARD, OLD_CARD = Machine(2, False, False), Machine(32, True, True), Machine(8, True, False)
 
@@ -113,11 +113,11 @@ def test_an_end_by_steps_or_time_needs_no_epochs() -> None:
 
 def test_it_is_said_in_words() -> None:
     settings = found({})
-    assert said(settings, {"data.store": "s"}, 3, CPU) == [
+    assert in_words(settings, {"data.store": "s"}, 3, CPU) == [
         "method CrossPseudoSupervision (3 unlabelled cases)",
         "100 epochs of 50 steps (--trainer.max_epochs N changes it)",
         "the plan's network is slow without a GPU: see --dry-run; --config cpu_3d trains a small one",
         "precision 32-true, workers 0 (2 cores, no GPU)",
         "run folder runs/abdomen",
     ]
-    assert said({}, {}, 3, CPU) == []
+    assert in_words({}, {}, 3, CPU) == []

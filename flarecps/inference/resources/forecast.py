@@ -31,7 +31,7 @@ from flarecps.networks import PlainUNet
 from flarecps.networks.cost import NetworkCost, network_cost
 from flarecps.planning.fingerprint import CaseShape
 from flarecps.planning.plan import Plan, read_plan
-from flarecps.planning.student import Forecast, Teacher
+from flarecps.planning.student import ScanForecast, Teacher
 from flarecps.volumes.space import Space
 
 TRIES = 3  # the first sets things up
@@ -57,7 +57,7 @@ class Forecaster:
         self.device = torch.device("cuda") if self.assumed else torch_device(device)
         self._measured: tuple[NetworkCost, WindowCost] | None = None
 
-    def __call__(self, plan: Plan) -> Forecast:
+    def __call__(self, plan: Plan) -> ScanForecast:
         """The forecast for ``plan``, one window at a time, with the reserve that ``segment`` keeps."""
         window, step = self._window(plan), self.settings.step
         jobs = [Job.of(Space.canonical(case.shape_voxels, case.spacing_mm), plan) for case in self.cases]
@@ -72,7 +72,7 @@ class Forecaster:
         memory = [(cost, limit, name) for cost, limit, name in costs if cost]
         words = [f"{max(seconds):.1f} s{_of(self.budget.seconds, '{:g} s'.format)} (median {np.median(seconds):.1f} s)"]
         words += [f"{name} {format_bytes(cost)}{_of(limit, format_bytes)}" for cost, limit, name in memory]
-        return Forecast(
+        return ScanForecast(
             memory_fits=all(limit is None or cost * MARGIN <= limit for cost, limit, _ in memory),
             time_fits=self.budget.seconds is None or max(seconds) <= self.budget.seconds,
             words=f"largest scan estimated at {', '.join(words)}, {self.source}",
