@@ -74,6 +74,8 @@ def test_broken_links_are_seen(site: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_are_true(name: str) -> None:
+    if name.endswith("_triton"):
+        pytest.importorskip("triton", reason="Triton is not installed")
     module = importlib.import_module(name)
     if ">>>" not in Path(module.__file__ or "").read_text(encoding="utf-8"):
         return
