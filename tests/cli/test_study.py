@@ -240,6 +240,9 @@ def test_a_protocol_is_not_changed_afterwards(
     assert main([*words, "--seeds", "3"]) == 2
     assert "began with another protocol" in capsys.readouterr().err
     assert main([*words, "--protocol", protocol(tmp_path), "--stages", "data"]) == 0
+    for damaged in ("{", '{"recommended": {"arm": "gone"}}', '{"recommended": 3}'):  # made again when its turn comes
+        (out / "verdict.json").write_text(damaged)
+        assert main([*words, "--stages", "data"]) == 0
     kept = out / "protocol.yaml"
     kept.write_text(kept.read_text().replace("seeds: 2", "seeds: 3"))
     assert main(words) == 2

@@ -91,7 +91,9 @@ def computing_seconds(stages: StudyStages, records: StageRecords) -> dict[str, f
 def chosen_model(stages: StudyStages) -> tuple[str, str] | None:
     """(arm, sibling) that the verdict recommends; None before there is one."""
     content = read_own_json(stages.out / VERDICT).get("recommended")
-    return (content["arm"], content["sibling"]) if isinstance(content, dict) else None
+    known = [(arm.name, sibling) for arm in stages.protocol.arms for sibling in arm.siblings]
+    found = (content.get("arm"), content.get("sibling")) if isinstance(content, dict) else None
+    return next((one for one in known if one == found), None)
 
 
 def model_command(stages: StudyStages, arm: str, sibling: str) -> str:
