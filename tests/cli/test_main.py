@@ -468,3 +468,11 @@ def test_a_reader_that_goes_is_no_error(words: list[str]) -> None:
     )
     os.close(write)
     assert (ended.returncode, ended.stderr) == (cli.PIPE_CLOSED, "")
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_environment_says_how(given: dict[str, str], policy: str) -> None:
+    code = "import os; from flarecps.cli.main import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == policy
