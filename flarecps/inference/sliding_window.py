@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
-from flarecps.inference.resources.usage import out_of_memory_count
+from flarecps.inference.resources.usage import is_out_of_memory, out_of_memory_count
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
 from flarecps.planning.plan import volume_patch
 
@@ -274,7 +274,7 @@ class _Run:
         """What ``work`` gives, or None when the GPU's memory ran out.
 
         cuDNN tries algorithm after algorithm, and where none gets its memory PyTorch raises "unable to find an engine",
-        a RuntimeError, as it does on a GPU that is too old. So what counts is whether memory was refused meanwhile.
+        a RuntimeError, as it does on a GPU that is too old. So memory that was refused meanwhile counts, too.
         """
         device = self.chain.now.device
         refused = out_of_memory_count(device)
@@ -282,7 +282,7 @@ class _Run:
             with torch.no_grad():
                 return work()
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or out_of_memory_count(device) > refused:
+            if is_out_of_memory(error) or out_of_memory_count(device) > refused:
                 return None
             raise
 

@@ -18,7 +18,7 @@ from flarecps.errors import ConfigError
 from flarecps.inference.resources.budget import Budget
 from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.planner import MARGIN
-from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES
+from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, limited_gpu_memory
 from flarecps.inference.segmenter import Segmenter
 from flarecps.volumes.io import Volume, read_volume
 
@@ -101,6 +101,26 @@ def test_a_limit_holds_on_every_card_and_is_lifted_after_each_scan(
         assert min(card.history) == pytest.approx((2 * GB - CUDA_CONTEXT_BYTES) / card.total_bytes)
         assert set(card.shares.values()) == {1.0}
     assert not card.refused
+
+
+def test_a_limit_needs_no_index_and_is_lifted_after_an_error(card: PretendedCard) -> None:
+    def broken_off() -> None:
+        with limited_gpu_memory(2 * GB, torch.device("cuda")):
+            assert card.shares[card.current] == pytest.approx((2 * GB - CUDA_CONTEXT_BYTES) / card.total_bytes)
+            raise KeyError("within the limit")
+
+    with pytest.raises(KeyError, match="within the limit"):
+        broken_off()
+    assert set(card.shares.values()) == {1.0}
+
+
+def test_a_card_that_others_have_filled_is_said_to_be_full(card: PretendedCard, monkeypatch) -> None:
+    def refused(*size: int, device: torch.device) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    with pytest.raises(ConfigError, match="device 'cuda': it is there, but its memory is full"):
+        torch_device("cuda")
 
 
 def test_a_limit_below_the_batch_takes_fewer_windows_at_a_time(card: PretendedCard, volume: Volume) -> None:

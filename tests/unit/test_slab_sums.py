@@ -142,6 +142,40 @@ def test_too_large_a_batch_falls_back_and_loses_nothing(network, image: torch.Te
     torch.testing.assert_close(ours, run([network], image)[0], atol=1e-6, rtol=0)
 
 
+REFUSALS = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("HIP error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda error: str(error)[:30])
+def test_memory_refused_by_driver_or_library_falls_back_too(network, image: torch.Tensor, refusal: Exception) -> None:
+    def full(tiles: torch.Tensor) -> torch.Tensor:
+        if len(tiles) > 1:
+            raise refusal
+        return network(tiles)
+
+    chain = FallbackChain([Placement(2), Placement(1)])
+    ours, _ = run([full], image, chain=chain)
+    assert chain.place == 1
+    torch.testing.assert_close(ours, run([network], image)[0], atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="not enough memory for one window"):
+        run([full], image, chain=FallbackChain([Placement(2)]))
+
+
+@pytest.mark.parametrize("words", ["CUDA error: an illegal memory access", "shapes can't be multiplied"])
+def test_other_errors_of_a_network_are_not_taken_for_a_full_gpu(image: torch.Tensor, words: str) -> None:
+    def broken(tiles: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=words):
+        run([broken], image, chain=FallbackChain([Placement(2), Placement(1)]))
+
+
 def test_when_one_window_is_too_much_sums_and_network_move(network, image: torch.Tensor) -> None:
     """The last rungs of a GPU's chain, all on the CPU here: half precision sums become single ones midway."""
     tight = Tight(network)

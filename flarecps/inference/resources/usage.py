@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from flarecps.inference.resources.devices import with_index
+
 INTERVAL_S = 0.01
 CUDA_CONTEXT_BYTES = 450 * 2**20  # what the driver counts for a process beside its tensors (CUDA 12, one device)
+# The driver and the libraries on it refuse memory in words of their own, past PyTorch's allocator and its counts.
+REFUSED = re.compile(r"(CUDA|HIP) error: out of memory|MPS backend out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 
 
 def ram_bytes() -> int:
@@ -77,12 +82,13 @@ def peak_gpu_memory(device: torch.device) -> int:
 def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterator[None]:
     """While the block runs, tensors take no more of a GPU than the limit, less what the driver counts beside them.
 
-    Afterwards, whatever happened, this process's share of the GPU is again what it was. ``device`` must have an index
-    where it is a GPU (``torch.cuda`` insists); without a limit, or on the CPU, nothing is done.
+    Afterwards, whatever happened, this process's share of the GPU is again what it was. Without a limit, or on the
+    CPU, nothing is done.
     """
     if limit_bytes is None or device.type != "cuda":
         yield
         return
+    device = with_index(device)
     total = torch.cuda.get_device_properties(device).total_memory
     share = max(limit_bytes - CUDA_CONTEXT_BYTES, 0) / total
     known = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # older versions of PyTorch can't tell
@@ -98,6 +104,11 @@ def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterato
 def out_of_memory_count(device: torch.device) -> int:
     """How often PyTorch has refused this process memory of a GPU, caught errors included; 0 for the CPU."""
     return int(torch.cuda.memory_stats_as_nested_dict(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether ``error`` says that a GPU has no room: PyTorch's own, or one that the driver, cuBLAS or cuDNN gave."""
+    return isinstance(error, torch.OutOfMemoryError) or REFUSED.search(str(error)) is not None
 
 
 def reset_peak_gpu_memory(device: torch.device) -> None:
