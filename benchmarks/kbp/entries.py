@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from protocol import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, Arm
+from arms import (
+    ALL_LABELS,
+    CONTROL,
+    CONTROL_LONG,
+    CPS,
+    CPS_LONG,
+    RESULTS,
+    TWO_CONTROLS,
+    TWO_SHORT_CONTROLS,
+)
 
 from flarecps.evaluation.score_table import MethodScores
+from flarecps.experiments.study.protocol import Arm
 from flarecps.reporting.comparison_files import read_method
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "kbp"
-TWO_CONTROLS = Arm(f"{CONTROL_LONG.name}_two", "two controls averaged, equal compute each", CONTROL_LONG.config)
-TWO_SHORT_CONTROLS = Arm(f"{CONTROL.name}_two", "two controls averaged, equal steps each", CONTROL.config)
 LINES = (  # what is shown over the number of labelled scans: title, arm, sibling
     (CONTROL.title, CONTROL, "1"),
     (CONTROL_LONG.title, CONTROL_LONG, "1"),

@@ -9,8 +9,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from entries import LINES, TWO_CONTROLS, TWO_SHORT_CONTROLS, entry, main_entries, read_rows
-from protocol import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, FEW_LABELS
+from arms import (
+    ALL_LABELS,
+    CONTROL,
+    CONTROL_LONG,
+    CPS,
+    CPS_LONG,
+    FEW_LABELS,
+    TWO_CONTROLS,
+    TWO_SHORT_CONTROLS,
+)
+from entries import LINES, entry, main_entries, read_rows
 
 from flarecps import metric_names
 from flarecps.evaluation.score_table import read_scores

@@ -1,11 +1,12 @@
 """Where the mistakes lie: on scans never seen or on scans learned, at the border of an organ or far away from it.
 
-    python benchmarks/kbp/mistakes.py DATASET OUT [--labels 10] [--results FOLDER]
+    python benchmarks/kbp/mistakes.py OUT [--labels 10] [--results FOLDER]
 
-For every training of ``run.py`` whose segmentations stand in OUT: DSC on test scans as it is, of the largest piece of
-each organ, and without all that lies farther than 20 mm from the reference (which no program can know); the predicted
-volume as a multiple of the true one; and the DSC on the labelled training scans, which are segmented for this. Adds to
-RESULTS/mistakes.csv, one row per training; rows that stand there are not made again.
+For every training whose segmentations stand in OUT, the folder of ``flarecps study``: DSC on the scans that judge as
+it is, of the largest piece of each organ, and without all that lies farther than 20 mm from the reference (which no
+program can know); the predicted volume as a multiple of the true one; and the DSC on the labelled training scans,
+which are segmented for this. Adds to RESULTS/mistakes.csv, one row per training; rows that stand there are not made
+again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from run import RESULTS
+from arms import RESULTS
 from scipy import ndimage
 
 from flarecps.datasets.layouts import Case, link_cases
@@ -52,32 +53,32 @@ def mean_rows(folder: Path, references: Path) -> np.ndarray:
     return np.mean(rows, axis=0)
 
 
-def segment_labelled(dataset: Path, folder: Path, labels: int) -> Path:
+def segment_labelled(data: Path, folder: Path, split: str) -> Path:
     """Segmentations of the training scans that counted as labelled."""
-    names = json.loads((dataset / "splits.json").read_text(encoding="utf-8"))[f"{labels}_labelled"]["labelled"]
+    names = json.loads((data / "splits.json").read_text(encoding="utf-8"))[split]["labelled"]
     scans, found = folder / "labelled_scans", folder / "segmentations_labelled"
-    link_cases([Case(name, "labelled", (dataset / "imagesTr" / f"{name}_0000.nii.gz",)) for name in names], scans)
+    link_cases([Case(name, "labelled", (data / "imagesTr" / f"{name}_0000.nii.gz",)) for name in names], scans)
     call_flarecps("segment", last_checkpoint(folder), scans, found, "--sibling", "1")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--labels", type=int, default=10)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    dataset, table = arguments.dataset.resolve(), arguments.results / "mistakes.csv"
+    out, table, split = arguments.out.resolve(), arguments.results / "mistakes.csv", f"{arguments.labels}_labelled"
     rows = list(csv.DictReader(table.open(encoding="utf-8"))) if table.is_file() else []
     done = {(row["arm"], row["labels"], row["seed"]) for row in rows}
-    for folder in sorted((arguments.out.resolve() / "runs" / f"{arguments.labels}_labelled").glob("*/seed_*")):
-        key = (folder.parent.name, str(arguments.labels), folder.name.removeprefix("seed_"))
-        if key in done or not training_is_finished(folder) or not (folder / "scores_1").is_dir():
+    for folder in sorted((out / "runs" / split).glob("*/fold_0/seed_*")):
+        key = (folder.parents[1].name, str(arguments.labels), folder.name.removeprefix("seed_"))
+        segmented = out / "labels" / "none" / folder.relative_to(out / "runs") / "1"
+        if key in done or not training_is_finished(folder) or not segmented.is_dir():
             continue
-        tested = mean_rows(folder / "segmentations_1", dataset / "labelsTs")
-        learned = mean_rows(segment_labelled(dataset, folder, arguments.labels), dataset / "labelsTr")
-        rows.append(dict(zip(COLUMNS, (*key, *(f"{value:.4f}" for value in (*tested, learned[0]))), strict=True)))
+        judged = mean_rows(segmented, out / "held_out" / split / "labels")
+        learned = mean_rows(segment_labelled(out / "data", folder, split), out / "data" / "labelsTr")
+        rows.append(dict(zip(COLUMNS, (*key, *(f"{value:.4f}" for value in (*judged, learned[0]))), strict=True)))
         print(rows[-1], flush=True)
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

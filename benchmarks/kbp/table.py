@@ -1,4 +1,4 @@
-"""The kbp experiment's tables and figures, from the files that ``run.py`` and ``pseudo_labels.py`` kept.
+"""The kbp experiment's tables and figures, from the files that ``study/keep.py`` and ``pseudo_labels.py`` kept.
 
     python benchmarks/kbp/table.py
 
@@ -19,29 +19,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from entries import LINES, RESULTS, TWO_CONTROLS, TWO_SHORT_CONTROLS, Entry, entry, main_entries, read_rows
-from figures import draw_curves, draw_labels, draw_scores
-from protocol import (
+from arms import (
     ABLATIONS,
     ALL_LABELS,
-    ARMS,
     CONTROL,
     CONTROL_LONG,
     CPS,
     CPS_LONG,
     FEW_LABELS,
+    KBP,
     MAIN_ARMS,
-    SCREEN_ARMS,
-    Arm,
-    ordered_runs,
+    RESULTS,
+    ROOT,
+    SCREEN,
 )
+from entries import LINES, Entry, entry, main_entries, read_rows
+from figures import draw_curves, draw_labels, draw_scores
 from scipy import stats
 
 from flarecps.evaluation.comparison import OVERALL, Difference, compare_methods
 from flarecps.evaluation.score_table import MethodScores, paired_change, read_scores
 from flarecps.evaluation.statistics import bootstrap_interval
+from flarecps.experiments.study.protocol import Arm
 
-ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "results" / "nnunet_kbp"  # nnU-Net on the same scans
 DOCS = ROOT / "docs"
 READMES = (ROOT / "README.md", RESULTS / "README.md", PEERS / "README.md", DOCS / "measured.md", DOCS / "methods.md")
@@ -123,7 +123,7 @@ def effects_table(results: Path, labels: int = 10) -> list[str]:
     for arm in ABLATIONS:
         method, _, change = arm.name.partition("_")
         names = (method, f"control_{change}") if method == CPS.name else (method,)
-        for other in (ARMS[name] for name in names if name in ARMS):
+        for other in (one for name in names for one in KBP.arms if one.name == name):
             mine, base = same_seeds(entry(arm.title, arm, labels, "1", results), entry("", other, labels, "1", results))
             if mine.files:
                 found = compare_methods([base.method(), mine.method()]).differences["dsc"][mine.method().name][OVERALL]
@@ -221,10 +221,9 @@ def screen_table(results: Path) -> list[str]:
     screen = results / "screen"
     path = screen / "mistakes.csv"
     mistakes = read_rows(path) if path.is_file() else []
-    control = entry("", SCREEN_ARMS[0], 10, results=screen)
+    control = entry("", SCREEN.arm("control"), 10, results=screen)
     rows = []
-    shown = [(arm, sibling) for arm in SCREEN_ARMS for sibling in arm.siblings]
-    for arm, sibling in (*shown, (TWO_SHORT_CONTROLS, "1"), (TWO_CONTROLS, "1")):
+    for arm, sibling in [(each, sibling) for each in SCREEN.arms for sibling in each.siblings]:
         one = entry(arm.title if sibling == "1" else f"{arm.title}; siblings averaged", arm, 10, sibling, screen)
         if not one.files:
             continue
@@ -232,7 +231,7 @@ def screen_table(results: Path) -> list[str]:
         means = [f"{np.mean([float(row[column]) for row in mine]):.3f}" if mine else ""
                  for column in ("dsc_largest_piece", "volume_ratio")]  # fmt: skip
         minutes = "" if one.minutes is None else f"{one.minutes:.1f}"
-        beside = "" if arm == SCREEN_ARMS[0] else mean_difference(seed_differences(control, one))
+        beside = "" if arm == control.arm else mean_difference(seed_differences(control, one))
         rows.append([one.title, str(len(one.files)), level(one.method(), "dsc"), beside, *means, minutes])
     heading = [
         "",
@@ -282,7 +281,7 @@ def volumes_table(results: Path) -> list[str]:
             kept = [row for row in mine if row["view"] == view]
             means = [np.mean([float(row["volume_ratio"]) for row in kept if row["organ"] == organ]) for organ in organs]
             seeds = ", ".join(dict.fromkeys(row["seed"] for row in kept))
-            body.append([ARMS[name].title, labels, seeds, view, *(f"{mean:.2f}" for mean in means)])
+            body.append([KBP.arm(name).title, labels, seeds, view, *(f"{mean:.2f}" for mean in means)])
     names = [organ.replace("_", " ") for organ in organs]
     return markdown(["", "labelled", "seeds", "scans", *names], body) if rows else []
 
@@ -296,15 +295,16 @@ def mean_with_interval(differences: np.ndarray) -> str:
 
 def state_table(results: Path) -> list[str]:
     """Markdown: which of the planned trainings are done, by seed."""
-    runs = list(ordered_runs())
-    done = [run for run in runs if (results / "runs" / run.folder / "run.json").is_file()]
-    rows = []
-    for labels, arm in dict.fromkeys((run.labels, run.arm) for run in runs):
-        mine = [run for run in runs if (run.labels, run.arm) == (labels, arm)]
-        seeds = [", ".join(str(run.seed) for run in mine if (run in done) == wanted) for wanted in (True, False)]
-        rows.append([arm.title, str(labels), *seeds])
+    rows, count = [], 0
+    for labels in KBP.judged.labels:
+        for arm in (one for one in KBP.arms if labels in KBP.labels_of(one) and not one.average_of):
+            kept = results / "runs" / labels / arm.name
+            done = [(kept / f"seed_{seed}" / "run.json").is_file() for seed in range(KBP.seeds)]
+            seeds = [", ".join(str(seed) for seed in range(KBP.seeds) if done[seed] == one) for one in (True, False)]
+            rows.append([arm.title, labels.removesuffix("_labelled"), *seeds])
+            count += sum(done)
     heading = ["arm", "labelled", "seeds done", "not done"]
-    return [f"{len(done)} of {len(runs)} planned trainings are done.", "", *markdown(heading, rows)]
+    return [f"{count} of {KBP.seeds * len(rows)} planned trainings are done.", "", *markdown(heading, rows)]
 
 
 def peers_tables(path: Path) -> dict[str, list[str]]:

@@ -3,8 +3,8 @@
     python benchmarks/kbp/views.py DATASET [OUT] [--results FOLDER]
 
 Writes RESULTS/views.csv, the view of every scan (``table.py`` splits the scores by it), and views.png, two scans of
-each view. With OUT, the folder of ``run.py``, adds to volumes.csv the trainings whose segmentations stand there: DSC
-and predicted / true volume of each organ by view. Rows of other trainings stay.
+each view. With OUT, the folder of ``flarecps study``, adds to volumes.csv the trainings whose segmentations stand
+there: DSC and predicted / true volume of each organ by view. Rows of other trainings stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from run import RESULTS
+from arms import RESULTS
 
 from flarecps.evaluation.overlap import dice_per_label
 from flarecps.volumes.io import Volume, read_labels, read_volume
@@ -56,9 +56,9 @@ def volumes(dataset: Path, out: Path, rows: Sequence[Mapping[str, str]]) -> Iter
     """For every training that has segmentations, view and organ: mean DSC, and mean predicted / true volume."""
     view = {row["case"]: row["view"] for row in rows}
     references = {path.name: read_labels(path).array for path in sorted((dataset / "labelsTs").glob("*.nii.gz"))}
-    for folder in sorted((out / "runs").glob("*_labelled/*/seed_*")):
-        paths = sorted((folder / "segmentations_1").glob("*.nii.gz"))
-        if not (folder / "trained").exists() or len(paths) != len(references):
+    for folder in sorted((out / "labels" / "none").glob("*_labelled/*/fold_0/seed_*")):
+        paths = sorted((folder / "1").glob("*.nii.gz"))
+        if len(paths) != len(references):
             continue
         found = {path.name: dice_per_label(read_labels(path).array, references[path.name], ORGANS) for path in paths}
         for shown in ("trunk", "tube"):
@@ -66,8 +66,8 @@ def volumes(dataset: Path, out: Path, rows: Sequence[Mapping[str, str]]) -> Iter
             for organ, name in ORGANS.items():
                 ratios = [one[organ].prediction / one[organ].reference for one in mine]
                 yield {
-                    "labels": folder.parents[1].name.removesuffix("_labelled"),
-                    "arm": folder.parent.name,
+                    "labels": folder.parents[2].name.removesuffix("_labelled"),
+                    "arm": folder.parents[1].name,
                     "seed": folder.name.removeprefix("seed_"),
                     "view": shown,
                     "organ": name,

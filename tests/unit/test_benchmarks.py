@@ -220,29 +220,25 @@ def test_kbp_view_is_told_by_the_lowest_slices(
     assert script.view_of(share) == view
 
 
-def test_kbp_trains_and_judges_a_run_in_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "kbp"))
-    script, protocol = experiment("kbp"), experiment("kbp", "protocol")
-    found = script.stages_of(protocol.Run(protocol.CPS, 10, 1), tmp_path / "set", tmp_path / "out")
-    assert [stage.name for stage in found] == [
-        "plan_global", "preprocess_global", "train_10_labelled.cps.seed_1",
-        "segment_10_labelled.cps.seed_1.1", "score_10_labelled.cps.seed_1.1",
-        "segment_10_labelled.cps.seed_1.average", "score_10_labelled.cps.seed_1.average",
-    ]  # fmt: skip
-    train = found[2]
-    assert train.words[:2] == ("efficiency", "--name")
-    assert train.words[train.words.index("--model.initial_seed") + 1] == "10"
-    records = StageRecords(found, tmp_path / "out" / "stages")
-    assert all(records.state(stage) == "to do" for stage in found)
-
-
-def test_kbp_arms_come_in_the_order_of_the_protocol() -> None:
-    protocol = experiment("kbp", "protocol")
-    runs = list(protocol.ordered_runs())
-    assert len({run.folder for run in runs}) == len(runs)
-    assert [run.labels for run in runs[:9]] == [10] * 9
-    assert {(run.arm.name, run.seed) for run in runs[:9]} == {
-        (arm, seed) for arm in ("cps", "control", "control_long") for seed in range(3)
-    }
-    assert protocol.equal_compute_epochs() * 50 == 6500
-    assert all((BENCHMARKS.parent / "configs" / run.arm.config).is_file() for run in runs)
+def test_a_study_is_kept_training_by_training(tmp_path: Path) -> None:
+    """Scores as soon as they are there, a record once the training is done; what is kept is not written again."""
+    keep, out, results = experiment("study", "keep").keep, tmp_path / "out", tmp_path / "results"
+    cell = Path("10_labelled", "cps", "fold_0", "seed_1")
+    run, scores = out / "runs" / cell, out / "scores" / "none" / cell / "average"
+    for folder in (run / "csv", scores, out / "stages"):
+        folder.mkdir(parents=True)
+    (scores / "scores.csv").write_text("Name,p_DSC\nx,0.5\n")
+    (run / "csv" / "metrics.csv").write_text("epoch\n1\n")
+    (run / "config.yaml").write_text("trainer: {max_epochs: 4}\n")
+    environment = {"finished": "2026-11-28", "completed_epochs": 2, "sessions": [{"finished": "x"}], "git": {},
+                   "versions": {}, "machine": {"gpus": [], "threads": 1}}  # fmt: skip
+    stage = {"command": f"flarecps fit --data.store {out}/store", "starts": ["x"], "cpu_s": 90.0}
+    (out / "stages" / "train_10_labelled.cps.fold_0.seed_1.json").write_text(json.dumps(stage))
+    kept = results / "runs" / "10_labelled" / "cps" / "seed_1"
+    for epochs, new in ((2, 0), (4, 1), (4, 0)):
+        (run / "environment.json").write_text(json.dumps(environment | {"completed_epochs": epochs}))
+        assert keep(out, results) == new
+        assert (kept / "scores_average.csv").read_text() == "Name,p_DSC\nx,0.5\n"
+    record = json.loads((kept / "run.json").read_text())
+    assert (record["command"], record["training_cpu_minutes"]) == ("flarecps fit --data.store OUT/store", 1.5)
+    assert (kept / "metrics.csv").is_file()

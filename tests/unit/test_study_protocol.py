@@ -1,11 +1,11 @@
-"""Protocols as files: what they say, what they refuse, and that they can say what benchmarks/kbp did."""
+"""Protocols as files: what they say, what they refuse, and that they say what benchmarks/ did."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import json
+import re
+import shlex
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,9 +15,9 @@ from flarecps.cli.configs import config_path
 from flarecps.datasets.catalogue import Catalogue
 from flarecps.datasets.splits import Split
 from flarecps.errors import ConfigError
-from flarecps.experiments.study.cost import Costs, scaled
+from flarecps.experiments.study.cost import TOTAL, Costs, scaled
 from flarecps.experiments.study.drafting import draft, only_arms
-from flarecps.experiments.study.protocol import protocol_text, read_protocol
+from flarecps.experiments.study.protocol import Protocol, protocol_text, read_protocol
 from flarecps.experiments.study.splits import StudySplits
 from flarecps.experiments.study.stages import Cell, StudyStages
 
@@ -69,26 +69,6 @@ def test_the_draft_is_fair(unlabelled: bool, tmp_path: Path) -> None:
         assert half.total("control_long") == pytest.approx(costs.total("control_long") / 2, rel=0.02)
 
 
-def test_equal_compute_counts_as_kbps_protocol_does() -> None:
-    kbp, old = read_protocol(REPOSITORY / "configs" / "studies" / "kbp.yaml"), kbp_module("protocol")
-    assert Costs(kbp, config_path).recipe("control_long").epochs == old.LONG == old.equal_compute_epochs()
-
-
-def kbp_module(name: str) -> ModuleType:
-    folder = REPOSITORY / "benchmarks" / "kbp"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location(f"kbp_{name}", folder / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(folder))
-
-
 def settings_of(words: Any) -> dict[str, Any]:
     """The settings that words of ``fit`` give, by name, as YAML reads their values; the last of a name counts."""
     found, rest = {}, list(map(str, words))[1:]
@@ -99,41 +79,51 @@ def settings_of(words: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("study", "runs"), [("kbp", "ordered_runs"), ("kbp_screen", "screen_runs")])
-def test_kbps_trainings_are_the_protocols(study: str, runs: str, tmp_path: Path) -> None:
-    """Every training of benchmarks/kbp/run.py, setting by setting; "fold all" is in its configs."""
-    old, protocol = kbp_module("run"), read_protocol(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
-    catalogue = Catalogue(tmp_path, "kbp", {"background": 0}, ("CT",), (), ())
+OLD_NAMES = r"--model\.(?=ramp|pseudo_labels|cps_on_labelled)"  # of settings that are the method's today
+KEPT = REPOSITORY / "benchmarks" / "results" / "kbp"
+
+
+def stages_on(protocol: Protocol, tmp_path: Path) -> StudyStages:
+    catalogue = Catalogue(tmp_path, "any", {"background": 0}, ("CT",), (), ())
     splits = StudySplits(catalogue, {name: Split(()) for name in protocol.judged.splits}, {})
-    made = StudyStages(protocol, Costs(protocol, config_path), splits, tmp_path, tmp_path / "out")
-    trained = {stage.name for stage in made.judged_stages() if stage.name.startswith("train_")}
-    count = 0
-    for run in getattr(old, runs)(3):
-        labels = f"{run.labels}_labelled"
-        arm = protocol.arm(run.arm.name)
-        assert (arm.intensity, arm.siblings, arm.shown, arm.teachers) == (
-            run.arm.intensity, run.arm.siblings, run.arm.title, run.arm.teachers)  # fmt: skip
-        cell = Cell(arm.name, labels, 0, run.seed)
-        assert f"train_{cell.name}" in trained
-        ours = settings_of(made.trained(cell)[-1].words)
-        theirs = settings_of(old.fit_words(run, made.store(arm.intensity), made.run(cell)))
-        if run.labels == 142:
-            theirs.pop("data.unlabelled")  # the controls' config says so already
-        assert ours.pop("data.fold") == "all"
-        for name in (
-            "trainer.max_epochs",
-            "model.scheduler.init_args.total_iters",
-        ):  # said even where it is the config's
-            theirs.setdefault(name, 40)
-        theirs = {name: value for name, value in theirs.items() if not name.startswith("trainer.callbacks")}
-        if arm.teachers:
-            seeds = [stage.words for stage in made.trained(cell) if stage.words[0] == "pseudo-label"]
-            assert [f"seed_{(run.seed + step) % 3}" in seeds[0][1 + step] for step in (0, 1)] == [True, True]
-            ours.pop("data.pseudo_labels")
-        assert Path(str(ours.pop("config"))).name == Path(str(theirs.pop("config"))).name
-        assert ours == theirs
-        count += 1
-    assert count > 40
+    return StudyStages(protocol, Costs(protocol, config_path), splits, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("study", "kept", "least"), [("kbp", KEPT, 45), ("kbp_screen", KEPT / "screen", 6)])
+def test_kbps_kept_trainings_are_the_protocols(study: str, kept: Path, least: int, tmp_path: Path) -> None:
+    """Setting by setting, by the command that each kept record names; what a record leaves out is in its config."""
+    protocol = read_protocol(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
+    made = stages_on(protocol, tmp_path)
+    trained = {stage.name: stage for stage in made.judged_stages() if stage.name.startswith("train_")}
+    records = sorted(kept.glob("runs/*/*/seed_*/run.json"))
+    assert len(records) >= least
+    for path in records:
+        labels, arm, seed = path.parts[-4:-1]
+        stage = trained[f"train_{labels}.{arm}.fold_0.{seed}"]
+        command = json.loads(path.read_text(encoding="utf-8"))["command"]
+        if "'" not in command:  # early records
+            command = re.sub(OLD_NAMES, "--model.method.init_args.", re.sub(r"(\{[^}]*\})", r"'\1'", command))
+        theirs = settings_of(shlex.split(command)[1:])
+        ours = settings_of(stage.words)
+        configs = [Path(str(one.pop("config"))).stem for one in (ours, theirs)]
+        assert configs[0] == configs[1]
+        stores = [Path(str(one.pop("data.store"))).name for one in (ours, theirs)]
+        assert stores[0] == stores[1]
+        for one in (ours, theirs):
+            one.pop("trainer.default_root_dir")
+        assert ("data.pseudo_labels" in ours) == ("data.pseudo_labels" in theirs) == bool(protocol.arm(arm).teachers)
+        of_config = {"data.fold": "all", "trainer.max_epochs": 40, TOTAL: 40, "data.unlabelled": False}
+        for name in {*ours, *theirs} - {"data.pseudo_labels"}:
+            if not name.startswith("trainer.callbacks"):  # checkpoints kept, not a setting of the training
+                assert ours.get(name, of_config.get(name)) == theirs.get(name, of_config.get(name)), (path, name)
+
+
+def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
+    made = stages_on(read_protocol(REPOSITORY / "configs" / "studies" / "kbp_screen.yaml"), tmp_path)
+    found = made.trained(Cell("self_long", "10_labelled", 0, 2))
+    label = next(stage for stage in found if stage.words[0] == "pseudo-label")
+    assert ["seed_2" in label.words[1], "seed_0" in label.words[2]] == [True, True]
+    assert all("control_long" in word for word in label.words[1:3])
 
 
 @pytest.mark.parametrize(

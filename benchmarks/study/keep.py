@@ -1,0 +1,81 @@
+"""What is kept of a study whose judges are no folds: scores, curves and a record of every training.
+
+    python benchmarks/study/keep.py OUT RESULTS
+
+OUT is the folder of ``flarecps study``. RESULTS/runs/LABELS/ARM/seed_N/ gets scores_SIBLING.csv of every cell that is
+scored (without post-processing), metrics.csv and run.json (command, commit, machine, time) of every training that is
+done. What stands there is not written again, so this may be repeated while a study runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flarecps.atomic import write_json
+from flarecps.experiments.runner import processor_name
+from flarecps.experiments.stages import training_is_finished
+
+CELLS = "*/*/fold_0/seed_*"  # labels, arm, fold, seed
+
+
+def keep(out: Path, results: Path) -> int:
+    """Copy what is done and not kept yet; the number of new records."""
+    new = 0
+    for table in sorted(out.glob(f"scores/none/{CELLS}/*/scores.csv")):
+        kept = _folder(table.parents[1], results) / f"scores_{table.parent.name}.csv"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(table, kept)
+    for run in sorted(out.glob(f"runs/{CELLS}")):
+        kept = _folder(run, results)
+        if kept.is_dir() and training_is_finished(run) and not (kept / "run.json").is_file():
+            shutil.copyfile(run / "csv" / "metrics.csv", kept / "metrics.csv")
+            write_json(kept / "run.json", record(run, out))  # last: it says "done"
+            new += 1
+    return new
+
+
+def record(run: Path, out: Path) -> dict[str, Any]:
+    """Command, versions, machine and cost of a finished training; the time is None where a session's is not known."""
+    labels, arm, _, seed = run.parts[-4:]
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    stage = out / "stages" / f"train_{labels}.{arm}.fold_0.{seed}.json"
+    trained = json.loads(stage.read_text(encoding="utf-8"))
+    sessions = environment["sessions"]  # one that was killed was of unknown length
+    counted = all(one["finished"] for one in sessions) and len(trained["starts"]) >= len(sessions)
+    machine = environment["machine"]
+    gpus = ", ".join(map(str, machine["gpus"])) or "no GPU"
+    return {
+        "arm": arm,
+        "labels": labels,
+        "seed": int(seed.removeprefix("seed_")),
+        "command": trained["command"].replace(str(out), "OUT"),
+        "git": environment["git"],
+        "versions": environment["versions"],
+        "processor": f"{processor_name()}, {gpus}",
+        "threads": machine["threads"],
+        "sessions": len(sessions),
+        "training_cpu_minutes": round(trained["cpu_s"] / 60, 1) if counted else None,
+        "finished": environment["finished"],
+    }
+
+
+def _folder(cell: Path, results: Path) -> Path:
+    labels, arm, _, seed = cell.parts[-4:]
+    return results / "runs" / labels / arm / seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("results", type=Path)
+    options = parser.parse_args()
+    print(f"{keep(options.out.resolve(), options.results)} new trainings kept")
+
+
+if __name__ == "__main__":
+    main()
