@@ -31,6 +31,7 @@ from flarecps.planning.memory import MemoryModel, networks_held
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
 from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
+from flarecps.training.kernel_trial import what_fails
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss
 from flarecps.training.ranks import warn
 from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
@@ -135,6 +136,8 @@ class SegmentationModule(LightningModule):
         device = self.trainer.strategy.root_device
         self.road = chosen_road(self.kernels, device)
         why = no_triton(device)
+        if self.road == "triton" and (why := what_fails(device)):
+            self.road = "plain"
         if why and (self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda")):
             warn(f"norms and losses are PyTorch's own, which is slower: {why}")
         if self.channels_last is None and self.road != "plain" and keeps_layout(self.siblings[0]):
