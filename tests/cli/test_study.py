@@ -249,6 +249,21 @@ def test_a_protocol_is_not_changed_afterwards(
     assert "was changed since the study began" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("played")
+def test_the_folders_own_test_scans_judge(dataset: Path, tmp_path: Path) -> None:
+    """``default`` is the folders' roles where there is no splits.json."""
+    file = protocol(tmp_path, judged={"by": "test", "splits": ["default"]}, post_processing=["none", "largest"])
+    out = tmp_path / "out"
+    assert main(["study", str(dataset), "--out", str(out), "--protocol", file]) == 0
+    with (out / "results" / "scores.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert {row["case"] for row in rows} == {"case_12", "case_13"}
+    assert {(row["labels"], row["fold"], row["post_processing"]) for row in rows} == {
+        ("default", "0", "none"), ("default", "0", "largest")}  # fmt: skip
+    known = json.loads((out / "data" / "splits.json").read_text())["default"]
+    assert (len(known["labelled"]), len(known["unlabelled"]), known["test"]) == (9, 3, [])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -1,10 +1,11 @@
-"""The experiments in ``benchmarks/`` that are lists of stages: equal methods, configs that exist, splits that hold."""
+"""The experiments in ``benchmarks/``: protocols that are fair, splits that hold, tables that say what was measured."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from flarecps.errors import DatasetError
-from flarecps.experiments.stages import Stage, StageRecords
+from flarecps.cli.configs import config_path
+from flarecps.experiments.study.cost import Costs
+from flarecps.experiments.study.protocol import read_protocol
 from flarecps.volumes.io import read_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -32,85 +34,46 @@ def experiment(name: str, part: str = "run") -> ModuleType:
     return module
 
 
-def stages_of(name: str, out: Path, **given: Any) -> list[Stage]:
-    common: dict[str, Any] = {"out": out, "seeds": [0, 1], "workers": 1, "fit_words": "", "dataset": out / "set"}
-    common |= {"label_maps": out / "maps", "dimensions": [3, 2], "size": "small", "labelled": [8, 80]}
-    common |= {"methods": ["supervised", "supervised_long", "cps"], "arms": ["control", "control_long", "cps"]}
-    common |= {"networks": ["small"], "steps": [3000], "spacing": None}
-    return experiment(name).stages(argparse.Namespace(**(common | given)))
+def test_phantom13_kept_no_patient_in_training_and_test() -> None:
+    sources = json.loads((BENCHMARKS / "results" / "phantom13" / "phantom.json").read_text())["sources"]
+    tested = {source for name, source in sources.items() if name.startswith("test_")}
+    assert len(tested) == 16
+    assert not tested & {source for name, source in sources.items() if not name.startswith("test_")}
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
-def test_phantom13_trains_all_methods_alike(size: str, tmp_path: Path) -> None:
-    found = stages_of("phantom13", tmp_path, size=size)
-    names = [stage.name for stage in found]
-    assert len(set(names)) == len(names)
-    assert all(name in names[:place] for place, stage in enumerate(found) for name in stage.after), "in order"
-    trained = {stage.name: stage for stage in found if stage.name.startswith("train_")}
-    assert len(trained) == 2 * 3 * 2  # dimensions, methods, seeds
-    for stage in trained.values():
-        config = Path(stage.words[2])
-        assert config.is_file()
-        assert config.stem.endswith("_supervised") == ("supervised" in stage.name)
-        assert (config.stem.startswith("phantom13_"), "_2d" in config.stem) == (size == "full", "2d" in stage.name)
-    twins = [trained[f"train_3d_{method}_1"].words for method in ("cps", "supervised")]
-    differing = [(one, other) for one, other in zip(*twins, strict=True) if one != other]
-    assert [one.replace("3d_cps_1", "3d_supervised_1") for one, _ in differing[1:]] == [
-        other for _, other in differing[1:]
-    ]
-    short, long = (trained[f"train_2d_{method}_1"].words for method in ("supervised", "supervised_long"))
-    epochs = "78" if size == "small" else "398"  # λ is 0 in 9 of 24 epochs, and in 1 of 100
-    more = ("--trainer.max_epochs", epochs, "--model.scheduler.init_args.total_iters", epochs)
-    assert [word.replace("supervised_long", "supervised") for word in long] == [*short, *more]
-    compared = next(stage for stage in found if stage.name == "compare_3d").words
-    assert compared[1].startswith("control=")
-    assert compared[1].count("scores.csv") == 2
-    records = StageRecords(found, tmp_path / "stages")
-    assert records.digest(trained["train_3d_cps_0"]) != records.digest(trained["train_3d_cps_1"])
-
-
-def test_phantom13_refuses_a_patient_in_training_and_test(tmp_path: Path) -> None:
-    check = experiment("phantom13").check_split
-    sources = {"labelled_001": "a", "unlabelled_001": "b", "test_001": "c"}
-    (tmp_path / "phantom.json").write_text(json.dumps({"sources": sources}))
-    check(tmp_path)
-    (tmp_path / "phantom.json").write_text(json.dumps({"sources": sources | {"unlabelled_002": "c"}}))
-    with pytest.raises(DatasetError, match="1 patients are in training and test, first c"):
-        check(tmp_path)
+@pytest.mark.parametrize(("study", "epochs"), [("phantom13_2d", 78), ("phantom13_3d_full", 398), ("la", 94)])
+def test_a_control_is_given_the_compute_of_cps(study: str, epochs: int) -> None:
+    """λ is 0 in 9 of 24 epochs, in 1 of 100, in 1 of 24: 2 networks then, afterwards with twice the patches."""
+    protocol = read_protocol(BENCHMARKS.parent / "configs" / "studies" / f"{study}.yaml")
+    assert Costs(protocol, config_path).recipe(protocol.primary.baseline).epochs == epochs
 
 
 def test_la_sets_its_numbers_beside_the_published_ones(tmp_path: Path) -> None:
-    found = stages_of("la", tmp_path)
-    trained = [stage for stage in found if stage.name.startswith("train_")]
-    assert [stage.name for stage in trained] == [
-        *(f"train_8_small_3000_{arm}_{seed}" for arm in ("control", "control_long", "cps") for seed in (0, 1)),
-        *(f"train_80_small_3000_control_{seed}" for seed in (0, 1)),
-    ]
-    splits = [stage.words[stage.words.index("--data.split") + 1] for stage in trained]
-    assert splits == ["8_labelled"] * 6 + ["80_labelled"] * 2
-    epochs = [stage.words[stage.words.index("--trainer.max_epochs") + 1] for stage in trained]
-    assert epochs == ["12", "12", "48", "48", "12", "12", "12", "12"]
+    shutil.copyfile(BENCHMARKS.parent / "configs" / "studies" / "la.yaml", tmp_path / "protocol.yaml")
     for seed, dice in ((0, "0.8"), (1, "0.9")):
-        for folder, more in (("scores", "0.5"), ("largest_scores", "0.7")):
-            scores = tmp_path / "runs" / f"8_small_3000_cps_{seed}" / folder
+        for way, more in (("none", "0.5"), ("largest", "0.7")):
+            scores = tmp_path / "scores" / way / "8_labelled" / "cps_small_3000" / "fold_0" / f"seed_{seed}" / "1"
             scores.mkdir(parents=True)
             lines = [f"{name},{dice},{more}" for name in "ab"]
             (scores / "scores.csv").write_text("\n".join(["Name,left_atrium_DSC,left_atrium_NSD", *lines]) + "\n")
-    table = found[-1]
-    assert table.action is not None
-    table.action()
     rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in (tmp_path / "table.md").read_text().splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in experiment("la", "table").table(tmp_path).splitlines()
     ]
-    assert ["8", "UA-MT", "published", "", "", "87.79", "–", "20"] in rows
+    assert ["8", "UA-MT", "published", "", "87.79", "–", "20"] in rows
     for pieces in ("no", "largest piece"):
-        assert ["8", "flarecps CPS", "here, small network", "3000", pieces, "85.00 ± 7.07", "2", "2"] in rows
+        assert ["8", "CPS, small network, 3000 steps", "here", pieces, "85.00 ± 7.07", "2", "2"] in rows
 
 
 def test_a_student_is_planned_taught_and_set_beside_its_teachers(tmp_path: Path) -> None:
-    given = {"teachers": [tmp_path / "a.ckpt", tmp_path / "b.ckpt"], "teacher_store": tmp_path / "store", "epochs": 3}
+    given: dict[str, Any] = {
+        "teachers": [tmp_path / "a.ckpt", tmp_path / "b.ckpt"],
+        "teacher_store": tmp_path / "store",
+        "epochs": 3,
+    }
     given |= {"split": "10_labelled", "max_seconds": "12", "max_ram": "1G"}
-    found = stages_of("student", tmp_path, **given)
+    given |= {"out": tmp_path, "dataset": tmp_path / "set", "spacing": None, "fit_words": ""}
+    found = experiment("student").stages(argparse.Namespace(**given))
     names = [stage.name for stage in found]
     assert all(name in names[:place] for place, stage in enumerate(found) for name in stage.after), "in order"
     by_name = {stage.name: stage for stage in found}

@@ -11,7 +11,7 @@ import numpy as np
 from flarecps.atomic import write_json
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.layouts import Case, link_cases, link_subset
-from flarecps.datasets.splits import Split, split_to_json
+from flarecps.datasets.splits import DEFAULT_SPLIT, Split, split_to_json
 from flarecps.errors import DatasetError, counted, first_few
 from flarecps.experiments.study.protocol import ALL, Judged
 
@@ -47,7 +47,7 @@ def study_splits(dataset: Path, judged: Judged) -> StudySplits:
         return _of_folds(read_catalogue(dataset), judged)
     splits, held_out, known = {}, {}, dict[str, Case]()
     for name in judged.splits:
-        catalogue = read_catalogue(dataset, name)
+        catalogue = read_catalogue(dataset, None if name == DEFAULT_SPLIT else name)  # perhaps the folders' roles
         roles, judges = catalogue.split, catalogue.test
         if judged.by == "withheld":
             judges = tuple(sorted(catalogue.unlabelled, key=lambda case: case.name)[-judged.scans :])
