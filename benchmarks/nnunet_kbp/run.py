@@ -9,9 +9,8 @@ part only, which the table says). OUT/results.csv and OUT/results.md are the tab
 
 Methods: `planned` is nnU-Net as it plans by itself; `equal-patch` has our patch and batch, with the network nnU-Net
 builds for that patch; `equal-network` has our network's features and strides, too; `equal-recipe` also Dice over the
-batch, our share of forced patches, learning rate and momentum. `supervised` and `cps` are ours, trained here, or taken
-from elsewhere by `--ours supervised=RUN cps=RUN`: their training's time and memory are then those that
-benchmarks/kbp/run.py metered, or the wall time of the run's own record.
+batch, our share of forced patches, learning rate and momentum. `supervised` and `cps` are ours: trainings of kbp
+(configs/studies/kbp.yaml) under the same meter.
 `--pace planned equal-patch` times a few steps of variants that are too slow to train here.
 """
 
@@ -20,11 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +34,7 @@ from flarecps.datasets.layouts import link_cases
 from flarecps.errors import FlarecpsError
 from flarecps.experiments.runner import FLARECPS, run_experiment
 from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
-from flarecps.named_paths import name_and_rest
+from flarecps.experiments.study.stages import SEEDS_APART
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -53,7 +50,6 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", nargs="*", choices=[*PEERS, *OURS], default=["equal-network", "equal-recipe"])
-    parser.add_argument("--ours", nargs="*", default=[], help="METHOD=RUN: finished runs of supervised or cps")
     parser.add_argument("--pace", nargs="*", choices=PEERS, default=["planned", "equal-patch"])
     parser.add_argument("--segment", nargs="+", choices=["plain", "mirrored"], default=["plain", "mirrored"],
                         help="nnU-Net's test time: without mirroring, as ours; with its 8 mirrors")  # fmt: skip
@@ -72,7 +68,7 @@ def main() -> None:
 
 
 def stages_of(options: argparse.Namespace) -> list[Stage]:
-    """What is needed of nnU-Net's preparation, paces, trainings and our finished runs; the table."""
+    """What is needed of nnU-Net's preparation, paces and trainings; the table."""
     found: list[Stage] = []
     if {*options.methods, *options.pace} & {*PEERS}:
         done = options.out / "nnunet" / "prepared"
@@ -84,12 +80,6 @@ def stages_of(options: argparse.Namespace) -> list[Stage]:
         found.append(peer_stage(f"pace_{variant}", words, options.out / variant / "pace.json", options))
     for method in options.methods:
         found += our_stages(method, options) if method in OURS else peer_stages(method, options)
-    for word in options.ours:
-        method, folder = name_and_rest(word)
-        run = Path(folder).resolve()
-        found.append(Stage(f"take_{method}", action=partial(take_ours, method, run, options), always=True,
-                           description=f"what {run} says of its training"))  # fmt: skip
-        found += segment_ours(method, last_checkpoint(run), options)
     table = Stage("table", action=partial(write_table, options.out), always=True, description="results.md, results.csv")
     return [*found, table]
 
@@ -139,48 +129,28 @@ def peer_stage(
 
 
 def our_stages(method: str, options: argparse.Namespace) -> list[Stage]:
-    """Train one of our configs for as many steps, segment without mirroring, score."""
+    """Train one of our configs for as many steps, segment by sibling 1 without mirroring, score."""
     store, folder, config = options.out / "store", options.out / method, our_config(method)
     run = folder / "run"
     epochs = options.steps // options.steps_per_epoch
     if config["trainer"]["max_epochs"] != epochs:
         raise SystemExit(f"{OURS[method]} is a recipe of {config['trainer']['max_epochs']} epochs, not of {epochs}")
     words = ["fit", "--config", CONFIGS / OURS[method], "--data.store", store, "--data.split", options.split]
-    words += ["--trainer.default_root_dir", run, "--seed_everything", options.seed]
+    words += ["--trainer.default_root_dir", run, "--seed_everything", options.seed, "--data.seed", options.seed]
+    words += ["--model.initial_seed", SEEDS_APART * options.seed]
     words += ["--data.global_batch.labelled", options.batch, "--trainer.enable_progress_bar", "false"]
     words += ["--data.iterations_per_epoch", options.steps_per_epoch, "--trainer.accelerator", "cpu"]
     words += ["--data.patch_voxels", str(options.patch)]
     last, trained = last_checkpoint(run), folder / TRAINED
+    segment = [*FLARECPS, "segment", last, options.dataset / "imagesTs", folder / "plain", "--device", "cpu"]
     return [
         *store_stages(options.dataset, options.out / "plan.json", store, ("--split", options.split), ["--no-progress"]),
         fit_stage(f"train_{method}", [*metered("training", folder), *FLARECPS, *words], CONFIGS / OURS[method], run,
                   "preprocess"),
         Stage(f"facts_{method}", (), (trained,), (f"train_{method}",), description=f"{TRAINED} of {method}",
               action=lambda: write_json(trained, facts(method, last, options)), is_finished=trained.is_file),
-        *segment_ours(method, last, options, f"train_{method}"),
+        *segment_and_score(method, "plain", segment, f"train_{method}", options),
     ]  # fmt: skip
-
-
-def take_ours(method: str, run: Path, options: argparse.Namespace) -> None:
-    """A run of ours that was trained elsewhere: its meter or else its own record, segmentation and scores as here."""
-    folder, meter = options.out / method, Path("efficiency", "cases", "training.json")
-    known = facts(method, last_checkpoint(run), options)
-    folder.mkdir(exist_ok=True)
-    if (run / meter).is_file():
-        (folder / meter).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run / meter, folder / meter)
-    else:
-        written = json.loads((run / "environment.json").read_text())
-        seconds = datetime.fromisoformat(written["finished"]) - datetime.fromisoformat(written["started"])
-        known["wall_s"] = seconds.total_seconds()
-    write_json(folder / TRAINED, known)
-
-
-def segment_ours(method: str, checkpoint: Path, options: argparse.Namespace, after: str = "") -> list[Stage]:
-    """Label maps by sibling 1 without mirroring, as in benchmarks/kbp."""
-    labels = options.out / method / "plain"
-    words = [*FLARECPS, "segment", checkpoint, options.dataset / "imagesTs", labels, "--device", "cpu"]
-    return segment_and_score(method, "plain", words, after, options)
 
 
 def our_config(method: str) -> dict:

@@ -45,13 +45,9 @@ def rows_of(folder: Path, method: str) -> list[list[str]]:
         hours = f"not run: {60 * facts['hours']:.0f} ({facts['step_s']:.1f} s a step of {facts['batch']})"
         return [[TITLES[method], "–", *described(facts), "–", "–", hours, "–", "–", "–", "–"]]
     facts = json.loads((folder / "trained.json").read_text())
-    measured = "wall_s" not in facts  # else the run was trained elsewhere
-    training = meter(folder, "training") if measured else {"duration_s": facts["wall_s"]}
-    trained = [
-        f"{training['tree_cpu_s'] / 60:.1f}" if measured else "–",
-        f"{training['duration_s'] / 60:.1f}",
-        f"{training['tree_ram_mb_max']:.0f}" if measured else "–",
-    ]
+    training = meter(folder, "training")
+    trained = [f"{training[key] / 60:.1f}" for key in ("tree_cpu_s", "duration_s")]
+    trained.append(f"{training['tree_ram_mb_max']:.0f}")
     rows = []
     for name, title in SEGMENTED.items():
         table = folder / f"scores_{name}" / "scores.csv"
