@@ -225,6 +225,15 @@ class ScanDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else None
         return PatchLoader(self._batches(stream, names, self.global_batch[stream]), self.clock, workers, device)
 
+    def batches_ahead(self) -> tuple[int, float]:
+        """Of this process's training streams together: batches that workers make ahead, and their memory in GB.
+
+        0, 0 without workers, and before there are loaders. On a GPU one more batch of each stream lies on the device.
+        """
+        counts = [loader.batches_ahead for loader in self._loaders]
+        sizes = [loader.batches.batch_bytes for loader in self._loaders]
+        return sum(counts), sum(count * size for count, size in zip(counts, sizes, strict=True)) / 1e9
+
     def read_validation_patches(self) -> Iterator[dict[str, Any]]:
         """This process's share of the validation patches, each a batch of one (see ``batch_of``), not augmented.
 

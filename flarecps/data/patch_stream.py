@@ -9,6 +9,7 @@ address decides everything, so any number of workers or ranks, and a resumed run
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing.connection
 import signal
 import time
@@ -33,9 +34,7 @@ from flarecps.preprocessing.store import CaseStore
 from flarecps.processes import blocked, kill, known_signals, obey_only_the_parent
 from flarecps.typing import Triple
 
-# That the workers of a stream hold ready, and as much again of shared memory: 2 batches of 2 patches of 112×160×128
-# voxels, image and labels, are 46 MB. One more is on the GPU.
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 2  # that a stream's workers have ready at least; with more workers than that, one of each
 LOOKS_S = 5  # seconds after which a loader that waits looks whether its workers still live
 ANSWER_WITHIN_S = 300  # for one batch, from whatever disk; a worker that takes longer will never answer
 _STOPS = known_signals("SIGTERM", "SIGUSR1")
@@ -130,6 +129,12 @@ class PatchBatches(Dataset[Batch | _Failure]):
             return _in_shared_memory(self.make(draws, worker.id))
         except FlarecpsError as error:
             return _Failure(error)
+
+    @property
+    def batch_bytes(self) -> int:
+        """The memory of one batch: images in single precision, labels of 8 bits."""
+        voxels = self.sequence.share * math.prod(self.patch)
+        return voxels * (4 * len(self.store.plan.channels) + self.is_labelled)
 
     def make(self, draws: Sequence[Draw], worker: int | None = None) -> Batch:
         """The batch of these patches, in this order; ``worker`` (its number) notes what it is about to read."""
@@ -302,6 +307,16 @@ class PatchLoader:
     def __len__(self) -> int:
         return self._sampler.iterations
 
+    @property
+    def _each_ahead(self) -> int:
+        """Batches that each worker makes ahead."""
+        return -(-BATCHES_AHEAD // self.workers) if self.workers else 0
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches that are made before they are asked for, in shared memory (for a GPU pinned); 0 without workers."""
+        return self._each_ahead * self.workers
+
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self.clock.epoch, 0
         if self._resumed_at is not None and self._resumed_at[0] == epoch:
@@ -336,7 +351,7 @@ class PatchLoader:
             collate_fn=_as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=-(-BATCHES_AHEAD // self.workers) if self.workers else None,
+            prefetch_factor=self._each_ahead or None,
             worker_init_fn=partial(_leave_to_the_training, left_to_the_training),
             timeout=LOOKS_S if self.workers else 0,
             pin_memory=self.device.type == "cuda",

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -191,6 +192,75 @@ def test_zero_one_and_four_workers_give_identical_batches(store):
     alone = epochs(module(store), 2)
     for workers in (1, 2, 3, 4):
         assert_equal(epochs(module(store, workers=workers), 2), alone)
+
+
+class PretendedStream:
+    """A CUDA stream whose copies are done at once, on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record_event(self) -> None: ...
+
+    def wait_event(self, event: None) -> None: ...
+
+
+@pytest.fixture
+def for_a_card(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device to which batches are copied ahead, on a pretended stream."""
+    device, to = torch.device("cuda", 0), torch.Tensor.to
+    monkeypatch.setattr(torch.cuda, "Stream", PretendedStream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", PretendedStream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda one, *place, **more: one.clone() if place == (device,) else to(one, *place, **more)
+    )
+    return device
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_batches_that_are_copied_ahead_are_the_same_and_a_resumed_epoch_goes_on(store, for_a_card, workers):
+    """The copy is a batch ahead of the step: where to go on is told by what the step was given."""
+    expected = epochs(module(store), 2)
+    trainer = SimpleNamespace(
+        global_rank=0, world_size=1, current_epoch=0, strategy=SimpleNamespace(root_device=for_a_card)
+    )
+    data = module(store, workers=workers)
+    data.trainer = trainer
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    assert_equal(next(batches)[0], expected[0][0])
+    state = {stream: one.state_dict() for stream, one in loader.iterables.items()}
+    assert set(map(str, state.values())) == {"{'epoch': 0, 'iteration': 1}"}
+    assert_equal([next(batches)[0], next(batches)[0]], expected[0][1:])
+    trainer.current_epoch = 1
+    assert_equal([batch for batch, _, _ in loader], expected[1])
+    data.teardown("fit")
+
+    resumed = module(store, workers=workers)
+    resumed.trainer = trainer
+    trainer.current_epoch = 0
+    loader = resumed.train_dataloader()
+    for stream, one in loader.iterables.items():
+        one.load_state_dict(state[stream])
+    assert_equal([batch for batch, _, _ in loader], expected[0][1:])
+    resumed.teardown("fit")
+
+
+@pytest.mark.parametrize(("workers", "each"), [(0, 0), (1, 2), (2, 2), (4, 2), (6, 3)])
+def test_batches_ahead_are_stated_in_memory(store, workers, each):
+    """Two streams share the workers; of the memory, what the batches hold that two of each stream take."""
+    data = module(store, workers=workers)
+    assert data.batches_ahead() == (0, 0)
+    loader = data.train_dataloader()
+    batch = loader.iterables["labelled"].batches[0, 0], loader.iterables["unlabelled"].batches[0, 0]
+    held = [sum(one[key].nbytes for key in ("image", "labels") if key in one) for one in batch]
+    count, size_gb = data.batches_ahead()
+    assert count == 2 * each
+    assert size_gb == pytest.approx(each * sum(held) / 1e9)
+    data.teardown("fit")
 
 
 def test_workers_that_are_begun_anew_give_identical_batches(store):

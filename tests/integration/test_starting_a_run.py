@@ -118,7 +118,7 @@ def test_a_missing_start_is_said_so(
 def test_a_dry_run_tells_and_writes_nothing(
     config: str, tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = fit_words(config, tiny_stores, tmp_path / "run", *SMALL, "--dry-run", epochs=40)
+    words = fit_words(config, tiny_stores, tmp_path / "run", *SMALL, "--dry-run", "--data.workers", 2, epochs=40)
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert ("a step with pseudo-labels" in shown) == (config == "phantom_3d.yaml")
@@ -126,6 +126,7 @@ def test_a_dry_run_tells_and_writes_nothing(
         "of which waiting for data",
         "memory of a step, estimated",
         "peak memory of the process",
+        f"{4 if config == 'phantom_3d.yaml' else 2} batches ahead, shared memory",
         "40 epochs of 2 steps",
         "nothing was written",
     ):

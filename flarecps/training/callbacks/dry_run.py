@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flarecps.batch_processing import progress_bar
+from flarecps.data.datamodule import ScanDataModule
 from flarecps.durations import clock
 from flarecps.errors import counted
 from flarecps.networks.cost import cost_of_shapes
@@ -126,6 +127,9 @@ class DryRun(Callback):
         waited, whole = sum(step.wait_s for step in self.steps), sum(step.wait_s + step.busy_s for step in self.steps)
         table.add_row("of which waiting for data", f"{waited / whole:.1%}")
         memory = _estimated_step_gb(module) | memory_gb(trainer.strategy.root_device)
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, ScanDataModule) and (ahead := data.batches_ahead())[0]:
+            memory[f"{ahead[0]} batches ahead, shared memory"] = ahead[1]
         for name, amount in memory.items():
             table.add_row(name, gb_in_words(amount))
         epochs = 1 if self.epochs is None else self.epochs
