@@ -48,9 +48,12 @@ def _is(name: object, path: Path) -> bool:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 ``text`` to ``path`` atomically, with the line ends it has: the same bytes on every system."""
+    """Write UTF-8 ``text`` to ``path`` atomically, with the line ends it has: the same bytes on every system.
+
+    Of file names that are not UTF-8, bytes are written as escapes, as JSON has them: ``\\udcfc``.
+    """
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -47,7 +47,10 @@ def why_not_plain(name: object) -> str:
         return "is empty"
     if "/" in name or "\\" in name:
         return "holds a " + ("slash" if "/" in name else "backslash")
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+    kinds = {unicodedata.category(letter) for letter in name}
+    if "Cs" in kinds:
+        return "is not UTF-8"
+    if kinds & {"Cc", "Zl", "Zp"}:
         return "holds a control character"
     if name.startswith("."):
         return "starts with a dot, as hidden files do"

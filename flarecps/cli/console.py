@@ -15,6 +15,10 @@ from flarecps.errors import visible
 class Console(rich.console.Console):
     """rich's console; control characters in what it is given are printed as escapes ("\\x1b")."""
 
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on, as after ``head``: the error goes on to `main`, which knows the exit code."""
+        raise
+
     def render_str(self, text: str, **options: Any) -> Text:
         """rich's text of a string, which is made visible before it is laid out."""
         return super().render_str(visible(text), **options)

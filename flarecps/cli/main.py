@@ -6,8 +6,8 @@ refuses (a full disk, no permission, no memory), 70 a defect of the program, 130
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flarecps import __version__
+from flarecps.cli.streams import PIPE_CLOSED, closing_code, make_lasting, reader_has_gone
 from flarecps.errors import FlarecpsError, did_you_mean, refusal, visible
 from flarecps.verbosity import EXPLAINED, VERBOSE, said, without_options
 
 USER_MISTAKE = 2
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-PIPE_CLOSED = 141  # 128 + SIGPIPE
 TRACEBACK = "FLARECPS_TRACEBACK"
+_HALF_LETTER = re.compile("[\ud800-\udfff]")  # of bytes that are not UTF-8: libraries stumble over them
 
 
 class Command(NamedTuple):
@@ -95,18 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "torch" not in sys.modules and not os.environ.keys() & {*WAITING, "GOMP_SPINCOUNT"}:
         os.environ.update(WAITING)  # read once, when the first library with threads is loaded
+    make_lasting()
     try:
         code = _main(sys.argv[1:] if argv is None else argv)
-    except BrokenPipeError:  # of a help text
+    except BrokenPipeError:
         code = PIPE_CLOSED
-    return PIPE_CLOSED if _reader_has_gone() else code
+    return closing_code(code)
 
 
 def _main(argv: Sequence[str]) -> int:
     words, level = without_options(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal has no sign for ends no command
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help_text())
         return 0 if words else USER_MISTAKE
@@ -118,6 +117,10 @@ def _main(argv: Sequence[str]) -> int:
         advice = did_you_mean(name, COMMANDS) or f"; commands: {', '.join(COMMANDS)}"
         print(visible(f"flarecps: no command {name!r}{advice}"), file=sys.stderr)
         return USER_MISTAKE
+    if foreign := next((word for word in words if _HALF_LETTER.search(word)), None):
+        return _say(
+            name, f"{foreign}: its letters are not UTF-8; rename it, or link to it by another name", USER_MISTAKE
+        )
     try:
         with said(level):
             return _run(name, words[1:]) or 0
@@ -126,7 +129,7 @@ def _main(argv: Sequence[str]) -> int:
             traceback.print_exception(error)
         return _say(name, str(error), USER_MISTAKE)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
             return PIPE_CLOSED
         is_missing = isinstance(error, FileNotFoundError)  # in code that a config names, it is its author's
         if (refused := refusal(error)) and not (is_missing and _is_someone_elses(error)):
@@ -139,16 +142,6 @@ def _main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"flarecps {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def _reader_has_gone() -> bool:
-    """Whether whoever read the output, as ``head``, has gone; what is still printed goes nowhere then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _say(name: str, message: str, code: int) -> int:

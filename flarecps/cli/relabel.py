@@ -19,7 +19,7 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
         progress: show progress and the time left
     """
     from flarecps.batch_processing import process_cases
-    from flarecps.case_names import file_name
+    from flarecps.case_names import why_not_plain
     from flarecps.cli.console import Console
     from flarecps.datasets.relabelling import parse_ids, relabel_file
     from flarecps.errors import DatasetError
@@ -34,10 +34,12 @@ def relabel(labels: Path, out: Path, *, ids: str, workers: int = 2, progress: bo
     if out.resolve() == (labels if labels.is_dir() else labels.parent).resolve():
         raise DatasetError(f"{out}: the label maps themselves lie there; choose another folder, they are kept")
     files = label_maps(labels, leave_out=(out,)) if labels.is_dir() else {scan_name(labels): labels}
-    tasks = [(file.name, (file, out / file_name(name, ".nii.gz"))) for name, file in files.items()]
+    odd = {file: why for name, file in files.items() if (why := why_not_plain(name))}
+    tasks = [(file.name, (file, out / f"{name}.nii.gz")) for name, file in files.items() if file not in odd]
     outcomes = process_cases(partial(relabel_file, ids=table), tasks, workers, "Relabelling", progress)
     console = Console()
-    failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.failed]
+    failed = [f"{file.name}: the case's name {why}: rename it" for file, why in odd.items()]
+    failed += [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.failed]
     for line in failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     changed = sum(outcome.value or 0 for outcome in outcomes)

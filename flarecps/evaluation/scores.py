@@ -20,7 +20,7 @@ import numpy as np
 from flarecps.anatomy import Organ, organs_of
 from flarecps.atomic import write_json
 from flarecps.batch_processing import process_cases, shard
-from flarecps.case_names import file_name
+from flarecps.case_names import file_name, why_not_plain
 from flarecps.errors import ConfigError, DatasetError, ScanError, counted, first_few
 from flarecps.evaluation.flare22 import OrganScore, Protocol, foreign_values, score_case
 from flarecps.evaluation.label_sets import with_tolerances
@@ -105,7 +105,7 @@ def score_folders(
     missing = [name for name in found_r if name not in found_p]
     # Quirk: official walks the prediction folder, so a missing prediction costs nothing there.
     names = sorted(found_r) if protocol == "strict" else shared
-    kept = {name: keep / file_name(name, ".json") if keep else None for name in names}
+    kept = {name: keep / file_name(name, ".json") if keep and not why_not_plain(name) else None for name in names}
     cases = {
         name: _CaseFiles(found_p.get(name), found_r[name], organs, protocol, kept[name]) for name in shard(names, share)
     }

@@ -283,17 +283,14 @@ def apply_rules(
         raise DatasetError(f"{output}: the predictions' own folder; name another one")
     check_output_folder(output)
     found = label_maps(predictions, leave_out=(output,))
-    cases = [
-        (name, (path, output / file_name(name, SEGMENTATION if is_segmentation(path) else ".nii.gz")))
-        for name, path in found.items()
-    ]
-    return process_cases(
-        partial(_applied, rules=rules, overwrite=overwrite), cases, workers, "Post-processing", progress
-    )
+    apply = partial(_applied, output=output, rules=rules, overwrite=overwrite)
+    cases = [(name, (name, path)) for name, path in found.items()]
+    return process_cases(apply, cases, workers, "Post-processing", progress)
 
 
-def _applied(paths: tuple[Path, Path], rules: Rules, overwrite: bool) -> bool:
-    source, result = paths
+def _applied(prediction: tuple[str, Path], output: Path, rules: Rules, overwrite: bool) -> bool:
+    name, source = prediction
+    result = output / file_name(name, SEGMENTATION if is_segmentation(source) else ".nii.gz")
     if result.exists() and not overwrite:
         return False
     volume = read_labels(source)
