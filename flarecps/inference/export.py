@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from flarecps.preprocessing.case import GridMapping, labels_to_scan
 from flarecps.typing import LabelArray
 from flarecps.volumes.cropping import uncrop
 from flarecps.volumes.resampling import coarse_axis, nearest_indices
+
+P = TypeVar("P")  # a plane
 
 Mode: TypeAlias = Literal["normal", "fast", "fastest"]
 MODES: tuple[Mode, ...] = ("normal", "fast", "fastest")
@@ -33,16 +35,16 @@ def scan_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, mode: Mode =
     highest, ``fast`` takes the highest on the network's grid and interpolates the labels, each linearly, and
     ``fastest`` takes the nearest voxel's label. Among equal scores the lowest label wins.
     """
-    planes = (plane_of(scores) for slab in slabs for scores in slab.unbind(1))
+    planes = (scores.detach() for slab in slabs for scores in slab.unbind(1))
     if mode == "normal":
         labels = np.zeros(grid_mapping.scan_shape, np.uint8)
         view = labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order)
-        for drawn, found in zip(view, interpolated_labels(planes, grid_mapping), strict=True):
+        for drawn, found in zip(view, interpolated_labels(map(plane_of, planes), grid_mapping), strict=True):
             drawn[:] = found
         return labels
     labels = np.empty(grid_mapping.network_shape, np.uint8)
-    for drawn, plane in zip(labels, planes, strict=True):
-        drawn[:] = plane.labels
+    for drawn, scores in zip(labels, planes, strict=True):
+        drawn[:] = highest_label(scores)
     if mode == "fast":
         return labels_to_scan(labels, grid_mapping)
     canonical = labels.transpose([grid_mapping.axis_order.index(axis) for axis in range(3)])
@@ -55,17 +57,17 @@ def interpolated_labels(planes: Iterator[Plane], grid_mapping: GridMapping) -> I
 
     No plane is asked for before a slice needs it.
     """
-    first, rows, columns = _taps(grid_mapping)
+    first, rows, columns = axis_taps(grid_mapping)
     upsampling = _PlaneUpsampling(rows, columns)
     last, labels = None, np.empty(0, np.uint8)
-    for below, above, share in _slices(planes, first):
+    for below, above, share in neighbouring_planes(planes, first):
         here = (id(below), id(above), share)
         labels = labels if here == last else upsampling.labels(below, above, share)
         last = here
         yield labels
 
 
-def _taps(grid_mapping: GridMapping) -> list[_Taps]:
+def axis_taps(grid_mapping: GridMapping) -> list[Taps]:
     """In network order: linear taps; nearest neighbour's along the axis that preprocessing resampled apart."""
     first, second, third = grid_mapping.axis_order
     box, scan_mm = grid_mapping.box.shape, grid_mapping.scan_spacing_mm
@@ -76,13 +78,13 @@ def _taps(grid_mapping: GridMapping) -> list[_Taps]:
     ):
         if axis == coarse:
             nearest = np.asarray(nearest_indices(n_in, n_out), np.intp)
-            taps.append(_Taps(nearest, nearest, np.zeros(n_out, np.float32)))
+            taps.append(Taps(nearest, nearest, np.zeros(n_out, np.float32)))
         else:
             taps.append(linear_taps(n_in, n_out))
     return taps
 
 
-def _slices(planes: Iterator[Plane], taps: _Taps) -> Iterator[tuple[Plane, Plane, float]]:
+def neighbouring_planes(planes: Iterator[P], taps: Taps) -> Iterator[tuple[P, P, float]]:
     """Of every output slice, the two planes it lies between and the share of the upper; at most two are held."""
     below = above = next(planes)
     at = 0  # the index of ``above``; ``below`` is the one before
@@ -96,7 +98,7 @@ def _slices(planes: Iterator[Plane], taps: _Taps) -> Iterator[tuple[Plane, Plane
 
 
 @dataclass(frozen=True)
-class _Taps:
+class Taps:
     """Of every output voxel of one axis, the two input voxels it lies between and the share of the upper one."""
 
     lower: np.ndarray
@@ -109,7 +111,7 @@ class _Taps:
         return np.where(self.share >= 0.5, self.upper, self.lower)
 
 
-def linear_taps(n_in: int, n_out: int) -> _Taps:
+def linear_taps(n_in: int, n_out: int) -> Taps:
     """The taps of linear interpolation over the same block; beyond the outer voxels' centres they are repeated.
 
     >>> taps = linear_taps(2, 4)
@@ -119,7 +121,7 @@ def linear_taps(n_in: int, n_out: int) -> _Taps:
     position = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
     lower = np.minimum(np.floor(position).astype(np.intp), max(n_in - 2, 0))
     upper = np.minimum(lower + 1, n_in - 1)
-    return _Taps(lower, upper, (position - lower).astype(np.float32))
+    return Taps(lower, upper, (position - lower).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,8 @@ class Plane:
 
 
 def plane_of(scores: Tensor) -> Plane:
-    """The plane of ``scores`` (K, rows, columns), float32 or float16 on any device: a copy.
-
-    Among equal scores the lowest label wins.
-    """
-    scores = scores.detach()
-    labels = highest_label(scores)  # where the scores are: a GPU is quicker, and sends half of float32's bytes
+    """The plane of ``scores`` (K, rows, columns), float32 or float16 on any device: a copy."""
+    labels = highest_label(scores)  # where the scores are
     copied = scores.to("cpu", copy=True, memory_format=torch.contiguous_format).float()
     return Plane(copied.reshape(len(copied), -1), labels)
 
@@ -144,7 +142,7 @@ def plane_of(scores: Tensor) -> Plane:
 class _PlaneUpsampling:
     """Labels of one output slice at a time, from the two planes it lies between."""
 
-    def __init__(self, rows: _Taps, columns: _Taps) -> None:
+    def __init__(self, rows: Taps, columns: Taps) -> None:
         self.rows, self.columns = rows, columns
         self._nearest = rows.nearest[:, None], columns.nearest[None, :]
         self._lower = rows.lower[:, None], columns.lower[None, :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flarecps.batch_processing import progress_bar
 from flarecps.checkpoint import MUST_AGREE, TrainedModel, Trusted, read_checkpoint
 from flarecps.errors import ConfigError, ScanError
+from flarecps.inference.device_export import device_labels
 from flarecps.inference.export import scan_labels
 from flarecps.inference.mirroring import mirroring_of
 from flarecps.inference.resources.budget import format_bytes
@@ -36,7 +37,7 @@ from flarecps.inference.sliding_window import Network, Place, joined_slabs, scor
 from flarecps.inference.window_selection import contains_body, find_region
 from flarecps.planning.plan import Plan, plan_to_json
 from flarecps.preprocessing.case import GridMapping, Prepared, prepare_case, transposed_to_plan
-from flarecps.preprocessing.intensity import normalise
+from flarecps.preprocessing.intensity import SMALLEST_SD
 from flarecps.typing import LabelArray, SpacingMm, Triple
 from flarecps.volumes.io import Volume
 from flarecps.volumes.space import Space
@@ -130,7 +131,11 @@ class Segmenter:
             prepared = prepared or prepare_case(seen, self.plan)
             schedule = self.resources.schedule(work, seen, began_s, self.say)
             slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
-            labels = scan_labels(_shown(slabs, prepared.grid_mapping, each_slab), prepared.grid_mapping, work.mode)
+            shown = _shown(slabs, prepared.grid_mapping, each_slab)
+            if work.mode == "normal" and work.placement.sums_on.type != "cpu":
+                labels = device_labels(shown, prepared.grid_mapping, work.placement.sums_on)
+            else:
+                labels = scan_labels(shown, prepared.grid_mapping, work.mode)
         if budget and tell:
             self.say(what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
         return self._restored(labels, volume)
@@ -207,7 +212,7 @@ class Segmenter:
                 lambda place: all(test(place) for test in tests),
                 advance,
             ):
-                if not all(bool(torch.isfinite(plane).all()) for plane in slab.unbind(1)):  # of a slab it takes copies
+                if not bool(torch.isfinite(slab.amin()) & torch.isfinite(slab.amax())):  # nothing as large as the slab
                     raise ScanError(
                         f"{name}: the network's outputs are not finite numbers for this scan: its "
                         "intensities are far from those it was trained on, or its weights are too large for half "
@@ -275,8 +280,14 @@ def what_it_took(ram_bytes: int, vram_bytes: int, seconds: float) -> str:
     return f"it took {seconds:.1f} s; the highest RAM was {format_bytes(ram_bytes)}{vram}"
 
 
-def _normalised(image: Tensor, plan: Plan, statistics: dict[str, list[float]]) -> Tensor:
-    return torch.from_numpy(normalise(image.numpy(), plan.intensity, statistics))
+def _normalised(image: Tensor, plan: Plan, statistics: Mapping[str, Sequence[float]]) -> Tensor:
+    """What ``preprocessing.intensity.normalise`` gives, bit for bit on a CPU, computed where ``image`` (C, ...) is."""
+    result, one = image.to(torch.float32, copy=True), plan.intensity
+    if one.scheme == "ct":
+        return result.clamp_(one.low, one.high).sub_(one.mean).div_(max(one.sd, SMALLEST_SD))
+    for channel, mean, sd in zip(result, statistics["mean"], statistics["sd"], strict=True):
+        channel.sub_(mean).div_(max(sd, SMALLEST_SD))
+    return result
 
 
 def enforced_spacing_mm(shape: Triple, spacing_mm: SpacingMm) -> SpacingMm:

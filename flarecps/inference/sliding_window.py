@@ -111,10 +111,10 @@ class _PaddedVolume:
         )
         return first, second, third
 
-    def tile(self, image: Tensor, place: Place, convert: Callable[[Tensor], Tensor]) -> Tensor:
-        """The converted image (C, *patch) in a window, 0 around it."""
+    def tile(self, image: Tensor, place: Place, convert: Callable[[Tensor], Tensor], first: int = 0) -> Tensor:
+        """The converted image (C, *patch) in a window, 0 around it; ``image`` begins with the slice ``first``."""
         part = self.of_image(place)
-        inner = convert(image[(slice(None), *part)])
+        inner = convert(image[:, part[0].start - first : part[0].stop - first, part[1], part[2]])
         if inner.shape[1:] == self.patch:
             return inner
         tile = inner.new_zeros((len(inner), *self.patch))
@@ -124,6 +124,30 @@ class _PaddedVolume:
         )
         tile[(slice(None), *at)] = inner
         return tile
+
+
+class _Layer:
+    """Windows of neighbouring slices. On a GPU they are cut and converted there, of slices that are sent once."""
+
+    def __init__(
+        self, volume: _PaddedVolume, image: Tensor, convert: Callable[[Tensor], Tensor], starts: Sequence[int]
+    ) -> None:
+        self.volume, self.image, self.convert = volume, image, convert
+        spans = [volume.of_image(volume.place((start, 0, 0)))[0] for start in (starts[0], starts[-1])]
+        self.slices = slice(spans[0].start, spans[1].stop)
+        self._sent: Tensor | None = None
+
+    def tiles(self, places: Sequence[Place], device: torch.device) -> Tensor:
+        """Those at ``places``, (B, C, *patch) on ``device``."""
+        if device.type == "cpu":
+            self._sent = None
+            tiles = [self.volume.tile(self.image, place, self.convert) for place in places]
+        else:
+            if self._sent is None:
+                self._sent = self.image[:, self.slices].to(device)
+            first = self.slices.start
+            tiles = [self.volume.tile(self._sent, place, self.convert, first) for place in places]
+        return torch.stack(tiles)
 
 
 def scores_by_slab(
@@ -144,7 +168,8 @@ def scores_by_slab(
     are. A slab is handed on when no further window touches it, is a view, and is gone when the next is asked for. Only
     a window's depth of scores is ever in memory.
 
-    ``convert`` makes the network's float32 input of the part of ``image`` in a window (padding is 0 after it).
+    ``convert`` makes the network's float32 input of the part of ``image`` in a window (padding is 0 after it), on the
+    device of the networks.
     Windows of which ``wanted(place in the image)`` is false are left out; a voxel in no window is background.
     ``schedule`` may change step and mirroring on the way. When a GPU's memory runs out, ``chain`` is
     stepped down and the windows tried again; nothing is lost.
@@ -167,11 +192,11 @@ def scores_by_slab(
         run.held(sums, partial(sums.reach, now[-1] + depth))
         _call(advance, len(places) - len(chosen))
 
+        layer = _Layer(volume, image, convert, now)
         while chosen:
             began = time.monotonic()
             batch, chosen = chosen[: chain.now.batch], chosen[chain.now.batch :]
-            tiles = torch.stack([volume.tile(image, place, convert) for place in batch])
-            run.count(tiles, batch, schedule.mirroring, sums, (classes, *volume.patch))
+            run.count(layer, batch, schedule.mirroring, sums, (classes, *volume.patch))
             _call(advance, len(batch))
             schedule.ran(len(batch), time.monotonic() - began, partial(_windows_left, volume, begin, len(chosen)))
         finished = run.held(sums, partial(sums.finish, begin))
@@ -228,17 +253,17 @@ class _Run:
 
     def count(
         self,
-        tiles: Tensor,
+        layer: _Layer,
         places: Sequence[Place],
         mirroring: Mirroring | None,
         sums: SlabSums,
         expected: tuple[int, ...],
     ) -> None:
-        """Add the scores of ``tiles`` (B, C, *patch) at ``places``; fewer at a time when they do not fit."""
+        """Add the scores of the windows at ``places``; fewer at a time when they do not fit."""
         done = 0
-        while done < len(tiles):
+        while done < len(places):
             part = slice(done, done + self.chain.now.batch)
-            found = self._fitting(partial(self._scores, tiles[part], mirroring))
+            found = self._fitting(partial(self._scores, layer, places[part], mirroring))
             if found is None:
                 self._fall_back(sums)
                 continue
@@ -257,11 +282,11 @@ class _Run:
             self.weights = self.weights.to(sums.device)
         return sums.add(place, score.to(sums.device), self.weights)
 
-    def _scores(self, tiles: Tensor, mirroring: Mirroring | None) -> Tensor:
+    def _scores(self, layer: _Layer, places: Sequence[Place], mirroring: Mirroring | None) -> Tensor:
         """The networks' mean scores (B, K, *patch)."""
         device = self.chain.now.device
+        tiles = layer.tiles(places, device)
         with torch.no_grad(), autocast(device):
-            tiles = tiles.to(device)
             tiles = tiles.squeeze(2) if self.flat else tiles
             scores = _scores_of_one(self.networks[0], tiles, self.accumulate, mirroring)
             for other in self.networks[1:]:

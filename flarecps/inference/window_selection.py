@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from flarecps.inference.export import plane_of
+from flarecps.inference.export import highest_label
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain
 from flarecps.inference.sliding_window import Network, Place, scores_by_slab, windows
@@ -116,7 +116,7 @@ def find_region(
         chain,
         convert=convert,
     )
-    found = np.stack([plane_of(scores).labels > 0 for slab in slabs for scores in slab.unbind(1)])
+    found = np.stack([highest_label(scores) > 0 for slab in slabs for scores in slab.unbind(1)])
     if not found.any():
         return Region(np.ones_like(found), grid_mapping.network_shape)
     for axis, (spacing_mm, edge) in enumerate(zip(grid_mapping.network_spacing_mm, shape, strict=True)):

@@ -151,11 +151,12 @@ def test_a_limit_below_one_window_goes_down_in_steps_to_the_cpu(card: PretendedC
 
 def test_a_window_without_room_for_its_sums_stays_on_the_card(card: PretendedCard, volume: Volume) -> None:
     """With its sums it does not fit; what it filled before that was found out does not count as its own."""
-    plan = plan_of(patch=(64, 512, 512))
+    plan = plan_of(patch=(80, 512, 512))
     voxels = math.prod(plan.patch_voxels)
     window, sums = WINDOW_BYTES + voxels * 4, voxels * (plan.class_count * 2 + 4)
     network, said = Deep(card), []
-    limit = int((CUDA_CONTEXT_BYTES + window) * MARGIN) + 10 * MB
+    image = voxels * 2  # of the scan's slices, stored as int16
+    limit = int((CUDA_CONTEXT_BYTES + window + image) * MARGIN) + 10 * MB
     assert window < limit - CUDA_CONTEXT_BYTES < window + sums
     with card:
         segmenter = Segmenter(plan, [network], say=said.append, device="cuda", budget=Budget(vram_bytes=limit))

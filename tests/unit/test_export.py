@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.transform import resize
 
+from flarecps.inference.device_export import LABELS_AT_ONCE, device_labels
 from flarecps.inference.export import AT_ONCE, linear_taps, scan_labels
 from flarecps.preprocessing.case import GridMapping
 from flarecps.typing import SpacingMm, Triple
@@ -62,6 +65,8 @@ GRIDS = {
     "same": ((6, 7, 8), (6, 7, 8)),
 }
 ORDERS = list(itertools.permutations(range(3)))
+ROADS = {"borders": scan_labels, "every voxel": partial(device_labels, device=torch.device("cpu"))}
+roads = pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(1, 4), (2, 7), (9, 5), (13, 40), (6, 6), (30, 31)])
@@ -72,13 +77,14 @@ def test_taps_are_the_operator_of_training(n_in: int, n_out: int) -> None:
     np.testing.assert_allclose(matrix, axis_operator(n_in, n_out, 1), atol=1e-6)
 
 
+@roads
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_normal_mode_is_interpolating_every_class_at_once(grid: str, order: Triple) -> None:
+def test_normal_mode_is_interpolating_every_class_at_once(road, grid: str, order: Triple) -> None:
     network, box = GRIDS[grid]
     way = grid_mapping(network, tuple(box[order.index(axis)] for axis in range(3)), order)
     scores = scores_like_a_network(network)
-    labels = scan_labels(slabs_of(scores, *range(1, network[0], 3)), way)
+    labels = road(slabs_of(scores, *range(1, network[0], 3)), way)
     reference = at_once(scores, way)
     assert labels.dtype == np.uint8
     assert labels.shape == way.scan_shape
@@ -102,26 +108,29 @@ def test_slabs_of_any_depth_give_the_same_labels(mode) -> None:
         np.testing.assert_array_equal(scan_labels(slabs_of(scores, *edges), way, mode), whole)
 
 
-def test_a_class_that_is_nowhere_first_can_win_between_voxels() -> None:
+@roads
+def test_a_class_that_is_nowhere_first_can_win_between_voxels(road) -> None:
     """Two neighbours are sure of different classes, both with the same runner-up: between them it is the highest."""
     scores = torch.tensor([[0.0, 0.55], [0.55, 0.0], [0.45, 0.45]]).reshape(3, 1, 1, 2)
-    labels = scan_labels(iter([scores]), grid_mapping((1, 1, 2), (1, 1, 8)))[1, 1, 1:-1]
+    labels = road(iter([scores]), grid_mapping((1, 1, 2), (1, 1, 8)))[1, 1, 1:-1]
     assert labels.tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
 
 
-def test_along_a_coarse_axis_the_nearest_slice_is_taken() -> None:
+@roads
+def test_along_a_coarse_axis_the_nearest_slice_is_taken(road) -> None:
     way = grid_mapping((6, 9, 8), (13, 20, 18), network_mm=(6.0, 1.0, 1.0))
     scores = scores_like_a_network((6, 9, 8), seed=3)
     reference = at_once(scores, way, coarse=0)
-    labels = scan_labels(slabs_of(scores, 2, 4), way)[way.box.slices]
+    labels = road(slabs_of(scores, 2, 4), way)[way.box.slices]
     chosen = np.take_along_axis(reference, labels[None].astype(int), 0)[0]
     assert (reference.max(0) - chosen).max() <= TIE
 
 
-def test_half_precision_slabs_differ_at_ties_only() -> None:
+@roads
+def test_half_precision_slabs_differ_at_ties_only(road) -> None:
     way = grid_mapping((7, 11, 9), (15, 25, 22))
     scores = scores_like_a_network((7, 11, 9), seed=5)
-    ours, half = (scan_labels(iter([one]), way)[way.box.slices] for one in (scores, scores.half()))
+    ours, half = (road(iter([one]), way)[way.box.slices] for one in (scores, scores.half()))
     reference = at_once(scores, way)
     gap = np.diff(np.sort(reference, 0)[-2:], axis=0)[0]
     assert (gap[ours != half] < 2e-3).all()  # float16 keeps 11 bits
@@ -144,3 +153,22 @@ def test_more_border_than_is_interpolated_at_once() -> None:
     assert (reference.argmax(0) == labels).mean() > 0.9999
     assert box[1] * box[2] > AT_ONCE
     assert (reference.max(0) - np.take_along_axis(reference, labels[None].astype(int), 0)[0]).max() <= TIE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_roads_give_the_same_labels(seed: int) -> None:
+    """The same products in the same order: what differs is how a processor rounds them in blocks of voxels."""
+    way = grid_mapping((14, 31, 29), (3 * LABELS_AT_ONCE + 5, 70, 61), (2, 0, 1), (1.4, 1.0, 1.0))
+    way = replace(way, box_upper=(62, 54, 71), scan_shape=(64, 60, 75))
+    scores = scores_like_a_network((14, 31, 29), seed, smooth=0.7)
+    first, second = (road(slabs_of(scores, 3, 4, 9), way) for road in ROADS.values())
+    assert len(np.unique(first)) == CLASSES
+    assert np.count_nonzero(first != second) <= 1e-5 * first.size
+
+
+@roads
+def test_among_equal_scores_the_lowest_label_wins(road) -> None:
+    scores = torch.full((4, 3, 5, 5), 0.25)
+    scores[0] = 0.2
+    way = grid_mapping((3, 5, 5), (7, 9, 11))
+    assert (road(iter([scores]), way)[way.box.slices] == 1).all()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from flarecps.inference.device_export import LABELS_AT_ONCE, PLANES_HELD
 from flarecps.inference.export import AT_ONCE, Mode
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import FallbackChain, Placement
@@ -241,8 +242,12 @@ def estimate_gpu_memory(job: Job, placement: Placement, window: WindowCost, step
     if placement.device.type == "cpu":
         return 0
     activations = placement.batch * (window.vram_bytes - window.weights_bytes)
-    sums = sums_bytes(job, placement, steps) if placement.sums_on.type != "cpu" else 0
-    return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + sums
+    image = _slab_voxels(job, placement, steps) * job.channels * job.network_bytes
+    sums = 0
+    if placement.sums_on.type != "cpu":  # there the way back is, too
+        plane = job.scan_shape[job.axis_order[1]] * job.scan_shape[job.axis_order[2]]
+        sums = sums_bytes(job, placement, steps) + plane * (job.classes * PLANES_HELD * FLOAT + 2 * LABELS_AT_ONCE)
+    return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + image + sums
 
 
 def estimate_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:

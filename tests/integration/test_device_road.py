@@ -1,0 +1,136 @@
+"""The GPU's road from a prepared scan to its labels, on a pretended card: the CPU's labels, however memory runs out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from pretended_card import PretendedCard
+from test_segmenter import plan_of, scan, threshold, turned
+
+from flarecps.inference import device_export
+from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements
+from flarecps.inference.segmenter import Segmenter, _normalised
+from flarecps.inference.sliding_window import joined_slabs, scores_by_slab
+from flarecps.planning.plan import Intensity
+from flarecps.preprocessing.intensity import normalise
+from flarecps.volumes.io import Volume, read_volume
+
+CARD = torch.device("cuda", 1)
+GB = 2**30
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> PretendedCard:
+    card = PretendedCard(16 * GB)
+    card.install(monkeypatch)
+    return card
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    return read_volume(tmp_path / "scan.nii.gz")
+
+
+@pytest.mark.parametrize("scheme", ["ct", "zscore"])
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_what_a_network_sees_is_the_same_bit_for_bit(scheme: str, kind: type) -> None:
+    """On a CPU; a GPU may multiply by a reciprocal where this divides."""
+    image = (np.random.default_rng(1).normal(size=(2, 9, 11, 13)) * 700).astype(kind)
+    intensity = Intensity(scheme, low=-163.3, high=303.7, mean=80.123, sd=123.456789)
+    statistics = {"mean": [3.1, 7.7], "sd": [1234.567, 0.0]}
+    before = image.copy()
+    found = _normalised(torch.from_numpy(image), replace(plan_of(), intensity=intensity), statistics)
+    np.testing.assert_array_equal(found.numpy(), normalise(image, intensity, statistics))
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(23, 20, 17), (5, 20, 9)])
+@pytest.mark.parametrize("patch", [(8, 12, 10), (12, 10)])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_windows_cut_on_the_card_are_those_cut_in_ram(
+    card: PretendedCard, shape: tuple[int, int, int], patch: tuple[int, ...], batch: int
+) -> None:
+    """Two channels, a patch larger than the image, several layers at once: the same scores, bit for bit."""
+    image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    sent: list[int] = []
+
+    def network(tiles: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tiles[:, :1], tiles[:, 1:], tiles.sum(1, keepdim=True)], 1)
+
+    def scores(place: torch.device) -> torch.Tensor:
+        chain = FallbackChain([Placement(batch, place, place)])
+        slabs = scores_by_slab([network], image, patch, 3, WindowSchedule(0.6), chain, convert=lambda part: part * 2)
+        return joined_slabs((slab.clone() for slab in slabs), (3, *shape), CPU)
+
+    expected = scores(CPU)
+    with card, pytest.MonkeyPatch.context() as watched:
+        taken = card.take
+        watched.setattr(card, "take", lambda size: (sent.append(size), taken(size)))
+        found = scores(CARD)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert max(sent) <= 4 * 3 * np.prod([max(a, b) for a, b in zip(shape, (1, *patch)[-3:], strict=True)])
+
+
+@pytest.mark.parametrize("mode", ["normal", "fast", "fastest"])
+def test_labels_in_single_precision_are_the_cpus(
+    card: PretendedCard, volume: Volume, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Segmenter(plan_of(), [threshold], device="cpu", mode=mode)(volume)
+    with card:
+        segmenter = Segmenter(plan_of(), [threshold], device="cuda", mode=mode)
+        wanted = segmenter.resources.wanted()
+        single = replace(wanted, placement=replace(wanted.placement, half_sums=False))
+        monkeypatch.setattr(segmenter.resources, "wanted", lambda: single)
+        found = segmenter(volume)
+    assert expected.any()
+    assert np.count_nonzero(found != expected) <= 1e-5 * expected.size
+
+
+@pytest.mark.parametrize("refused", [0, 1, 7, 30])
+def test_where_memory_runs_out_on_the_way_back_the_rest_is_done_in_ram(
+    card: PretendedCard, volume: Volume, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first plane, in the middle, between two planes: no plane is lost and none comes twice."""
+    expected = Segmenter(plan_of(), [threshold], device="cpu")(volume)
+    lerped, calls = device_export._lerped, []
+
+    def full(scores: torch.Tensor, dim: int, taps: object) -> torch.Tensor:
+        calls.append(dim)
+        if len(calls) - 1 == refused:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return lerped(scores, dim, taps)
+
+    monkeypatch.setattr(device_export, "_lerped", full)
+    with card:
+        found = Segmenter(plan_of(), [threshold], device="cuda")(volume)
+    assert len(calls) > refused
+    assert np.count_nonzero(found != expected) <= 1e-3 * expected.size  # the sums are in half precision
+
+
+def test_a_layer_s_slices_are_sent_once_and_forgotten_where_the_card_is_left(card: PretendedCard) -> None:
+    """The third window of a layer does not fit: with its sums in RAM, then in RAM altogether; the scores stay."""
+    image = torch.randn(1, 30, 40, 16, generator=torch.Generator().manual_seed(3))
+    ran: list[int] = []
+
+    def network(tiles: torch.Tensor) -> torch.Tensor:
+        ran.append(len(tiles))
+        if len(ran) in (3, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return torch.cat([tiles, -tiles], 1)
+
+    def scores(chain: FallbackChain) -> torch.Tensor:
+        slabs = scores_by_slab([network], image, (16, 16, 16), 2, WindowSchedule(0.7), chain)
+        return joined_slabs((slab.clone() for slab in slabs), (2, *image.shape[1:]), CPU)
+
+    with card:
+        chain = FallbackChain(placements(1, CARD, half_sums=False))
+        found = scores(chain)
+    assert chain.now.device == CPU
+    torch.testing.assert_close(found, scores(FallbackChain([Placement()])), rtol=0, atol=0)
