@@ -3,9 +3,9 @@
     python benchmarks/inference/device_road.py OUT.json [SCAN ...] [--checkpoint CKPT] [--device cuda]
 
 Without a checkpoint a stand-in for 14 classes (bands of smoothed intensity) gives the scores, and without a scan a
-synthetic one (120×512×512) is made. On ``--device cpu``, the default, the GPU's road computes on CPU tensors: its numbers
-are proven, not its speed. With a GPU, both roads' seconds are told, too. The reference interpolates the single-precision
-means of windows in float64 with the matrices of preprocessing (SciPy's), all classes everywhere.
+synthetic one (120×512×512) is made. On ``--device cpu``, the default, the GPU's road computes on CPU tensors: its
+numbers are proven, not its speed. With a GPU, both roads' seconds are told, too. The reference interpolates the
+single-precision means of windows in float64 with the matrices of preprocessing (SciPy's), all classes everywhere.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _opened(number: int, like: Any) -> io.TextIOWrapper:
     raw = _Lasting(number, "w", closefd=False)
     immediate = bool(getattr(like, "write_through", False))  # python -u
     return io.TextIOWrapper(
-        raw if immediate else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if immediate else io.BufferedWriter(raw),
         encoding=getattr(like, "encoding", None) or "utf-8",
         errors="backslashreplace",
         line_buffering=bool(getattr(like, "line_buffering", False)),

@@ -264,10 +264,16 @@ def overhead_seconds(job: Job, mode: Mode) -> float:
 
 def sums_bytes(job: Job, placement: Placement, steps: Sequence[float]) -> int:
     """The slabs of sums, every class and the weights, at the step of ``steps`` that needs most, or the quick pass."""
+    held = _slab_voxels(job, placement, steps)
+    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
+
+
+def _slab_voxels(job: Job, placement: Placement, steps: Sequence[float]) -> int:
+    """Voxels of the largest slab, at the step of ``steps`` that needs most, or in the quick pass."""
     held = max(_voxels_held(job.network_shape, job.patch_voxels, placement.batch, step) for step in steps)
     if job.coarse_shape is not None:
         held = max(held, _voxels_held(job.coarse_shape, job.patch_voxels, placement.batch, COARSE_STEP))
-    return held * (job.classes * (HALF if placement.half_sums else FLOAT) + FLOAT)
+    return held
 
 
 def _voxels_held(shape: Triple, patch_voxels: tuple[int, ...], batch: int, step: float) -> int:
