@@ -50,14 +50,16 @@ PAIRS = (  # whose difference by seed is shown over the number of labelled scans
     (f"CPS, sibling 1, minus {CONTROL_LONG.title}", CPS, CONTROL_LONG),
     (f"{CPS_LONG.title}, sibling 1, minus control of as many steps", CPS_LONG, CONTROL_LONG),
 )
-SHORT = (LINES[:3], PAIRS[:2])  # of README: both controls and CPS
 HEADING = ["", "trainings", "DSC", "NSD", "CPU min", "DSC beside equal steps", "DSC beside equal compute"]
 
 
 def by_labels_table(
     results: Path, lines: Sequence[tuple[str, Arm, str]] = LINES, compared: Sequence[tuple[str, Arm, Arm]] = PAIRS
 ) -> list[str]:
-    """Markdown: DSC of the arms by the number of labelled scans; differences between arms of the same seed."""
+    """Markdown: DSC of the arms by the number of labelled scans; differences between arms of the same seed.
+
+    Without all ``lines``, for README, the differences are only summed up.
+    """
     counts = [count for count in (*sorted(FEW_LABELS), ALL_LABELS) if entry("", CONTROL, count, results=results).files]
     rows = []
     for title, arm, sibling in lines:
@@ -72,7 +74,8 @@ def by_labels_table(
             seed_differences(entry("", control, count, results=results), entry("", arm, count, results=results))
             for count in counts
         ]
-        rows.append([f"{name}, by seed", *map(mean_difference, pairs)])
+        if lines is LINES:
+            rows.append([f"{name}, by seed", *map(mean_difference, pairs)])
         found = [one for some in pairs for one in some]
         if len(found) > 1:
             sentences += ["", f"{name}: {over_pairs(found)}."]
@@ -326,7 +329,7 @@ def all_tables() -> dict[str, list[str]]:
     tables = {name: table(entries) for name, entries in found.items() if len(entries) > 1}
     tables |= {
         "by labels": by_labels_table(RESULTS),
-        "in short": by_labels_table(RESULTS, *SHORT),
+        "in short": by_labels_table(RESULTS, LINES[:3], PAIRS[:2]),
         "effects": effects_table(RESULTS),
         "mistakes": mistakes_table(RESULTS),
         "screen": screen_table(RESULTS),
