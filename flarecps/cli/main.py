@@ -122,6 +122,10 @@ def _main(argv: Sequence[str]) -> int:
             name, f"{foreign}: its letters are not UTF-8; rename it, or link to it by another name", USER_MISTAKE
         )
     try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries die of it in ways of their own
+        return _say(name, "the current folder has been removed; go to another one (cd) and try again", USER_MISTAKE)
+    try:
         with said(level):
             return _run(name, words[1:]) or 0
     except FlarecpsError as error:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise
@@ -56,6 +58,7 @@ WORDS = {
     "StackID": "stack", "SeriesNumber": "series", "SeriesDescription": "", FRAME_OF_REFERENCE: "frame",
     "AcquisitionTime": "time",
 }  # fmt: skip
+_after_header: ContextVar[Callable[[], None]] = ContextVar("after_header", default=lambda: None)
 Told: TypeAlias = tuple[tuple[str, str], ...]  # what tells a stack apart: keywords and values
 
 
@@ -79,10 +82,23 @@ def stacks_in(place: Path) -> Stacks:
     return _stacks_of(place, tuple((file, state.st_size, state.st_mtime_ns, state.st_ino) for file, state in states))
 
 
+@contextmanager
+def each_header(call: Callable[[], None]) -> Iterator[None]:
+    """``call`` after each header that `stacks_in` reads within the block."""
+    before = _after_header.set(call)
+    try:
+        yield
+    finally:
+        _after_header.reset(before)
+
+
 @lru_cache(maxsize=16)  # discovery, sizes and reading ask in turn
 def _stacks_of(place: Path, states: tuple[tuple[Any, ...], ...]) -> Stacks:
     """The stacks of the files at ``place``, whose ``states`` begin with their paths."""
-    found = {state[0]: dicom_header(state[0]) for state in states}
+    found, call = {}, _after_header.get()
+    for file, *_ in states:
+        found[file] = dicom_header(file)
+        call()
     headers = {file: header for file, header in found.items() if header is not None}
     if not headers:
         where = "folder" if place.is_dir() else "file"

@@ -9,15 +9,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flarecps.batch_processing import progress_bar
 from flarecps.case_names import composed, why_not_plain
 from flarecps.errors import DatasetError, ScanError
 from flarecps.text_files import read_own_json
 from flarecps.volumes.dicom import stacks_at
 from flarecps.volumes.dicom_slices import SUFFIXES, scans_in
+from flarecps.volumes.dicom_stacks import each_header
 from flarecps.volumes.io import TWO_FILES, is_scan_file, is_segmentation, scan_name
 from flarecps.volumes.links import leads_nowhere, place_of, stack_of
 
 RESULTS_MARK = "labels predicted by flarecps segment"  # in the dataset.json of results, which are no scans
+MANY_FILES = 2000  # of DICOM, whose headers take seconds
 MACOS = "__MACOSX"  # the folder of what macOS adds to archives
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: CASE_0000.nii.gz
 
@@ -45,6 +48,7 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
     if not folder.is_dir():
         raise ScanError(f"{folder}: no such folder: check the path")
     found: list[Path] = []
+    dicom: list[Path] = []  # of which it is still to be seen what stacks they hold
     unwanted = {os.path.realpath(path) for path in leave_out}
     entered: set[str] = set()
     waiting: list[tuple[Path, frozenset[str], int]] = [(folder, frozenset(), 0)]  # with its ancestors; links on the way
@@ -70,7 +74,7 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
             series = [place]  # whose name counts; of the folder given, the file's
         lost = [path for path in inside if leads_nowhere(path)]
         slices = [path for path in lost if series == [place] or (not series and path.suffix.lower() in SUFFIXES)]
-        found += [place] if slices else [stack for one in series for stack in stacks_at(one)]
+        (found if slices else dicom).extend([place] if slices else series)
         found += [path for path in lost if path not in slices and path not in series]
         for path in inside:
             if path in lost:
@@ -79,7 +83,15 @@ def find_scans(folder: Path | str, leave_out: Collection[Path] = ()) -> list[Pat
                 waiting.append((path, ancestors | {real}, links + path.is_symlink()))
             elif is_scan_file(path) or _is_of_two(path, inside):  # or a pipe: reading it says so
                 found.append(path)
-    return sorted(found)
+    return sorted([*found, *_stacks_at_each(dicom)])
+
+
+def _stacks_at_each(places: Sequence[Path]) -> list[Path]:
+    """The stacks in DICOM folders and multi-frame files; where these are many files, a bar says how far it is."""
+    files = sum(len(os.listdir(place)) if place.is_dir() else 1 for place in places)
+    shown = files >= MANY_FILES
+    with progress_bar("Reading DICOM headers", files, "file", shown) as advance, each_header(advance):
+        return [one for place in places for one in stacks_at(place)]
 
 
 def _is_of_two(path: Path, beside: Collection[Path]) -> bool:

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+import flarecps
 from flarecps.cli.main import main
 from flarecps.cli.streams import PIPE_CLOSED
 from flarecps.inference.postprocessing import Rules, write_rules
@@ -93,6 +94,17 @@ def test_a_file_name_that_is_not_utf8_is_its_own_fault(tmp_path: Path, capfd: py
     assert main([*words, "--labels", str(labels)]) == 0
     assert "M\\udcfcller" in (tmp_path / "scores" / "scores.csv").read_text(encoding="utf-8")
     assert "defect" not in capfd.readouterr().err
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    go = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} -m flarecps"
+    environment = {**os.environ, "PYTHONPATH": str(Path(flarecps.__file__).parents[1])}
+    words = ["bash", "-c", f"{go} segment model scan out"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "flarecps segment: the current folder has been removed; go to another one (cd) and try again\n"
+    )
 
 
 def test_messages_need_no_utf8(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.errors import ScanError
 from flarecps.inference.folders import requests_for
+from flarecps.volumes import discovery
 from flarecps.volumes.discovery import find_cases, find_scans
 
 
@@ -301,3 +302,18 @@ def test_what_macos_adds_is_no_scan_and_images_in_two_files_are_told(tmp_path: P
     assert segment(model, tmp_path / "in", tmp_path / "out") == 1
     assert "pair_0000.hdr: NIfTI or Analyze in two files" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a.nii.gz"]
+
+
+def test_many_dicom_headers_are_read_with_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every file is counted once, whatever folder it lies in; where there are few, nothing is said."""
+    for name in "ab":
+        series(tmp_path / name)
+    found = find_scans(tmp_path)
+    assert capfd.readouterr().err == ""
+    for name in "ab":  # as new: what was read is remembered
+        (tmp_path / name).rename(tmp_path / f"{name}2")
+    monkeypatch.setattr(discovery, "MANY_FILES", 10)
+    assert [path.name for path in find_scans(tmp_path)] == [f"{path.name}2" for path in found]
+    assert capfd.readouterr().err.startswith("Reading DICOM headers: 10 of 10 files, in ")

@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
 # Room -> rooms of its own layer that it may import besides itself. Everything of layer 0 is one room.
 SAME_LAYER: dict[str, set[str]] = {
     "datasets": {"volumes", "batch_processing"},
+    "volumes": {"batch_processing"},
     "__main__": {"cli"},
 }
 
