@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_series import enhanced, hounsfield
+from dicom_series import series as slices
 from small_model import LABELS, write_model, write_scan
 
 from flarecps.cli.main import main
@@ -309,7 +310,7 @@ def test_many_dicom_headers_are_read_with_a_bar(
 ) -> None:
     """Every file is counted once, whatever folder it lies in; where there are few, nothing is said."""
     for name in "ab":
-        series(tmp_path / name)
+        slices(tmp_path / name)
     found = find_scans(tmp_path)
     assert capfd.readouterr().err == ""
     for name in "ab":  # as new: what was read is remembered
