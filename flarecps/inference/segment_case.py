@@ -151,9 +151,9 @@ class CaseSegmentation:
         return self.write(request, self.compute(request, self.read(request)))
 
     def read(self, request: SegmentationRequest) -> LoadedScan:
-        """The scan, prepared for the network unless memory is counted (then one step is taken at a time).
+        """The scan, prepared for the network where another's windows, on a GPU or without a limit, don't suffer by it.
 
-        With a limit of RAM, its headers are asked first whether it may be read.
+        With a limit of RAM one step is taken at a time, and the headers are asked first whether it may be read.
         """
         began, budget = time.monotonic(), self.segmenter.settings.budget
         check_free_space(request.result.parent)
@@ -167,7 +167,7 @@ class CaseSegmentation:
             drawn = prepared = None
             if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
                 drawn = _labels_on(request.result, volume)
-            elif not budget:
+            elif budget.ram_bytes is None and (budget.seconds is None or self.segmenter.device.type != "cpu"):
                 prepared = self.segmenter.prepare(volume)
             stopped.pop_all()  # the meter runs until the scan's files are written, or it fails
             return LoadedScan(volume, prepared, drawn, series, missing, time.monotonic() - began, ram)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flarecps.inference.mirroring import Mirroring
 from flarecps.inference.resources.deadline import WindowSchedule
+from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.placement import FallbackChain, Placement
 from flarecps.inference.resources.usage import is_out_of_memory, out_of_memory_count
 from flarecps.inference.slab_sums import SlabSums, uncovered_scores
@@ -364,8 +365,8 @@ def predict_probabilities(
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1 window at a time")
     networks = (network,) if callable(network) else tuple(network)
-    device = torch.device(device)
-    sums_on = torch.device(accumulate_on) if accumulate_on is not None else device
+    device = torch_device(device)
+    sums_on = torch_device(accumulate_on) if accumulate_on is not None else device
     slabs = scores_by_slab(
         networks,
         image,

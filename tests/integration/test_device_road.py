@@ -13,8 +13,11 @@ from pretended_card import PretendedCard
 from test_segmenter import plan_of, scan, threshold, turned
 
 from flarecps.inference import device_export
+from flarecps.inference.outputs import OutputOptions, SegmentationRequest
+from flarecps.inference.resources.budget import Budget
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements
+from flarecps.inference.segment_case import CaseSegmentation
 from flarecps.inference.segmenter import Segmenter, _normalised
 from flarecps.inference.sliding_window import joined_slabs, scores_by_slab
 from flarecps.planning.plan import Intensity
@@ -134,3 +137,26 @@ def test_a_layer_s_slices_are_sent_once_and_forgotten_where_the_card_is_left(car
         found = scores(chain)
     assert chain.now.device == CPU
     torch.testing.assert_close(found, scores(FallbackChain([Placement()])), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "ahead"),
+    [
+        ("cuda", Budget(vram_bytes=2 * GB), True),
+        ("cuda", Budget(seconds=216), True),
+        ("cuda", Budget(28 * GB, 2 * GB, 216), False),
+        ("cpu", Budget(seconds=216), False),  # it would take the processor from the scan that is being timed
+        ("cpu", Budget(), True),
+    ],
+)
+def test_the_next_scan_is_prepared_ahead_unless_that_costs_what_is_limited(
+    card: PretendedCard, volume: Volume, tmp_path: Path, device: str, budget: Budget, ahead: bool
+) -> None:
+    with card:
+        case = CaseSegmentation(Segmenter(plan_of(), [threshold], device=device, budget=budget), OutputOptions())
+        request = SegmentationRequest("scan", (tmp_path / "scan.nii.gz",), tmp_path / "out.nii.gz")
+        loaded = case.read(request)
+        assert (loaded.prepared is not None) == ahead
+        done = case.write(request, case.compute(request, loaded))
+    assert done.result.is_file()
+    assert done.seconds >= loaded.seconds > 0

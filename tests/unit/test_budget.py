@@ -91,6 +91,8 @@ def test_the_forecast_counts_what_is_in_memory() -> None:
     assert estimate_gpu_memory(JOB, on_gpu, WINDOW, STEP) == (
         CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + image + sums_bytes(JOB, on_gpu, STEP) + way_back
     )
+    mirrored = estimate_gpu_memory(JOB, on_gpu, WINDOW, STEP, mirrors=2)
+    assert mirrored == estimate_gpu_memory(JOB, on_gpu, WINDOW, STEP) + 2 * 2 * 96 * 160 * 160 * 14 * 4
     on_both = Placement(1, GPU, CPU)
     assert estimate_gpu_memory(JOB, on_both, WINDOW, STEP) == CUDA_CONTEXT_BYTES + 120 * MB + 780 * MB + image
     assert estimate_gpu_memory(JOB, Placement(2), WINDOW, STEP) == 0

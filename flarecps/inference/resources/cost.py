@@ -237,11 +237,15 @@ def estimate_ram(
     return MemoryEstimate(max(now_bytes, reading_bytes), preparing, running, writing)
 
 
-def estimate_gpu_memory(job: Job, placement: Placement, window: WindowCost, steps: Sequence[float]) -> int:
+def estimate_gpu_memory(
+    job: Job, placement: Placement, window: WindowCost, steps: Sequence[float], mirrors: int = 1
+) -> int:
     """GPU memory as the driver counts it, in bytes; 0 on the CPU."""
     if placement.device.type == "cpu":
         return 0
     activations = placement.batch * (window.vram_bytes - window.weights_bytes)
+    if mirrors > 1:  # beside what is measured of one pass, the sum so far and a copy that is turned back
+        activations += 2 * placement.batch * math.prod(job.patch_voxels) * job.classes * FLOAT
     image = _slab_voxels(job, placement, steps) * job.channels * job.network_bytes
     sums = 0
     if placement.sums_on.type != "cpu":  # there the way back is, too

@@ -240,7 +240,7 @@ def _estimate(
     share = share_with_body if plan.skip_air else 1.0
     return Estimate(
         estimate_ram(job, plan.placement, window, now_bytes, plan.mode, steps, beside, reading_bytes),
-        estimate_gpu_memory(job, plan.placement, window, steps),
+        estimate_gpu_memory(job, plan.placement, window, steps, plan.mirrors),
         estimate_seconds(job, window, plan.step, plan.mirrors, share, plan.mode),
     )
 
