@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flarecps.inference.resources.budget import format_bytes
 from flarecps.inference.resources.cost import Unread
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.devices import torch_device
+from flarecps.inference.resources.placement import FallbackChain
 from flarecps.inference.resources.planner import Estimate, ResourcePlanner, WorkPlan, describe_work
 from flarecps.inference.resources.usage import (
     CUDA_CONTEXT_BYTES,
@@ -130,12 +132,14 @@ class Segmenter:
                 reset_peak_gpu_memory(self.device)
             prepared = prepared or prepare_case(seen, self.plan)
             schedule = self.resources.schedule(work, seen, began_s, self.say)
-            slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
-            shown = _shown(slabs, prepared.grid_mapping, each_slab)
-            if work.mode == "normal" and work.placement.sums_on.type != "cpu":
-                labels = device_labels(shown, prepared.grid_mapping, work.placement.sums_on)
+            way, placed = prepared.grid_mapping, self.resources.chain(work)
+            slabs = self._slabs(prepared, work, placed, schedule, volume.source.path.name, show_progress)
+            shown = _shown(slabs, way, each_slab)
+            shown = chain([next(shown)], shown)  # when the first is there, the sums have found their place
+            if work.mode == "normal" and placed.now.sums_on.type != "cpu":
+                labels = device_labels(shown, way, placed.now.sums_on)
             else:
-                labels = scan_labels(shown, prepared.grid_mapping, work.mode)
+                labels = scan_labels(shown, way, work.mode)
         if budget and tell:
             self.say(what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
         return self._restored(labels, volume)
@@ -150,7 +154,8 @@ class Segmenter:
         prepared = prepare_case(volume, self.plan)
         work = self.resources.wanted()
         schedule = WindowSchedule(work.step, self.mirroring)
-        slabs = self._slabs(prepared, work, schedule, volume.source.path.name, show_progress)
+        placed = self.resources.chain(work)
+        slabs = self._slabs(prepared, work, placed, schedule, volume.source.path.name, show_progress)
         scores = joined_slabs(slabs, (self.plan.class_count, *prepared.grid_mapping.network_shape), torch.device("cpu"))
         if self.settings.accumulate == "logits":
             scores = torch.softmax(scores, dim=0)
@@ -159,7 +164,8 @@ class Segmenter:
     def slabs(self, prepared: Prepared, name: str) -> Iterator[Tensor]:
         """The scores (K, n, H, W) of a prepared scan on the network's grid, n slices at a time and together all."""
         work = self.resources.wanted()
-        return self._slabs(prepared, work, WindowSchedule(work.step, self.mirroring), name, show_progress=False)
+        schedule = WindowSchedule(work.step, self.mirroring)
+        return self._slabs(prepared, work, self.resources.chain(work), schedule, name, show_progress=False)
 
     def estimate(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
@@ -185,18 +191,23 @@ class Segmenter:
         return replace(space, spacing_mm=enforced_spacing_mm(space.shape, space.spacing_mm))
 
     def _slabs(
-        self, prepared: Prepared, work: WorkPlan, schedule: WindowSchedule, name: str, show_progress: bool
+        self,
+        prepared: Prepared,
+        work: WorkPlan,
+        placed: FallbackChain,
+        schedule: WindowSchedule,
+        name: str,
+        show_progress: bool,
     ) -> Iterator[Tensor]:
         """The scores of the prepared case, slab by slab."""
         image = torch.from_numpy(prepared.image)
         convert = partial(_normalised, plan=self.plan, statistics=prepared.statistics)
-        chain = self.resources.chain(work)
         tests: list[Callable[[Place], bool]] = []
         if work.skip_air:
             known_air = self.plan.integer_hu  # where CT was clipped, a window without contrast holds no body
             tests.append(contains_body(prepared.image, "ct" if known_air else "zscore"))
         if self.settings.coarse_to_fine:
-            region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, chain)
+            region = find_region(self.networks, image, prepared.grid_mapping, self.plan, convert, placed)
             tests.append(region.touches)
         count = window_count(image.shape[1:], self.plan.patch_voxels, work.step)
         with progress_bar(f"Segmenting {name}", count, unit="window", shown=show_progress) as advance:
@@ -206,7 +217,7 @@ class Segmenter:
                 self.plan.patch_voxels,
                 self.plan.class_count,
                 schedule,
-                chain,
+                placed,
                 self.settings.accumulate,
                 convert,
                 lambda place: all(test(place) for test in tests),
@@ -219,9 +230,9 @@ class Segmenter:
                         "precision; look at the scan (flarecps inspect), or use --device cpu"
                     )
                 yield slab
-        if chain.place:
-            self.say(f"the GPU's memory ran out; went on with {chain.now}")
-            self.resources.batch = min(self.resources.batch, chain.now.batch)
+        if placed.place:
+            self.say(f"the GPU's memory ran out; went on with {placed.now}")
+            self.resources.batch = min(self.resources.batch, placed.now.batch)
 
     def _restored(self, labels: LabelArray, scan: Volume) -> LabelArray:
         """Labels in the order of ``scan``, as it was given, from those in the plan's order."""

@@ -176,6 +176,56 @@ def test_memory_that_cudnn_was_refused_is_memory_that_ran_out(card: PretendedCar
     assert "one window does not fit: 1 window at a time on cpu" in said[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+@pytest.mark.parametrize("limit", [Budget(), Budget(vram_bytes=2 * GB)], ids=["no limit", "limit"])
+def test_memory_that_the_driver_refuses_is_memory_that_ran_out(
+    card: PretendedCard, volume: Volume, words: str, limit: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs fill the card: PyTorch counts no refusal of its own."""
+
+    class Refused(OnTheCard):
+        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+            if self.where.type == "cuda":
+                raise RuntimeError(words)
+            return super().forward(tiles)
+
+    on_the_card: list[None] = []
+    monkeypatch.setattr("flarecps.inference.segmenter.device_labels", lambda *_: on_the_card.append(None))
+    said: list[str] = []
+    with card:
+        segmenter = Segmenter(plan_of(), [Refused(card)], say=said.append, device="cuda", batch=2, budget=limit)
+    found = segmented(card, segmenter, volume)
+    np.testing.assert_array_equal(found, Segmenter(plan_of(), [threshold], device="cpu")(volume))
+    assert any("1 window at a time on cpu" in one for one in said)
+    assert not on_the_card  # nor is the way back tried there
+    assert set(card.shares.values()) == {1.0}
+
+
+def test_a_card_without_room_for_the_program_is_said_in_one_line(
+    card: PretendedCard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse() -> int:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "current_device", refuse)
+    with card, pytest.raises(ConfigError, match="its memory is full"):
+        torch_device("cuda")
+    checkpoint = write_checkpoint(tmp_path / "last.ckpt")
+    sitk.WriteImage(scan((20, 20, 20), (3.0, 3.0, 3.0), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    with card:
+        assert main(["segment", str(checkpoint), str(tmp_path / "scan.nii.gz"), str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err.strip()
+    assert "its memory is full" in line
+    assert "\n" not in line
+
+
 def test_an_error_that_is_not_of_memory_is_not_taken_for_it(card: PretendedCard, volume: Volume) -> None:
     card.refused = 3  # some time before
     error = RuntimeError("GET was unable to find an engine to execute this computation")  # of a card too old for it
