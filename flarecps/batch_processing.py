@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 import time
 import traceback
@@ -131,10 +132,10 @@ def shard(cases: Sequence[B], share: str | None) -> list[B]:
     """
     if share is None:
         return list(cases)
-    first, _, last = share.partition("/")
-    if not (first.strip().isdigit() and last.strip().isdigit() and 1 <= int(first) <= int(last)):
+    first, last = map(int, re.findall(r"\d+", share)) if re.fullmatch(r"\s*\d{1,9}\s*/\s*\d{1,9}\s*", share) else (0, 0)
+    if not 1 <= first <= last:
         raise ConfigError(f"shard {share!r}: expected I/N with I from 1 to N, such as 1/4 … 4/4 for four jobs")
-    return list(cases[int(first) - 1 :: int(last)])
+    return list(cases[first - 1 :: last])
 
 
 @contextmanager

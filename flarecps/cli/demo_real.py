@@ -51,6 +51,8 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
 
     if not source.is_dir():
         raise DatasetError(f"--real {source}: no such folder; expected a data set (see 'flarecps inspect --help')")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
     if not 0 < minutes <= 24 * 60:
         raise ConfigError(f"--minutes {minutes:g}: expected more than 0 and at most {24 * 60}")
     catalogue = read_catalogue(source)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flarecps.inference.resources.budget import Budget
     from flarecps.planning.fingerprint import Fingerprint
     from flarecps.planning.plan import Plan
+    from flarecps.planning.student import Teacher
 
 FAILED = 1  # exit code: some scans could not be read; the plan was made from the others
 
@@ -111,12 +112,13 @@ def plan(
         for outcome in failed:
             errors.print(f"not fingerprinted: {outcome.name}: {outcome.error}", style="red", markup=False)
         return FAILED if failed else 0
+    taught_by = _teacher(teacher)  # before the scans are read, which can take hours
     fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
     asked = (dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features)
     if budget is None:
         decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
     else:
-        decided = _students_plan(fingerprint, catalogue, teacher, budget, device, asked)
+        decided = _students_plan(fingerprint, catalogue, taught_by, budget, device, asked)
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = _keep_former(out, decided)
     write_plan(out, decided)
@@ -156,19 +158,25 @@ def _students_budget(
     return budget
 
 
+def _teacher(path: Path | None) -> Teacher | None:
+    if path is None:
+        return None
+    from flarecps.inference.resources.forecast import teacher_of
+
+    return teacher_of(path)
+
+
 def _students_plan(
-    fingerprint: Fingerprint, catalogue: Catalogue, path: Path | None, budget: Budget, device: str, asked: tuple
+    fingerprint: Fingerprint, catalogue: Catalogue, teacher: Teacher | None, budget: Budget, device: str, asked: tuple
 ) -> Plan:
-    from flarecps.inference.resources.forecast import Forecaster, parameters_of, teacher_of
+    from flarecps.inference.resources.forecast import Forecaster, parameters_of
     from flarecps.planning.planner import plan_dataset
     from flarecps.planning.student import Teacher, plan_student
 
     dimensions, intensity, memory_gb, spacing_mm, patch, most_features = asked
-    if path is None:
+    if teacher is None:
         plan = plan_dataset(fingerprint, catalogue, dimensions, intensity, memory_gb)
         teacher = Teacher(plan, parameters_of(plan), "the plan without --student")
-    else:
-        teacher = teacher_of(path)
     forecast = Forecaster(fingerprint.cases, budget, device)
     given = (memory_gb, spacing_mm, patch, most_features)
     return plan_student(fingerprint, catalogue, teacher, forecast, parameters_of, *given)

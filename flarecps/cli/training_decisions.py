@@ -47,7 +47,7 @@ def _machine(given: dict[str, Any]) -> Machine:
     """What a process of a training with these settings may use."""
     gpu = torch.cuda.is_available() and given.get("trainer.accelerator") != "cpu"
     devices = str(given.get("trainer.devices", 1))
-    beside = int(devices) if devices.isdigit() and int(devices) and not under_slurm() else 1  # SLURM deals cores out
+    beside = int(devices) if devices.isdecimal() and int(devices) and not under_slurm() else 1  # SLURM deals cores out
     return Machine(
         max(1, usable_cores() // beside), gpu, gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -295,7 +295,7 @@ def _check_paths(command: str, given: Mapping[str, Any]) -> None:
     if scans is not None and not place_of(scans).exists():
         raise ConfigError(f"data.predict_input: {scans} does not exist; expected a scan or a folder of scans")
     epochs = given.get("trainer.max_epochs")
-    if str(epochs).lstrip("-").isdigit() and int(str(epochs)) < -1:
+    if str(epochs).lstrip("-").isdecimal() and int(str(epochs)) < -1:
         raise ConfigError(f"trainer.max_epochs is {epochs}; expected a number of epochs, or -1 for no end")
     _check_checkpoints(command, given, run_folder(given))
     if store is not None and isinstance(given.get("data.split"), str) and "${" not in given["data.split"]:

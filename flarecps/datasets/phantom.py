@@ -91,6 +91,8 @@ def write_phantom(
     counts: dict[Role, int] = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
     if labelled < 1 or min(counts.values()) < 0:
         raise DatasetError(f"{labelled} labelled, {unlabelled} unlabelled, {test} test cases; at least 1, 0, 0 needed")
+    if seed < 0:
+        raise DatasetError(f"seed {seed}: expected a whole number, 0 or more")
     sources: dict[Role, list[Path]] = {}
     if anatomy is not None:
         maps = find_scans(anatomy) if Path(anatomy).is_dir() else []

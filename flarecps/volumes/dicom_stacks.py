@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +40,7 @@ SAME_PLACE_MM = 0.25  # and than this lie at one place
 MISPLACED = 0.2  # of a voxel; and
 ROUNDED_MM = 0.05  # positions are often written with one digit: a slice off its grid by more than both is remarked on
 REGULAR = 0.05  # of the mean distance: slices of two passes that make one grid lie off it by less
+OTHER_PLANE = 0.5  # the cosine between normals of two planes is less
 THICK = 1.5  # times the distance of slices: passes of one acquisition are no thicker
 # What tells the images of one place apart, the likeliest first
 PHASES = (
@@ -157,6 +158,12 @@ def _series(headers: Mapping[Path, Dataset]) -> tuple[dict[Told, list[Path]], tu
     by_uid: dict[str, list[Path]] = defaultdict(list)
     for file, header in kept.items():
         by_uid[str(header.get("SeriesInstanceUID") or "")].append(file)
+    crossing = [uid for uid, files in by_uid.items() if _cross([kept[file] for file in files])]
+    longest = max((len(files) for uid, files in by_uid.items() if uid not in crossing), default=0)
+    for uid in (one for one in crossing if len(by_uid[one]) < 3 * longest):
+        files = by_uid.pop(uid)
+        listed = first_few([file.name for file in files], 3)
+        remarks.append(f"a localiser of {len(files)} slices in three planes passed over ({listed})")
     single = [files[0] for files in by_uid.values() if len(files) == 1 and frame_count(files[0], kept[files[0]]) == 1]
     if single and len(single) < len(by_uid):
         by_uid = {uid: files for uid, files in by_uid.items() if files[0] not in single}
@@ -172,6 +179,19 @@ def _series(headers: Mapping[Path, Dataset]) -> tuple[dict[Told, list[Path]], tu
 
 def _is_localiser(header: Dataset) -> bool:
     return "LOCALIZER" in str(header.get("ImageType", "")).upper()
+
+
+def _cross(headers: Sequence[Dataset]) -> bool:
+    """Whether files of single slices lie in three planes at right angles, as an unmarked localiser's do."""
+    normals: list[np.ndarray] = []
+    for header in headers:
+        with suppress(ValueError, TypeError):
+            row, column = np.array(header.get("ImageOrientationPatient"), float).reshape(2, 3)
+            with np.errstate(all="ignore"):
+                normal = np.cross(row, column)
+            if np.isfinite(normal).all() and all(abs(normal @ other) < OTHER_PLANE for other in normals):
+                normals.append(normal)
+    return len(normals) == 3
 
 
 def _is_picture(header: Dataset) -> bool:
@@ -209,7 +229,7 @@ def _split(path: Path, slices: Sequence[Slice]) -> tuple[dict[Told, list[Slice]]
                 said = attributes(slices)
                 if stacks := _stacks(places, said):
                     return stacks, _several(stacks, _at_one_place(first, other))
-                raise damage or contradiction(path, first, other, said)
+                raise damage or contradiction(path, first, other, said, len(slices) - len(places))
     if len(stacks := _interleaved([first for first, *_ in places])) > 1:
         at = {one: key for key, stack in stacks.items() for one in stack}
         whole = {key: [one for place in places if at[place[0]] == key for one in place] for key in stacks}
@@ -245,24 +265,41 @@ def _word(keyword: str, value: str) -> str:
 
 def _check_alike(path: Path, slices: Sequence[Slice]) -> None:
     """Nothing, or ScanError when some slices differ from the others in size, orientation, spacing or kind of values."""
-    first = slices[0]
-    for what, told, apart in (
-        ("size", lambda one: "×".join(map(str, one.shape)), lambda one: one.shape != first.shape),
-        ("orientation", _cosines, lambda one: np.abs(one.directions - first.directions).max() > TURNED),
+    for what, told, are_alike in (
+        ("size", lambda one: "×".join(map(str, one.shape)), lambda one, other: one.shape == other.shape),
+        ("orientation", _cosines, lambda one, other: np.abs(one.directions - other.directions).max() <= TURNED),
         (
             "pixel spacing",
             lambda one: "×".join(f"{edge:g}" for edge in one.spacing_mm) + " mm",
-            lambda one: not np.allclose(one.spacing_mm, first.spacing_mm, rtol=1e-4),
+            lambda one, other: np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-4),
         ),
-        ("interpretation", lambda one: one.photometric, lambda one: one.photometric != first.photometric),
-        ("stated rescaling", lambda one: one.rescaling, lambda one: one.rescaling != first.rescaling),
+        ("interpretation", lambda one: one.photometric, lambda one, other: one.photometric == other.photometric),
+        ("stated rescaling", lambda one: one.rescaling, lambda one, other: one.rescaling == other.rescaling),
     ):
-        if unlike := [one for one in slices if apart(one)]:
-            away = unlike if 2 * len(unlike) <= len(slices) else [one for one in slices if one not in unlike]
+        groups: list[list[Slice]] = []
+        for one in slices:
+            for group in groups:
+                if are_alike(one, group[0]):
+                    group.append(one)
+                    break
+            else:
+                groups.append([one])
+        if len(groups) > 1:
+            most = max(groups, key=len)
+            others = [group for group in groups if group is not most]
+            first, unlike = (one for one in slices if one in (most[0], others[0][0]))
+            away = [one.name for group in others for one in group]
             raise ScanError(
-                f"{path}: {first.name} and {unlike[0].name} contradict each other: {what} {told(first)} against "
-                f"{told(unlike[0])}; expected one stack of slices: move {first_few([one.name for one in away])} away"
+                f"{path}: {first.name} and {unlike.name} contradict each other: {what} {told(first)} against "
+                f"{told(unlike)}; expected one stack of slices: {_moved(away)}"
             )
+
+
+def _moved(names: Sequence[str]) -> str:
+    """The advice to move files away, or apart where they are too many to be named."""
+    if len(names) <= 5:
+        return f"move {', '.join(names)} away"
+    return f"move {first_few(names)} ({len(names)} in all) into a folder of their own"
 
 
 def _cosines(one: Slice) -> str:
@@ -302,13 +339,22 @@ def _at_one_place(one: Slice, other: Slice) -> str:
     return f"{one.name} and {other.name} lie at one place, {where}, with other voxels"
 
 
-def contradiction(path: Path, one: Slice, other: Slice, said: Mapping[Slice, Mapping[str, str]]) -> ScanError:
-    """What to say of two slices at one place that belong to no stacks."""
+def contradiction(
+    path: Path, one: Slice, other: Slice, said: Mapping[Slice, Mapping[str, str]], again: int = 1
+) -> ScanError:
+    """What to say of two slices at one place that belong to no stacks; ``again``: slices at places of others."""
     differ = [name for name in PHASES if said[one].get(name) != said[other].get(name)]
     how = ", ".join(f"{name} {said[one].get(name)} against {said[other].get(name)}" for name in differ[:3])
+    cure = "take the one that does not belong out of the folder"
+    if again > 1:
+        count = "InstanceNumber"
+        numbers = said[one].get(count), said[other].get(count)
+        told = " ({} {} and {} are of two)".format(count, *numbers) if numbers[0] != numbers[1] else ""
+        cure = f"put the files of each scan into a folder of its own{told}"
+        how = f"{how or 'their headers tell them apart by nothing'}, as {again - 1} more"
     return ScanError(
         f"{path}: {_at_one_place(one, other)} ({how or 'their headers tell them apart by nothing'}); expected one "
-        "stack of slices: take the one that does not belong out of the folder"
+        f"stack of slices: {cure}"
     )
 
 

@@ -198,12 +198,14 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--real", source], "2 labelled scans"),
         (["--real", source, "--minutes", "0"], "--minutes 0"),
         (["--real", str(tmp_path / "none")], "no such folder"),
+        (["--real", source, "--out", f"{source}/demo"], "lies in the data's folder"),
     ):
-        assert main(["demo", *words, "--out", str(tmp_path / "out")]) == 2
+        assert main(["demo", "--out", str(tmp_path / "out"), *words]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    assert not (Path(source) / "demo").exists()
 
 
 @pytest.mark.parametrize(

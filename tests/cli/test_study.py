@@ -269,7 +269,9 @@ def test_the_folders_own_test_scans_judge(dataset: Path, tmp_path: Path) -> None
     [
         (["--protocol", "kpb"], "did you mean kbp?"),
         (["--folds", "1"], "expected 2 or more"),
+        (["--folds", "0"], "expected 2 or more"),
         (["--folds", "9", "--seeds", "0"], "expected 1 or more"),
+        (["--seeds", "99999999", "--dry-run"], "at most 100"),
         (["--folds", "20"], "can't be cross-validated in 20 folds"),
         (["--arms", "cpss"], "did you mean cps?"),
         (["--budget", "0"], "hours above 0"),

@@ -123,7 +123,7 @@ def test_shards_are_a_partition() -> None:
     assert shard(cases, "1/1") == cases
 
 
-@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", ""])
+@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "", "²/³", "1/" + "9" * 5000])
 def test_a_share_that_is_none_says_what_was_expected(share: str) -> None:
     with pytest.raises(ConfigError, match="expected I/N"):
         shard(["a"], share)

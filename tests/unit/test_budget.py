@@ -55,7 +55,7 @@ def test_sizes_in_words() -> None:
     assert parse_bytes("2048m") == 2 * GB
     assert parse_bytes("1.5k") == 1536
     assert parse_bytes("700000000") == 700000000
-    for wrong in ("", "G", "-1G", "0", "8 GiB of RAM", "1e9"):
+    for wrong in ("", "G", "-1G", "0", "8 GiB of RAM", "1e9", "²G", "9" * 400):
         with pytest.raises(ConfigError, match="max ram"):
             parse_bytes(wrong, "max ram")
     assert format_bytes(28 * GB) == "28.0 GB"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dicom_series import (
+    AXIAL,
     CORNER_MM,
     SPACING_MM,
     STEP_MM,
@@ -671,3 +672,50 @@ def test_frames_that_are_only_announced_take_no_time(tmp_path: Path) -> None:
     content.ImageOrientationPatient, content.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
     said = "NumberOfFrames is 999999999, and the places of 1 are stated"
     assert said in refusal(written(tmp_path / "cine.dcm", content))
+
+
+PLANES = ((AXIAL, 2), ((1, 0, 0, 0, 0, -1), 1), ((0, 1, 0, 0, 0, -1), 0))
+
+
+def crossing(folder: Path, each: int = 3, **others: Any) -> list[str]:
+    """Slices in three planes at right angles, as a localiser has them; their names."""
+    names = []
+    for orientation, axis in PLANES:
+        for number in range(each):
+            place = [*CORNER_MM, 0.0]
+            place[axis] += 20.0 * number
+            name = f"plane{len(names)}.dcm"
+            stated = {"ImagePositionPatient": place, "ImageOrientationPatient": list(orientation)} | others
+            written(folder / name, a_slice(HU[number], 50 + len(names), others=stated))
+            names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_localiser_that_is_not_called_one_is_passed_over(tmp_path: Path, each: int) -> None:
+    crossing(series(tmp_path / "scan"), each, SeriesInstanceUID="1.2.9", SeriesNumber=1)
+    assert [case.name for case in find_cases(tmp_path)] == ["scan"]
+    (remark,) = read_as(tmp_path / "scan")
+    assert remark.startswith(f"a localiser of {3 * each} slices in three planes passed over (plane0.dcm, ")
+
+
+def test_slices_in_three_planes_of_the_scans_own_series_are_named(tmp_path: Path) -> None:
+    """All that does not belong is in one message: moved away, the scan reads."""
+    names = crossing(series(tmp_path / "scan", hounsfield(9)), each=1)[1:]
+    (tmp_path / "scan" / "plane0.dcm").unlink()
+    with pytest.raises(ScanError, match=r"expected one stack of slices: move plane1\.dcm, plane2\.dcm away"):
+        read_volume(tmp_path / "scan")
+    for name in names:
+        (tmp_path / "scan" / name).unlink()
+    read_as(
+        tmp_path / "scan", hounsfield(9), Space(hounsfield(9).shape, GRID.spacing_mm, GRID.direction, GRID.origin_mm)
+    )
+
+
+def test_two_scans_that_numbers_alone_tell_apart_are_to_be_put_apart(tmp_path: Path) -> None:
+    for number, hu in enumerate((HU, HU + 9)):
+        for place, values in enumerate(hu):
+            stated = {"InstanceNumber": len(HU) * number + place + 1}
+            written(tmp_path / f"{number}{place}.dcm", a_slice(values, place, others=stated))
+    with pytest.raises(ScanError, match=r"as 4 more\); .*: put the files of each scan into a folder of its own \(Inst"):
+        read_volume(tmp_path)

@@ -17,6 +17,7 @@ EXPECTED = "expected a study's protocol; 'flarecps study DATASET --out OUT --dry
 SIBLINGS = ("1", "2", "average")
 INTENSITIES = ("global", "foreground")
 POST_PROCESSING = ("none", "largest", "determined")
+MOST_SEEDS = 100  # every arm, fold and seed is a training
 BY = ("folds", "test", "withheld")
 PAIRS = ("disjoint", "neighbours")
 MEASURES = ("dsc", "nsd")
@@ -252,6 +253,8 @@ def _check(found: Protocol) -> None:
         known(one, "'post_processing'", POST_PROCESSING, "way of it")
     if not found.post_processing:
         raise ConfigError(f"'post_processing' is empty; expected one of {', '.join(POST_PROCESSING)}")
+    if found.seeds > MOST_SEEDS:
+        raise ConfigError(f"'seeds' is {found.seeds}; expected at most {MOST_SEEDS}")
     judged = found.judged
     if judged.by == "folds" and (judged.splits or judged.scans):
         raise ConfigError("judged: by folds, so 'splits' and 'scans' say nothing; remove them, or judge by test")

@@ -17,6 +17,7 @@ from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.drafting import draft, only_arms
 from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibration_stage, within_budget
 from flarecps.experiments.study.protocol import (
+    MOST_SEEDS,
     Judged,
     Protocol,
     protocol_content,
@@ -54,6 +55,10 @@ class Asked:
         """The file's protocol, else a draft for the data set, with what else was asked."""
         from torch import cuda
 
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError(f"--folds {self.folds}: expected 2 or more")
+        if self.seeds is not None and not 1 <= self.seeds <= MOST_SEEDS:
+            raise ConfigError(f"--seeds {self.seeds}: expected 1 or more, at most {MOST_SEEDS}")
         found = read_protocol(self.file) if self.file else None
         if found is None:
             gpu, scans = cuda.is_available(), len(catalogue.labelled)
@@ -64,13 +69,9 @@ class Asked:
                 raise ConfigError(
                     f"--folds and --learning-curve: this protocol judges by {found.judged.by} scans; leave them out"
                 )
-            if self.folds is not None and self.folds < 2:
-                raise ConfigError(f"--folds {self.folds}: expected 2 or more")
             curve = found.judged.learning_curve or (LEARNING_CURVE if self.learning_curve else ())
             found = replace(found, judged=Judged("folds", self.folds or found.judged.folds, learning_curve=curve))
         if self.seeds is not None:
-            if self.seeds < 1:
-                raise ConfigError(f"--seeds {self.seeds}: expected 1 or more")
             found = replace(found, seeds=self.seeds)
         return only_arms(found, self.arms) if self.arms else found
 

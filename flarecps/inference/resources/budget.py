@@ -59,7 +59,7 @@ def parse_bytes(words: str, name: str = "size") -> int:
     >>> parse_bytes("2G") == parse_bytes("2048M") == 2 * 1024**3
     True
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", words, flags=re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(?:i?B)?\s*", words, flags=re.IGNORECASE)
     if match is None or not float(match[1]) > 0:
         raise ConfigError(f"{name} '{words}': expected a number and a unit, such as 28G or 2048M")
     return int(float(match[1]) * UNITS[match[2].upper()])
