@@ -94,8 +94,8 @@ def exchange(spec: dict[str, Any], patch: list[int], batch: int, dtype: torch.dt
     }
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of steps under Lightning's trainer, and peak memory."""
+def measure(options: argparse.Namespace, *callbacks: Callback) -> dict[str, Any]:
+    """Seconds of steps under Lightning's trainer, and peak memory; ``callbacks`` look on."""
     torch.manual_seed(0)
     arguments = options.spec["arguments"]
     kind = networks.NETWORKS[options.spec["network"]]
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             enable_progress_bar=False,
             enable_model_summary=False,
             benchmark=True,
-            callbacks=[stopwatch],
+            callbacks=[stopwatch, *callbacks],
         )
         loaders = {name: DataLoader([part] * steps, batch_size=None) for name, part in streams.items()}
         trainer.fit(module, CombinedLoader(loaders, "min_size"))
