@@ -25,6 +25,7 @@ class PretendedCard(TorchFunctionMode):
         self.total_bytes, self.count, self.current = total_bytes, count, current
         self.shares = dict.fromkeys(range(count), 1.0)  # of each card, that the process may take
         self.history: list[float] = []  # every share that was ever set
+        self.beside = 300 * 2**20  # the context, and other programs
         self.refused = 0
         self.asked: list[int] = []  # the cards that were waited for, or asked for their peak
         self.peak = 0
@@ -42,6 +43,8 @@ class PretendedCard(TorchFunctionMode):
             "get_device_properties": self._properties,
             "set_per_process_memory_fraction": self._set_share,
             "get_per_process_memory_fraction": lambda device=None: self.shares[self._index(device)],
+            "mem_get_info": self._free,
+            "memory_reserved": lambda device=None: sum(self._held.values()),
             "max_memory_allocated": self._peak,
             "max_memory_reserved": self._peak,
             "memory_stats_as_nested_dict": lambda device=None: {"num_ooms": self.refused},
@@ -94,6 +97,10 @@ class PretendedCard(TorchFunctionMode):
     def _properties(self, device: Any) -> SimpleNamespace:
         self._index(device, optional=True)
         return SimpleNamespace(total_memory=self.total_bytes)
+
+    def _free(self, device: Any = None) -> tuple[int, int]:
+        self._index(device, optional=True)
+        return self.total_bytes - self.beside - sum(self._held.values()), self.total_bytes
 
     def _set_share(self, share: float, device: Any = None) -> None:
         index = self._index(device)

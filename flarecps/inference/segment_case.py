@@ -40,7 +40,7 @@ from flarecps.inference.outputs import (
 from flarecps.inference.probability_file import writing_probabilities
 from flarecps.inference.resources.cost import Beside
 from flarecps.inference.resources.planner import MARGIN
-from flarecps.inference.resources.usage import RamMeter, peak_gpu_memory
+from flarecps.inference.resources.usage import RamMeter, peak_as_counted
 from flarecps.inference.segmenter import Segmenter, what_it_took
 from flarecps.preprocessing.case import GridMapping, Prepared, transposed_to_plan
 from flarecps.typing import LabelArray
@@ -188,7 +188,7 @@ class CaseSegmentation:
                     labels = self.outputs.rules(labels)
             stopped.pop_all()
         image = volume.array[0] if {STATISTICS, PREVIEW} & set(missing) else None
-        seconds, vram = loaded.seconds + time.monotonic() - began, peak_gpu_memory(self.segmenter.device)
+        seconds, vram = loaded.seconds + time.monotonic() - began, peak_as_counted(self.segmenter.device)
         about = volume.source, volume.space, volume.warnings
         return PredictedScan(*about, image, labels, found, loaded.series, missing, seconds, loaded.ram, vram)
 

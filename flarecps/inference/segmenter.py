@@ -28,10 +28,9 @@ from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.placement import FallbackChain
 from flarecps.inference.resources.planner import Estimate, ResourcePlanner, WorkPlan, describe_work
 from flarecps.inference.resources.usage import (
-    CUDA_CONTEXT_BYTES,
     RamMeter,
     limited_gpu_memory,
-    peak_gpu_memory,
+    peak_as_counted,
     reset_peak_gpu_memory,
 )
 from flarecps.inference.settings import SegmentationSettings, Sibling
@@ -141,7 +140,7 @@ class Segmenter:
             else:
                 labels = scan_labels(shown, way, work.mode)
         if budget and tell:
-            self.say(what_it_took(ram.peak, peak_gpu_memory(self.device), time.monotonic() - began_s))
+            self.say(what_it_took(ram.peak, peak_as_counted(self.device), time.monotonic() - began_s))
         return self._restored(labels, volume)
 
     def prepare(self, volume: Volume) -> Prepared:
@@ -287,7 +286,7 @@ def _shown(
 
 def what_it_took(ram_bytes: int, vram_bytes: int, seconds: float) -> str:
     """A scan's time and highest memory in words."""
-    vram = f", GPU memory {format_bytes(vram_bytes + CUDA_CONTEXT_BYTES)}" if vram_bytes else ""
+    vram = f", GPU memory {format_bytes(vram_bytes)}" if vram_bytes else ""
     return f"it took {seconds:.1f} s; the highest RAM was {format_bytes(ram_bytes)}{vram}"
 
 

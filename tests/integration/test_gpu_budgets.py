@@ -15,7 +15,7 @@ from torch import nn
 
 from flarecps.cli.main import main
 from flarecps.errors import ConfigError
-from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.budget import Budget, format_bytes
 from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, limited_gpu_memory
@@ -121,6 +121,29 @@ def test_a_card_that_others_have_filled_is_said_to_be_full(card: PretendedCard, 
     monkeypatch.setattr(torch, "empty", refused)
     with pytest.raises(ConfigError, match="device 'cuda': it is there, but its memory is full"):
         torch_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("beside", "counted"),
+    [(300 * MB, CUDA_CONTEXT_BYTES), (600 * MB, 600 * MB), (9 * GB, 2 * CUDA_CONTEXT_BYTES)],
+    ids=["small", "large", "others"],
+)
+def test_what_the_driver_counts_beside_tensors_is_asked(
+    card: PretendedCard, volume: Volume, beside: int, counted: int
+) -> None:
+    """A larger context leaves less of the limit to tensors; other programs' memory is not all taken for it."""
+    card.beside, said = beside, []
+    with card:
+        segmenter = Segmenter(
+            plan_of(), [OnTheCard(card)], say=said.append, device="cuda", batch=2, budget=Budget(vram_bytes=2 * GB)
+        )
+    segmented(card, segmenter, volume)
+    assert {round(share * card.total_bytes) for share in card.history if share < 1} == {2 * GB - counted}
+    with card:
+        _, estimate = segmenter.estimate(volume)
+    taken = estimate.vram_bytes - counted
+    assert WINDOW_BYTES * segmenter.resources.batch <= taken < (WINDOW_BYTES + 20 * MB) * segmenter.resources.batch
+    assert f"GPU memory {format_bytes(card.peak + counted)}" in said[-1]
 
 
 def test_a_limit_below_the_batch_takes_fewer_windows_at_a_time(card: PretendedCard, volume: Volume) -> None:

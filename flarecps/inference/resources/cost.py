@@ -17,6 +17,7 @@ from flarecps.inference.resources.placement import FallbackChain, Placement
 from flarecps.inference.resources.usage import (
     CUDA_CONTEXT_BYTES,
     RamMeter,
+    context_bytes,
     peak_gpu_memory,
     ram_bytes,
     release_freed_memory,
@@ -125,6 +126,7 @@ class WindowCost:
     vram_bytes: int  # peak of all tensors, the networks' weights among them
     weights_bytes: int  # of the networks, on the GPU
     ram_by_batch: Mapping[int, int] = field(default_factory=dict)  # of several windows at once, where measured
+    context_bytes: int = CUDA_CONTEXT_BYTES  # on the GPU, beside tensors
 
     def ram_of(self, batch: int) -> int:
         """What up to ``batch`` windows at once take: a layer's last ones may be fewer.
@@ -188,7 +190,7 @@ def measure_window(
     if seconds < QUICK_S or chain.place:
         reset_peak_gpu_memory(device)  # placements that failed filled the GPU to its limit
         seconds, window_bytes = rise(1, chain)
-    cost = WindowCost(seconds, window_bytes, peak_gpu_memory(device), weights)
+    cost = WindowCost(seconds, window_bytes, peak_gpu_memory(device), weights, context_bytes=context_bytes(device))
     while chain.now.device.type == "cpu" and (count := 2 * max((1, *cost.ram_by_batch))) <= batch:
         if ram_limit is not None and ram_bytes() + 2 * cost.ram_of(count) > ram_limit:
             break
@@ -251,7 +253,7 @@ def estimate_gpu_memory(
     if placement.sums_on.type != "cpu":  # there the way back is, too
         plane = job.scan_shape[job.axis_order[1]] * job.scan_shape[job.axis_order[2]]
         sums = sums_bytes(job, placement, steps) + plane * (job.classes * PLANES_HELD * FLOAT + 2 * LABELS_AT_ONCE)
-    return CUDA_CONTEXT_BYTES + window.weights_bytes + activations + image + sums
+    return window.context_bytes + window.weights_bytes + activations + image + sums
 
 
 def estimate_seconds(job: Job, window: WindowCost, step: float, passes: int, share: float, mode: Mode) -> float:

@@ -15,7 +15,7 @@ import torch
 from flarecps.inference.resources.devices import with_index
 
 INTERVAL_S = 0.01
-CUDA_CONTEXT_BYTES = 450 * 2**20  # what the driver counts for a process beside its tensors (CUDA 12, one device)
+CUDA_CONTEXT_BYTES = 450 * 2**20  # usual: what the driver counts for a process beside its tensors (CUDA 12)
 # The driver and the libraries on it refuse memory in words of their own, past PyTorch's allocator and its counts.
 REFUSED = re.compile(r"(CUDA|HIP) error: out of memory|MPS backend out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 
@@ -78,6 +78,24 @@ def peak_gpu_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
+def context_bytes(device: torch.device) -> int:
+    """What the driver counts on a GPU for this process beside its tensors: the context, and kernels so far loaded.
+
+    The driver tells what all programs together take. So this is exact on a card of one's own, at least the usual, and
+    at most twice that where others use the card, too. 0 for the CPU.
+    """
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    beside = total - free - torch.cuda.memory_reserved(device)
+    return min(max(beside, CUDA_CONTEXT_BYTES), 2 * CUDA_CONTEXT_BYTES)
+
+
+def peak_as_counted(device: torch.device) -> int:
+    """The most that the driver has counted for this process since ``reset_peak_gpu_memory``; 0 for the CPU."""
+    return torch.cuda.max_memory_reserved(device) + context_bytes(device) if device.type == "cuda" else 0
+
+
 @contextmanager
 def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterator[None]:
     """While the block runs, tensors take no more of a GPU than the limit, less what the driver counts beside them.
@@ -90,7 +108,7 @@ def limited_gpu_memory(limit_bytes: int | None, device: torch.device) -> Iterato
         return
     device = with_index(device)
     total = torch.cuda.get_device_properties(device).total_memory
-    share = max(limit_bytes - CUDA_CONTEXT_BYTES, 0) / total
+    share = max(limit_bytes - context_bytes(device), 0) / total
     known = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # older versions of PyTorch can't tell
     before = 1.0 if known is None else float(known(device))
     torch.cuda.empty_cache()  # what earlier scans left there counts, too
