@@ -155,14 +155,14 @@ def test_pipes_and_links_that_lead_nowhere_are_reported(
 
 
 def test_a_renamed_prediction(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    (folders[0] / "bad.nii.gz").rename(folders[0] / "bad_0000.nii.gz")
+    (folders[0] / "bad.nii.gz").rename(folders[0] / "bad_0001.nii.gz")
     code, said, scored = score(folders, "official", capsys)
     assert (code, scored) == (1, ["good.nii.gz"])
-    assert "not scored: bad_0000: a prediction without reference" in said
+    assert "not scored: bad_0001: a prediction without reference" in said
     assert "if it belongs to 'bad', which has no prediction, give it that name" in said
     assert "1 reference without a prediction, left out, as FLARE22's script does: bad" in said
     code, said, scored = score(folders, "strict", capsys)
     assert (code, scored) == (1, ["bad.nii.gz", "good.nii.gz"])
     assert "scored 0: bad" in said
-    (folders[0] / "bad_0000.nii.gz").rename(folders[0] / "elsewhere.nii.gz")
+    (folders[0] / "bad_0001.nii.gz").rename(folders[0] / "elsewhere.nii.gz")
     assert "if it belongs" not in score(folders, "strict", capsys)[1]

@@ -81,8 +81,10 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     ]
     assert {str(path.relative_to(REPOSITORY)) for path in tracked} <= set(names)
     data = {name.partition(".data/data/share/")[2] for name in names}
-    for folder in ("configs", "slurm"):
-        assert {f"flarecps/{folder}/{path.name}" for path in (REPOSITORY / folder).iterdir()} <= data
+    for folder in ("configs", "configs/studies", "slurm"):
+        kept = [path for path in (REPOSITORY / folder).iterdir() if path.is_file()]
+        assert kept
+        assert {f"flarecps/{folder}/{path.name}" for path in kept} <= data
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
 
 

@@ -265,9 +265,7 @@ def test_missing_slices_and_a_tilted_gantry_are_reported(tmp_path: Path) -> None
 def test_several_series_in_one_folder_are_named(tmp_path: Path) -> None:
     series(tmp_path / "both")
     series(tmp_path / "both", uid="1.2.3.5", names="vwxyz")
-    with pytest.raises(
-        ScanError, match=r"2 DICOM series in one folder \(1.2.3.4, 1.2.3.5: 5 files as a, 5 files as v\)"
-    ):
+    with pytest.raises(ScanError, match=r"2 DICOM series in one folder: .*5 files as a.*5 files as v"):
         read_volume(tmp_path / "both")
 
 
