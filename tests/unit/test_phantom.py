@@ -218,7 +218,7 @@ def test_another_seed_another_patient(dataset: Path, tmp_path: Path) -> None:
 def test_an_older_phantom_is_replaced(tmp_path: Path) -> None:
     write_phantom(tmp_path, labelled=2, unlabelled=0, test=0, workers=1, progress=False)
     with pytest.raises(DatasetError, match="seed -5: expected a whole number, 0 or more"):
-        write_phantom(tmp_path, seed=-5)
+        write_phantom(tmp_path, labelled=1, unlabelled=0, test=0, seed=-5)
     write_phantom(tmp_path, labelled=1, unlabelled=0, test=0, workers=1, progress=False)
     assert [path.name for path in sorted((tmp_path / "imagesTr").iterdir())] == ["labelled_001_0000.nii.gz"]
 
