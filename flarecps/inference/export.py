@@ -77,7 +77,7 @@ def axis_taps(grid_mapping: GridMapping) -> list[Taps]:
         zip(grid_mapping.network_shape, (box[first], box[second], box[third]), strict=True)
     ):
         if axis == coarse:
-            nearest = np.asarray(nearest_indices(n_in, n_out), np.intp)
+            nearest = np.array(nearest_indices(n_in, n_out), np.intp)
             taps.append(Taps(nearest, nearest, np.zeros(n_out, np.float32)))
         else:
             taps.append(linear_taps(n_in, n_out))

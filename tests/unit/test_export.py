@@ -117,10 +117,13 @@ def test_a_class_that_is_nowhere_first_can_win_between_voxels(road) -> None:
 
 
 @roads
-def test_along_a_coarse_axis_the_nearest_slice_is_taken(road) -> None:
-    way = grid_mapping((6, 9, 8), (13, 20, 18), network_mm=(6.0, 1.0, 1.0))
+@pytest.mark.parametrize("coarse", range(3))
+@pytest.mark.filterwarnings("error")
+def test_along_a_coarse_axis_the_nearest_slice_is_taken(road, coarse: int) -> None:
+    first, second, third = (6.0 if axis == coarse else 1.0 for axis in range(3))
+    way = grid_mapping((6, 9, 8), (13, 20, 18), network_mm=(first, second, third))
     scores = scores_like_a_network((6, 9, 8), seed=3)
-    reference = at_once(scores, way, coarse=0)
+    reference = at_once(scores, way, coarse)
     labels = road(slabs_of(scores, 2, 4), way)[way.box.slices]
     chosen = np.take_along_axis(reference, labels[None].astype(int), 0)[0]
     assert (reference.max(0) - chosen).max() <= TIE
