@@ -25,16 +25,21 @@ PLANES_HELD = 5  # of float32 scores on the scan's grid: two, a third on its way
 LABELS_AT_ONCE = 16  # planes of labels that are sent together
 
 
-def device_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, device: torch.device) -> LabelArray:
+def device_labels(
+    slabs: Iterable[Tensor],
+    grid_mapping: GridMapping,
+    device: torch.device,
+    say: Callable[[str], None] = lambda words: None,
+) -> LabelArray:
     """What ``scan_labels`` gives in its mode ``normal``, but for ties within rounding, computed on ``device``.
 
     Beside the slab that it was given last, ``device`` holds a few planes of scores. Where it has no room for them,
-    the rest is done on the CPU.
+    the rest is done on the CPU, and ``say`` is told.
     """
     labels = np.zeros(grid_mapping.scan_shape, np.uint8)
     landing = _Landing(labels[grid_mapping.box.slices].transpose(grid_mapping.axis_order))
     first, rows, columns = axis_taps(grid_mapping)
-    road = _Road(device)
+    road = _Road(device, say)
 
     def in_plane(scores: Tensor) -> Tensor:
         def work(device: torch.device) -> Tensor:
@@ -60,8 +65,8 @@ def device_labels(slabs: Iterable[Tensor], grid_mapping: GridMapping, device: to
 class _Road:
     """Does work on a device, and from the first time that its memory does not suffice on the CPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
+        self.device, self.say = device, say
 
     def do(self, work: Callable[[torch.device], T]) -> T:
         try:
@@ -69,6 +74,7 @@ class _Road:
         except RuntimeError as error:
             if self.device == CPU or not is_out_of_memory(error):
                 raise
+        self.say(f"no room on {self.device} for the way to the scan's grid; the rest of it is done on the CPU")
         self.device = CPU
         return work(CPU)
 

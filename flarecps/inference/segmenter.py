@@ -136,7 +136,7 @@ class Segmenter:
             shown = _shown(slabs, way, each_slab)
             shown = chain([next(shown)], shown)  # when the first is there, the sums have found their place
             if work.mode == "normal" and placed.now.sums_on.type != "cpu":
-                labels = device_labels(shown, way, placed.now.sums_on)
+                labels = device_labels(shown, way, placed.now.sums_on, self.say)
             else:
                 labels = scan_labels(shown, way, work.mode)
         if budget and tell:

@@ -111,9 +111,11 @@ def test_where_memory_runs_out_on_the_way_back_the_rest_is_done_in_ram(
         return lerped(scores, dim, taps)
 
     monkeypatch.setattr(device_export, "_lerped", full)
+    said: list[str] = []
     with card:
-        found = Segmenter(plan_of(), [threshold], device="cuda")(volume)
+        found = Segmenter(plan_of(), [threshold], device="cuda", say=said.append)(volume)
     assert len(calls) > refused
+    assert said == ["no room on cuda:1 for the way to the scan's grid; the rest of it is done on the CPU"]
     assert np.count_nonzero(found != expected) <= 1e-3 * expected.size  # the sums are in half precision
 
 
