@@ -12,6 +12,7 @@ import errno
 import math
 import multiprocessing.connection
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -301,6 +302,7 @@ class PatchLoader:
         self._loader: DataLoader[Batch | _Failure] | None = None
         self._sampler = _EpochSampler(batches.sequence.iterations)
         self._processes: set[BaseProcess] = set()
+        self._threads: set[threading.Thread] = set()  # that hand on what workers made, and pin it
         self._position = (0, 0)  # epoch and iteration that come next
         self._resumed_at: tuple[int, int] | None = None
 
@@ -357,7 +359,7 @@ class PatchLoader:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
         )
-        others = set(multiprocessing.active_children())
+        others, other_threads = set(multiprocessing.active_children()), set(threading.enumerate())
         try:
             with blocked(left_to_the_training):
                 begun = iter(self._loader)
@@ -365,6 +367,7 @@ class PatchLoader:
             if error.errno != errno.ENOSPC:
                 raise
             raise WorkerError(no_shared_memory("start its data workers", error)) from error
+        self._threads = set(threading.enumerate()) - other_threads
         # also before multiprocessing joins them at the interpreter's end, where a traceback has kept this loader alive
         self._processes = set(multiprocessing.active_children()) - others
         self.close = Finalize(self, kill, args=(self._processes,), exitpriority=0)
@@ -381,8 +384,10 @@ class PatchLoader:
             except RuntimeError as error:
                 if "timed out" not in str(error):
                     raise
-                if time.monotonic() - since > ANSWER_WITHIN_S:
-                    raise RuntimeError(f"{NO_ANSWER} {ANSWER_WITHIN_S} s") from None
+                waited_s = time.monotonic() - since
+                # the thread that pins ends by an error of a batch's memory, and tells nobody
+                if waited_s > ANSWER_WITHIN_S or not all(one.is_alive() for one in self._threads):
+                    raise RuntimeError(f"{NO_ANSWER} {min(waited_s, ANSWER_WITHIN_S):.0f} s") from None
                 continue
             except (OSError, EOFError) as error:  # a batch's memory is fetched from the worker, which may be gone
                 gone = multiprocessing.connection.wait([one.sentinel for one in self._processes], timeout=1)

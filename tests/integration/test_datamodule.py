@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -534,6 +535,26 @@ def test_a_batch_whose_memory_went_with_its_worker_is_the_workers_death(store):
         next(loader._received(lost()))
     death = diagnosis(caught.value, [loader.batches.trace], workers=2)
     assert "a data worker died while it read case '" in str(death)
+    data.teardown("fit")
+
+
+def test_an_ended_thread_that_pins_is_not_waited_for(store):
+    """It ends by the error that would else be raised where the batch is asked for; workers live, and nothing comes."""
+
+    def waiting():
+        raise RuntimeError("DataLoader timed out after 5 seconds")
+        yield
+
+    data = module(store, workers=2)
+    next(iter(data.train_dataloader()))
+    loader = data._loaders[0]
+    ended = threading.Thread(target=lambda: None)
+    ended.start()
+    ended.join()
+    loader._threads = {*loader._threads, ended}
+    with pytest.raises(RuntimeError, match="no data worker has answered for 0 s") as caught:
+        next(loader._received(waiting()))
+    assert "shared memory is short" in str(diagnosis(caught.value, [loader.batches.trace], workers=2))
     data.teardown("fit")
 
 
