@@ -206,6 +206,10 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
             )  # fmt: skip
         else:
             sound[case.name] = case
+    alike: dict[str, str] = {}
+    for name in sound:
+        if (other := alike.setdefault(name.casefold(), name)) != name:
+            complaints.add(name, "letter-case", f"{other} and {name}", "names that differ in more than that")
     return tuple(sound.values())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from flarecps.datasets.case_checks import label_counts
 from flarecps.datasets.label_names import LARGEST_ID
-from flarecps.errors import DatasetError, ScanError, counted
+from flarecps.errors import DatasetError, ScanError, counted, first_few
 from flarecps.volumes.io import read_volume, write_labels
 
 UNSIGNED_MINUS_ONE = (2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)
@@ -55,7 +55,9 @@ def relabel_file(source_and_out: tuple[Path, Path], ids: Sequence[tuple[int, int
     table = {old: old for old in counts} | {old: new for old, new in ids if old in counts}
     outside = sorted(old for old, new in table.items() if not 0 <= new <= LARGEST_ID)
     if outside:
-        raise ScanError(f"{source}: the ids {outside} do not fit into 0 to {LARGEST_ID}: name them in --ids")
+        listed = first_few([str(old) for old in outside])
+        cure = "name them in --ids, each as OLD=NEW" if len(outside) <= LARGEST_ID else "is it the scan instead?"
+        raise ScanError(f"{source}: the ids {listed} do not fit into 0 to {LARGEST_ID}: {cure}")
     old_ids = np.asarray(list(table))
     new_ids = np.asarray([table[old] for old in old_ids.tolist()], np.uint8)
     renumbered = np.empty(array.shape, np.uint8)

@@ -191,7 +191,10 @@ def read_labels(path: Path | str, cast: bool = False) -> Volume:
         )
     warnings = volume.warnings
     if lowest < 0 or highest > 255:
-        found = f"values from {lowest:g} to {highest:g}; expected labels from 0 to 255: is it the scan instead?"
+        doubt = "is it the scan instead?"
+        if lowest == -1 and highest <= 255:
+            doubt = "'flarecps relabel MAPS NEW --ids=-1=0' clears what nobody looked at."
+        found = f"values from {lowest:g} to {highest:g}; expected labels from 0 to 255: {doubt}"
         if not cast:
             raise ScanError(f"{path}: {found}")
         warnings += (f"{found} They were taken modulo 256",)

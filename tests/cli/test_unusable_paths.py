@@ -17,6 +17,7 @@ from stores import TinyStores, fit_words
 from flarecps.cli.main import main
 from flarecps.errors import refusal
 from flarecps.inference.postprocessing import Rules, write_rules
+from flarecps.planning.plan import read_plan
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def places(tiny_stores: TinyStores, tmp_path_factory: pytest.TempPathFactory) ->
     assert main(["convert", str(root / "plain")]) == 0
     assert main(["export", str(model), str(root / "nnunet"), "--to", "nnunet"]) == 0
     return {
-        "MODEL": model, "SCAN": write_scan(root / "scan.nii.gz"), "NNUNET": root / "nnunet", "PLAIN": root / "plain",
+        "TEACHER": write_model(root / "teacher.ckpt", plan=read_plan(tiny_stores.three / "plan.json")),
+        "STORE": tiny_stores.three, "MODEL": model, "SCAN": write_scan(root / "scan.nii.gz"),
+        "NNUNET": root / "nnunet", "PLAIN": root / "plain",
         "RULES": root / "rules.json",
         "DATA": tiny_stores.dataset, "PLAN": tiny_stores.three / "plan.json",
         "RUN": root / "one", "LABELS": tiny_stores.dataset / "labelsTr", "SCORES": root / "one" / "scores",
@@ -51,6 +54,9 @@ COMMANDS = (
     "preprocess DATA PLAN --out OUT --workers 1",
     "segment MODEL SCAN OUT --device cpu",
     "segment MODEL SCAN OUT.nii.gz --device cpu",
+    "pseudo-label TEACHER STORE OUT --device cpu",
+    "pseudo-label TEACHER STORE OUT --device cpu --teacher-store STORE",
+    "plan DATA --out OUT.json --student --max-seconds 100 --device cpu --workers 1",
     "postprocess determine LABELS TRUTH --out OUT.json",
     "postprocess apply LABELS OUT --rules RULES",
     "score LABELS TRUTH --out OUT --workers 1",
@@ -65,6 +71,8 @@ COMMANDS = (
     "configs --copy phantom_2d.yaml --out OUT",
     "efficiency --out OUT -- true",
     "demo --out OUT --size small",
+    "demo --out OUT --real DATA",
+    "study DATA --out OUT --workers 1",
 )
 
 
@@ -142,7 +150,7 @@ NUMBERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [one for one in COMMANDS if "phantom" not in one and "demo" not in one])
+@pytest.mark.parametrize("words", [one for one in COMMANDS if not one.startswith(("phantom", "demo", "study"))])
 def test_folders_that_the_machine_refuses(
     words: str,
     places: dict[str, Path],

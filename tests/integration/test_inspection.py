@@ -375,6 +375,10 @@ def one_name_twice(root: Path) -> None:
     shutil.copy(root / U2, root / "imagesUn/l1_0000.nii.gz")
 
 
+def alike_but_for_case(root: Path) -> None:
+    (root / "imagesUn/u2_0000.nii.gz").rename(root / "imagesUn/L1_0000.nii.gz")
+
+
 def odd_name(root: Path) -> None:
     (root / "imagesUn/con_0000.nii.gz").touch()
 
@@ -468,6 +472,7 @@ DEFECTS = [  # plant, case, codes, words of the first
     (image_without_labels, "l1", ["image-without-labels"], "training image without labels"),
     (labels_without_image, "l9", ["labels-without-image"], "labelsTr/l9.nii.gz"),
     (one_name_twice, "l1", ["same-name"], "is taken by"),
+    (alike_but_for_case, "L1", ["letter-case"], "l1 and L1"),
     (odd_name, "con", ["odd-name"], "is a device's on Windows"),
     (second_channel, "u2", ["channel-count"], "has the channels _0000, _0001"),
     (label_map_among_images, "l1", ["stray-file"], "imagesTr/l1.nii.gz"),

@@ -144,8 +144,15 @@ def test_relabel(tmp_path: Path) -> None:
     expected = before.array.copy()
     expected[expected == 300], expected[expected == -1] = 1, 0
     np.testing.assert_array_equal(after.array, expected)
-    with pytest.raises(ScanError, match=r"ids \[-1\] do not fit"):
+    with pytest.raises(ScanError, match=r"ids -1 do not fit"):
         relabel_file((source, out), parse_ids("300=1"))
+    relabel_file((source, out), parse_ids("300=1, -1=0"))  # -1 alone has a cure that is one command
+    unlooked = tmp_path / "unlooked.nii.gz"
+    write_volume(unlooked, read_labels(out).array[0].astype(np.int16) - 1, before.space)
+    with pytest.raises(ScanError, match="'flarecps relabel MAPS NEW --ids=-1=0' clears"):
+        read_labels(unlooked)
+    relabel_file((unlooked, tmp_path / "cleared.nii.gz"), parse_ids("-1=0"))
+    assert read_labels(tmp_path / "cleared.nii.gz").array.min() == 0
 
 
 @pytest.mark.parametrize("words", ["3", "a=1", "1=256", "1=-1", "1=2,1=3", "", "1=2,"])
