@@ -30,14 +30,16 @@ exec bash {folder}/"$SLURM_ARRAY_TASK_ID".sh
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """One link of the chain: what ``sbatch`` is given, each waiting for the one before it."""
 
     name: str
     words: tuple[str, ...]
 
 
-def write_chain(folder: Path, again: Sequence[str], before: Sequence[Stage], judged: Sequence[Stage]) -> list[Job]:
+def write_chain(
+    folder: Path, again: Sequence[str], before: Sequence[Stage], judged: Sequence[Stage]
+) -> list[ClusterJob]:
     """The scripts of a study in ``folder`` (OUT/slurm), and its jobs in order.
 
     ``again`` are the words of ``flarecps`` that go on with the study; ``before`` and ``judged`` its stages that are not
@@ -47,7 +49,7 @@ def write_chain(folder: Path, again: Sequence[str], before: Sequence[Stage], jud
         if not script.is_file():
             raise ConfigError(f"{script}: no such file; it comes with flarecps: install it again")
     command = (str(COMMAND_SCRIPT), *again)
-    jobs = [Job("prepare", (*command, "--stages", *(one.name for one in before)))] if before else []
+    jobs = [ClusterJob("prepare", (*command, "--stages", *(one.name for one in before)))] if before else []
     waiting = [one for one in judged if one.gpus or one.words[:1] == ("pseudo-label",)]
     known, generation = {one.name for one in waiting}, 0
     while waiting:
@@ -56,13 +58,13 @@ def write_chain(folder: Path, again: Sequence[str], before: Sequence[Stage], jud
         if trainings:
             jobs.append(_array(folder, f"trainings_{generation}", trainings))
         if labels:
-            jobs.append(Job(f"labels_{generation}", (*command, "--stages", *(one.name for one in labels))))
+            jobs.append(ClusterJob(f"labels_{generation}", (*command, "--stages", *(one.name for one in labels))))
         known -= {one.name for one in ready}
         waiting, generation = [one for one in waiting if one.name in known], generation + 1
-    return [*jobs, Job("judge", command)]
+    return [*jobs, ClusterJob("judge", command)]
 
 
-def _array(folder: Path, name: str, trainings: Sequence[Stage]) -> Job:
+def _array(folder: Path, name: str, trainings: Sequence[Stage]) -> ClusterJob:
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(trainings, start=1):
@@ -71,10 +73,10 @@ def _array(folder: Path, name: str, trainings: Sequence[Stage]) -> Job:
     script = folder / f"{name}.sbatch"
     text = _ARRAY.format(count=len(trainings), name=script.name, folder=shlex.quote(str(place)))
     write_text(script, text)
-    return Job(name, (f"--array=1-{len(trainings)}", str(script)))
+    return ClusterJob(name, (f"--array=1-{len(trainings)}", str(script)))
 
 
-def submit_chain(jobs: Sequence[Job], options: Sequence[str]) -> list[str]:
+def submit_chain(jobs: Sequence[ClusterJob], options: Sequence[str]) -> list[str]:
     """Submit the jobs, each after the one before it; a line for each. ConfigError when sbatch refuses."""
     said, last = [], ""
     for job in jobs:

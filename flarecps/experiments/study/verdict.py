@@ -41,7 +41,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """DSC (or NSD) by the number of labelled scans, and what ``MORE_LABELS`` more would bring by its slope."""
 
     points: tuple[tuple[float, float], ...]
@@ -58,7 +58,7 @@ class Verdict:
     standings: tuple[Standing, ...]
     sentences: tuple[str, ...]
     remarks: tuple[str, ...]
-    curve: Curve | None = None
+    curve: LearningCurve | None = None
     other_labels: Mapping[str, tuple[Standing, ...]] = field(default_factory=dict)
 
     @property
@@ -156,7 +156,7 @@ def _difference(judged: Judgement) -> str:
     return f"{found.mean:+.4f} (95 % interval {found.interval.low:+.4f} to {found.interval.high:+.4f})"
 
 
-def _curve(scores: StudyScores, labelled: Mapping[str, float]) -> Curve:
+def _curve(scores: StudyScores, labelled: Mapping[str, float]) -> LearningCurve:
     """The baseline's scores over the number of labels, and the slope per doubling, scan by scan and seed by seed."""
     baseline, measure = scores.protocol.primary.baseline, scores.protocol.primary.measure
     labels = sorted(scores.protocol.judged.labels, key=lambda one: labelled[one])
@@ -172,10 +172,10 @@ def _curve(scores: StudyScores, labelled: Mapping[str, float]) -> Curve:
     points = tuple(
         (labelled[one], float(np.nanmean(np.concatenate(found)))) for one, found in zip(labels, values, strict=True)
     )
-    return Curve(points, nested_mean(gains))
+    return LearningCurve(points, nested_mean(gains))
 
 
-def _curve_words(curve: Curve, measure: str) -> str:
+def _curve_words(curve: LearningCurve, measure: str) -> str:
     seen = ", ".join(f"{mean:.3f} with {number:g}" for number, mean in curve.points)
     if curve.gain is None:
         return f"More labels: {measure} was {seen}."
