@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path  # whose isfile takes text that is too long for a path
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from flarecps.errors import ConfigError, did_you_mean, visible
@@ -11,9 +12,10 @@ from flarecps.installed_files import PLACES
 
 
 def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:
-    """List the configs that come with flarecps, each with a line; or copy some to change them.
+    """List the configs and study protocols that come with flarecps, each with a line; or copy configs to change them.
 
-    'flarecps fit --config NAME' takes a name of this list as well as a file of yours.
+    'flarecps fit --config NAME' takes a config's name as well as a file of yours, 'flarecps study --protocol NAME' a
+    protocol's.
 
     Args:
         copy: names of configs to copy into --out
@@ -22,10 +24,9 @@ def configs(*, copy: list[str] | None = None, out: Path | None = None) -> None:
     if (copy is None) != (out is None):
         raise ConfigError("--copy NAME ... and --out FOLDER belong together")
     if copy is None or out is None:
-        names = preset_names()
-        width = max(map(len, names))
-        lines = [f"{name:<{width}}  {_first_line(config_path(name))}" for name in names]
-        lines += ["", "flarecps fit --config NAME --data.store STORE   trains with one of them"]
+        files = {name: config_path(name) for name in preset_names()}
+        lines = ["configs, for flarecps fit --config NAME --data.store STORE:", *_listed(files)]
+        lines += ["", "protocols, for flarecps study DATASET --out OUT --protocol NAME:", *_listed(study_protocols())]
         print(visible("\n".join(lines)))
         return
     copies = {out / found.name: found for found in map(config_path, copy)}
@@ -45,6 +46,12 @@ def preset_names() -> list[str]:
         if found := sorted(path.stem for path in (place / "configs").glob("*.yaml")):
             return found
     raise ConfigError("the configs that come with flarecps are missing; install it again")
+
+
+def study_protocols() -> dict[str, Path]:
+    """The files of the study protocols that come with flarecps, by name."""
+    found = [path for place in PLACES for path in (place / "configs" / "studies").glob("*.yaml")]
+    return {path.stem: path for path in sorted(found)}
 
 
 def config_path(name: str) -> Path:
@@ -69,6 +76,11 @@ def found_config(given: str) -> str:
             f"--config {given}: is a folder; expected a YAML file, or a name that 'flarecps configs' lists"
         )
     return str(config_path(given))
+
+
+def _listed(files: Mapping[str, Path]) -> list[str]:
+    width = max(map(len, files), default=0)
+    return [f"  {name:<{width}}  {_first_line(path)}" for name, path in files.items()]
 
 
 def _first_line(path: Path) -> str:

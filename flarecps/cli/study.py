@@ -43,7 +43,8 @@ def study(
     Args:
         dataset: folder of the data set; nothing is written there.
         out: folder for everything; needs room for a case store, and checkpoints of all trainings.
-        protocol: a protocol, as a YAML file or by name (kbp, phantom_small); by default one is drafted for the data.
+        protocol: a protocol, as a YAML file or by name ('flarecps configs' lists them); by default one is drafted for
+            the data.
         arms: only these arms of it, beside the baseline; what they need is trained, too.
         folds: parts that the labelled scans are judged in; by default the protocol's, or 5, fewer with few scans.
         seeds: trainings of every arm and fold; by default the protocol's, or 2.
@@ -112,13 +113,12 @@ def study(
 
 def _protocol_file(given: str | None) -> Path | None:
     """The file of a protocol that is named by its path, or by its name among those that come with flarecps."""
+    from flarecps.cli.configs import study_protocols
     from flarecps.errors import did_you_mean
-    from flarecps.installed_files import PLACES
 
     if given is None or Path(given).is_file():
         return None if given is None else Path(given)
-    folders = [place / "configs" / "studies" for place in PLACES]
-    known = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    known = study_protocols()
     if (name := given.removesuffix(".yaml")) in known:
         return known[name]
     advice = did_you_mean(name, known) or f"; protocols: {', '.join(sorted(known))}"

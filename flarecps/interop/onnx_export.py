@@ -40,6 +40,7 @@ def export_to_onnx(model: TrainedModel, out: Path | str, sibling: Literal["1", "
         raise ConfigError(
             f"--to onnx needs the package {error.name}: pip install onnx onnxruntime onnxscript"
         ) from error
+    onnxruntime.disable_telemetry_events()  # nothing is told to anybody
     out = Path(out)
     if out.suffix != ".onnx":
         raise CheckpointError(f"{out}: expected the name of an .onnx file to write")

@@ -197,9 +197,10 @@ def test_settings_of_configs_and_options_are_put_together(tmp_path: Path) -> Non
 def test_configs_are_listed_and_copied_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    assert [line.split()[0] for line in listed[: len(names)]] == names
-    assert all(len(line.split()) > 5 for line in listed[: len(names)])
+    end = listed.index("")
+    for folder, lines in ((CONFIGS, listed[1:end]), (CONFIGS / "studies", listed[end + 2 :])):
+        assert [line.split()[0] for line in lines] == sorted(path.stem for path in folder.glob("*.yaml"))
+        assert all(len(line.split()) > 5 for line in lines)
     assert main(["configs", "--copy", "kbp_3d", "la_3d.yaml", "--out", str(tmp_path / "mine")]) == 0
     assert "next: flarecps fit --config" in capsys.readouterr().out.splitlines()[-1]
     for name in ("kbp_3d", "la_3d"):
