@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from flarecps.errors import visible
+
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 UNWRITTEN = 2  # exit code, as of what else the machine refuses
 
@@ -87,7 +89,7 @@ def closing_code(code: int) -> int:
     if (refused := _refused()) is None:
         return code
     told = f"standard output can't be written ({refused.strerror}); send it elsewhere. The work itself went on"
-    print(f"flarecps: {told}", file=sys.stderr)
+    print(visible(f"flarecps: {told}"), file=sys.stderr)
     return code or UNWRITTEN
 
 
