@@ -160,16 +160,21 @@ def slurm_words(stage: Stage, options: str) -> list[str]:
 def _submit(stage: Stage, words: Sequence[str], records: StageRecords) -> str:
     """Submit the stage and keep the job's number; what to say of it. Raises ConfigError when sbatch fails."""
     records.clear_stale(stage)
+    job = submitted_job(words)
+    before = records.read(stage).get("starts", [])
+    records.write(stage, "submitted", job=job, starts=[*before, f"job {job}"])
+    return f"submitted as job {job}; call again when it has ended"
+
+
+def submitted_job(words: Sequence[str]) -> str:
+    """Run ``sbatch --parsable ...``: the job's number. Raises ConfigError when sbatch is missing or refuses."""
     try:
         done = subprocess.run(words, check=False, capture_output=True, text=True)
     except FileNotFoundError:
         raise ConfigError("sbatch: not found; --submit works where SLURM's commands are at hand") from None
     if done.returncode:
         raise ConfigError(f"sbatch ended with exit code {done.returncode}: {done.stderr.strip()}")
-    job = done.stdout.strip().split(";")[0]
-    before = records.read(stage).get("starts", [])
-    records.write(stage, "submitted", job=job, starts=[*before, f"job {job}"])
-    return f"submitted as job {job}; call again when it has ended"
+    return done.stdout.strip().split(";")[0]
 
 
 def _queue_state(job: str) -> str:

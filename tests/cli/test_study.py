@@ -23,7 +23,7 @@ import yaml
 
 from flarecps.cli.main import main
 from flarecps.experiments import runner
-from flarecps.experiments.study import forecast, slurm
+from flarecps.experiments.study import forecast
 
 EFFECTS = {"cps": 0.1, "control": -0.05}
 PROTOCOL: dict[str, Any] = {
@@ -311,7 +311,7 @@ def test_jobs_wait_for_each_other(
         jobs.append(words)
         return SimpleNamespace(returncode=0, stdout=f"{100 + len(jobs)}\n", stderr="")
 
-    monkeypatch.setattr(slurm, "subprocess", SimpleNamespace(run=sbatch))
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=sbatch))
     out = tmp_path / "out"
     given = ["--protocol", protocol(tmp_path), "--submit", "--sbatch=--partition=gpu"]
     assert main(["study", str(dataset), "--out", str(out), *given]) == 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flarecps.atomic import write_text
 from flarecps.errors import ConfigError
-from flarecps.experiments.runner import FIT_SCRIPT
+from flarecps.experiments.runner import FIT_SCRIPT, submitted_job
 from flarecps.experiments.stages import Stage
 
 COMMAND_SCRIPT = FIT_SCRIPT.with_name("command.sbatch")
@@ -84,12 +83,6 @@ def submit_chain(jobs: Sequence[ClusterJob], options: Sequence[str]) -> list[str
         rest = rest[len(array) :]
         wait = [f"--dependency=afterok:{last}"] if last else []
         words = ["sbatch", "--parsable", f"--job-name=flarecps-{job.name}", *wait, *options, *array, *rest]
-        try:
-            done = subprocess.run(words, check=False, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise ConfigError("sbatch: not found; --submit works where SLURM's commands are at hand") from None
-        if done.returncode:
-            raise ConfigError(f"sbatch ended with exit code {done.returncode}: {done.stderr.strip()}")
-        last = done.stdout.strip().split(";")[0]
+        last = submitted_job(words)
         said.append(f"{job.name}: job {last}")
     return said
