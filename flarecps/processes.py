@@ -109,12 +109,11 @@ def _end_after(parent: BaseProcess, waited: set[signal.Signals]) -> None:
 def kill(processes: Iterable[BaseProcess]) -> None:
     """Kill this process's workers and wait until they are gone. What they write must be written atomically."""
     processes = list(processes)
-    with _no_word_of_dead_children():
-        for process in processes:
-            process.kill()
-        deadline = time.monotonic() + JOINED_WITHIN_S
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+    deadline = time.monotonic() + JOINED_WITHIN_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 def end_at_once(code: int) -> None:
@@ -124,17 +123,3 @@ def end_at_once(code: int) -> None:
             with contextlib.suppress(psutil.Error):
                 process.kill()
     os._exit(code)
-
-
-@contextmanager
-def _no_word_of_dead_children() -> Iterator[None]:
-    """PyTorch raises an error from a SIGCHLD handler when a worker is killed: not when we do it."""
-    numbers = known_signals("SIGCHLD")
-    if not numbers or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(numbers[0], signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(numbers[0], before if before is not None else signal.SIG_DFL)

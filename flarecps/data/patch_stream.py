@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from flarecps.data.augmentation import PatchAugmentation
 from flarecps.data.draws import Draw, DrawSequence, choose_case, choose_lower, is_forced_foreground
-from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, no_shared_memory
+from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, dead_worker, deaths_left_alone, no_shared_memory
 from flarecps.errors import FlarecpsError, WorkerError
 from flarecps.preprocessing.store import CaseStore
 from flarecps.processes import blocked, kill, known_signals, obey_only_the_parent
@@ -361,7 +361,7 @@ class PatchLoader:
         )
         others, other_threads = set(multiprocessing.active_children()), set(threading.enumerate())
         try:
-            with blocked(left_to_the_training):
+            with deaths_left_alone(), blocked(left_to_the_training):
                 begun = iter(self._loader)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -377,6 +377,8 @@ class PatchLoader:
         """The batches as they come. Raises what went wrong in a worker, and RuntimeError where one does not answer."""
         since = time.monotonic()
         while True:
+            if dead := [one for one in self._processes if not one.is_alive()]:
+                raise dead_worker(dead[0])
             try:
                 batch = next(batches)
             except StopIteration:
@@ -389,12 +391,13 @@ class PatchLoader:
                 if waited_s > ANSWER_WITHIN_S or not all(one.is_alive() for one in self._threads):
                     raise RuntimeError(f"{NO_ANSWER} {min(waited_s, ANSWER_WITHIN_S):.0f} s") from None
                 continue
-            except (OSError, EOFError) as error:  # a batch's memory is fetched from the worker, which may be gone
+            except (OSError, EOFError):  # a batch's memory is fetched from the worker, which may be gone
                 gone = multiprocessing.connection.wait([one.sentinel for one in self._processes], timeout=1)
-                dead = ", ".join(str(one.pid) for one in self._processes if one.sentinel in gone)
-                if not dead:
+                if not gone:
                     raise
-                raise RuntimeError(f"DataLoader worker (pid(s) {dead}) has ended") from error
+                for one in self._processes:
+                    one.join(1 if one.sentinel in gone else 0)
+                continue
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch

@@ -11,6 +11,11 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ import psutil
 
 from flarecps.data.draws import Draw
 from flarecps.errors import WorkerError
+from flarecps.processes import known_signals
 
 NO_ANSWER = "no data worker has answered for"  # what a queue says that waited in vain
 LINE_BYTES = 512
@@ -74,6 +80,29 @@ def no_shared_memory(what: str, error: Exception) -> str:
     )
 
 
+@contextmanager
+def deaths_left_alone() -> Iterator[None]:
+    """Undo what a loader of PyTorch does to SIGCHLD when it starts workers.
+
+    Its handler raises an error wherever the training is, also while another error is handled: what that still had to
+    do, such as ending the other workers, was left out. ``PatchLoader`` looks for dead workers where it waits for them.
+    """
+    numbers = known_signals("SIGCHLD") if threading.current_thread() is threading.main_thread() else ()
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def dead_worker(process: BaseProcess) -> RuntimeError:
+    """What PyTorch's loader says of a worker that has ended, for ``diagnosis``."""
+    code = process.exitcode or 0
+    end = f"is killed by signal: {signal.strsignal(-code)}" if code < 0 else f"ended with exit code {code}"
+    return RuntimeError(f"DataLoader worker (pid {process.pid}) {end}")
+
+
 def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> WorkerError | None:
     """What to tell the user when ``error`` says that a data worker died or does not answer; None when it does not."""
     message = str(error)
@@ -94,9 +123,9 @@ def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> 
     doing = "; ".join(f"while it read {what}, with {memory} before" for what, memory in read) or (
         f"before it read a patch; now {_free_memory()}"
     )
-    signal = re.search(r"killed by signal: ([\w ]+)", message)
-    by = f" ({signal[1].strip()})" if signal else ""
-    if signal and signal[1].startswith("Bus"):
+    killed = re.search(r"killed by signal: ([\w ]+)", message)
+    by = f" ({killed[1].strip()})" if killed else ""
+    if killed and killed[1].startswith("Bus"):
         cure = f"shared memory ran out: {MORE_SHARED_MEMORY}"
     else:
         cure = (

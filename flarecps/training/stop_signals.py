@@ -127,8 +127,9 @@ def listening() -> Iterator[None]:
     finally:
         _listening = _saving_interrupts = False
         signal.set_wakeup_fd(former)
-        written.close()
+        written.shutdown(socket.SHUT_RDWR)  # closed alone, it would stay open in workers that were forked meanwhile
         watch.join()
+        written.close()
         heard.close()
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -517,6 +518,40 @@ def test_a_worker_that_dies_is_named_by_its_scan_and_the_memory_it_had(store):
     assert "data.workers lower than 2" in message
 
 
+class FailAfterKilling(Callback):
+    """A worker dies when an error is on its way already, or while it is handled."""
+
+    def __init__(self, moment):
+        self.moment, self.handled = moment, False
+
+    def kill(self):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    def on_train_batch_end(self, *_):
+        if self.moment == "before":
+            self.kill()
+        raise ValueError("the error that counts")
+
+    def on_exception(self, *_):
+        if self.moment == "while":
+            self.kill()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            self.handled = True
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_worker_that_dies_does_not_disturb_the_handling_of_an_error(store, moment):
+    """PyTorch's handler of SIGCHLD would raise in the middle of it, and nobody would end the other workers."""
+    before = signal.getsignal(signal.SIGCHLD)
+    data, failing = module(store, workers=2, iterations_per_epoch=50), FailAfterKilling(moment)
+    with pytest.raises(ValueError, match="the error that counts"):
+        fit(data, failing)
+    assert failing.handled
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
 def test_a_batch_whose_memory_went_with_its_worker_is_the_workers_death(store):
     """PyTorch fetches a batch's memory from the worker that made it: a socket's error when that one is gone."""
 
@@ -531,10 +566,10 @@ def test_a_batch_whose_memory_went_with_its_worker_is_the_workers_death(store):
     with pytest.raises(ConnectionResetError):  # all workers live: it is something else
         next(loader._received(lost()))
     kill(loader._processes)
-    with pytest.raises(RuntimeError, match="has ended") as caught:
+    with pytest.raises(RuntimeError, match=r"\(pid \d+\) is killed by signal: Killed") as caught:
         next(loader._received(lost()))
     death = diagnosis(caught.value, [loader.batches.trace], workers=2)
-    assert "a data worker died while it read case '" in str(death)
+    assert "a data worker died (Killed) while it read case '" in str(death)
     data.teardown("fit")
 
 

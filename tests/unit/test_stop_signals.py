@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patience import patient
 
 from flarecps.cli import training
 from flarecps.training import stop_signals
@@ -85,6 +86,29 @@ def test_outside_of_the_main_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a forked process")
+def test_a_process_forked_meanwhile_is_not_waited_for() -> None:
+    """A data worker that lives on holds a copy of all that was open."""
+    program = (
+        "import os, time\n"
+        "from flarecps.training.stop_signals import listening\n"
+        "with listening():\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(30)\n"
+        "        os._exit(0)\n"
+        "print('over', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.wait(patient(20)) == 0
+            assert process.stdout is not None
+            assert process.stdout.readline() == "over\n"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 # -- requeueing
