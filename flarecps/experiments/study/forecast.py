@@ -23,7 +23,7 @@ from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json
 
 CALIBRATION = "calibration.json"
-_LENGTH = re.compile(r"((?:\d+:)?\d+:\d\d) \(h:mm:ss\)")
+_LENGTH = re.compile(r"((?:\d+:)?\d+:\d\d), validation not included")
 _SHARE = {"segment": 1.0, "postprocess": 0.5, "score": 0.7, "compare": 0.7}  # of a training's start, until one is done
 CHOICES = (  # of --budget, the best first: folds, seeds, share of the epochs; one seed could tell next to nothing
     (5, 3, 1.0), (5, 2, 1.0), (3, 2, 1.0), (2, 2, 1.0), (3, 2, 0.5), (2, 2, 0.5), (3, 2, 0.25), (2, 2, 0.25),
