@@ -1,4 +1,4 @@
-"""A stand-in for wandb's server, on this machine, which keeps what wandb sends: the history that a server would have.
+"""A stand-in for wandb's server, on this machine, which keeps what wandb sends: history and saved views of a project.
 
 wandb's own reader of a run's file is ``wandb sync``: it reads the records and sends them. What arrives here is what a
 dashboard would show.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +35,13 @@ class StoredRun:
 
 
 class WandbServer:
-    """What was received: ``runs`` by id, ``artifacts`` by name, and ``unknown`` questions."""
+    """What was received: ``runs`` by id, ``artifacts``, ``views`` by name, and ``unknown`` questions."""
 
     def __init__(self) -> None:
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}  # what was last sent of each, by name
+        self.views_refused = ""  # why no view is taken
         self.unknown: list[str] = []
         self.address = ""
         self.refusing = False  # every question with 500
@@ -64,6 +67,17 @@ class WandbServer:
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}",
                                "teams": {"edges": []}}}  # fmt: skip
+        if operation == "View":
+            if (asked["entityName"], asked["projectName"]) != (ENTITY, PROJECT):
+                return {"project": None}
+            found = self.views.get(asked["viewName"])
+            node = {"id": "V1", "displayName": found["displayName"], "spec": found["spec"]} if found else None
+            return {"project": {"allViews": {"edges": [{"node": node}] if node else []}}}
+        if operation == "UpsertView2":
+            if self.views_refused:
+                raise PermissionError(self.views_refused)
+            self.views[asked["name"]] = asked
+            return {"upsertView": {"view": {"id": "V1", "name": asked["name"]}, "inserted": "id" not in asked}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "CreateArtifact":
@@ -128,8 +142,12 @@ def wandb_server() -> Iterator[WandbServer]:
                 return
             if self.path == "/graphql":
                 sent = json.loads(body)
-                asked = sent.get("variables") or {}
-                self._answer({"data": server.graphql(sent.get("operationName", ""), asked)})
+                named = re.search(r"(?:query|mutation)\s+(\w+)", sent.get("query", ""))
+                operation = sent.get("operationName") or (named[1] if named else "")
+                try:
+                    self._answer({"data": server.graphql(operation, sent.get("variables") or {})})
+                except PermissionError as refused:
+                    self._answer({"data": None, "errors": [{"message": str(refused)}]})
                 return
             if self.path.endswith("/file_stream"):
                 server.stream(self.path.split("/")[-2], json.loads(body))

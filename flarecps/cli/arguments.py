@@ -46,6 +46,7 @@ _INPUTS = {
     "references": _LABEL_MAPS,
     "labels": "no such file or folder; expected label maps, or the dataset.json that names them",
     "runs": "no such run folder; 'flarecps fit' makes one (--trainer.default_root_dir)",
+    "like": "no such run folder; 'flarecps fit' makes one (--trainer.default_root_dir)",
     "folder": "no such folder; expected a model folder of nnU-Net v2",
     "source": "no such folder; expected a data set to convert",
     "data": "no such folder; expected the FLARE22 data",

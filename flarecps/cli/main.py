@@ -65,6 +65,9 @@ COMMANDS: dict[str, Command] = {
     "efficiency": Command("flarecps.cli.efficiency", "efficiency", "time, GPU, CPU, RAM of a command by FLARE's rules"),
     "summary": Command("flarecps.cli.summary", "summary", "parameters, plan and memory of a config or checkpoint"),
     "report": Command("flarecps.cli.report", "report", "one HTML page of one run, or of several side by side"),
+    "dashboard": Command(
+        "flarecps.cli.dashboard", "dashboard", "give a wandb project a view of its charts, in sections"
+    ),
     "package": Command("flarecps.cli.package", "package", "write a trained model and its card as a folder to hand on"),
     "export": Command("flarecps.cli.export", "export", "write a model for nnU-Net v2, or as ONNX"),
     "import": Command("flarecps.cli.import_", "import_model", "read a model that nnU-Net v2 trained"),

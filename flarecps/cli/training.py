@@ -363,12 +363,12 @@ def _lightning_command(arguments: list[str], held: ExitStack) -> int:
         return _leave(stopped)
     trainer: Any = cli.trainer
     if arguments[0] == "fit" and not cli.is_dry_run:
-        _say_written(cli.run_folder)
+        _say_written(cli.run_folder, trainer.loggers)
     return max((_said(one) for one in trainer.callbacks if isinstance(one, SegmentationWriter)), default=0)
 
 
-def _say_written(run: Path) -> None:
-    """The end of a training: what it wrote, and the next command."""
+def _say_written(run: Path, loggers: list[Any]) -> None:
+    """The end of a training: what it wrote, and the next commands."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
         return
     best = run / FOLDER / f"{BEST}.ckpt"
@@ -376,6 +376,8 @@ def _say_written(run: Path) -> None:
     also = f" (and {best.name}, by validation)" if best.is_file() else ""
     print(visible(f"written: {last}{also}"))
     print(visible(next_command("segment", last, "SCANS", run / "segmentations")))
+    for project in (one.online_project for one in loggers if isinstance(one, WandbDashboard) and one.online_project):
+        print(visible(f"once per wandb project, {next_command('dashboard', project, '--like', run)}"))
 
 
 def _leave(stopped: StoppedBySignal) -> int:

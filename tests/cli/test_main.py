@@ -28,7 +28,7 @@ from flarecps.text_files import csv_text
 
 DESIGN_ORDER = ["demo", "phantom", "inspect", "relabel", "plan", "preprocess", "fit", "validate", "test", "predict",
                 "segment", "pseudo-label", "postprocess", "score", "compare", "figures", "efficiency", "summary",
-                "report", "package", "export", "import", "convert", "configs", "completion", "study",
+                "report", "dashboard", "package", "export", "import", "convert", "configs", "completion", "study",
                 "reproduce"]  # fmt: skip
 FOLDER_COMMANDS = [name for name in DESIGN_ORDER if name not in cli.OWN_WORDS]
 HEAVY = {"torch", "torchio", "lightning", "SimpleITK", "matplotlib", "wandb", "scipy", "numpy", "blosc2"}
@@ -72,7 +72,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith(f"usage: flarecps {name}")
     arguments = text.split("options:")[-1]
-    assert "(default: " in arguments or name in ("summary", "configs", "completion", "package")
+    assert "(default: " in arguments or name in ("summary", "configs", "completion", "dashboard", "package")
     assert "type: " not in arguments, "defaults and explanations, no Python types"
 
 
@@ -89,6 +89,7 @@ def test_every_folder_command_explains_itself(name: str, capsys: pytest.CaptureF
         ("summary", ["[CHECKPOINT]", "--config"]),
         ("package", ["CHECKPOINT [CHECKPOINT ...] OUT", "--scores PATH", "--intended-use"]),
         ("report", ["[RUNS ...]"]),
+        ("dashboard", ["PROJECT", "--like PATH", "ENTITY/PROJECT"]),
         ("export", ["CHECKPOINT OUT", "--to {nnunet,onnx}", "--sibling {1,2,both}", "--mirror-axes"]),
         ("import", ["FOLDER OUT", "--from nnunet", "--folds", "--checkpoint", "--plan PATH"]),
         ("convert", ["SOURCE [OUT]", "--copy"]),

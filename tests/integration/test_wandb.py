@@ -27,6 +27,8 @@ from wandb_server import StoredRun, WandbServer, wandb_server
 
 from flarecps import metric_names
 from flarecps.checkpoint import load_plain
+from flarecps.cli.training import _say_written
+from flarecps.reporting.dashboard_layout import layout, logged_names
 from flarecps.training.checkpoint_files import checkpoint_callbacks
 from flarecps.training.dashboards import DashboardSession, MetricsTable, WandbDashboard, loggers_of, wandb_run
 from flarecps.training.dashboards.metrics_table import WANDB_RUN_FILE
@@ -143,6 +145,10 @@ def test_three_sessions_are_one_run_without_a_point_twice(
         losses = [row[metric_names.LOSS_TOTAL] for row in csv.DictReader(file)]
     assert [row[metric_names.LOSS_TOTAL] for row in found.history] == pytest.approx([float(x) for x in losses if x])
 
+    shown = [metric for section in layout(logged_names(run)) for panel in section.panels for metric in panel.metrics]
+    logged = {name for row in found.history for name in row if "/" in name}
+    assert sorted(shown) == sorted(logged), "the layout has each metric in one panel"
+
     pictures = [row[metric_names.overlay("labelled_001")] for row in found.history]
     assert [picture["_type"] for picture in pictures] == ["image-file"] * 3
     assert all(picture["path"] in found.files for picture in pictures)
@@ -207,7 +213,9 @@ def test_another_folder_and_a_new_start_are_other_runs(tmp_path: Path, offline: 
     assert again.version != first.version
 
 
-def test_online_the_server_knows_what_it_has(tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_the_server_knows_what_it_has(
+    tmp_path: Path, online: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three sessions against one server; before the third, the run's folder forgets what was logged."""
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.address)
@@ -217,7 +225,11 @@ def test_online_the_server_knows_what_it_has(tmp_path: Path, online: None, monke
         session(tmp_path, 2, resume=True)
         shutil.copy(kept, last(tmp_path))
         (tmp_path / WANDB_RUN_FILE).unlink()
-        session(tmp_path, 3, resume=True)
+        dashboard = session(tmp_path, 3, resume=True)
+    capsys.readouterr()
+    _say_written(tmp_path, [dashboard, WandbDashboard()])
+    said = [line for line in capsys.readouterr().out.splitlines() if "dashboard" in line]
+    assert said == [f"once per wandb project, next: flarecps dashboard someone/flarecps --like {tmp_path}"]
     (found,) = server.runs.values()
     assert steps(found) == [(1, 1), (2, 2), (3, 3)]
     assert not list((tmp_path / "wandb").glob("offline-run-*"))

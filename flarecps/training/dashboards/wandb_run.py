@@ -73,6 +73,7 @@ class WandbDashboard(Logger):
         self.checkpoints = checkpoints
         self.exit_code = 0
         self.complete = False  # the training has done all its epochs
+        self.online_project: str | None = None  # ENTITY/PROJECT, once a run is logged there at once
         self.folder = Path()
         self._wandb: Any = None  # the package
         self._run: Any = None
@@ -151,6 +152,7 @@ class WandbDashboard(Logger):
             return
         if not self._run.offline:
             self._logged.sync_with_server(int(self._run.step) - 1)
+            self.online_project = f"{self._run.entity}/{self._run.project}"
         if self._logged.last >= first_epoch:
             again = f"{first_epoch} to {self._logged.last}" if self._logged.last > first_epoch else f"{first_epoch}"
             rank_zero_info(f"wandb: epoch {again} was logged by an earlier session, and is not logged again")
