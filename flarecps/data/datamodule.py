@@ -13,14 +13,8 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from flarecps.data.augmentation import NO_AUGMENTATION, AugmentationSettings, patch_augmentation
 from flarecps.data.draws import Draw, DrawSequence, Stream, check_ranks
-from flarecps.data.patch_stream import (
-    CaseLoader,
-    EpochClock,
-    PatchBatches,
-    PatchLoader,
-    StreamSettings,
-    annotated_classes,
-)
+from flarecps.data.patch_loader import CaseLoader, EpochClock, PatchLoader
+from flarecps.data.patch_stream import PatchBatches, StreamSettings, annotated_classes
 from flarecps.data.worker_trace import diagnosis
 from flarecps.datasets.splits import Split, choose_split, read_splits
 from flarecps.datasets.splits import fold as fold_of

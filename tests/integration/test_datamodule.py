@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy import ndimage
 
-from flarecps.data import patch_stream
+from flarecps.data import patch_loader
 from flarecps.data.augmentation import AugmentationSettings
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.data.worker_trace import WorkerTrace, diagnosis
@@ -277,7 +277,7 @@ def test_workers_that_are_begun_anew_give_identical_batches(store):
 
 
 def test_workers_that_stand_still_at_an_epochs_start_are_replaced(store, monkeypatch):
-    monkeypatch.setattr(patch_stream, "LOOKS_S", 1)
+    monkeypatch.setattr(patch_loader, "LOOKS_S", 1)
     expected = epochs(module(store), 2)
     data = module(store, workers=2)
     loader = data.train_dataloader()

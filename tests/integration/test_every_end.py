@@ -218,8 +218,8 @@ def test_a_parent_killed_outright_takes_its_workers_along(start: Any) -> None:
 
 def test_a_worker_that_never_answers_is_an_end(start: Any) -> None:
     program = (
-        "import flarecps.data.patch_stream as stream, sys\n"
-        "stream.LOOKS_S, stream.ANSWER_WITHIN_S = 1, 4\n"
+        "import flarecps.data.patch_loader as loader, sys\n"
+        "loader.LOOKS_S, loader.ANSWER_WITHIN_S = 1, 4\n"
         "from flarecps.cli.main import main; sys.exit(main())\n"
     )
     stuck = ", {class_path: test_every_end.DamageFrom, init_args: {fault: get stuck}}"

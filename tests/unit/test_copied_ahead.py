@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flarecps.data.patch_stream import copied_ahead
+from flarecps.data.patch_loader import copied_ahead
 
 GPU = torch.device("cuda", 0)
 
