@@ -14,7 +14,8 @@ MEMORY = "memory of a step, estimated"
 if TYPE_CHECKING:
     from torch import nn
 
-    from flarecps.planning.plan import Plan
+    from flarecps.planning.plan import Plan, Topology
+    from flarecps.training.module import SegmentationModule
 
 
 def summary(
@@ -52,9 +53,7 @@ def summary(
         _show(model.plan, networks, f"{checkpoint}, after {counted(model.epoch, 'epoch')}")
     else:
         found = found_config(str(config))  # before the slow imports
-        from flarecps.cli.training import instantiated_module
-
-        module, missing = instantiated_module(found, classes)
+        module, missing = _instantiated_module(found, classes)
         method = module.method
         if missing is None and classes is not None:
             raise ConfigError(f"{config}: its case store knows the classes; leave out --classes")
@@ -62,10 +61,7 @@ def summary(
         if missing is not None:
             needs = f"needs the case store ({missing} is not there)"
             assumed = "FLARE22's 14 classes are assumed (see --classes)" if classes is None else f"{classes} classes"
-            said |= {
-                "target spacing (slice, row, column)": needs,
-                "labels": f"{assumed}; the data set's own: {needs}",
-            }
+            said |= {"target spacing (slice, row, column)": needs, "labels": f"{assumed}; the data set's own: {needs}"}
             if not any(module.plan.global_batch.values()):
                 said |= dict.fromkeys(("global batch", MEMORY), needs)
         _show(module.plan, list(module.siblings), str(config), said)
@@ -109,3 +105,67 @@ def _show(plan: Plan, networks: list[nn.Module], title: str, said: dict[str, str
     for name, value in (rows | (said or {})).items():
         table.add_row(name, escape(value))
     Console().print(table)
+
+
+def _instantiated_module(config: str, classes: int | None) -> tuple[SegmentationModule, str | None]:
+    """The module that ``flarecps fit --config CONFIG`` would train, and the case store that it misses, if it does.
+
+    Without its store, the module is what the config alone says: its patch, topology and batch, and CT with ``classes``
+    classes, background included, by default FLARE22's. Spacing and intensities of its plan then mean nothing, and
+    neither does a batch that the config leaves to the plan (0 patches). Raises ``ConfigError`` where the config leaves
+    patch or topology to a store that is not there.
+    """
+    import jsonargparse
+
+    from flarecps.cli.former_keys import current_words, read_config
+    from flarecps.cli.library_settings import set_up_libraries
+    from flarecps.cli.training import TrainingCLI
+    from flarecps.method_config import CROSS_PSEUDO
+    from flarecps.planning.plan import plan_to_json
+    from flarecps.training.module import SegmentationModule
+
+    set_up_libraries()
+    content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
+    data, model = (content.get(part) or {} for part in ("data", "model"))
+    store = data.get("store")
+    if store is None or Path(store).exists():
+        cli = TrainingCLI(["--config", config], save_config_callback=None, run=False)
+        return cli.model, None
+    if not data.get("patch_voxels") or not model.get("topology"):
+        raise ConfigError(
+            f"{config}: its case store {store} is not there, and patch and topology are the plan's, which lies in it: "
+            "preprocess first, or give data.patch_voxels and model.topology"
+        )
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+")
+    parser.add_class_arguments(SegmentationModule, "model", skip={"plan"}, instantiate=False)
+    parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
+    arguments = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    plan = plan_to_json(_plan_without_store(data, arguments["topology"], classes))
+    return SegmentationModule(plan, **arguments), str(store)
+
+
+def _plan_without_store(data: dict[str, Any], topology: Topology, classes: int | None) -> Plan:
+    from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+    from flarecps.planning.plan import Intensity, Plan
+
+    patch = tuple(data["patch_voxels"])
+    batch = dict.fromkeys(("labelled", "unlabelled"), 0) | (data.get("global_batch") or {})
+    if data.get("unlabelled") is False:
+        batch["unlabelled"] = 0
+    return Plan(
+        dataset="FLARE22",
+        dimensions=2 if len(patch) == 2 else 3,
+        labels=FLARE22_LABELS if classes is None else {"background": 0, **{f"class {n}": n for n in range(1, classes)}},
+        left_right_pairs=FLARE22_PAIRS if classes is None else (),
+        channels=("CT",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        axis_order=(0, 1, 2),
+        median_shape_voxels=(1, 1, 1),
+        patch_voxels=patch,
+        topology=topology,
+        global_batch=batch,
+        batch_dice=True,
+        intensity=Intensity("ct", -1.0, 1.0, 0.0, 1.0),
+        fingerprint={},
+        memory_gb=0.0,
+    )

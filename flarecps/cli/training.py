@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jsonargparse
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -20,15 +19,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
 from flarecps.checkpoint import load_plain
 from flarecps.cli import next_command
-from flarecps.cli.former_keys import current_words, read_config
+from flarecps.cli.former_keys import current_words
 from flarecps.cli.library_settings import set_up_libraries
+from flarecps.cli.main import LIGHTNING_COMMANDS, USER_MISTAKE
 from flarecps.cli.training_decisions import instead_of_the_plan, with_defaults
 from flarecps.cli.training_options import (
     DRY_RUN,
-    LIGHTNING_COMMANDS,
     OWN_OPTIONS,
     asks_for_help,
     taken,
@@ -39,7 +37,7 @@ from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerE
 from flarecps.locks import folder_lock
 from flarecps.method_config import CROSS_PSEUDO
 from flarecps.planning.memory import SIBLINGS
-from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
+from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
@@ -74,7 +72,6 @@ TRAINER_DEFAULTS = {
 }
 
 
-USER_MISTAKE = 2  # exit code, as in main
 FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
 LONGEST_COMPLAINT = 600  # characters of the parser's, which may list every type that a value might have had
 FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
@@ -107,7 +104,7 @@ class _Parser(LightningArgumentParser):
         raise ConfigError(f"{words[:LONGEST_COMPLAINT]}{' …' if len(words) > LONGEST_COMPLAINT else ''}") from ex
 
 
-class _TrainingCLI(LightningCLI):
+class TrainingCLI(LightningCLI):
     """Lightning's command line with this project's run folder, loggers, checkpoints and progress."""
 
     def __init__(self, words: list[str], held: ExitStack | None = None, **settings: Any) -> None:
@@ -336,7 +333,7 @@ def _lightning_command(arguments: list[str], held: ExitStack) -> int:
     arguments = ["--help" if word == "--help-all" else word for word in arguments]
     stopped: StoppedBySignal | None = None
     try:
-        cli = _TrainingCLI(arguments, held, save_config_callback=_RunConfig)
+        cli = TrainingCLI(arguments, held, save_config_callback=_RunConfig)
     except StoppedBySignal as stop:
         stopped = stop
     except SystemExit as end:
@@ -410,56 +407,3 @@ def _said(predicted: SegmentationWriter) -> int:
     failed = f"; {predicted.failed} could not be segmented" if predicted.failed else ""
     print(visible(f"labels are in {predicted.folder}{failed}"))
     return FAILED if predicted.failed else 0
-
-
-def instantiated_module(config: str, classes: int | None = None) -> tuple[SegmentationModule, str | None]:
-    """The module that ``flarecps fit --config CONFIG`` would train, and the case store that it misses, if it does.
-
-    Without its store, the module is what the config alone says: its patch, topology and batch, and CT with ``classes``
-    classes, background included, by default FLARE22's. Spacing and intensities of its plan then mean nothing, and
-    neither does a batch that the config leaves to the plan (0 patches). Raises ``ConfigError`` where the config leaves
-    patch or topology to a store that is not there.
-    """
-    set_up_libraries()
-    content = read_config(current_words(["--config", config])[0][-1].removeprefix("--config="))
-    data, model = (content.get(part) or {} for part in ("data", "model"))
-    store = data.get("store")
-    if store is None or Path(store).exists():
-        cli = _TrainingCLI(["--config", config], save_config_callback=None, run=False)
-        return cli.model, None
-    if not data.get("patch_voxels") or not model.get("topology"):
-        raise ConfigError(
-            f"{config}: its case store {store} is not there, and patch and topology are the plan's, which lies in it: "
-            "preprocess first, or give data.patch_voxels and model.topology"
-        )
-    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+")
-    parser.add_class_arguments(SegmentationModule, "model", skip={"plan"}, instantiate=False)
-    parser.set_defaults({"model.method": {"class_path": CROSS_PSEUDO}})
-    arguments = parser.instantiate_classes(parser.parse_object({"model": model})).model
-    return SegmentationModule(
-        plan_to_json(_plan_without_store(data, arguments["topology"], classes)), **arguments
-    ), str(store)
-
-
-def _plan_without_store(data: dict[str, Any], topology: Topology, classes: int | None) -> Plan:
-    patch = tuple(data["patch_voxels"])
-    batch = dict.fromkeys(("labelled", "unlabelled"), 0) | (data.get("global_batch") or {})
-    if data.get("unlabelled") is False:
-        batch["unlabelled"] = 0
-    return Plan(
-        dataset="FLARE22",
-        dimensions=2 if len(patch) == 2 else 3,
-        labels=FLARE22_LABELS if classes is None else {"background": 0, **{f"class {n}": n for n in range(1, classes)}},
-        left_right_pairs=FLARE22_PAIRS if classes is None else (),
-        channels=("CT",),
-        spacing_mm=(1.0, 1.0, 1.0),
-        axis_order=(0, 1, 2),
-        median_shape_voxels=(1, 1, 1),
-        patch_voxels=patch,
-        topology=topology,
-        global_batch=batch,
-        batch_dice=True,
-        intensity=Intensity("ct", -1.0, 1.0, 0.0, 1.0),
-        fingerprint={},
-        memory_gb=0.0,
-    )

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from flarecps.cli.configs import found_config
 from flarecps.cli.former_keys import CONFIG
+from flarecps.cli.main import LIGHTNING_COMMANDS
 from flarecps.cli.signatures import PACKAGE, known_options, offered, signature, trainer
 from flarecps.errors import CheckpointError, ConfigError, StoreError, did_you_mean
 from flarecps.method_config import CROSS_PSEUDO, MOVED, SWITCH
@@ -29,7 +30,6 @@ IMPLIED = {
     "ramp": ("losses/ramps.py", "LinearRamp"),
     "augmentation": ("data/augmentation.py", "AugmentationSettings"),
 }
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 HELP_WIDTH = 120  # where the terminal does not say
 
 

@@ -42,25 +42,20 @@ def default_settings(
     A config says how to learn: beside one, method and length are filled in where it is silent, and what depends on the
     machine; the learning rate's schedule, λ's ramp and the epochs' length are then its own or the classes' defaults.
     """
-    found: dict[str, Any] = {}
     method = chosen_method(given, unlabelled_cases)
-    if "trainer.default_root_dir" not in given:
-        found["trainer.default_root_dir"] = str(Path("runs") / Path(str(given["data.store"])).name)
-    if "trainer.precision" not in given:
-        found["trainer.precision"] = "bf16-mixed" if machine.bf16 else "32-true"
-    if "data.workers" not in given:
-        found["data.workers"] = min(machine.cores, MOST_WORKERS) if machine.gpu else 0
-    if method == SUPERVISED and "data.unlabelled" not in given:
-        found["data.unlabelled"] = False
+    usual: dict[str, Any] = {
+        "trainer.default_root_dir": str(Path("runs") / Path(str(given.get("data.store"))).name),
+        "trainer.precision": "bf16-mixed" if machine.bf16 else "32-true",
+        "data.workers": min(machine.cores, MOST_WORKERS) if machine.gpu else 0,
+    }
+    if method == SUPERVISED:
+        usual["data.unlabelled"] = False
     if not with_config:
-        if "trainer.devices" not in given:
-            found["trainer.devices"] = 1
-        if "data.iterations_per_epoch" not in given:
-            found["data.iterations_per_epoch"] = ITERATIONS[machine.gpu]
-    if "trainer.max_epochs" not in given and not any(
-        _is_set(given, f"trainer.max_{unit}") for unit in ("steps", "time")
-    ):
-        found["trainer.max_epochs"] = EPOCHS[machine.gpu]
+        usual |= {"trainer.devices": 1, "data.iterations_per_epoch": ITERATIONS[machine.gpu]}
+    ends = (str(given.get(f"trainer.max_{unit}")).lower() for unit in ("steps", "time"))
+    if all(end in ("none", "null", "-1") for end in ends):
+        usual["trainer.max_epochs"] = EPOCHS[machine.gpu]
+    found = {name: value for name, value in usual.items() if name not in given}
     names_method = any(name == METHOD or name == f"{METHOD}.class_path" for name in given)
     if not names_method:
         found[METHOD] = {"class_path": method}
@@ -70,10 +65,7 @@ def default_settings(
             found[METHOD]["init_args"] = {"ramp": dict.fromkeys(("start", "length"), max(1, epochs // 3))}
         if not any(name.startswith("model.scheduler") for name in given):
             polynomial = {"total_iters": epochs, "power": 0.9}
-            found["model.scheduler"] = {
-                "class_path": "torch.optim.lr_scheduler.PolynomialLR",
-                "init_args": polynomial,
-            }
+            found["model.scheduler"] = {"class_path": "torch.optim.lr_scheduler.PolynomialLR", "init_args": polynomial}
     return found
 
 
@@ -107,7 +99,7 @@ def in_words(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_case
     lines = []
     if METHOD in found:
         name = found[METHOD]["class_path"].rpartition(".")[2]
-        why = f"{counted(unlabelled_cases, 'unlabelled case')}" if unlabelled_cases else "no unlabelled cases"
+        why = counted(unlabelled_cases, "unlabelled case") if unlabelled_cases else "no unlabelled cases"
         lines.append(f"method {name} ({why})")
     if "trainer.max_epochs" in found:
         steps = {**given, **found}.get("data.iterations_per_epoch", ITERATIONS[True])
@@ -115,19 +107,13 @@ def in_words(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_case
     if not machine.gpu and "data.iterations_per_epoch" in found:
         lines.append("the plan's network is slow without a GPU: see --dry-run; --config cpu_3d trains a small one")
     here = [
-        f"{title} {found[name]}"
-        for name, title in (("trainer.precision", "precision"), ("data.workers", "workers"))
-        if name in found
+        f"{name.partition('.')[2]} {found[name]}" for name in ("trainer.precision", "data.workers") if name in found
     ]
     if here:
         lines.append(f"{', '.join(here)} ({machine})")
     if "trainer.default_root_dir" in found:
         lines.append(f"run folder {found['trainer.default_root_dir']}")
     return lines
-
-
-def _is_set(given: Mapping[str, Any], name: str) -> bool:
-    return str(given.get(name)).lower() not in ("none", "null", "-1")
 
 
 def _whole(value: Any) -> int | None:

@@ -127,7 +127,7 @@ class LoggedEpochs:
     def __init__(self, run: Path, run_id: str) -> None:
         self.path = run / WANDB_RUN_FILE
         self.run_id = run_id
-        content = _content(run)
+        content = read_own_json(self.path)
         mine = content if content.get("id") == run_id else {}
         self.last = _whole(mine.get("logged_epochs"))  # completed epochs, counted from 1
         self.offline = _whole(mine.get("offline_epochs"))  # the last that was logged offline, to be sent by wandb sync
@@ -154,13 +154,9 @@ class LoggedEpochs:
 
 def logged_run_id(run: Path) -> str | None:
     """The wandb run that was last logged from the folder ``run``; None without one."""
-    found = _content(run).get("id")
+    found = read_own_json(run / WANDB_RUN_FILE).get("id")
     return str(found) if found else None
 
 
 def _whole(number: object) -> int:
     return int(str(number)) if is_whole(number) else 0
-
-
-def _content(run: Path) -> dict[str, object]:
-    return read_own_json(run / WANDB_RUN_FILE)
