@@ -20,11 +20,7 @@ CONTAINER_CLIENTS = ("docker", "nerdctl")  # their containers are children of a 
 
 
 def efficiency(
-    *command: str,
-    name: str | None = None,
-    out: Path | None = None,
-    interval_s: float = 0.1,
-    gpu: int | None = None,
+    *command: str, name: str | None = None, out: Path | None = None, interval_s: float = 0.1, gpu: int | None = None
 ) -> int:
     """Run COMMAND and measure what it costs, as FLARE does: time, CPU, RAM and GPU memory, sampled every 0.1 s.
 

@@ -102,13 +102,12 @@ def score(
 def _write_and_show(scored: ScoredCases, out: Path, notes: list[str], console: Console) -> None:
     from flarecps.atomic import write_text
     from flarecps.evaluation.score_table import write_scores
-    from flarecps.reporting.tables import markdown_table, score_rows, scores_markdown
+    from flarecps.reporting.tables import SCORES_HEADER, markdown_table, score_rows, scores_markdown
 
     write_scores(scored, out)
     page = scores_markdown(scored.scores, f"Scores ({scored.protocol} protocol)", notes[1:])
     title = f"{counted(len(scored.cases), 'case')}, {scored.protocol} protocol: mean ± SD over cases"
-    rows = [[row.title, *row.cells, row.cases] for row in score_rows(scored.scores)]
-    _show_rows(title, ["organ", "DSC", "NSD", "cases"], rows, console)
+    _show_rows(title, SCORES_HEADER, score_rows(scored.scores), console)
     if scored.protocol == "strict":
         heading = ["organ", *DISTANCE_TITLES.values(), "cases"]
         page += (

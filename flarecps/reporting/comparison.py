@@ -99,15 +99,10 @@ def differences(comparison: Comparison, measure: str, method: str, wide: bool = 
     return rows
 
 
-def _row_title(organ: str) -> str:
-    """An organ as the paper's tables call it: the name of FLARE's column (``RK``, ``Liver``)."""
-    return organ.replace("_", " ")
-
-
 def _marked_title(comparison: Comparison, organ: str) -> str:
-    """The same, with how many cases hold the organ in neither map: ``Gallbladder (2 empty)``."""
+    """FLARE's column as the paper's tables have it, with how many cases hold it in neither map: ``RK (2 empty)``."""
     tables = [table for method in comparison.methods for table in method.seeds]
-    return _row_title(organ) + empty_mark(tables, organ)
+    return organ.replace("_", " ") + empty_mark(tables, organ)
 
 
 def _interval_title(comparison: Comparison) -> str:
@@ -143,15 +138,15 @@ def comparison_markdown(
     parts = ["# Comparison\n", caption(comparison) + "\n"]
     for table in _means(comparison):
         heading = ["organ", *(f"{TITLES[m]} {name}" for m in table.measures for name in table.methods)]
-        parts.append(markdown_table(heading, [[title, *(_dressed(one, "**", "**") for one in cells)]
-                                              for title, cells in table.rows]))  # fmt: skip
+        body = [[title, *(_dressed(one, "**", "**") for one in cells)] for title, cells in table.rows]
+        parts.append(markdown_table(heading, body))
     if len(comparison.methods) > 1:
         parts += ["## Differences\n", method_sentence(comparison) + "\n"]
     for method in comparison.methods[1:]:
         for measure in comparison.measures:
-            words, *body = differences(comparison, measure, method.name, wide=True)
+            words, *rows = differences(comparison, measure, method.name, wide=True)
             parts.append(f"### {method.name} minus {comparison.baseline.name}: {TITLES[measure]}\n")
-            parts.append(markdown_table(words, body))
+            parts.append(markdown_table(words, rows))
     if standings:
         ranking = markdown_table(RANKING_HEADING, ranking_rows(standings))
         parts += ["## FLARE's ranking\n", f"{RANKING_SENTENCE} {counted(ranked_cases, 'case')}.\n\n{ranking}"]
@@ -181,7 +176,7 @@ def means_csv(comparison: Comparison) -> str:
     kinds = ("mean", "SD", "SD over seeds", "cases")
     rows: list[list[Any]] = [["organ", *(f"{TITLES[m]} {name} {kind}" for m, name in pairs for kind in kinds)]]
     for organ in (*comparison.organs, OVERALL):
-        row: list[Any] = [_row_title(organ)]
+        row: list[Any] = [organ.replace("_", " ")]
         for measure, name in pairs:
             cell = comparison.means[measure][name][organ]
             row += [*map(_rounded, (cell.mean, cell.sd, cell.seeds_sd)), cell.n]
@@ -202,8 +197,8 @@ def differences_csv(comparison: Comparison) -> str:
                 numbers = map(_rounded, (one.mean, low, high))
                 p = ["" if value is None else f"{value:.6g}" for value in (one.p, one.p_holm)]
                 counts = (one.counts.wins, one.counts.ties, one.counts.losses)
-                rows.append([TITLES[measure], method.name, comparison.baseline.name, _row_title(organ),
-                             *numbers, *p, *counts, one.n])  # fmt: skip
+                whose = [TITLES[measure], method.name, comparison.baseline.name, organ.replace("_", " ")]
+                rows.append([*whose, *numbers, *p, *counts, one.n])
     return csv_text(rows)
 
 
@@ -216,10 +211,7 @@ def ranking_csv(standings: Sequence[MethodRank]) -> str:
 
 
 def comparison_json(
-    comparison: Comparison,
-    remarks: Sequence[str],
-    standings: Sequence[MethodRank] = (),
-    ranked_cases: Sequence[str] = (),
+    comparison: Comparison, remarks: Sequence[str], standings: Sequence[MethodRank], ranked_cases: Sequence[str]
 ) -> dict[str, Any]:
     """Everything as plain types, unrounded: files and cases of each method, cells, differences, ranking, remarks."""
     return {

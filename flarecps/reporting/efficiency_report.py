@@ -29,15 +29,7 @@ from flarecps.evaluation.efficiency import (
 )
 from flarecps.evaluation.measured_run import MeasuredRun
 from flarecps.json_fields import Reader
-from flarecps.reporting.plotting import (
-    MUTED,
-    TEXT,
-    literal_text,
-    new_figure,
-    run_colour,
-    style_axes,
-    write_png,
-)
+from flarecps.reporting.plotting import MUTED, TEXT, literal_text, new_figure, run_colour, style_axes, write_png
 from flarecps.text_files import LARGEST_INTEGER, csv_text, read_json
 
 FORMAT, FORMAT_VERSION = "flarecps-efficiency", 1
@@ -75,11 +67,7 @@ def write_measured_run(
         "exit_code": run.exit_code,
         "interrupted": run.interrupted,
         "outlived_by": list(run.left),
-        "machine": {
-            "cores": run.trace.cores,
-            "ram_mb": round(psutil.virtual_memory().total / 2**20),
-            "card": card,
-        },
+        "machine": {"cores": run.trace.cores, "ram_mb": round(psutil.virtual_memory().total / 2**20), "card": card},
         "interval_s": run.trace.interval_s,
         "figures": dict(figures_row(name, run.trace, run.exit_code)),
         "remarks": list(remarks),

@@ -16,7 +16,7 @@ from flarecps.anatomy import Organ
 from flarecps.atomic import write_text
 from flarecps.durations import duration_in_words
 from flarecps.evaluation.score_table import MEASURES, MethodScores, Scores, mean_of, paired_change, summarise
-from flarecps.evaluation.statistics import Interval, bootstrap_interval, count_wins
+from flarecps.evaluation.statistics import bootstrap_interval, count_wins
 from flarecps.method_config import method_name
 from flarecps.reporting.curves import ORGAN_CHARTS, PANELS, drawable, last_epoch, organ_figure, panel_figure
 from flarecps.reporting.overlays import LABEL_OPACITY
@@ -25,7 +25,7 @@ from flarecps.reporting.plotting import inline_svg
 from flarecps.reporting.report_cases import case_overlays, overlay_histories, validation_scores
 from flarecps.reporting.run_description import describe_plan, parse_time, run_status, sessions_of
 from flarecps.reporting.run_folder import Group, Run, averaged_over_runs, groups_of
-from flarecps.reporting.score_charts import box_figure
+from flarecps.reporting.score_charts import box_figure, medians_in_words
 from flarecps.reporting.tables import BOLD, clearly_best, empty_mark, empty_rule, score_text
 
 CUT_AXIS = " The axis does not begin at 0."
@@ -34,13 +34,9 @@ CUT_AXIS = " The axis does not begin at 0."
 def write_report(
     out: Path, runs: Sequence[Run], images: Mapping[str, Path], references: Mapping[str, Path]
 ) -> list[str]:
-    """Write the page of ``runs`` to ``out`` atomically; what comes back are notes on what could not be shown.
+    """Write the page of ``runs``, of which two are compared, to ``out`` atomically; notes on what could not be shown.
 
-    Args:
-        out: the HTML file; its folder is made when missing.
-        runs: from ``read_runs``; the first is compared with the second when there are two.
-        images: case name to scan, for the overlays; may be empty.
-        references: case name to label map; may be empty.
+    Overlays are of ``images``, with the outlines of ``references``, both by case name; either may be empty.
     """
     shown, notes = case_overlays(runs, images, references)
     notes = [note for run in runs for note in run.notes] + notes
@@ -124,7 +120,7 @@ def _score_line(organ: Organ | None, tables: Sequence[Scores], change: Scores | 
         line[measure] = list(zip(found, clearly_best(methods, measure, column), strict=True))
     if change is not None:
         changes = change.case_means() if column is None else change.organ(column)
-        line["change"], line["interval"] = summarise(changes).mean, _interval(changes)
+        line["change"], line["interval"] = summarise(changes).mean, bootstrap_interval(changes[np.isfinite(changes)])
     line["empty"] = empty_mark(tables, column)
     line["counts"] = [len(one.cases) for one in tables] if organ is None else [one.n for one, _ in line["dsc"]]
     return line
@@ -142,13 +138,8 @@ def pair_change(runs: Sequence[Run]) -> dict[str, Any] | None:
     if not found.n:
         return None
     higher, names = count_wins(changes).wins, [run.name for run in runs]
-    interval = _interval(changes)
+    interval = bootstrap_interval(changes[np.isfinite(changes)])
     return {"names": names, "mean": found.mean, "interval": interval, "higher": higher, "cases": found.n}
-
-
-def _interval(changes: np.ndarray) -> Interval | None:
-    """The 95 % interval of a mean change, as 'flarecps compare' has it; None for fewer than two cases."""
-    return bootstrap_interval(changes[np.isfinite(changes)])
 
 
 def hardest_first(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, float]]]]:
@@ -195,15 +186,8 @@ def _boxes(runs: Sequence[Run], organs: Sequence[Organ]) -> Markup | None:
     present = [organ for organ in organs if any(scores and scores.organ(organ.column).size for scores in tables)]
     if not present:
         return None
-    medians = [
-        f"{organ.name}: "
-        + ", ".join(
-            f"{run.name} {score_text(np.median(run.scores.organ(organ.column)))}"
-            for run in runs
-            if run.scores and run.scores.organ(organ.column).size
-        )
-        for organ in present
-    ]
+    scores = {run.name: run.scores for run in runs if run.scores}
+    medians = [f"{organ.name}: {medians_in_words(organ, scores)}" for organ in present]
     alt = f"Box plots of DSC per organ. Medians: {'; '.join(medians)}."
     return inline_svg(box_figure(tables, present), alt, "boxes")
 

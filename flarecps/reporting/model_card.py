@@ -22,7 +22,7 @@ from flarecps.networks import network_name
 from flarecps.planning.plan import Plan
 from flarecps.reporting.run_description import describe_plan, sessions_of
 from flarecps.reporting.run_folder import Run
-from flarecps.reporting.tables import markdown_table, plain_markdown, score_rows
+from flarecps.reporting.tables import SCORES_HEADER, markdown_table, plain_markdown, score_rows
 
 NOT_STATED = "not stated"
 
@@ -46,13 +46,8 @@ def model_card(
 ) -> str:
     """The card of networks of one plan that lie in one folder, by the names of their files.
 
-    Args:
-        models: what each file holds.
-        runs: the run that trained each; None where it is not known.
-        command: how they are run, as one types it in their folder.
-        statements: what people say of data, use and licence.
-        scores: of test cases, by this plan's labels. Raises ConfigError for structures of another label set.
-        postprocessing: the rules that lie beside them, in words; None for no rules.
+    ``runs`` trained them, None where it is not known; ``command`` is what one types in their folder; ``postprocessing``
+    says the rules beside them in words. Raises ConfigError for ``scores``, of test cases, of another label set.
     """
     plan = next(iter(models.values())).plan
     organs = organs_of(plan.labels)
@@ -193,10 +188,8 @@ def _scores(scores: Scores | None, plan: Plan) -> str:
             f"{scores.origin}: scores of {first_few(strange)}, which these networks don't segment; give the scores "
             "of their own segmentations"
         )
-    body = [[row.title, *row.cells, row.cases] for row in score_rows(scores)]
     protocol = f"protocol `{scores.protocol}`" if scores.protocol else f"protocol {NOT_STATED}"
-    table = markdown_table(["organ", "DSC", "NSD", "cases"], body)
     return (
         f"Mean ± SD over {counted(len(scores.cases), 'case')} ({protocol}), as the table that was given says; which "
-        f"cases, and how they were segmented, is {NOT_STATED}.\n\n{table}"
+        f"cases, and how they were segmented, is {NOT_STATED}.\n\n{markdown_table(SCORES_HEADER, score_rows(scores))}"
     )

@@ -50,12 +50,7 @@ def slice_with_most_labels(labels: np.ndarray, plane: ViewPlane, organ: int | No
 
     For several organs every one counts by its area on the slice as a share of its own largest area in this plane, so
     that many organs are shown, well cut, and small ones weigh as much as the liver. Among equals the slice nearest to
-    the middle; without any foreground the middle slice.
-
-    Args:
-        labels: (S, H, W), 0 is background.
-        plane: the plane whose slices are compared.
-        organ: label id, or None for all organs.
+    the middle; without any foreground the middle slice. ``labels``: (S, H, W), 0 is background; ``organ``: a label id.
 
     >>> slice_with_most_labels(np.array([[[0, 0]], [[1, 0]], [[1, 1]]]), AXIAL)
     2

@@ -116,10 +116,7 @@ def name_rows(axes: Axes, names: Sequence[str], height: float = 1.0) -> None:
 def inline_svg(figure: Figure, alt: str, name: str) -> Markup:
     """``figure`` as an ``<svg>`` element for HTML: real text, theme colours as CSS variables, no outside address.
 
-    Args:
-        figure: a chart drawn in this module's colours.
-        alt: what a reader who can't see the picture should know.
-        name: unique in the page; the ids inside the picture are made from it.
+    ``alt`` is for who can't see it; ids inside the picture are made from ``name``, which is unique in the page.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -171,8 +168,9 @@ def method_legend(figure: Figure, names: Sequence[str], top_inches: float) -> No
     if len(names) < 2:
         return
     entries = [Patch(facecolor=run_colour(index), label=literal_text(name)) for index, name in enumerate(names)]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - top_inches / figure.get_figheight())}
     style: dict[str, Any] = {"fontsize": 9.5, "labelcolor": TEXT, "columnspacing": 1.6, "borderpad": 0.0}
-    _legend(figure, entries, "upper center", 1 - top_inches / figure.get_figheight(), len(entries), 1.0, **style)
+    figure.legend(handles=entries, ncols=len(entries), **place, **style, **_legend_style(1.0))
 
 
 def legend_rows(figure_width_inches: float, entries: int) -> int:
@@ -184,22 +182,13 @@ def bottom_legend(figure: Figure, entries: Sequence[Artist], bottom_inches: floa
     """A legend on a dark figure, centred ``bottom_inches`` above its lower edge."""
     width, height = figure.get_size_inches()
     columns = -(-len(entries) // legend_rows(width, len(entries)))
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, bottom_inches / height)}
     style: dict[str, Any] = {"fontsize": 8.5, "labelcolor": DARK_TEXT, "columnspacing": 1.5}
-    _legend(figure, entries, "lower center", bottom_inches / height, columns, 1.1, **style)
+    figure.legend(handles=entries, ncols=columns, **place, **style, **_legend_style(1.1))
 
 
-def _legend(
-    figure: Figure,
-    entries: Sequence[Artist],
-    edge: Literal["lower center", "upper center"],
-    height: float,
-    columns: int,
-    handle: float,
-    **style: Any,
-) -> None:
-    """A legend of ``columns`` in the middle; its ``edge`` lies at ``height``, a share of the figure's."""
-    style |= {"ncols": columns, "frameon": False, "handlelength": handle, "handleheight": handle}
-    figure.legend(handles=entries, loc=edge, bbox_to_anchor=(0.5, height), **style)
+def _legend_style(handle: float) -> dict[str, Any]:
+    return {"frameon": False, "handlelength": handle, "handleheight": handle}
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

@@ -57,12 +57,8 @@ def case_overlays(
     """The overlays of a report, and notes on cases that could not be shown.
 
     Shown are the cases of ``_representative_cases`` with all organs, then the lowest organ of the worst case close
-    by. A case needs its scan and at least one prediction; its reference is used where it exists.
-
-    Args:
-        runs: runs of one label set.
-        images: case name to scan.
-        references: case name to label map.
+    by. A case needs its scan and a prediction of one of the ``runs``, which are of one label set; its reference is used
+    where it exists. Scans and label maps are given by case name.
     """
     available = [name for name in images if any(name in run.predictions for run in runs)]
     organs = next((run.organs for run in runs if run.organs), ())
@@ -153,13 +149,13 @@ def _dsc(run: Run, case: str, organ: Organ | None) -> float:
     return run.scores.of(case) if organ is None else run.scores.at(case, organ.column)
 
 
-def overlay_histories(runs: Sequence[Run], places: Sequence[int], cases: int = 2) -> list[dict[str, Any]]:
-    """The pictures of up to ``cases`` validation cases (one, of more than two runs) of the runs at ``places``.
+def overlay_histories(runs: Sequence[Run], places: Sequence[int]) -> list[dict[str, Any]]:
+    """The pictures of up to two validation cases (one, of more than two runs) of the runs at ``places``.
 
     Of each its run and the run's place among all, its name, the latest picture and a few from earlier, the first one
     first; a picture is its epoch and a data URI.
     """
-    cases = cases if len(places) <= 2 else 1
+    cases = 2 if len(places) <= 2 else 1
     found = []
     for place in places:
         run = runs[place]
@@ -172,21 +168,20 @@ def overlay_histories(runs: Sequence[Run], places: Sequence[int], cases: int = 2
                     {"epoch": epoch, "picture": data_uri(drawn[epoch].read_bytes(), "image/jpeg")}
                     for epoch in evenly_spaced(sorted(drawn))
                 ]
-                found.append(
-                    {"run": run.name, "place": place, "case": folder.name, "latest": latest, "earlier": earlier}
-                )
+                shown = {"case": folder.name, "latest": latest, "earlier": earlier}
+                found.append({"run": run.name, "place": place, **shown})
     return sorted(found, key=lambda history: (history["case"], history["place"]))
 
 
-def evenly_spaced(epochs: Sequence[int], earlier: int = EARLIER) -> list[int]:
-    """The first and the last of ``epochs`` and some between them, evenly: at most ``earlier`` and the last.
+def evenly_spaced(epochs: Sequence[int]) -> list[int]:
+    """The first and the last of ``epochs`` and some between them, evenly: at most ``EARLIER`` and the last.
 
     >>> evenly_spaced([5, 10, 15, 20, 25, 30, 35, 40]), evenly_spaced([1, 2])
     ([5, 15, 25, 30, 40], [1, 2])
     """
-    if len(epochs) <= earlier + 1:
+    if len(epochs) <= EARLIER + 1:
         return list(epochs)
-    return [epochs[round(number * (len(epochs) - 1) / earlier)] for number in range(earlier + 1)]
+    return [epochs[round(number * (len(epochs) - 1) / EARLIER)] for number in range(EARLIER + 1)]
 
 
 def validation_scores(runs: Sequence[Run], organs: Sequence[Organ]) -> dict[str, Any] | None:

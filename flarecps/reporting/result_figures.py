@@ -36,7 +36,7 @@ from flarecps.reporting.overlays import LABEL_OPACITY, display_window
 from flarecps.reporting.page import render_page
 from flarecps.reporting.plotting import data_uri, inline_svg, png_bytes, write_png
 from flarecps.reporting.results import Results
-from flarecps.reporting.score_charts import box_figure, volume_figure
+from flarecps.reporting.score_charts import box_figure, medians_in_words, volume_figure
 from flarecps.reporting.tables import score_text
 from flarecps.volumes.io import on_grid, read_labels, read_labels_on, read_volume
 
@@ -74,12 +74,7 @@ def _lacking(results: Results, name: str) -> list[str]:
 
 
 def read_slices(
-    results: Results,
-    rows: Sequence[str],
-    low: Sequence[LowScore],
-    window_hu: _Window | None = None,
-    workers: int = 1,
-    progress: bool = True,
+    results: Results, rows: Sequence[str], low: Sequence[LowScore], window_hu: _Window | None = None, workers: int = 1
 ) -> tuple[list[CaseRow], list[ErrorSlice], dict[str, str]]:
     """The rows and the slices of low scores in the order asked for, and the errors of cases that could not be read."""
     tasks = []
@@ -89,7 +84,7 @@ def read_slices(
         means = {method: results.mean_dsc(method, name) for method in results.methods} if name in rows else None
         own = [(one, _dsc_by_method(results, one)) for one in low if one.case == name]
         tasks.append((name, (name, *files, maps, means, own, window_hu)))
-    outcomes = process_cases(_slices_of_case, tasks, workers, "Cutting slices", progress)
+    outcomes = process_cases(_slices_of_case, tasks, workers, "Cutting slices")
     found = {one.name: one.value for one in outcomes if one.value is not None}
     failed = {one.name: one.error for one in outcomes if one.error is not None}
     shown = [row for name in rows if name in found and (row := found[name][0]) is not None]
@@ -165,21 +160,12 @@ def write_result_figures(
     worst: int = 10,
     window_hu: _Window | None = None,
     workers: int = 1,
-    progress: bool = True,
 ) -> WrittenFigures:
-    """Write the figures of ``results`` into the folder ``out``.
+    """Write the figures of ``results`` into the folder ``out``, which is made if needed; ``workers`` processes read.
 
-    Args:
-        out: made if needed.
-        results: from `gather_results`.
-        cases: the rows of the figure of cases; by default ``rows`` from the easiest to the hardest.
-        rows: how many rows, if ``cases`` does not say it.
-        worst: how many low scores are shown; 0 for none.
-        window_hu: grey values shown as black and white; by default a soft-tissue window for CT.
-        workers: processes that read scans.
-        progress: whether a bar is shown.
-
-    Raises ConfigError for a name in ``cases`` that can't be shown.
+    The rows of the figure of cases are ``cases``, by default ``rows`` of them from the easiest to the hardest;
+    ``worst`` low scores are shown, in the grey values ``window_hu``, by default a soft-tissue window for CT. Raises
+    ConfigError for a name in ``cases`` that can't be shown.
     """
     notes = results.notes
     if cases is not None:
@@ -196,7 +182,7 @@ def write_result_figures(
         notes.append("no pictures of cases: they need the scans (--images FOLDER)")
     elif not cases:
         notes.append("no pictures of cases: no case has a scan and a prediction of every method")
-    shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers, progress)
+    shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers)
     failed = results.failed | unread
     out.mkdir(parents=True, exist_ok=True)
     boxes, volumes = score_boxes(results), volume_figure(list(results.tables.values()), results.methods)
@@ -230,11 +216,7 @@ def score_boxes(results: Results) -> Figure:
 def _figures_page(results: Results, boxes: Figure, volumes: Figure, content: Mapping[str, Any]) -> str:
     """The page as text: the charts of scores, and around them what else is known of the page's ``content``."""
     scores = {method: table.scores for method, table in results.tables.items()}
-    medians = [
-        f"{organ.name} " + ", ".join(f"{name} {score_text(np.median(found))}" for name, one in scores.items()
-                                     if (found := one.organ(organ.column)).size)
-        for organ in results.organs
-    ]  # fmt: skip
+    medians = [f"{organ.name} {medians_in_words(organ, scores)}" for organ in results.organs]
     for legend in [*boxes.legends, *volumes.legends]:
         legend.remove()  # the page has its own, in its theme's colours
     return render_page(

@@ -66,16 +66,10 @@ def gather_results(
 ) -> Results:
     """The scored results of one or more methods; a case that can't be scored becomes a note and the others go on.
 
-    Args:
-        predictions: name of the method → folder of its label maps.
-        references: folder of label maps; files belong together by name.
-        images: folder of the scans, for pictures.
-        labels: dataset.json that names the structures; by default that beside the references, else FLARE22's.
-        protocol: whose rules count, see `flarecps.evaluation.scores.score_folders`.
-        workers: processes.
-        progress: whether a bar is shown.
-        keep: folder for the scores: METHOD/scores.csv and so on. What is there from an earlier call and made from the
-            same files is not scored again.
+    ``predictions`` are folders of label maps by method, ``references`` of those they are scored against, file by file
+    of one name, and ``images`` of the scans, for pictures. ``labels`` (a dataset.json) names the structures, by default
+    that beside the references, else FLARE22's; ``protocol`` as in `score_folders`. Scores are kept in the folder
+    ``keep``, as METHOD/scores.csv and so on: what an earlier call made from the same files is not scored again.
 
     Raises ConfigError without a method, DatasetError for missing folders and where no case of a method was scored.
     """

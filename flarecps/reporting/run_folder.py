@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flarecps.anatomy import FLARE22_ORGANS, Organ, organs_of
+from flarecps.anatomy import Organ, organs_of
 from flarecps.errors import ConfigError, DatasetError, PlanError
 from flarecps.evaluation.score_table import MethodScores, Scores, read_scores
 from flarecps.json_fields import Reader
@@ -25,13 +25,14 @@ from flarecps.method_config import method_of, with_method
 from flarecps.named_paths import shortest_ends
 from flarecps.planning.plan import Plan, read_plan
 from flarecps.reporting.curves import Curve, read_metrics
+from flarecps.reporting.tables import organ_title
 from flarecps.text_files import read_json, read_yaml
 from flarecps.volumes.io import scan_name
 
 CHANCE = (("seed_everything",), ("data", "seed"), ("model", "initial_seed"))
 FOLD = ("data", "fold")
 PLACES = (("trainer", "default_root_dir"), ("ckpt_path",), ("overwrite",), ("data", "workers"), ("pictures",))
-EXPECTED = "expected what 'flarecps fit' writes there"
+EXPECTED, SETTINGS = "expected what 'flarecps fit' writes there", "expected the settings of a run"
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,14 @@ class Run:
         """The organs of the plan; without a plan those of the score table, FLARE22's by their columns."""
         if self.plan is not None:
             return organs_of(self.plan.labels)
-        known = {organ.column: organ.name for organ in FLARE22_ORGANS}
         columns = self.scores.organs if self.scores else ()
-        names = [known.get(column, column.replace("_", " ")) for column in columns]
-        return organs_of({name: label for label, name in enumerate(names, start=1)})
+        return organs_of({organ_title(column): label for label, column in enumerate(columns, start=1)})
 
 
 def read_run(folder: Path, name: str, predictions: Path, scores: Path) -> Run:
-    """The run in ``folder``, called ``name`` in the report.
+    """The run in ``folder``, finished or still growing, called ``name`` in the report.
 
-    Args:
-        folder: a run folder, finished or still growing.
-        name: heading of its column.
-        predictions: folder of label maps, relative to the run folder.
-        scores: folder with ``scores.csv`` (or the file itself), relative to the run folder.
+    Relative to it, ``predictions`` is the folder of label maps, ``scores`` that of ``scores.csv``, or the file itself.
 
     Raises DatasetError when the folder is missing or holds nothing of a run. A damaged part becomes a note.
     """
@@ -79,11 +74,7 @@ def read_run(folder: Path, name: str, predictions: Path, scores: Path) -> Run:
     for part, path, reader in (
         ("plan", folder / "plan.json", read_plan),
         ("environment", folder / "environment.json", _read_environment),
-        (
-            "config",
-            folder / "config.yaml",
-            partial(read_yaml, kind=DatasetError, expected="expected the settings of a run"),
-        ),
+        ("config", folder / "config.yaml", partial(read_yaml, kind=DatasetError, expected=SETTINGS)),
         ("metrics", folder / "csv" / "metrics.csv", read_metrics),
         ("scores", table, read_scores),
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from flarecps.reporting.plotting import (
     style_axes,
     text_at,
 )
-from flarecps.reporting.tables import empty_mark
+from flarecps.reporting.tables import empty_mark, score_text
 
 WIDTH_INCHES = 11.6
 LANE_INCHES = 0.19  # height of one run within an organ's row
@@ -46,13 +46,7 @@ def box_figure(
 
     The box spans the middle half of the cases, its line is the median, whiskers reach the furthest case within 1.5
     box lengths; every case is a point; "(2 empty)" as in the tables. A run without scores keeps its lane, and the
-    other runs their colours.
-
-    Args:
-        runs: scores of each run, or None.
-        organs: the rows.
-        measures: ``dsc``, ``nsd`` or both, side by side.
-        names: of the runs, for a legend above; by default none is drawn.
+    other runs their colours. ``names``: of the runs, for a legend above.
     """
     lane = LANE_INCHES if len(runs) > 1 else 0.3
     row = lane * len(runs) + 0.14
@@ -73,6 +67,12 @@ def box_figure(
             axes.set_yticklabels([])
     method_legend(figure, names, top_inches=0.06)
     return figure
+
+
+def medians_in_words(organ: Organ, scores: Mapping[str, Scores]) -> str:
+    """The median DSC of an organ in each named table that has scores of it, for who can't see the boxes."""
+    found = {name: values for name, one in scores.items() if (values := one.organ(organ.column)).size}
+    return ", ".join(f"{name} {score_text(np.median(values))}" for name, values in found.items())
 
 
 def _draw_boxes(

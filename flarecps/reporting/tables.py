@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from flarecps.anatomy import FLARE22_ORGANS
@@ -22,17 +21,11 @@ _TAG = re.compile("<(?=[A-Za-z/!?])")
 DECIMALS = 4  # of scores wherever they are shown: FLARE's and the paper's
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: an organ (or the mean), mean ± SD of each column, and the cases ("6 (2 empty)")."""
-
-    title: str
-    cells: tuple[str, ...]
-    cases: str
+SCORES_HEADER = ["organ", *TITLES.values(), "cases"]
 
 
-def score_rows(scores: Scores) -> list[Row]:
-    """DSC and NSD of every organ over cases (mean ± SD), in the table's order, and their mean over organs last.
+def score_rows(scores: Scores) -> list[list[str]]:
+    """Rows under `SCORES_HEADER`: each organ, mean ± SD of its DSC and NSD, the cases ("6 (2 empty)"); the mean last.
 
     The last row is the mean of the organs' means; its SD is that of the cases' means.
     """
@@ -40,7 +33,7 @@ def score_rows(scores: Scores) -> list[Row]:
     for organ in (*scores.organs, None):
         found = [scores.summary(measure, organ) for measure in TITLES]
         title = MEAN_ROW if organ is None else organ_title(organ)
-        rows.append(Row(title, tuple(map(mean_and_sd, found)), f"{found[0].n}{empty_mark([scores], organ)}"))
+        rows.append([title, *map(mean_and_sd, found), f"{found[0].n}{empty_mark([scores], organ)}"])
     return rows
 
 
@@ -57,8 +50,7 @@ def empty_mark(tables: Sequence[Scores], organ: str | None) -> str:
 
 def scores_markdown(scores: Scores, title: str = "Scores", notes: Sequence[str] = ()) -> str:
     """One method's scores: organs as rows; DSC, NSD (mean ± SD over cases) and the number of cases as columns."""
-    body = [[row.title, *row.cells, row.cases] for row in score_rows(scores)]
-    table = markdown_table(["organ", *TITLES.values(), "cases"], body)
+    table = markdown_table(SCORES_HEADER, score_rows(scores))
     remarks = plain_markdown("".join(f"- {note}\n" for note in notes))
     over = counted(len(scores.cases), "case")
     return f"# {title}\n\nMean ± SD over {over}.\n\n{table}" + (f"\n{remarks}" if remarks else "")

@@ -243,7 +243,7 @@ def test_a_score_folder_agrees_with_flarecps_score(files: tuple[Path, Path], tmp
     run(files[1].parent, "--out", tmp_path / "out")
     with (tmp_path / "out" / "comparison.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    theirs = [row.cells[0] for row in score_rows(read_scores(files[1]))]
+    theirs = [row[1] for row in score_rows(read_scores(files[1]))]
     assert [f"{float(row['DSC cps mean']):.4f} ± {float(row['DSC cps SD']):.4f}" for row in rows] == theirs
 
 

@@ -99,7 +99,7 @@ def test_the_poorest_score_and_the_slice_where_it_errs_most(data: Path) -> None:
     assert [one.dsc for one in poor] == sorted(one.dsc for one in poor)
     assert [one.organ for one in lowest_scores(results, 9, most_of_one_organ=1)] == [SPLEEN, LIVER]
     assert all(one.dsc < 1 and one.case != "a" for one in lowest_scores(results, 99, 99))  # a is without error
-    rows, slices, failed = read_slices(results, ["b"], poor[:1], progress=False)
+    rows, slices, failed = read_slices(results, ["b"], poor[:1])
     assert not failed
     assert rows[0].image.shape[0] == 1
     assert set(np.unique(rows[0].reference)) == {0, LIVER.id, SPLEEN.id}
@@ -178,5 +178,5 @@ def test_ct_gets_a_soft_tissue_window_other_scans_their_percentiles(
     values = np.linspace(0, 100, SPACE.shape[0] * SPACE.shape[1] * SPACE.shape[2]).reshape(SPACE.shape)
     values[0, 0, 0] = air
     write_volume(data / "images" / "a_0000.nii.gz", values.astype(np.float32), SPACE)
-    (row,), _, _ = read_slices(results_of(data), ["a"], [], progress=False)
+    (row,), _, _ = read_slices(results_of(data), ["a"], [])
     assert row.window_hu == pytest.approx(shown, abs=0.01)
