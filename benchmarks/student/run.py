@@ -5,7 +5,8 @@
 DATASET is OpenKBP in nnU-Net v2's layout, TEACHER_STORE the store that the teachers were trained from. Everything is
 judged on the test scans of DATASET: for choosing, those of the kbp experiment's screen (OUT/screen/dataset there),
 training scans whose labels are withheld. Every stage is a flarecps command that is left out when its result stands;
-a training goes on. OUT/table.md holds the table, OUT/plan.json what was chosen and why.
+a training goes on. OUT/table.md holds the table, OUT/plan.json what was chosen and why. With ``--confirm DATASET`` the
+models of OUT are judged on the test scans of that dataset instead, into OUT/confirmed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--spacing", default=SPACING, help="the student's grid; '' for what the limits ask for")
     parser.add_argument("--epochs", type=int, default=65, help="of 50 steps of 2 true and 2 pseudo-labelled patches")
     parser.add_argument("--fit-words", default="", help="more words for flarecps fit, in one word, to try things out")
+    parser.add_argument("--confirm", type=Path, help="dataset on whose test scans what was trained is judged")
     parser.add_argument("--stages", nargs="+", help="only these, * and ? allowed")
     options = parser.parse_args()
     run_experiment(stages(options), options.out.resolve() / "stages", options.stages)
@@ -77,15 +79,18 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     found.append(fit_stage("train", fitting, CONFIG, run, "config"))
     models = {f"teacher_{number}": [path] for number, path in enumerate(teachers, 1)}
     models |= {"teachers_averaged": teachers, "student": [last_checkpoint(run)]}
+    if options.confirm:
+        found, data, out = [], options.confirm.resolve(), out / "confirmed"
     for name, checkpoints in models.items():
-        found += judged(name, checkpoints, data, out / "models" / name, "train" if name == "student" else "plan")
+        after = () if options.confirm else ("train" if name == "student" else "plan",)
+        found += judged(name, checkpoints, data, out / "models" / name, after)
     scored = tuple(f"score_{name}" for name in models)
     table = Stage("table", (), (out / "table.md",), scored, always=True, action=partial(write_table, out, models),
                   description="table.md: scores, time and memory")  # fmt: skip
     return [*found, table]
 
 
-def judged(name: str, checkpoints: list[Path], data: Path, folder: Path, after: str) -> list[Stage]:
+def judged(name: str, checkpoints: list[Path], data: Path, folder: Path, after: tuple[str, ...]) -> list[Stage]:
     """The test scans, one after another, under FLARE's meters; and their scores."""
     meter = ("efficiency", "--name", name, "--out", folder / "efficiency", "--", *FLARECPS)
     segment = (
@@ -102,7 +107,7 @@ def judged(name: str, checkpoints: list[Path], data: Path, folder: Path, after: 
     score = ("score", folder / "labels", data / "labelsTs", "--protocol", "strict", "--out", folder / "scores",
              "--workers", "1")  # fmt: skip
     return [
-        command_stage(f"segment_{name}", segment, folder / "labels", after),
+        command_stage(f"segment_{name}", segment, folder / "labels", *after),
         command_stage(f"score_{name}", score, folder / "scores" / "scores.csv", f"segment_{name}"),
     ]
 
