@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def name_and_rest(word: str) -> tuple[str | None, str]:
     (('CPS', ' runs/cps'), (None, 'runs/cps'))
     """
     name, equals, rest = word.partition("=")
-    return (name.strip(), rest) if equals and not Path(word).exists() else (None, word)
+    return (name.strip(), rest) if equals and not os.path.exists(word) else (None, word)
 
 
 def shortest_ends(paths: Sequence[Sequence[str]]) -> list[str]:

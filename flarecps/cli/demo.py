@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from flarecps.cli import PLAIN
 from flarecps.cli.configs import config_path
 from flarecps.durations import clock
 from flarecps.errors import ConfigError, counted
@@ -91,23 +91,21 @@ def demo(
     console = Console()
     if out.exists() and any(out.iterdir()) and not (out / RECORDS).is_dir():
         raise ConfigError(f"{out}: this folder is not empty, and no demo's; remove it or choose another with --out")
+    if (out / ("phantom" if real else "data")).exists():
+        raise ConfigError(f"{out}: holds a demo on {'the phantom' if real else 'own scans'}; choose another --out")
     began = time.monotonic()
-    try:
-        if real is not None:
-            from flarecps.cli.demo_real import real_demo
+    if real is not None:
+        from flarecps.cli.demo_real import real_demo
 
-            data, arms, compared = real_demo(real, out, minutes, console)
-        else:
-            stages, data, (_, _, arms, compared) = _stages(out, size, seed), out / "phantom", SIZES[size]
-            run_announced(stages, out, console)
-    except KeyboardInterrupt:
-        print("flarecps demo: the same command again goes on from here", file=sys.stderr)
-        raise
+        data, arms, compared = real_demo(real, out, minutes, console)
+    else:
+        stages, data, (_, _, arms, compared) = _stages(out, size, seed), out / "phantom", SIZES[size]
+        run_announced(stages, out, console)
     console.rule("[bold]result[/]", align="left")
     _show_scores(out, data, list(arms), compared, console, with_oracles=real is None)
     _write_figure(out, data, list(arms))
     console.print(
-        f"done in {clock(time.monotonic() - began)}; the report with pictures is [bold]{out / 'report.html'}[/]"
+        f"done in {clock(time.monotonic() - began)}; the report with pictures is {out / 'report.html'}", **PLAIN
     )
 
 
@@ -124,7 +122,7 @@ def run_announced(stages: Sequence[Stage], out: Path, console: Console, before: 
             return
         so_far = f"({clock(time.monotonic() - began)} so far)"
         console.rule(f"[bold]{places[stage.name]}/{len(stages) + after}  {stage.name}[/]  {so_far}", align="left")
-        console.print(text if begins else "done before", style="dim", soft_wrap=True, highlight=False)
+        console.print(text if begins else "done before", style="dim", **PLAIN)
 
     run_stages(stages, StageRecords(stages, out / RECORDS), announce)
 
@@ -175,6 +173,7 @@ def _show_scores(
     out: Path, data: Path, arms: Sequence[str], compared: str, console: Console, with_oracles: bool
 ) -> None:
     """A table of DSC per organ: control, CPS, and on the phantom two oracles that do not learn; and what it says."""
+    from rich.markup import escape
     from rich.table import Table
 
     from flarecps.anatomy import organs_of
@@ -195,7 +194,7 @@ def _show_scores(
     for name in columns:
         table.add_column(name, justify="right")
     for organ in organs:
-        table.add_row(organ.name, *(score_text(dsc[organ.name]) for dsc in columns.values()))
+        table.add_row(escape(organ.name), *(score_text(dsc[organ.name]) for dsc in columns.values()))
     table.add_section()
     means = (score_text(mean_of(list(dsc.values()))) for dsc in columns.values())
     table.add_row(f"[bold]{MEAN_ROW}[/]", *means)
@@ -208,7 +207,7 @@ def _show_scores(
             "best HU interval: per organ, the one interval that fits each test case best, chosen on that case itself; "
             "mean atlas: where the labelled cases have the organ on average. Neither learns."
         )
-    console.print(*said, sep="\n", style="dim", highlight=False)
+    console.print(*said, sep="\n", style="dim", **PLAIN)
 
 
 def comparison_in_words(control: Scores, cps: Scores, compared: str) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flarecps.cli import PLAIN
 from flarecps.cli.demo import (
     CONTROL,
     CPS,
-    RECORDS,
     Arms,
     arm_stages,
     equal_compute,
@@ -23,11 +24,11 @@ from flarecps.cli.demo import (
 from flarecps.datasets.catalogue import Case, Catalogue, read_catalogue
 from flarecps.durations import clock
 from flarecps.errors import ConfigError, DatasetError, counted
+from flarecps.experiments.stages import Stage
 from flarecps.typing import SpacingMm, Triple
 
 if TYPE_CHECKING:
     from flarecps.cli.console import Console
-    from flarecps.experiments.stages import Stage
 
 CONFIG = "demo_3d"
 MOST = {"labelled": 16, "unlabelled": 24, "test": 6}  # scans that are taken, evenly from the sorted names
@@ -58,22 +59,30 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
     catalogue = read_catalogue(source)
     labelled, unlabelled, test = chosen_cases(catalogue)
     data = out / "data"
-    (out / RECORDS).mkdir(parents=True, exist_ok=True)  # first, so that an interrupted demo is known by it
-    _link(catalogue, labelled, unlabelled, test, data)
+    for why in catalogue.faults.values():
+        console.print(f"left out: {why}", style="yellow", **PLAIN)
     spacing, shape = bounded_grid([*labelled, *unlabelled])
     console.print(
         f"{source}: {len(labelled)} of {len(catalogue.labelled)} labelled scans and {len(unlabelled)} of "
         f"{len(catalogue.unlabelled)} unlabelled ones to learn from, {counted(len(test), 'labelled scan')} held out "
         f"({data} has links to them); resampled to {'×'.join(f'{edge:g}' for edge in spacing)} mm",
-        highlight=False, markup=False,
+        **PLAIN,
     )  # fmt: skip
     patch = patch_of(spacing, shape)
-    first = _first_stages(out, data, spacing, patch)
+    names = [[case.name for case in cases] for cases in (labelled, unlabelled, test)]
+    link = partial(_link, catalogue, labelled, unlabelled, test, data)
+    linked = Stage("data", (), (data / "dataset.json",), action=link, depends_on=repr(names), protected=True,
+                   description=f"links to scans of {source.resolve()}")  # fmt: skip
+    first = [linked, *_first_stages(out, data, spacing, patch)]
     methods = [CPS, CONTROL] if unlabelled else [CONTROL]
     later = 3 * len(methods) + 1
     run_announced(first, out, console, after=later)
-    speed = read_metrics(out / "pace" / "csv" / "metrics.csv")[PATCHES_PER_SECOND].values[-1]
-    epochs = affordable_epochs(float(speed), minutes / len(methods))
+    paces = out / "pace" / "csv" / "metrics.csv"
+    found = read_metrics(paces).get(PATCHES_PER_SECOND)
+    if found is None or not found.values[-1] > 0:
+        raise ConfigError(f"{paces}: tells no speed; remove {out / 'pace'}, and the same command measures it again")
+    speed = float(found.values[-1])
+    epochs = affordable_epochs(speed, minutes / len(methods))
     words = ["--data.patch_voxels", _listed(patch)]
     arms: dict[str, tuple[str, Sequence[object]]] = {
         CONTROL: (f"{CONFIG}_supervised", [*words, *length_words(equal_compute(epochs))])
@@ -84,13 +93,13 @@ def real_demo(source: Path, out: Path, minutes: float, console: Console) -> tupl
         arms = {CPS: (CONFIG, [*words, *length_words(epochs), *ramp_words]), **arms}
     else:
         console.print("no unlabelled scans: CPS has nothing to learn from, so the control trains alone", markup=False)
-    control_s = equal_compute(epochs) * LABELLED_PATCHES * STEPS / (SHARE_OF_STEPS * float(speed))
+    control_s = equal_compute(epochs) * LABELLED_PATCHES * STEPS / (SHARE_OF_STEPS * speed)
     console.print(
-        f"{float(speed):.1f} patches/s on this machine: {counted(equal_compute(epochs), 'epoch')} of the control"
+        f"{speed:.1f} patches/s on this machine: {counted(equal_compute(epochs), 'epoch')} of the control"
         + (f", {counted(epochs, 'epoch')} of CPS" * bool(unlabelled))
         + f" in about {clock(len(methods) * control_s)}. That shows that your data goes the whole road; "
         "how good a model can be, a training of hours at a finer spacing tells.",
-        highlight=False, markup=False,
+        **PLAIN,
     )  # fmt: skip
     stages = [*first, *arm_stages(out, data, out / "store", arms, first[-1].name)]
     run_announced(stages, out, console, before=len(first))
@@ -176,11 +185,16 @@ def affordable_epochs(patches_per_second: float, minutes: float) -> int:
 
 def _first_stages(out: Path, data: Path, spacing: SpacingMm, patch: Triple) -> list[Stage]:
     """Inspect, plan, preprocess, and a trial of the control, which measures how fast this machine trains."""
-    from flarecps.experiments.stages import Stage, command_stage, store_stages
+    from flarecps.experiments.stages import command_stage, store_stages
 
     store, pace = out / "store", out / "pace"
     stages = [
-        Stage("inspect", ("inspect", str(data))),
+        Stage(
+            "inspect",
+            ("inspect", str(data)),
+            after=("data",),
+            cure="mend what it calls an error above, or take it out of the data set and choose another --out",
+        ),
         *store_stages(data, out / "plan.json", store, ["--spacing", _listed(spacing)], after=["inspect"]),
     ]
     trial = ["fit", "--config", f"{CONFIG}_supervised", "--data.store", store, "--trainer.default_root_dir", pace]

@@ -146,8 +146,8 @@ def _main(argv: Sequence[str]) -> int:
         if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
             raise
         return _say(name, f"a defect of the program: {type(error).__name__}: {error}; {_kept_traceback(name)}", DEFECT)
-    except KeyboardInterrupt:
-        print(f"flarecps {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # with how to go on, where somebody knows it
+        print(f"flarecps {name}: {'; '.join(['interrupted', *map(str, interrupt.args)])}", file=sys.stderr)
         return INTERRUPTED
 
 

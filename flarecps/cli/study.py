@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-import shlex
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
     from flarecps.experiments.stages import Stage
+    from flarecps.experiments.study.protocol import Protocol
 
 NOT_ALL = 1  # exit code: a stage waits for another
 
@@ -27,6 +29,7 @@ def study(
     seeds: int | None = None,
     budget: float | None = None,
     learning_curve: bool = False,
+    without: list[str] | None = None,
     stages: list[str] | None = None,
     submit: bool = False,
     sbatch: str = "",
@@ -50,15 +53,19 @@ def study(
         seeds: trainings of every arm and fold; by default the protocol's, or 2.
         budget: hours that the study may take; folds, seeds and epochs are chosen to fit, and it is said how.
         learning_curve: also train the baseline on half of the labels, and say what ten more would bring.
+        without: scans that are left out, by name, such as those that 'flarecps inspect' calls damaged.
         stages: only these stages, by name; * and ? are allowed.
         submit: write the trainings as arrays of SLURM jobs that wait for each other (OUT/slurm), and submit them.
         sbatch: more options for sbatch, as one argument: --sbatch="--time=5-0 --partition=gpu".
         dry_run: print the protocol and the commands, and make nothing.
         workers: processes for inspect, plan and preprocess.
     """
+    from rich.markup import escape
+
     from flarecps.cli.configs import found_config
     from flarecps.cli.console import Console
-    from flarecps.experiments.runner import STANDS, run_stages
+    from flarecps.errors import first_few
+    from flarecps.experiments.runner import STANDS, run_lock, run_stages, sbatch_words
     from flarecps.experiments.stages import select_stages
     from flarecps.experiments.study.protocol import protocol_text
     from flarecps.experiments.study.study import Asked, Study
@@ -69,9 +76,20 @@ def study(
         raise ConfigError(f"--out {out}: is a file, or a folder that is not empty and no study's; choose another")
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget {budget:g}: expected hours above 0")
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: expected 1 or more")
+    if sbatch and not submit:
+        raise ConfigError(f"--sbatch {sbatch}: says how jobs are submitted, which --submit asks for; add it")
+    options = sbatch_words(sbatch)
     console = Console()
-    asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve)
+    asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve, without)
     found = Study(dataset.resolve(), out.resolve(), asked, lambda name: Path(found_config(name)).absolute(), workers)
+    _check_options(found.made.protocol, dataset)
+    if stages is not None and not any(fnmatch(one.name, word) for one in found.stages() for word in stages):
+        known = [one.name for one in found.stages()]
+        raise ConfigError(
+            f"--stages {' '.join(stages)}: no such stage; stages: {first_few(known)} (all with --dry-run)"
+        )
     if dry_run:
         console.print(protocol_text(found.made.protocol), **PLAIN)
         for stage in select_stages(found.stages(), stages):
@@ -80,35 +98,54 @@ def study(
         return 0
     if submit:
         again = ["study", str(dataset.resolve()), "--out", str(out.resolve()), "--workers", str(workers)]
-        for line in found.submit(again, shlex.split(sbatch)):
-            console.print(line, **PLAIN)
+        with run_lock(found.records.folder):
+            for line in found.submit(again, options):
+                console.print(line, **PLAIN)
         return 0
-    known, left = set[str](), dict[str, str]()
+    left = dict[str, str]()
 
     def announce(stage: Stage, text: str, begins: bool) -> None:
         if begins:
             places = list(found.records.stages)
             where = f"{places.index(stage.name) + 1}/{len(places)}" if stage.name in places else ""
-            console.rule(f"[bold]{where}  {stage.name}[/]{found.time_left()}", align="left")
+            console.rule(f"[bold]{where}  {escape(stage.name)}[/]{found.time_left()}", align="left")
             console.print(text, style="dim", **PLAIN)
         elif text != STANDS:
             console.print(f"{stage.name}: {text}", **PLAIN)
 
-    for part in found.parts():
-        while found.said:
-            console.print(f"- {found.said.pop(0)}", style="yellow", **PLAIN)
-        todo = [one for one in part if stages is None or any(fnmatch(one.name, word) for word in stages)]
-        known |= {one.name for one in todo}
-        left |= run_stages(todo, found.records, announce)
-        if left:
-            break
-    if stages is not None and not known:
-        raise ConfigError(f"no stage {' or '.join(stages)}; --dry-run lists them")
+    with run_lock(found.records.folder) as lock:
+        for part in found.parts():
+            while found.said:
+                console.print(f"- {found.said.pop(0)}", style="yellow", **PLAIN)
+            todo = [one for one in part if stages is None or any(fnmatch(one.name, word) for word in stages)]
+            left |= run_stages(todo, found.records, announce, lock=lock)
+            if left:
+                break
     for name, why in left.items():
         Console(stderr=True).print(f"not done: {name}: {why}", style="yellow", **PLAIN)
     for line in found.closing_lines():
         console.print(line, **PLAIN)
     return NOT_ALL if left else 0
+
+
+def _check_options(protocol: Protocol, dataset: Path) -> None:
+    """Let the commands' own parsers look at the protocol's options: a misspelt one is told before hours of training."""
+    from flarecps.cli.arguments import call_with_arguments
+    from flarecps.cli.plan import plan
+    from flarecps.cli.segment import segment
+    from flarecps.experiments.study.stages import option_words
+
+    given: list[tuple[str, Callable[..., Any], Mapping[str, Any], list[str]]] = [
+        ("plan", plan, protocol.plan, [str(dataset), "--out", "PLAN"]),
+        ("segment", segment, protocol.segment, [str(dataset)] * 3),
+    ]
+    for name, command, options, words in given:
+
+        @wraps(command)
+        def nothing(*_: Any, **__: Any) -> int:
+            return 0
+
+        call_with_arguments(nothing, [*words, *option_words(options)], prog=f"flarecps study: the protocol's '{name}'")
 
 
 def _protocol_file(given: str | None) -> Path | None:

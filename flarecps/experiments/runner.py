@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LOCK = "lock"
 FLARECPS = (sys.executable, "-m", "flarecps")  # the words before a command's
 STANDS = "stands"
 NEEDS = "needs "
+AGAIN = "the same command again goes on from here"
 GONE = "its job is no longer in the queue and the training is not finished"
 
 
@@ -36,36 +38,51 @@ def run_stages(
     records: StageRecords,
     announce: Callable[[Stage, str, bool], None],
     sbatch: str | None = None,
+    lock: int | None = None,
 ) -> dict[str, str]:
     """Run these of the records' stages in order, leaving out what stands; stage → why it was not done, for the others.
 
     ``announce`` tells people of a stage: its command and True as it begins, or what else there is to say and False.
     Stages that need GPUs are handed to SLURM where there are options of ``sbatch`` (perhaps ""); a job that waits or
-    runs is left alone. Raises ConfigError while another run works in the folder, FlarecpsError when a command fails.
+    runs is left alone. ``lock``: the descriptor of a `run_lock` that the caller holds. Raises ConfigError while another
+    run works in the folder, FlarecpsError when a command fails; KeyboardInterrupt says how to go on.
     """
+    try:
+        with run_lock(records.folder) if lock is None else nullcontext(lock) as descriptor:
+            return _run_stages(stages, records, announce, sbatch, descriptor)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(AGAIN) from None
+
+
+def _run_stages(
+    stages: Sequence[Stage],
+    records: StageRecords,
+    announce: Callable[[Stage, str, bool], None],
+    sbatch: str | None,
+    descriptor: int,
+) -> dict[str, str]:
     left: dict[str, str] = {}
-    with run_lock(records.folder) as descriptor:
-        for stage in stages:
-            state = records.state(stage)
-            if state == "done":
-                announce(stage, STANDS, False)
+    for stage in stages:
+        state = records.state(stage)
+        if state == "done":
+            announce(stage, STANDS, False)
+            continue
+        missing = records.missing_before(stage)
+        if state == "lacking" or missing:
+            left[stage.name] = stage.lacking or f"{NEEDS}{', '.join(missing)} first"
+            continue
+        if records.read(stage).get("state") == "submitted":  # with whatever words: no folder is shared by two jobs
+            if still := _queue_state(records.read(stage).get("job", "")):
+                left[stage.name] = still
                 continue
-            missing = records.missing_before(stage)
-            if state == "lacking" or missing:
-                left[stage.name] = stage.lacking or f"{NEEDS}{', '.join(missing)} first"
-                continue
-            if records.read(stage).get("state") == "submitted":  # with whatever words: no folder is shared by two jobs
-                if still := _queue_state(records.read(stage).get("job", "")):
-                    left[stage.name] = still
-                    continue
-                announce(stage, GONE, False)
-            if sbatch is not None and stage.gpus:
-                words = slurm_words(stage, sbatch)
-                announce(stage, shlex.join(words), True)
-                left[stage.name] = _submit(stage, words, records)
-                continue
-            announce(stage, stage.command, True)
-            run_stage(records, stage, lambda words: run_flarecps(words, descriptor))
+            announce(stage, GONE, False)
+        if sbatch is not None and stage.gpus:
+            words = slurm_words(stage, sbatch)
+            announce(stage, shlex.join(words), True)
+            left[stage.name] = _submit(stage, words, records)
+            continue
+        announce(stage, stage.command, True)
+        run_stage(records, stage, lambda words: run_flarecps(words, descriptor))
     return left
 
 
@@ -97,10 +114,11 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
         else:
             last, more = stage.resume or (None, ())
             if code := run([*stage.words, *(more if last is not None and last.exists() else ())]):
-                raise FlarecpsError(
-                    f"stage '{stage.name}' ended with exit code {code}, its message stands above; the same command "
-                    "again goes on from here"
-                )
+                how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                cure = stage.cure or f"its message stands above; what is done is kept, and {AGAIN}"
+                raise FlarecpsError(f"stage '{stage.name}' {how}; {cure}")
+        if missing := [path for path in stage.outputs if not path.exists()]:
+            raise FlarecpsError(f"stage '{stage.name}' came to its end, but {missing[0]} is not there; {AGAIN}")
         state, ended = "done", {"wall_s": time.monotonic() - began, "finished": _now()}
     finally:
         kept["cpu_s"] += _children_cpu_s() - cpu_began
@@ -108,9 +126,31 @@ def run_stage(records: StageRecords, stage: Stage, run: Callable[[Sequence[str]]
 
 
 def run_flarecps(words: Sequence[str], descriptor: int) -> int:
-    """The exit code of ``flarecps WORDS``, run in a process of its own that holds the lock as long as it lives."""
+    """The exit code of ``flarecps WORDS``, run in a process of its own that holds the lock as long as it lives.
+
+    When this process is interrupted it is, too, and is waited for: a training keeps what it has. A second time ends it.
+    """
     held = (descriptor,) if os.name == "posix" else ()  # Windows hands over no descriptors
-    return subprocess.run([*FLARECPS, *words], check=False, pass_fds=held).returncode
+    with subprocess.Popen([*FLARECPS, *words], pass_fds=held) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            if not _at_the_terminal():  # Ctrl-C reaches all processes there
+                process.send_signal(signal.SIGINT)
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.kill()
+            raise
+
+
+def _at_the_terminal() -> bool:
+    """Whether this process is in the foreground of a terminal, whose Ctrl-C goes to all of its processes."""
+    try:
+        with open("/dev/tty", encoding="utf-8") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except (OSError, AttributeError):  # no terminal; Windows, where Ctrl-C goes to all of a console
+        return os.name != "posix"
 
 
 def call_flarecps(*words: object) -> None:
@@ -154,7 +194,15 @@ def slurm_words(stage: Stage, options: str) -> list[str]:
     if not FIT_SCRIPT.is_file():
         raise ConfigError(f"{FIT_SCRIPT}: no such file; it comes with flarecps: install it again")
     own = [f"--job-name=flarecps-{stage.name}", f"--ntasks-per-node={stage.gpus}", f"--gres=gpu:{stage.gpus}"]
-    return ["sbatch", "--parsable", *own, *shlex.split(options), str(FIT_SCRIPT), *stage.words[1:]]
+    return ["sbatch", "--parsable", *own, *sbatch_words(options), str(FIT_SCRIPT), *stage.words[1:]]
+
+
+def sbatch_words(options: str) -> list[str]:
+    """The words of ``--sbatch``. ConfigError where a quotation has no end."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise ConfigError(f"--sbatch {options}: {error}; expected options of sbatch, quoted as in a shell") from None
 
 
 def _submit(stage: Stage, words: Sequence[str], records: StageRecords) -> str:

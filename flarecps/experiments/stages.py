@@ -44,6 +44,7 @@ class Stage:
     is_finished: Callable[[], bool] | None = None  # asked of a submitted stage, and of one that has no record
     lacking: str = ""  # why it can't be done with this data; it is passed over then
     always: bool = False  # done every time, with whatever there is
+    cure: str = ""  # what people do when its command fails
     gpus: int = 0  # of the SLURM job it may be handed to; 0: it always runs here
 
     @property
@@ -111,9 +112,10 @@ class StageRecords:
         if stage.resume is not None and stage.resume[0].exists():
             there.append(stage.resume[0])
         if there and stage.protected:
+            other = "" if stage.action else f"by another command ({record.get('command', 'unknown')}), or "
             raise ConfigError(
-                f"{there[0]}: made by another command ({record.get('command', 'unknown')}), or from other data; it is "
-                f"not overwritten: choose another --out, or remove it and {self.folder / stage.name}.json yourself"
+                f"{there[0]}: made {other}from other data; it is not overwritten: choose another --out, or remove it "
+                f"and {self.folder / stage.name}.json yourself"
             )
         for path in there:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,11 @@ def _of_case(rows: dict[str, dict[str, float]], case: str) -> dict[str, float]:
 def _split(word: str) -> tuple[str | None, list[str]]:
     """(name or None, paths) of one word."""
     name, listed = name_and_rest(word)
-    if Path(listed).exists():
-        paths = [listed]
-    else:
-        paths = [one for part in listed.split(",") if part for one in _matching(part)]
+    paths, parts = list[str](), listed.split(",")
+    while parts:  # a path may hold commas itself
+        ends = next((end for end in range(len(parts), 1, -1) if os.path.exists(",".join(parts[:end]))), 1)
+        part, parts = ",".join(parts[:ends]), parts[ends:]
+        paths += _matching(part) if part else []
     if not paths:
         raise ConfigError(f"{word!r}: no file named; expected FILE, NAME=FILE or NAME=FILE,FILE (the seeds)")
     return name, paths

@@ -19,6 +19,7 @@ ITERATIONS = {True: 250, False: 50}  # steps in an epoch
 # polynomial; and λ waits until the siblings know the classes (docs/decisions/0002): it rises over the second third.
 PAPERS_EPOCHS = 1000
 MOST_WORKERS = 12
+DRY_RUN_FILE = "FLARECPS_DRY_RUN_FILE"  # of the environment: a dry run writes {"training_s": seconds} there
 METHOD = "model.method"
 
 

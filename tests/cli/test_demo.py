@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -38,8 +36,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Calls]:
     def start(interrupted: int | None = None) -> Calls:
         calls: Calls = []
 
-        def pretend(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-            own = [str(word) for word in words[3:]]
+        def pretend(own: list[str], _: int) -> int:
             calls.append(own)
             outputs = {
                 "phantom": lambda: Path(own[1]) / "dataset.json",
@@ -57,9 +54,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Calls]:
                 table.write_text(f"{EPOCH},{PATCHES_PER_SECOND}\n1,1.0\n2,20.0\n")
             if len(calls) == interrupted:
                 raise KeyboardInterrupt
-            return subprocess.CompletedProcess(words, 0)
+            return 0
 
-        monkeypatch.setattr(runner.subprocess, "run", pretend)
+        monkeypatch.setattr(runner, "run_flarecps", pretend)
         monkeypatch.setattr(demo, "_show_scores", lambda *_, **__: None)
         monkeypatch.setattr(demo, "_write_figure", lambda *_: None)
         return calls

@@ -24,6 +24,8 @@ import yaml
 from flarecps.cli.main import main
 from flarecps.experiments import runner
 from flarecps.experiments.study import forecast
+from flarecps.reporting.comparison_files import named_files
+from flarecps.training.defaults import DRY_RUN_FILE
 
 EFFECTS = {"cps": 0.1, "control": -0.05}
 PROTOCOL: dict[str, Any] = {
@@ -83,13 +85,14 @@ def play(words: Sequence[str]) -> int:
         with (place / "scores.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
     elif command == "compare":
-        Path(after["--out"]).mkdir()
-        assert all(Path(path).is_file() for word in words[1:-2] for path in word.split("=")[1].split(","))
+        Path(after["--out"]).mkdir(exist_ok=True)
+        assert all(path.is_file() for files in named_files(words[1:-2], ()).values() for path in files)
     return 0
 
 
-def dry_run(words: Sequence[str], **_: Any) -> SimpleNamespace:
-    return SimpleNamespace(returncode=0, stdout="│ 6 epochs of 4 steps │ 1:00:00 (h:mm:ss), validation │", stderr="")
+def dry_run(words: Sequence[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+    Path(env[DRY_RUN_FILE]).write_text('{"training_s": 3600}')
+    return SimpleNamespace(returncode=0, stdout="", stderr="")
 
 
 @pytest.fixture
@@ -240,13 +243,15 @@ def test_a_protocol_is_not_changed_afterwards(
     assert main([*words, "--seeds", "3"]) == 2
     assert "began with another protocol" in capsys.readouterr().err
     assert main([*words, "--protocol", protocol(tmp_path), "--stages", "data"]) == 0
-    for damaged in ("{", '{"recommended": {"arm": "gone"}}', '{"recommended": 3}'):  # made again when its turn comes
+    for damaged in ("{", '{"recommended": {"arm": "gone"}}', '{"recommended": 3}', ""):
         (out / "verdict.json").write_text(damaged)
-        assert main([*words, "--stages", "data"]) == 0
+        assert main([*words, "--stages", "data"]) == 2
+        assert f"{out}/verdict.json: damaged; remove it" in capsys.readouterr().err
+    (out / "verdict.json").unlink()
     kept = out / "protocol.yaml"
     kept.write_text(kept.read_text().replace("seeds: 2", "seeds: 3"))
     assert main(words) == 2
-    assert "was changed since the study began" in capsys.readouterr().err
+    assert "one of them was changed" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("played")
@@ -275,7 +280,12 @@ def test_the_folders_own_test_scans_judge(dataset: Path, tmp_path: Path) -> None
         (["--folds", "20"], "can't be cross-validated in 20 folds"),
         (["--arms", "cpss"], "did you mean cps?"),
         (["--budget", "0"], "hours above 0"),
-        (["--stages", "trian_*", "--dry-run"], "no stage 'trian_*'"),
+        (["--stages", "trian_*"], "--stages trian_*: no such stage"),
+        (["--workers", "0"], "expected 1 or more"),
+        (["--sbatch=--time=5"], "--submit asks for"),
+        (["--submit", "--sbatch=--time='5"], "No closing quotation"),
+        (["--without", "case_0"], "no scan 'case_0' to leave out; did you mean case_"),
+        (["--without", *(f"case_0{number}" for number in range(7))], "2 labelled scans can't be cross-validated"),
         (["--protocol", "kbp"], "splits.json: no such file"),
     ],
 )

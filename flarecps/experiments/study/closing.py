@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flarecps.atomic import write_json, write_text
+from flarecps.errors import ConfigError
 from flarecps.experiments.stages import Stage, StageRecords, command_stage
 from flarecps.experiments.study.protocol import protocol_text
 from flarecps.experiments.study.results import compare_words, read_study, write_study_tables
@@ -19,7 +20,7 @@ from flarecps.experiments.study.stages import MODEL, StudyStages
 from flarecps.experiments.study.verdict import Standing, Verdict, verdict_of
 from flarecps.json_fields import is_number
 from flarecps.reporting.study import StudyPage, StudyRow, write_study_page
-from flarecps.reporting.tables import markdown_table
+from flarecps.reporting.tables import markdown_table, plain_markdown
 from flarecps.text_files import csv_text, read_own_json
 
 RESULTS, VERDICT, PAGE = "results", "verdict.json", "report.html"
@@ -89,11 +90,16 @@ def computing_seconds(stages: StudyStages, records: StageRecords) -> dict[str, f
 
 
 def chosen_model(stages: StudyStages) -> tuple[str, str] | None:
-    """(arm, sibling) that the verdict recommends; None before there is one."""
-    content = read_own_json(stages.out / VERDICT).get("recommended")
+    """(arm, sibling) that the verdict recommends; None before there is one. ConfigError for a damaged one."""
+    path = stages.out / VERDICT
+    if not path.exists():
+        return None
+    content = read_own_json(path).get("recommended")
     known = [(arm.name, sibling) for arm in stages.protocol.arms for sibling in arm.siblings]
     found = (content.get("arm"), content.get("sibling")) if isinstance(content, dict) else None
-    return next((one for one in known if one == found), None)
+    if found not in known:
+        raise ConfigError(f"{path}: damaged; remove it, and the same command makes it again")
+    return found
 
 
 def model_command(stages: StudyStages, arm: str, sibling: str) -> str:
@@ -119,8 +125,8 @@ def _write_page(stages: StudyStages, records: StageRecords) -> None:
     first = stages.protocol.judged.labels[0]
     numbers = [(labels or first, *_numbers(row)) for labels, some in rows.items() for row in some]
     write_text(out / RESULTS / "standings.csv", csv_text([CSV, *numbers]))
-    words = ["# What this study found", *(f"- {one}" for one in found.sentences), "", markdown_table(HEADING, [
-        _cells(one) for one in rows[""]]), "", *(f"- {one}" for one in found.remarks), "",
+    words = ["# What this study found", *(f"- {plain_markdown(one)}" for one in found.sentences), "", markdown_table(
+        HEADING, [_cells(one) for one in rows[""]]), "", *(f"- {plain_markdown(one)}" for one in found.remarks), "",
         "The recommended model, trained on all labelled scans:", "", f"    {command}"]  # fmt: skip
     write_text(out / "verdict.md", "\n".join(words) + "\n")
     catalogue, judged = stages.splits.catalogue, stages.protocol.judged

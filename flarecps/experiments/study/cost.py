@@ -18,7 +18,8 @@ from flarecps.text_files import read_yaml
 
 STREAMS = ("labelled", "unlabelled", "pseudo_labelled")
 METHOD, RAMP, EPOCHS = "model.method", "model.method.init_args.ramp", "trainer.max_epochs"
-TRIED = (10, 10**6)  # epochs at which λ must be a number
+MOST_EPOCHS = 100_000  # every one is looked at; the longest trainings have a hundredth
+TRIED = (10, MOST_EPOCHS)  # epochs at which λ must be a number
 ITERATIONS = "data.iterations_per_epoch"
 TOTAL = "model.scheduler.init_args.total_iters"
 
@@ -37,6 +38,16 @@ class Recipe:
         """Forward and backward passes of one patch through one network, by the method's declared cost."""
         until = self.epochs if epochs is None else epochs
         return self.iterations * sum(self.method.step_cost(self.patches, epoch) for epoch in range(until))
+
+    def affordable(self, cost: float) -> int:
+        """The epochs that cost so much, half of a first one more or less; at most `MOST_EPOCHS`, perhaps none."""
+        first, spent = self.cost(1), 0.0
+        most = round(min(max(cost / first, 0.0), MOST_EPOCHS))
+        for epoch in range(most):
+            spent += self.method.step_cost(self.patches, epoch)
+            if epoch and self.iterations * spent > cost + first / 2:
+                return epoch
+        return most
 
 
 class Costs:
@@ -82,35 +93,37 @@ class Costs:
         if not arm.compute_of:
             return recipe
         left = arm.share * self.total(arm.compute_of) - (2 * self.total(arm.teachers) if arm.teachers else 0.0)
-        per_epoch = recipe.cost(1)
-        epochs = round(left / per_epoch)
-        while epochs > 1 and recipe.cost(epochs) > left + per_epoch / 2:
-            epochs -= 1
-        if epochs < 1:
+        if not (epochs := recipe.affordable(left)):
             raise ConfigError(
                 f"arm '{arm.name}': its teachers '{arm.teachers}' compute as much as '{arm.compute_of}' alone, nothing "
-                "is left for the student; give the teachers fewer epochs"
-            )
+                "is left for the student; give the teachers fewer epochs" if arm.teachers else
+                f"arm '{arm.name}': {arm.share:g} of what '{arm.compute_of}' computes is not one epoch; give it more"
+            )  # fmt: skip
         return replace(recipe, epochs=epochs)
 
     def _recipe(self, arm: Arm) -> Recipe:
         settings, config = self.settings(arm), self._config(arm)
-        default = _at(config, "model", "method") or {}
-        named = settings.get(METHOD) or settings.get(f"{METHOD}.class_path") or default.get("class_path") or SUPERVISED
-        arguments = dict(default.get("init_args") or {}) if named == default.get("class_path") else {}
+        default = _at(config, "model", "method")
+        theirs = default if isinstance(default, str) else _at(default, "class_path")
+        named = settings.get(METHOD) or settings.get(f"{METHOD}.class_path") or theirs or SUPERVISED
+        kept = _at(default, "init_args") if named == theirs else None
+        arguments = dict(kept) if isinstance(kept, Mapping) else {}
         prefix = f"{METHOD}.init_args."
         arguments |= {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
         batch = settings.get("data.global_batch") or _at(config, "data", "global_batch") or {}
-        if not isinstance(batch, Mapping) or not all(is_whole(number) for number in batch.values()):
+        if not isinstance(batch, Mapping) or not all(
+            is_whole(number, int(stream == "labelled")) for stream, number in batch.items()
+        ):
             raise ConfigError(f"arm '{arm.name}': data.global_batch is {shown(batch)}; expected patches by kind, as "
                               "{labelled: 2, unlabelled: 2}")  # fmt: skip
         patches = {stream: batch.get(stream, batch.get("unlabelled", 1)) for stream in STREAMS}
         epochs = settings.get(EPOCHS, _at(config, "trainer", "max_epochs"))
         iterations = settings.get(ITERATIONS, _at(config, "data", "iterations_per_epoch") or 250)
         for key, number in ((EPOCHS, epochs), (ITERATIONS, iterations)):
-            if not is_whole(number, 1):
-                raise ConfigError(f"arm '{arm.name}': {key} is {shown(number)}; expected a whole number, at least 1, "
-                                  "in 'settings' or the config")  # fmt: skip
+            if not is_whole(number, 1) or (key == EPOCHS and number > MOST_EPOCHS):
+                most = f" and at most {MOST_EPOCHS}" if key == EPOCHS else ""
+                raise ConfigError(f"arm '{arm.name}': {key} is {shown(number)}; expected a whole number, at least 1"
+                                  f"{most}, in 'settings' or the config")  # fmt: skip
         scheduled = is_whole(_at(config, "model", "scheduler", "init_args", "total_iters"))
         return Recipe(built_method(str(named), arguments, f"arm '{arm.name}'"), patches, epochs, iterations, scheduled)
 
@@ -127,18 +140,18 @@ def built_method(class_path: str, arguments: Mapping[str, Any], where: str) -> M
         if "." not in key and not (isinstance(value, Mapping | str) and ("class_path" in value or "." in value))
     }
     try:
+        kind = getattr(import_module(module or "flarecps.methods"), name)
+        if not (isinstance(kind, type) and issubclass(kind, Method)):
+            raise ConfigError(f"{where}: {class_path} is no flarecps.methods.Method; expected a class of these")
         if plain.get("ramp") is not None:
             plain["ramp"] = LinearRamp(**plain["ramp"])
-        method = getattr(import_module(module or "flarecps.methods"), name)(**plain)
-        if isinstance(method, Method):
-            _ = [float(method.weight(epoch)) for epoch in (0, *TRIED)]  # a ramp of texts is found here
+        method = kind(**plain)
+        _ = [float(method.weight(epoch)) for epoch in (0, *TRIED)]  # a ramp of texts is found here
     except (ImportError, AttributeError, ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{where}: the method {class_path} can't be made ({error}); expected a class such as "
             "flarecps.methods.Supervised and its arguments as 'model.method.init_args.NAME'"
         ) from error
-    if not isinstance(method, Method):
-        raise ConfigError(f"{where}: {class_path} is no flarecps.methods.Method; expected a class of these")
     return method
 
 
@@ -169,4 +182,4 @@ def _at(config: Mapping[str, Any], *keys: str) -> Any:
 def _text(value: Any) -> str:
     import json
 
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +21,9 @@ from flarecps.experiments.study.protocol import ALL, Protocol
 from flarecps.experiments.study.stages import Cell, StudyStages
 from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json
+from flarecps.training.defaults import DRY_RUN_FILE
 
 CALIBRATION = "calibration.json"
-_LENGTH = re.compile(r"((?:\d+:)?\d+:\d\d), validation not included")
 _SHARE = {"segment": 1.0, "postprocess": 0.5, "score": 0.7, "compare": 0.7}  # of a training's start, until one is done
 CHOICES = (  # of --budget, the best first: folds, seeds, share of the epochs; one seed could tell next to nothing
     (5, 3, 1.0), (5, 2, 1.0), (3, 2, 1.0), (2, 2, 1.0), (3, 2, 0.5), (2, 2, 0.5), (3, 2, 0.25), (2, 2, 0.25),
@@ -51,24 +51,17 @@ def calibration_stage(stages: StudyStages) -> Stage:
 def _calibrate(path: Path, words: Mapping[str, tuple[tuple[str, ...], float]]) -> None:
     """Write, by arm, the seconds that its training takes, those until it begins, and its declared cost."""
     found = {}
-    for name, (one, cost) in words.items():
-        began = time.monotonic()
-        done = subprocess.run([*FLARECPS, *one, "--dry-run"], check=False, capture_output=True, text=True,
-                              env={**os.environ, "COLUMNS": "200"})  # fmt: skip
-        lengths = _LENGTH.findall(done.stdout)
-        if done.returncode or not lengths:
-            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise FlarecpsError(f"arm '{name}': a few steps of its training could not be made: {last}")
-        found[name] = {"training_s": _seconds(lengths[-1]), "start_s": round(time.monotonic() - began, 1),
-                       "cost": cost}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (one, cost) in words.items():
+            began, told = time.monotonic(), Path(folder, f"{name}.json")
+            done = subprocess.run([*FLARECPS, *one, "--dry-run"], check=False, capture_output=True, text=True,
+                                  errors="replace", env={**os.environ, DRY_RUN_FILE: str(told)})  # fmt: skip
+            training_s = read_own_json(told).get("training_s")
+            if done.returncode or not is_number(training_s):
+                last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+                raise FlarecpsError(f"arm '{name}': a few steps of its training could not be made: {last}")
+            found[name] = {"training_s": training_s, "start_s": round(time.monotonic() - began, 1), "cost": cost}
     write_json(path, found)
-
-
-def _seconds(clock: str) -> int:
-    total = 0
-    for part in clock.split(":"):
-        total = 60 * total + int(part)
-    return total
 
 
 class Forecast:
@@ -78,7 +71,10 @@ class Forecast:
         self.costs, self.records = costs, records
         content = read_own_json(calibration)
         self.timed = {name: one for name, one in content.items() if isinstance(one, dict)
-                      and all(is_number(one.get(key)) for key in ("training_s", "start_s", "cost"))}  # fmt: skip
+                      and all(is_number(one.get(key), at_least=0) for key in ("training_s", "start_s"))
+                      and is_number(one.get("cost"), above=0)}  # fmt: skip
+        if calibration.exists() and not self.timed:
+            raise ConfigError(f"{calibration}: damaged; remove it, and the same command makes it again")
 
     @property
     def start_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from flarecps.case_names import why_not_plain
-from flarecps.errors import ConfigError, did_you_mean, first_few
+from flarecps.errors import ConfigError, did_you_mean, first_few, visible
 from flarecps.json_fields import Reader
 from flarecps.text_files import read_yaml
 
@@ -22,6 +23,17 @@ BY = ("folds", "test", "withheld")
 PAIRS = ("disjoint", "neighbours")
 MEASURES = ("dsc", "nsd")
 ALL = "all"  # labelled scans of a fold
+LONGEST_TITLE = 200  # characters
+_ARM = re.compile(r"\w[\w-]{0,59}")  # a part of the names of stages, folders and files, and of command lines
+_TRAINING, _EXAMPLE = ("model.", "data.", "trainer."), "trainer.max_epochs"
+_STUDYS = (  # settings that a study gives every training itself, so that it learns and writes where it should
+    "data.store", "data.split", "data.seed", "data.pseudo_labels", "model.initial_seed", "trainer.default_root_dir",
+    "trainer.fast_dev_run",
+)  # fmt: skip
+_STUDYS_OPTIONS = {
+    "plan": ("out", "split", "intensity", "fingerprints", "shard", "help"),
+    "segment": ("sibling", "shard", "format", "overwrite", "help"),
+}
 _Value = TypeVar("_Value")
 Settings: TypeAlias = Mapping[str, Any]  # of a training, by dotted name
 
@@ -52,6 +64,16 @@ class Arm:
     def shown(self) -> str:
         """What people read."""
         return self.title or self.name
+
+    def title_of(self, sibling: str) -> str:
+        """What tables call one of its siblings."""
+        if len(self.siblings) == 1:
+            return self.shown
+        return f"{self.shown}, {'siblings averaged' if sibling == 'average' else f'sibling {sibling}'}"
+
+    def word_of(self, sibling: str) -> str:
+        """The same as a NAME of ``flarecps compare``: with no equals sign, and no dash at its beginning."""
+        return self.title_of(sibling).replace("=", " ").lstrip(" -") or self.name
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class Protocol:
 
     ``pairs``: whether two trainings that are averaged, or teach, are of seeds of their own (``disjoint``: 2s, 2s + 1)
     or of this seed and the next (``neighbours``). ``post_processing``: the first is what the verdict is about;
-    ``determined`` is decided for a fold on the others' predictions. ``remarks`` are kept for the reader.
+    ``determined`` is decided for a fold on the others' predictions. ``without``: scans that are left out of everything.
+    ``remarks`` are kept for the reader.
     """
 
     arms: tuple[Arm, ...]
@@ -101,6 +124,7 @@ class Protocol:
     plan: Settings = field(default_factory=dict)
     segment: Settings = field(default_factory=dict)
     post_processing: tuple[str, ...] = ("determined",)
+    without: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -137,6 +161,7 @@ def read_protocol(path: Path) -> Protocol:
         "seeds": _or(reader, "seeds", reader.integer, 1),
         "pairs": _or(reader, "pairs", partial(reader.choice, choices=PAIRS), "disjoint"),
         "post_processing": _texts(reader, "post_processing", ("determined",)),
+        "without": _texts(reader, "without", ()),
         "remarks": _texts(reader, "remarks", ()),
         **{key: _settings(reader, key) for key in ("settings", "plan", "segment")},
     }
@@ -204,13 +229,16 @@ def _texts(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...
     if reader.content.get(key) == []:
         reader.asked.add(key)
         return ()
-    return _or(reader, key, reader.strings, default)
+    found = _or(reader, key, reader.strings, default)
+    if len({*found}) < len(found):
+        raise reader.error(key, "each of them once", "remove what stands twice")
+    return found
 
 
 def _shares(reader: Reader, key: str) -> tuple[float, ...]:
     found = reader.numbers(key, len(reader.content[key]) if isinstance(reader.content[key], list) else 1, 0)
-    if not all(share < 1 for share in found):
-        raise reader.error(key, "shares of the labelled scans, between 0 and 1", "write [0.25, 0.5]")
+    if not all(share < 1 for share in found) or len({f"{share:g}" for share in found}) < len(found):
+        raise reader.error(key, "different shares of the labelled scans, between 0 and 1", "write [0.25, 0.5]")
     return found
 
 
@@ -228,8 +256,15 @@ def _check(found: Protocol) -> None:
         raise ConfigError("'arms' is empty; expected at least a baseline and a method")
     for arm in found.arms:
         where = f"arm '{arm.name}'"
-        if reason := why_not_plain(arm.name):
-            raise ConfigError(f"{where}: its name {reason}; expected letters, digits, - and _")
+        if not _ARM.fullmatch(arm.name) or why_not_plain(arm.name):
+            raise ConfigError(
+                f"{where}: its name is no plain one; expected letters, digits, - and _, at most 60, such as cps_long"
+            )
+        is_line = len(arm.title) <= LONGEST_TITLE and arm.title.isprintable() and arm.title == arm.title.strip()
+        if not is_line or visible(arm.title) != arm.title:
+            raise ConfigError(
+                f"{where}: 'title' is {ascii(arm.title)[:80]}; expected a line of at most {LONGEST_TITLE} characters"
+            )
         for key in ("compute_of", "teachers", "average_of"):
             if name := getattr(arm, key):
                 known(name, f"{where}: '{key}'")
@@ -243,12 +278,23 @@ def _check(found: Protocol) -> None:
             raise ConfigError(f"{where}: averages '{arm.average_of}' and has no training; give settings to that arm")
         if arm.compute_of and (found.arm(arm.compute_of).compute_of or arm.compute_of in (arm.teachers, "")):
             raise ConfigError(f"{where}: 'compute_of' is {arm.compute_of!r}; expected an arm with epochs of its own")
+    _check_options(found.plan, "plan")
+    _check_options(found.segment, "segment")
+    _check_settings(found.settings, "'settings'")
+    for arm in found.arms:
+        _check_settings(arm.settings, f"arm '{arm.name}': 'settings'")
+    titles = [arm.word_of(sibling).strip() for arm in found.arms for sibling in arm.siblings]
+    if twice := next((title for title in titles if titles.count(title) > 1), None):
+        raise ConfigError(f"two arms are called '{twice}'; expected a 'title' of its own for each")
     for key in ("method", "baseline"):
         known(getattr(found.primary, key), f"primary: '{key}'")
         if not found.arm(getattr(found.primary, key)).siblings:
             raise ConfigError(f"primary: '{key}' is an arm without 'siblings', which nothing is known of")
     if found.primary.method == found.primary.baseline:
         raise ConfigError("primary: method and baseline are one arm; expected two")
+    for name in found.judged.splits:
+        if reason := why_not_plain(name):
+            raise ConfigError(f"judged: the split {ascii(name)[:80]} {reason}; expected a plain name")
     for one in found.post_processing:
         known(one, "'post_processing'", POST_PROCESSING, "way of it")
     if not found.post_processing:
@@ -266,6 +312,28 @@ def _check(found: Protocol) -> None:
         )
     if judged.by == "withheld" and not judged.scans:
         raise ConfigError("judged: by withheld needs 'scans', how many are withheld")
+    method, baseline = (found.labels_of(found.arm(name)) for name in (found.primary.method, found.primary.baseline))
+    if baseline[0] not in method:
+        raise ConfigError(
+            f"primary: the baseline's first split is {baseline[0]!r}, on which '{found.primary.method}' is not judged; "
+            "expected the first of the baseline's 'splits' among the method's"
+        )
+
+
+def _check_options(options: Settings, command: str) -> None:
+    for key in options:
+        if key.replace("-", "_") in _STUDYS_OPTIONS[command]:
+            raise ConfigError(f"'{command}' holds {ascii(key)[:80]}, which the study decides itself; remove it")
+
+
+def _check_settings(settings: Settings, where: str) -> None:
+    for key in settings:
+        if not key.startswith(_TRAINING) or not all(re.fullmatch(r"\w+", part) for part in key.split(".")):
+            raise ConfigError(
+                f"{where} holds {ascii(key)[:80]}; expected a training's setting by its dotted name, as {_EXAMPLE}"
+            )
+        if key in _STUDYS:
+            raise ConfigError(f"{where} holds {key}, which the study decides itself; remove it")
 
 
 def protocol_content(protocol: Protocol) -> dict[str, Any]:

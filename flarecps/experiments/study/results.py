@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flarecps.atomic import write_text
+from flarecps.errors import DatasetError, first_few
 from flarecps.evaluation.score_table import DSC, MEASURES, NSD, Scores, read_scores
 from flarecps.experiments.study.protocol import Protocol
 from flarecps.experiments.study.stages import StudyStages
@@ -74,13 +75,22 @@ class StudyScores:
 
 
 def read_study(stages: StudyStages) -> StudyScores:
-    """All scores of a study whose stages are done. DatasetError for a table that is missing."""
+    """All scores of a study whose stages are done. DatasetError for a table that is missing, or not of its scans."""
     tables: dict[Column, dict[tuple[int, int], Scores]] = {}
+    again = "remove it, and the same command makes it again"
     for cell in stages.cells():
         for sibling in stages.protocol.arm(cell.arm).siblings:
             for way in stages.protocol.post_processing:
                 column = Column(cell.arm, sibling, cell.labels, way)
                 table = read_scores(stages.scores(cell, sibling, way))
+                judges = stages.judges(cell)
+                if any(((one < 0) | (one > 1)).any() for one in table.values.values()):
+                    raise DatasetError(f"{table.origin}: holds scores outside 0 to 1; {again}")
+                if differing := sorted(judges ^ {*table.cases}):
+                    raise DatasetError(
+                        f"{table.origin}: holds {len(table.cases)} scans of the {len(judges)} that judge "
+                        f"({first_few(differing)} differ); {again}"
+                    )
                 tables.setdefault(column, {})[cell.fold or 0, cell.seed] = table
     return StudyScores(stages.protocol, tables)
 
@@ -125,13 +135,5 @@ def compare_words(stages: StudyStages, out: Path, labels: str, way: str) -> list
         for sibling in arm.siblings if labels in protocol.labels_of(arm) else ():
             column = Column(arm.name, sibling, labels, way)
             files = [str(out / column.folder / f"seed_{seed}.csv") for seed in stages.replicates(arm)]
-            found.append(f"{title(protocol, column).replace('=', ' ')}={','.join(files)}")
+            found.append(f"{arm.word_of(sibling)}={','.join(files)}")
     return found
-
-
-def title(protocol: Protocol, column: Column) -> str:
-    """What tables call a column."""
-    arm = protocol.arm(column.arm)
-    if len(arm.siblings) == 1:
-        return arm.shown
-    return f"{arm.shown}, {'siblings averaged' if column.sibling == 'average' else f'sibling {column.sibling}'}"

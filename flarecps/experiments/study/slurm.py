@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from flarecps.atomic import write_text
@@ -48,7 +49,7 @@ def write_chain(
         if not script.is_file():
             raise ConfigError(f"{script}: no such file; it comes with flarecps: install it again")
     command = (str(COMMAND_SCRIPT), *again)
-    jobs = [ClusterJob("prepare", (*command, "--stages", *(one.name for one in before)))] if before else []
+    jobs = [ClusterJob("prepare", (*command, "--stages", *(escape(one.name) for one in before)))] if before else []
     waiting = [one for one in judged if one.gpus or one.words[:1] == ("pseudo-label",)]
     known, generation = {one.name for one in waiting}, 0
     while waiting:
@@ -57,7 +58,9 @@ def write_chain(
         if trainings:
             jobs.append(_array(folder, f"trainings_{generation}", trainings))
         if labels:
-            jobs.append(ClusterJob(f"labels_{generation}", (*command, "--stages", *(one.name for one in labels))))
+            jobs.append(
+                ClusterJob(f"labels_{generation}", (*command, "--stages", *(escape(one.name) for one in labels)))
+            )
         known -= {one.name for one in ready}
         waiting, generation = [one for one in waiting if one.name in known], generation + 1
     return [*jobs, ClusterJob("judge", command)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flarecps.atomic import write_json
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.layouts import Case, link_cases, link_subset
 from flarecps.datasets.splits import DEFAULT_SPLIT, Split, split_to_json
-from flarecps.errors import DatasetError, counted, first_few
+from flarecps.errors import DatasetError, counted, did_you_mean, first_few
 from flarecps.experiments.study.protocol import ALL, Judged
 
 _SEED = 12345  # of the folds; must not be tuned: studies stay comparable
@@ -41,13 +42,17 @@ def split_name(judged: Judged, labels: str, fold: int | None) -> str:
     return labels if judged.by != "folds" or fold is None else f"{labels}.fold_{fold}_of_{judged.folds}"
 
 
-def study_splits(dataset: Path, judged: Judged) -> StudySplits:
-    """The splits by which a study of the data set is made. DatasetError where its scans do not suffice."""
+def study_splits(dataset: Path, judged: Judged, without: Sequence[str] = ()) -> StudySplits:
+    """The splits by which a study of the data set is made, ``without`` some of its scans.
+
+    DatasetError where its scans do not suffice, or one that is to be left out is not there.
+    """
     if judged.by == "folds":
-        return _of_folds(read_catalogue(dataset), judged)
+        return _of_folds(_left(read_catalogue(dataset), without), judged)
     splits, held_out, known = {}, {}, dict[str, Case]()
     for name in judged.splits:
         catalogue = read_catalogue(dataset, None if name == DEFAULT_SPLIT else name)  # perhaps the folders' roles
+        catalogue = _left(catalogue, without)
         roles, judges = catalogue.split, catalogue.test
         if judged.by == "withheld":
             judges = tuple(sorted(catalogue.unlabelled, key=lambda case: case.name)[-judged.scans :])
@@ -67,6 +72,13 @@ def study_splits(dataset: Path, judged: Judged) -> StudySplits:
         known |= {case.name: case for case in catalogue.cases if case.role != "test"}
     cases = tuple(known.values())
     return StudySplits(replace(catalogue, cases=cases), splits, held_out)
+
+
+def _left(catalogue: Catalogue, without: Sequence[str]) -> Catalogue:
+    names = [case.name for case in catalogue.cases]
+    if unknown := next((name for name in without if name not in names), None):
+        raise DatasetError(f"{catalogue.root}: no scan {unknown!r} to leave out{did_you_mean(unknown, names)}")
+    return replace(catalogue, cases=tuple(case for case in catalogue.cases if case.name not in without))
 
 
 def _of_folds(catalogue: Catalogue, judged: Judged) -> StudySplits:
@@ -110,6 +122,8 @@ def link_study(found: StudySplits, out: Path) -> None:
     Test scans are in no data set that is trained on.
     """
     catalogue, data = found.catalogue, out / DATA
+    for folder in (data, out / HELD_OUT):  # of links alone; what is no scan of the study any more goes
+        shutil.rmtree(folder, ignore_errors=True)
     learnt = {name for split in found.splits.values() for name in split.labelled}
     for name, judges in found.held_out.items():
         link_cases(judges, out / HELD_OUT / name / "images", out / HELD_OUT / name / "labels")

@@ -16,6 +16,7 @@ from flarecps.inference.postprocessing import determine_rules, pairs_of, rules_f
 
 SEEDS_APART = 10  # initial seeds of two trainings: a training's siblings take two
 MODEL = "model"  # folder of OUT for what is recommended
+RUNS = "runs"  # of the trainings
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ class StudyStages:
         data, report, pool = self.out / DATA, self.out / "inspection.json", ("--workers", self.workers)
         found = [
             Stage("data", (), (data / "dataset.json",), action=partial(link_study, self.splits, self.out),
-                  description="links to the scans, and splits.json", depends_on=self.splits.listing),
-            command_stage("inspect", ("inspect", data, "--json", report, *pool), report, "data"),
+                  description="links to the scans, and splits.json", depends_on=self.splits.listing, protected=True),
+            command_stage("inspect", ("inspect", data, "--json", report, *pool), report, "data", cure=(
+                f"mend what it calls an error above and go on with the same command, or remove {self.out} and begin "
+                "anew --without these scans")),
         ]  # fmt: skip
         first = next(iter(self.splits.splits)) if self.protocol.judged.by != "folds" else ALL
-        words = ("--split", first, *_option_words(self.protocol.plan))
+        words = ("--split", first, *option_words(self.protocol.plan))
         for intensity in dict.fromkeys(arm.intensity for arm in self.protocol.arms):
             found += store_stages(data, self.out / f"plan_{intensity}.json", self.store(intensity),
                                   (*words, "--intensity", intensity),
@@ -86,7 +89,11 @@ class StudyStages:
 
     def run(self, cell: Cell) -> Path:
         """The folder of a training."""
-        return self.out / "runs" / cell.folder
+        return self.out / RUNS / cell.folder
+
+    def judges(self, cell: Cell) -> set[str]:
+        """The names of the scans that judge a cell."""
+        return {case.name for case in self.splits.held_out[split_name(self.protocol.judged, cell.labels, cell.fold)]}
 
     def checkpoints(self, cell: Cell) -> list[Path]:
         """What segments for a cell: one training's last checkpoint, or those of two that are averaged."""
@@ -120,7 +127,7 @@ class StudyStages:
 
     def segment_words(self, sibling: str) -> list[str]:
         """The words after the folders of ``segment``."""
-        return ["--sibling", sibling, *_option_words(self.protocol.segment)]
+        return ["--sibling", sibling, *option_words(self.protocol.segment)]
 
     def scores(self, cell: Cell, sibling: str, way: str) -> Path:
         """The table of a cell's scores after one way of post-processing."""
@@ -209,7 +216,8 @@ class StudyStages:
                      action=partial(_write_determined, path, folders, self.splits.catalogue.labels))  # fmt: skip
 
 
-def _option_words(options: Mapping[str, Any]) -> list[str]:
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """A protocol's options as words of a command."""
     found = []
     for key, value in options.items():
         name = key.replace("_", "-")

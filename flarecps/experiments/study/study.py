@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flarecps.atomic import write_json, write_text
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.durations import duration_in_words
-from flarecps.errors import ConfigError, first_few
+from flarecps.errors import ConfigError, StoreError, first_few
 from flarecps.experiments.stages import Stage, StageRecords
 from flarecps.experiments.study.closing import chosen_model, closing_stages, model_command, page_stage
 from flarecps.experiments.study.cost import Costs
@@ -25,8 +26,10 @@ from flarecps.experiments.study.protocol import (
     read_protocol,
 )
 from flarecps.experiments.study.slurm import submit_chain, write_chain
-from flarecps.experiments.study.splits import study_splits, suffice
-from flarecps.experiments.study.stages import StudyStages
+from flarecps.experiments.study.splits import link_study, study_splits, suffice
+from flarecps.experiments.study.stages import RUNS, StudyStages
+from flarecps.preprocessing.sources import changed_sources
+from flarecps.preprocessing.store import CaseStore
 from flarecps.text_files import read_own_json
 from flarecps.training.defaults import EPOCHS, ITERATIONS
 
@@ -45,11 +48,13 @@ class Asked:
     seeds: int | None = None
     hours: float | None = None
     learning_curve: bool = False
+    without: Sequence[str] | None = None
 
     @property
     def anything(self) -> bool:
         """Whether a protocol that is there already is asked to be another."""
-        return any(one is not None for one in (self.file, self.arms, self.folds, self.seeds)) or self.learning_curve
+        named = (self.file, self.arms, self.folds, self.seeds, self.without)
+        return any(one is not None for one in named) or self.learning_curve
 
     def protocol(self, catalogue: Catalogue) -> Protocol:
         """The file's protocol, else a draft for the data set, with what else was asked."""
@@ -61,7 +66,8 @@ class Asked:
             raise ConfigError(f"--seeds {self.seeds}: expected 1 or more, at most {MOST_SEEDS}")
         found = read_protocol(self.file) if self.file else None
         if found is None:
-            gpu, scans = cuda.is_available(), len(catalogue.labelled)
+            left_out = {*(self.without or ())}
+            gpu, scans = cuda.is_available(), sum(case.name not in left_out for case in catalogue.labelled)
             folds = self.folds or next((one for one in (5, 3, 2) if suffice(scans, one)), 2)
             found = draft(folds, self.seeds or SEEDS, EPOCHS[gpu], ITERATIONS[gpu], bool(catalogue.unlabelled))
         if self.folds or self.learning_curve:
@@ -73,6 +79,8 @@ class Asked:
             found = replace(found, judged=Judged("folds", self.folds or found.judged.folds, learning_curve=curve))
         if self.seeds is not None:
             found = replace(found, seeds=self.seeds)
+        if self.without:
+            found = replace(found, without=tuple(dict.fromkeys(self.without)))
         return only_arms(found, self.arms) if self.arms else found
 
 
@@ -86,8 +94,9 @@ class Study:
     def __init__(self, dataset: Path, out: Path, asked: Asked, find: Callable[[str], Path], workers: int = 2) -> None:
         self.dataset, self.out, self.asked, self.find, self.workers = dataset, out, asked, find, workers
         self.said: list[str] = []
-        self.is_fixed = (out / PROTOCOL).is_file()
+        self.is_fixed = (out / PROTOCOL).exists()
         self._use(self._kept() if self.is_fixed else asked.protocol(read_catalogue(dataset)))
+        self.said += [f"left out: {why}" for why in self.made.splits.catalogue.faults.values()]
 
     def stages(self) -> list[Stage]:
         """All stages that are known: those of the model only once there is a verdict."""
@@ -109,6 +118,8 @@ class Study:
             self.fix()
         yield first
         if not self.is_fixed and self.asked.hours is not None:
+            if self.records.state(first[-1]) != "done":
+                return
             forecast = Forecast(self.out / CALIBRATION, self.made.costs, self.records)
             self._use(within_budget(self.made, forecast, self.asked.hours))
             self.said.append(self.made.protocol.remarks[-1])
@@ -130,13 +141,15 @@ class Study:
         )
 
     def fix(self) -> None:
-        """Write the protocol, and what it is recognised by."""
+        """Write the protocol, and what it is recognised by. ConfigError where another process wrote one meanwhile."""
         if not self.is_fixed:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.records.folder.mkdir(exist_ok=True)
-            write_json(self._seal, {"sha256": _digest(self.made.protocol)})
+            self.records.folder.mkdir(parents=True, exist_ok=True)
+            if (self.out / PROTOCOL).exists():
+                raise ConfigError(f"{self.out}: another study began here meanwhile; choose another --out")
+            write_json(self._seal, {"sha256": _digest(self.made.protocol), "dataset": str(self.dataset)})
             write_text(self.out / PROTOCOL, protocol_text(self.made.protocol))
             self.is_fixed = True
+        self._follow_data()
 
     def submit(self, again: Sequence[str], options: Sequence[str]) -> list[str]:
         """Write and submit the chain of jobs; a line for each. ``again``: the words of ``flarecps`` that go on."""
@@ -165,7 +178,7 @@ class Study:
         return self.out / RECORDS / "protocol.json"
 
     def _use(self, protocol: Protocol) -> None:
-        splits = study_splits(self.dataset, protocol.judged)
+        splits = study_splits(self.dataset, protocol.judged, protocol.without)
         self.made = StudyStages(protocol, Costs(protocol, self.find), splits, self.dataset, self.out, self.workers)
         for arm in protocol.arms:
             self.made.costs.total(arm.name)  # what can't be computed is said before anything runs
@@ -174,11 +187,11 @@ class Study:
 
     def _kept(self) -> Protocol:
         kept = read_protocol(self.out / PROTOCOL)
-        sealed = read_own_json(self._seal).get("sha256")
-        if sealed is not None and sealed != _digest(kept):
+        if read_own_json(self._seal).get("sha256") != _digest(kept):
             raise ConfigError(
-                f"{self.out / PROTOCOL}: was changed since the study began; a protocol is written before its results. "
-                "Put it back as it was, or begin another study with --protocol and another --out"
+                f"{self.out / PROTOCOL}: is not what {self._seal} says the study began with: one of them was changed, "
+                "and a protocol is written before its results. Put it back as it was, or begin another study with "
+                "--protocol and another --out"
             )
         if self.asked.anything:
             ours, theirs = (protocol_content(one) for one in (kept, self.asked.protocol(read_catalogue(self.dataset))))
@@ -190,6 +203,26 @@ class Study:
                     "; leave the options out to go on with it, or choose another --out"
                 )
         return kept
+
+    def _follow_data(self) -> None:
+        """Link to where the scans lie now. ConfigError where they are not what the stores were made from."""
+        sealed = read_own_json(self._seal)
+        data = self.made.before_training()[0]
+        if sealed.get("dataset", str(self.dataset)) != str(self.dataset) and self.records.state(data) == "done":
+            self.said.append(f"the study began with scans in {sealed['dataset']}; they come from {self.dataset} now")
+            link_study(self.made.splits, self.out)
+            write_json(self._seal, {**sealed, "dataset": str(self.dataset)})
+        for arm in self.made.protocol.arms if (self.out / RUNS).is_dir() else ():
+            with suppress(StoreError):  # whoever reads the store tells what it lacks
+                store = CaseStore(self.made.store(arm.intensity))
+                changed, _ = changed_sources(
+                    store.path, {name: list(store.record(name).sources) for name in store.names}
+                )
+                if changed:
+                    raise ConfigError(
+                        f"{self.dataset}: scans or labels changed since the study began ({first_few(changed)}), so its "
+                        "trainings can't be compared; put them back, or begin another study with another --out"
+                    )
 
 
 def _digest(protocol: Protocol) -> str:

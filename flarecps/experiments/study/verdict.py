@@ -13,7 +13,7 @@ from flarecps.errors import counted
 from flarecps.evaluation.nested import Judgement, NestedMean, judge, nested_mean
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.protocol import ALL, Arm
-from flarecps.experiments.study.results import Column, StudyScores, title
+from flarecps.experiments.study.results import Column, StudyScores
 
 EQUAL = 0.1  # share by which compute may differ and still be called equal
 UNEQUAL = 0.2  # share by which measured time may differ from the declared cost
@@ -78,9 +78,8 @@ def verdict_of(
     protocol, measure = scores.protocol, scores.protocol.primary.measure
     first = protocol.labels_of(protocol.arm(protocol.primary.baseline))[0]
     standings = _standings(scores, costs, seconds, first)
-    others = {
-        labels: _standings(scores, costs, seconds, labels) for labels in protocol.judged.splits if labels != first
-    }
+    beside = protocol.labels_of(protocol.arm(protocol.primary.baseline))[1:] if protocol.judged.by != "folds" else ()
+    others = {labels: _standings(scores, costs, seconds, labels) for labels in beside}
     better = [one for one in standings if one.with_holm and one.judged and one.judged.verdict == "better"]
     baseline = standings[0]
     chosen = max(better, key=lambda one: one.mean) if better else baseline
@@ -107,7 +106,7 @@ def _standings(scores: StudyScores, costs: Costs, seconds: Mapping[str, float], 
     judged = dict(zip(figures, judge([differences[one] for one in figures]), strict=True))
     judged |= {one: judge([differences[one]])[0] for one in columns if one not in judged}
     return tuple(
-        Standing(one, title(protocol, one), float(np.nanmean(scores.seed_means(one, measure))),
+        Standing(one, protocol.arm(one.arm).title_of(one.sibling), float(np.nanmean(scores.seed_means(one, measure))),
                  _sd(scores.seed_means(one, measure)), costs.total(one.arm) / costs.total(base.arm),
                  seconds.get(one.arm), judged.get(one), costs.reads_unlabelled(one.arm), one in figures)
         for one in (base, *columns)
@@ -163,15 +162,17 @@ def _curve(scores: StudyScores, labelled: Mapping[str, float]) -> LearningCurve:
     values = [scores.values(scores.figure(baseline, one), measure) for one in labels]
     doublings = np.log2([labelled[one] for one in labels])
     centred = doublings - doublings.mean()
+    points = tuple(
+        (labelled[one], float(np.nanmean(np.concatenate(found)))) for one, found in zip(labels, values, strict=True)
+    )
+    if not centred.any():  # so few scans that a share of them is all
+        return LearningCurve(points, None)
     most = labelled[ALL]
     ahead = math.log2((most + MORE_LABELS) / most)
     gains = [
         ahead * sum(weight * found[fold] for weight, found in zip(centred, values, strict=True)) / (centred**2).sum()
         for fold in range(scores.protocol.folds)
     ]
-    points = tuple(
-        (labelled[one], float(np.nanmean(np.concatenate(found)))) for one, found in zip(labels, values, strict=True)
-    )
     return LearningCurve(points, nested_mean(gains))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from flarecps.atomic import write_json
 from flarecps.batch_processing import progress_bar
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.durations import clock
@@ -21,6 +23,7 @@ from flarecps.errors import counted
 from flarecps.networks.cost import cost_of_shapes
 from flarecps.planning.memory import gb_in_words, network_step_gb
 from flarecps.processes import peak_memory_bytes
+from flarecps.training.defaults import DRY_RUN_FILE
 from flarecps.training.module import SegmentationModule, segmentation_module
 
 # the first step of either kind allocates and compiles; the others are timed
@@ -138,6 +141,8 @@ class DryRun(Callback):
         if self.most is not None and self.most < epochs * self.iterations:
             length = f"{counted(self.most, 'step')} (trainer.max_steps, shared by {len(module.siblings)} optimisers)"
         table.add_row(length, f"{clock(left_s)}, validation not included")
+        if file := os.environ.get(DRY_RUN_FILE):
+            write_json(file, {"training_s": left_s})
         if self.epochs is None:
             table.add_row("to the end", "not known: the training has no number of epochs (trainer.max_epochs)")
         Console().print(table)
