@@ -7,15 +7,13 @@ import errno
 import logging
 import os
 import resource
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from small_model import write_model, write_scan
 from stores import TinyStores, fit, fit_words
 
@@ -27,23 +25,6 @@ from flarecps.training import checkpoint_files
 from flarecps.training.dashboards.metrics_table import MetricsTable
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
-
-
-@contextmanager
-def full_disk(room: int = 60) -> Iterator[None]:
-    """No file may grow beyond ``room`` bytes: a real error of the system, where a full disk gives its own.
-
-    Python keeps a module's bytecode that is cut short, and stumbles over it ever after: none is written meanwhile.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)
-        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def files_in(folder: Path) -> set[Path]:

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from full_disk import full_disk
 
 from flarecps.cli.main import main
 from flarecps.experiments import runner
@@ -297,6 +298,168 @@ def test_mistakes_are_told(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def small(tmp_path: Path, **changes: Any) -> list[str]:
+    """The words that ask for a study of two arms."""
+    arms = {name: dict(PROTOCOL["arms"][name]) for name in ("control_long", "cps")}
+    arms["cps"]["siblings"] = ["1"]
+    for name, change in changes.items():
+        arms[name] |= change
+    return ["--protocol", protocol(tmp_path, arms=arms)]
+
+
+@pytest.mark.usefixtures("played")
+def test_names_are_shown_and_never_obeyed(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "<script>alert(1)</script> | [/] [red] =1+1, {{ 7 * 7 }} &"
+    root = dataset.rename(tmp_path / "<script>alert(2)< [x] a, b")
+    for folder, suffix in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (root / folder / f"case_03{suffix}").rename(root / folder / f"=cmd [b], ü <i>{suffix}")
+    given = small(tmp_path, cps={"title": hostile}, control_long={"title": "--=2*2"})
+    out = tmp_path / "o é [/x], y=z"
+    assert main(["study", str(root), "--out", str(out), *given]) == 0
+    assert hostile in capsys.readouterr().out
+    page, words = (out / "report.html").read_text(), (out / "verdict.md").read_text()
+    for text in (page, words):
+        assert "<script>alert" not in text
+    assert "{{ 7 * 7 }}" in page
+    assert "&lt;script>alert(1)" in words
+    with (out / "results" / "scores.csv").open(newline="") as file:
+        assert "'=cmd [b], ü <i>" in {row["case"] for row in csv.DictReader(file)}
+    with (out / "results" / "standings.csv").open(newline="") as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == ["'--=2*2", hostile]
+
+
+@pytest.mark.usefixtures("played")
+def test_damaged_files_are_named_with_their_cure(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["study", str(dataset), "--out", str(out)]
+    assert main([*words, *small(tmp_path)]) == 0
+    whole = results(out)
+    scores = "scores/determined/all/cps/fold_0/seed_0/1/scores.csv"
+    text = (out / scores).read_text()
+    for name, damaged in (
+        ("verdict.json", "{"),
+        ("calibration.json", "[1]"),
+        ("calibration.json", '{"cps": {"training_s": -4, "start_s": 1, "cost": 0}}'),
+        ("protocol.yaml", ""),
+        ("stages/protocol.json", "{"),
+        (scores, text[: len(text) // 2]),
+        (scores, "".join(text.splitlines(keepends=True)[:-1])),
+        (scores, text.replace(",0.", ",8.")),
+        (scores, "\xff"),
+    ):
+        before = (out / name).read_bytes()
+        (out / name).write_text(damaged, encoding="latin-1")
+        (out / "stages" / "tables.json").unlink(missing_ok=True)
+        capsys.readouterr()
+        assert main(words) == 2, name
+        error = capsys.readouterr().err
+        assert f"{out}/{name}" in error
+        assert error.count("\n") == 1
+        if name not in ("protocol.yaml", "stages/protocol.json"):
+            assert "remove it" in error
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(before)
+        assert main(words) == 0
+    for record in ("", "{", '{"state": ["done"], "digest": 4, "starts": [3]}', "null"):
+        for name in ("tables", "train_all.cps.fold_0.seed_0", "score_determined_all.cps.fold_0.seed_0.1", "data"):
+            (out / "stages" / f"{name}.json").write_text(record)
+        assert main(words) == 0  # its own notes are written anew
+    assert results(out) == whole
+
+
+@pytest.mark.usefixtures("played")
+def test_other_data_is_told_and_moved_data_is_followed(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["study", str(dataset), "--out", str(out), *small(tmp_path)]) == 0
+    store = sorted((out / "store_global").parent.iterdir())
+    moved = dataset.rename(tmp_path / "moved")
+    assert main(["study", str(moved), "--out", str(out)]) == 0
+    assert f"they come from {moved} now" in capsys.readouterr().out
+    assert all(link.resolve().is_file() for link in (out / "data").rglob("*.nii.gz"))
+    (moved / "labelsTr" / "case_01.nii.gz").unlink()
+    (moved / "imagesTr" / "case_01_0000.nii.gz").rename(moved / "imagesUn" / "case_01_0000.nii.gz")
+    assert main(["study", str(moved), "--out", str(out)]) == 2
+    assert "made from other data; it is not overwritten" in capsys.readouterr().err
+    assert sorted((out / "store_global").parent.iterdir()) == store
+
+
+def test_one_process_at_a_time(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with runner.run_lock(out / "stages"):
+        assert main(["study", str(dataset), "--out", str(out), "--seeds", "3"]) == 2
+        assert main(["study", str(dataset), "--out", str(out), "--submit"]) == 2
+    error = capsys.readouterr().err
+    assert error.count(f"a run is at work here (process {os.getpid()} on ") == 2
+    assert not (out / "protocol.yaml").exists(), "the other one's is not touched"
+
+
+def test_a_failing_training_is_named_and_the_others_are_kept(
+    dataset: Path, tmp_path: Path, played: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["study", str(dataset), "--out", str(tmp_path / "out")]
+    codes = [0, -9, 2]
+
+    def run(given: Sequence[str], _: int) -> int:
+        if given[0] == "fit" and "/runs/all/cps/" in str(given) and codes:
+            return codes.pop()
+        played.append(given[0])
+        return play(given)
+
+    monkeypatch.setattr(runner, "run_flarecps", run)
+    for said in ("ended with exit code 2; its message", "was ended by signal 9", "is not there"):
+        assert main([*words, *small(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "stage 'train_all.cps.fold_0.seed_0'" in error
+        assert said in error
+        assert "the same command again goes on from here" in error
+        assert error.count("\n") == 1
+    assert played == ["inspect", "plan", "preprocess", "fit", "segment"]
+    assert main(words) == 0
+    assert played.count("fit") == 9
+
+
+@pytest.mark.usefixtures("played")
+def test_a_damaged_scan_stops_it_before_anything_is_trained_and_can_be_left_out(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "run_flarecps", lambda words, _: 1)
+    assert main(["study", str(dataset), "--out", str(tmp_path / "out"), *small(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "stage 'inspect' ended with exit code 1; mend what it calls an error above" in error
+    assert f"remove {tmp_path}/out and begin anew --without" in error
+    monkeypatch.setattr(runner, "run_flarecps", lambda words, _: play(words))
+    out = tmp_path / "other"
+    assert main(["study", str(dataset), "--out", str(out), *small(tmp_path), "--without", "case_03", "case_10"]) == 0
+    assert not [*out.rglob("*case_03*"), *out.rglob("*case_10*")]
+    assert yaml.safe_load((out / "protocol.yaml").read_text())["without"] == ["case_03", "case_10"]
+    assert main(["study", str(dataset), "--out", str(out)]) == 0
+
+
+def test_full_disks_end_in_one_line_and_it_goes_on(
+    dataset: Path, tmp_path: Path, played: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    asked = small(tmp_path)
+    assert main(["study", str(dataset), "--out", str(whole), *asked]) == 0
+    for room in (20, 200, 420, 900, 2500):
+        capsys.readouterr()
+        with full_disk(room):
+            assert main(["study", str(dataset), "--out", str(full), *asked]) == 2, room
+        error = capsys.readouterr().err
+        assert "File too large" in error
+        assert error.count("\n") == 1
+        assert not list(full.rglob(".partial*"))
+    assert main(["study", str(dataset), "--out", str(full), *asked]) == 0
+    one, other = results(whole), results(full)
+    assert {name: text.replace(str(full), str(whole)) for name, text in other.items()} == one
 
 
 def test_a_dry_run_makes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

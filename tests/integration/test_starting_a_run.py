@@ -15,11 +15,13 @@ from tiny_training import module_of, tiny_plan
 
 from flarecps.checkpoint import ENTRY, load_plain, model_entry, read_checkpoint
 from flarecps.cli.main import main
+from flarecps.durations import clock
 from flarecps.errors import CheckpointError
 from flarecps.methods import Supervised
 from flarecps.planning.plan import plan_from_json
 from flarecps.training.callbacks.dry_run import TimedStep, seconds_to_the_end
 from flarecps.training.checkpoint_files import load_start_weights
+from flarecps.training.defaults import DRY_RUN_FILE
 from flarecps.training.module import SegmentationModule
 
 SMALL = ["--data.global_batch", "{labelled: 2, unlabelled: 2}"]
@@ -116,11 +118,17 @@ def test_a_missing_start_is_said_so(
 
 @pytest.mark.parametrize("config", ["phantom_3d.yaml", "phantom_3d_supervised.yaml"])
 def test_a_dry_run_tells_and_writes_nothing(
-    config: str, tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str,
+    tiny_stores: TinyStores,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(DRY_RUN_FILE, str(tmp_path / "told.json"))
     words = fit_words(config, tiny_stores, tmp_path / "run", *SMALL, "--dry-run", "--data.workers", 2, epochs=40)
     assert main(words) == 0
     shown = capsys.readouterr().out
+    assert clock(json.loads((tmp_path / "told.json").read_text())["training_s"]) in shown
     assert ("a step with pseudo-labels" in shown) == (config == "phantom_3d.yaml")
     for row in (
         "of which waiting for data",

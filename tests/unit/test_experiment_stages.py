@@ -196,6 +196,46 @@ def test_an_interrupted_training_gets_more_words(tmp_path: Path) -> None:
     assert records.state(stage) == "done"
 
 
+CHILD = """
+import pathlib, signal, sys, time
+def save(*_):
+    print("heard", flush=True)
+    time.sleep(0.7)  # longer than Python's own patience
+    if sys.argv[1] == "saves":
+        pathlib.Path("saved").touch()
+        sys.exit(3)
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+PARENT = f"""
+import os, sys
+from flarecps.experiments import runner
+runner.FLARECPS = (sys.executable, "-c", {CHILD!r})
+try:
+    runner.run_flarecps(sys.argv[1:], os.open(os.devnull, os.O_RDONLY))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("way", ["saves", "hangs"])
+def test_an_interrupted_run_lets_its_command_save_what_it_has(way: str, tmp_path: Path) -> None:
+    """The signal reaches this process alone, as without a terminal; a second one ends a command that does not end."""
+    words = [sys.executable, "-c", PARENT, way]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.send_signal(signal.SIGINT)
+        assert parent.stdout.readline() == "heard\n"
+        if way == "hangs":
+            parent.send_signal(signal.SIGINT)
+        assert parent.stdout.read() == "interrupted\n"
+    assert parent.returncode == 0
+    assert (tmp_path / "saved").exists() == (way == "saves")
+
+
 def test_stages_are_chosen_by_name(tmp_path: Path) -> None:
     stages = three(tmp_path)
     assert [one.name for one in select_stages(stages, ["f*", "third"], None)] == ["first", "third"]

@@ -147,6 +147,37 @@ def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
         ({"post_processing": ["largst"]}, "did you mean largest?"),
         ({"judged": {"by": "test", "splits": ["a"]}}, "determined on held-out folds"),
         ({"seeds": 0}, "at least 1"),
+        ({"seeds": 10**6}, "at most 100"),
+        ({"seeds": True}, "a whole number"),
+        ({"seeds": "two"}, "a whole number"),
+        ({"judged": {"by": "folds", "folds": -3}}, "at least 2"),
+        ({"judged": {"by": "folds", "learning_curve": [0.5, 0.5]}}, "different shares"),
+        ({"judged": {"by": "folds", "learning_curve": 0.5}}, "a list of 1 numbers"),
+        ({"judged": {"by": "test", "splits": ["../../x"]}, "post_processing": ["none"]}, "holds a slash"),
+        ({"judged": {"by": "test", "splits": ["a\nb"]}, "post_processing": ["none"]}, "holds a control character"),
+        ({"judged": {"by": "test", "splits": ["a", "a"]}, "post_processing": ["none"]}, "each of them once"),
+        ({"post_processing": []}, "is empty"),
+        ({"arms": SMALL["arms"] | {"cps.2": {}}}, "its name is no plain one"),
+        ({"arms": SMALL["arms"] | {"a b": {}}}, "its name is no plain one"),
+        ({"arms": SMALL["arms"] | {"[red]": {}}}, "its name is no plain one"),
+        ({"arms": SMALL["arms"] | {"-x": {}}}, "its name is no plain one"),
+        ({"arms": SMALL["arms"] | {"x" * 61: {}}}, "its name is no plain one"),
+        ({"arms": SMALL["arms"] | {"x": {"title": "a\nb"}}}, "expected a line"),
+        ({"arms": SMALL["arms"] | {"x": {"title": "\x1b[2J"}}}, "'title' is '\\x1b[2J'"),
+        ({"arms": SMALL["arms"] | {"x": {"title": "x" * 201}}}, "at most 200"),
+        ({"arms": SMALL["arms"] | {"x": {"title": 3}}}, "'arms.x.title' is 3"),
+        ({"arms": SMALL["arms"] | {"x": {"title": "cps"}}}, "two arms are called 'cps'"),
+        ({"arms": SMALL["arms"] | {"x": {"siblings": ["1", "1"]}}}, "each of them once"),
+        ({"arms": SMALL["arms"] | {"x": {"settings": {"trainer.default_root_dir": "/"}}}}, "which the study decides"),
+        ({"arms": SMALL["arms"] | {"x": {"settings": {"trainer": {"max_epochs": 3}}}}}, "by its dotted name"),
+        ({"settings": {"config": "other.yaml"}}, "by its dotted name"),
+        ({"settings": {"dry-run": True}}, "by its dotted name"),
+        ({"settings": {"data.store": "other"}}, "which the study decides"),
+        ({"settings": [1]}, "expected an object"),
+        ({"plan": {"out": "/plan.json"}}, "which the study decides"),
+        ({"segment": {"sibling": "2"}}, "which the study decides"),
+        ({"without": "case_01"}, "a list of texts"),
+        ({"remarks": [{"a": 1}]}, "a list of texts"),
     ],
 )  # fmt: skip
 def test_a_protocols_mistakes_are_told(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -172,6 +203,15 @@ def test_a_protocols_mistakes_are_told(changes: dict[str, Any], said: str, tmp_p
         ({"settings": CPS | {RAMP: {"start": "x"}}}, "can't be made"),
         ({"settings": CPS | {RAMP: {"length": [1]}}}, "can't be made"),
         ({"settings": CPS | {RAMP: {"end": 1}}}, "can't be made"),
+        (
+            {"settings": {"model.method": "os.system", "model.method.init_args.command": "true"}},
+            "is no flarecps.methods",
+        ),
+        ({"settings": {"trainer.max_epochs": 10**15}}, "at most 100000"),
+        ({"settings": {"trainer.max_epochs": -1}}, "at least 1"),
+        ({"settings": {"trainer.max_epochs": 1e6}}, "a whole number"),
+        ({"settings": {"data.global_batch": {"labelled": 0}}}, "expected patches by kind"),
+        ({"compute_of": "cps", "share": 1e-9}, "is not one epoch; give it more"),
     ],
 )
 def test_an_arm_that_cannot_be_trained_is_told(arm: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -190,6 +230,25 @@ def test_teachers_that_leave_nothing_for_the_student(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError, match="nothing is left for the student"):
         Costs(read_protocol(written(tmp_path, arms=arms)), config_path).total("student")
+
+
+def test_a_share_beyond_measure_ends_at_the_most_epochs(tmp_path: Path) -> None:
+    arms = SMALL["arms"] | {"long": {"compute_of": "cps", "share": 1e300}}
+    assert Costs(read_protocol(written(tmp_path, arms=arms)), config_path).recipe("long").epochs == 100_000
+
+
+def test_epochs_of_equal_compute_are_counted_down_to(tmp_path: Path) -> None:
+    """Against a search from above, one by one."""
+    found = draft(5, 2, 300, 50, True)
+    costs = Costs(found, config_path)
+    recipe = costs.recipe("cps")
+    for share in (0.001, 0.3, 0.77, 1.0, 2.5):
+        left, first = share * recipe.cost(), recipe.cost(1)
+        epochs = round(left / first)
+        while epochs > 1 and recipe.cost(epochs) > left + first / 2:
+            epochs -= 1
+        assert recipe.affordable(left) == epochs
+    assert recipe.affordable(-5.0) == 0
 
 
 def test_some_arms_bring_what_they_need() -> None:

@@ -82,7 +82,10 @@ def read_study(stages: StudyStages) -> StudyScores:
         for sibling in stages.protocol.arm(cell.arm).siblings:
             for way in stages.protocol.post_processing:
                 column = Column(cell.arm, sibling, cell.labels, way)
-                table = read_scores(stages.scores(cell, sibling, way))
+                try:
+                    table = read_scores(stages.scores(cell, sibling, way))
+                except DatasetError as error:
+                    raise DatasetError(f"{error}; {again}") from None
                 judges = stages.judges(cell)
                 if any(((one < 0) | (one > 1)).any() for one in table.values.values()):
                     raise DatasetError(f"{table.origin}: holds scores outside 0 to 1; {again}")
@@ -92,6 +95,11 @@ def read_study(stages: StudyStages) -> StudyScores:
                         f"({first_few(differing)} differ); {again}"
                     )
                 tables.setdefault(column, {})[cell.fold or 0, cell.seed] = table
+    for column, found in tables.items():
+        if not any(np.isfinite(one.values[measure]).any() for one in found.values() for measure in MEASURES):
+            raise DatasetError(
+                f"{stages.out}: no scan has a score of arm '{column.arm}'; look at its labels and scores"
+            )
     return StudyScores(stages.protocol, tables)
 
 

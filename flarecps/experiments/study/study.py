@@ -13,7 +13,7 @@ from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.durations import duration_in_words
 from flarecps.errors import ConfigError, StoreError, first_few
 from flarecps.experiments.stages import Stage, StageRecords
-from flarecps.experiments.study.closing import chosen_model, closing_stages, model_command, page_stage
+from flarecps.experiments.study.closing import VERDICT, chosen_model, closing_stages, model_command, page_stage
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.drafting import draft, only_arms
 from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibration_stage, within_budget
@@ -166,11 +166,11 @@ class Study:
 
     def closing_lines(self) -> list[str]:
         """The verdict and what to type next; nothing before there is one."""
-        page = self.out / "verdict.md"
-        if not (chosen := chosen_model(self.made)) or not page.is_file():
+        if not (chosen := chosen_model(self.made)) or not (self.out / "verdict.md").is_file():
             return []
-        sentences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
-        return [*sentences, f"written: {self.out}/report.html, verdict.md, results/",
+        content = read_own_json(self.out / VERDICT)
+        said = [one for key in ("sentences", "remarks") for one in content.get(key, ())]
+        return [*(f"- {one}" for one in said), f"written: {self.out}/report.html, verdict.md, results/",
                 f"next: {model_command(self.made, *chosen)}"]  # fmt: skip
 
     @property

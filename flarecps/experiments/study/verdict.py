@@ -186,7 +186,7 @@ def _curve_words(curve: LearningCurve, measure: str) -> str:
 
 def _remarks(scores: StudyScores, standings: tuple[Standing, ...]) -> list[str]:
     protocol = scores.protocol
-    found = []
+    found = [f"Left out of everything: {', '.join(protocol.without)}."] if protocol.without else []
     judged = next((one.judged.difference for one in standings if one.judged), None)
     if judged:
         how = f"in {counted(judged.folds, 'fold')}, " if judged.folds > 1 else ""
