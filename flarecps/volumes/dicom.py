@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median  # np.median imports all of numpy.ma
 
 import numpy as np
 
@@ -26,9 +27,8 @@ from flarecps.volumes.dicom_stacks import (
     same_place_mm,
     stacks_in,
 )
-from flarecps.volumes.headers import check_plausible
+from flarecps.volumes.headers import StoredScan, check_plausible
 from flarecps.volumes.links import STACK, place_of, stack_of
-from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.space import Space, as_direction
 
 WRONG_STEP = 1.5  # times the usual distance: a mean beyond would make every size wrong
@@ -112,7 +112,7 @@ def _check_straight(path: Path, slices: Sequence[Slice]) -> None:
     if len(slices) < 2:
         return
     gaps = np.diff(along_normal(slices))
-    usual, mean = float(np.median(gaps)), float(gaps.mean())
+    usual, mean = median(gaps.tolist()), float(gaps.mean())
     if max(usual, mean) > WRONG_STEP * min(usual, mean):
         widest = int(gaps.argmax())
         raise ScanError(

@@ -1,8 +1,7 @@
 """The voxels of DICOM slices: every slice's own stored values by its own slope and intercept.
 
-Pixels stored as they are, and RLE, come from pydicom. JPEG, JPEG-LS and JPEG 2000 are decoded by GDCM, which SimpleITK
-brings along, in a process of its own. It is given the code stream alone, because its rescaling depends on the kind of
-object.
+Pixels stored as they are, and RLE, come from pydicom. JPEG, JPEG-LS and JPEG 2000 are decoded in a process of their
+own, which is given the code stream alone: GDCM's rescaling depends on the kind of object.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,10 @@ from pydicom.uid import (
 )
 
 from flarecps.errors import ScanError
+from flarecps.volumes.decoders import decode
 from flarecps.volumes.dicom_slices import Slice, pydicom_errors_as_scan_error
-from flarecps.volumes.gdcm import decoded
-from flarecps.volumes.nifti import COPY_AGAIN
+from flarecps.volumes.headers import COPY_AGAIN, read_voxels
+from flarecps.volumes.mha import read_mha_header
 
 IMAGE_PIXEL = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
@@ -41,6 +42,8 @@ WITHOUT_PREAMBLE: dict[tuple[bool | None, bool | None], UID] = {
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,
 }
+CODE_STREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: its start and its first segment (ISO 15444-1, A.5.1), of which the
+SIGN_AND_BITS = 42  # th byte is the sign and one less than the bits of a value
 WHOLE = 1 << 31  # slopes and intercepts beyond can't be multiplied in int64
 
 
@@ -56,7 +59,9 @@ def pixels_of(slices: Sequence[Slice]) -> np.ndarray:
     for place, values in _planes(slices):
         if not as_stored:
             exact = np.int64 if whole and values.dtype.kind in "iu" else np.float64
-            values = values.astype(exact) * exact(slices[place].slope) + exact(slices[place].intercept)
+            values = values.astype(exact)
+            values *= exact(slices[place].slope)
+            values += exact(slices[place].intercept)
         if array is None:
             kept = values.dtype if as_stored else np.dtype(np.int16 if whole else np.float32)
             array = np.empty((len(slices), *values.shape), kept)
@@ -86,42 +91,85 @@ def _planes(slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarray]]:
     by_file: dict[Path, list[int]] = defaultdict(list)
     for place, one in enumerate(slices):
         by_file[one.path].append(place)
-    for path, places in by_file.items():
-        with pydicom_errors_as_scan_error(path):
-            content = dcmread(path, force=True)
-            if "TransferSyntaxUID" not in content.file_meta:  # a file without preamble
-                content.file_meta.TransferSyntaxUID = WITHOUT_PREAMBLE[content.original_encoding]
-            syntax = content.file_meta.TransferSyntaxUID
-            decode = _by_gdcm if syntax.is_encapsulated and syntax != RLELossless else _by_pydicom
-        for place in places:
-            plane = decode(path, content, slices[place].frame or 0)
-            if plane.shape != slices[place].shape:
-                raise ScanError(f"{path}: pixels of {plane.shape}; expected {slices[place].shape}: {COPY_AGAIN}")
-            yield place, plane
+    with ExitStack() as at_the_end:
+        folder: Path | None = None  # for what is compressed
+        for path, places in by_file.items():
+            with pydicom_errors_as_scan_error(path):
+                content = dcmread(path, force=True)
+                if "TransferSyntaxUID" not in content.file_meta:  # a file without preamble
+                    content.file_meta.TransferSyntaxUID = WITHOUT_PREAMBLE[content.original_encoding]
+                syntax = content.file_meta.TransferSyntaxUID
+                is_packed = syntax.is_encapsulated and syntax != RLELossless
+            if is_packed and folder is None:
+                folder = Path(at_the_end.enter_context(tempfile.TemporaryDirectory()))
+            for place in places:
+                one = slices[place]
+                plane = _unpacked(one, content, folder) if is_packed and folder else _by_pydicom(one, content)
+                if plane.shape != one.shape:
+                    raise ScanError(f"{path}: pixels of {plane.shape}; expected {one.shape}: {COPY_AGAIN}")
+                yield place, plane
 
 
-def _by_pydicom(path: Path, content: Dataset, frame: int) -> np.ndarray:
-    with pydicom_errors_as_scan_error(path):
-        return pixel_array(content, index=frame, raw=True, decoding_plugin="pydicom")
+def _by_pydicom(one: Slice, content: Dataset) -> np.ndarray:
+    with pydicom_errors_as_scan_error(one.path):
+        return pixel_array(content, index=one.frame or 0, raw=True, decoding_plugin="pydicom")
 
 
-def _by_gdcm(path: Path, content: Dataset, frame: int) -> np.ndarray:
-    """One frame's code stream through GDCM, as a file of its own that holds nothing of the patient."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "frame.dcm"
-        with pydicom_errors_as_scan_error(path):
-            alone = Dataset()
-            for keyword in IMAGE_PIXEL:
-                alone[keyword] = content[keyword]
-            frames = int(content.get("NumberOfFrames") or 1)
-            alone.PixelData = encapsulate([get_frame(content.PixelData, frame, number_of_frames=frames)])
-            alone["PixelData"].VR = "OB"
-            alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
-            alone.file_meta = FileMetaDataset()
-            alone.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID
-            dcmwrite(file, alone, enforce_file_format=True)
-        try:
-            return decoded(file)
-        except ScanError as error:
-            packed = f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"
-            raise ScanError(f"{path}: can't be read ({error}); expected {packed}: {COPY_AGAIN}") from error
+def _unpacked(one: Slice, content: Dataset, folder: Path) -> np.ndarray:
+    """The stored values of a compressed slice. The files in ``folder`` hold nothing of the patient but these."""
+    file = folder / "frame"
+    with pydicom_errors_as_scan_error(one.path):
+        frames = int(content.get("NumberOfFrames") or 1)
+        stream = get_frame(content.PixelData, one.frame or 0, number_of_frames=frames)
+        is_plain = _is_plain_jpeg_2000(stream, content)
+        if is_plain:
+            file.write_bytes(stream)
+        else:
+            dcmwrite(file, _alone(content, stream), enforce_file_format=True)
+    try:
+        if is_plain:
+            pixels = decode("OpenJPEG", file, one.shape).read_bytes()
+            return _stored(pixels, stream[SIGN_AND_BITS], content).reshape(one.shape)
+        return read_voxels(read_mha_header(decode("GDCM", file, one.shape)))[0]
+    except ScanError as error:
+        packed = f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"
+        raise ScanError(f"{one.path}: can't be read ({error}); expected {packed}: {COPY_AGAIN}") from error
+
+
+def _is_plain_jpeg_2000(stream: bytes, content: Dataset) -> bool:
+    """Whether a frame is a JPEG 2000 code stream of the header's width, at most 16 bits. GDCM is for all else."""
+    if not stream.startswith(CODE_STREAM) or len(stream) <= SIGN_AND_BITS:
+        return False
+    bits, allocated, used = (stream[SIGN_AND_BITS] & 127) + 1, content.BitsAllocated, content.BitsStored
+    return allocated == (8 if bits <= 8 else 16) >= max(bits, used) and used >= 1 and content.HighBit == used - 1
+
+
+def _stored(pixels: bytes, sign_and_bits: int, content: Dataset) -> np.ndarray:
+    """The stored values of Pillow's pixels: it moves all values up to the highest bit, and negative ones above 0.
+
+    Where stream and header contradict each other in the sign, the header is right, as GDCM has it.
+    """
+    width = content.BitsAllocated
+    signed, unsigned = f"<i{width // 8}", f"<u{width // 8}"
+    values = np.frombuffer(pixels, unsigned)
+    is_signed = sign_and_bits >= 128
+    if is_signed:
+        values = (values ^ values.dtype.type(1 << (width - 1))).view(signed)
+    values = values >> (width - 1 - (sign_and_bits & 127))
+    if is_signed != (content.PixelRepresentation == 1):
+        unused = width - content.BitsStored
+        values = (values.view(unsigned) << unused).view(unsigned if is_signed else signed) >> unused
+    return values
+
+
+def _alone(content: Dataset, stream: bytes) -> Dataset:
+    """A code stream as a DICOM file."""
+    alone = Dataset()
+    for keyword in IMAGE_PIXEL:
+        alone[keyword] = content[keyword]
+    alone.PixelData = encapsulate([stream])
+    alone["PixelData"].VR = "OB"
+    alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
+    alone.file_meta = FileMetaDataset()
+    alone.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID
+    return alone

@@ -21,9 +21,9 @@ from pydicom.uid import UID
 from pydicom.valuerep import VR
 
 from flarecps.errors import ScanError
+from flarecps.volumes.headers import COPY_AGAIN
 from flarecps.volumes.itk import KINDS
 from flarecps.volumes.links import check_reachable
-from flarecps.volumes.nifti import COPY_AGAIN
 from flarecps.volumes.space import nearest_orthonormal
 
 warnings.filterwarnings("ignore", module=r"pydicom\.")  # not catch_warnings: scans are read in threads, too

@@ -29,6 +29,7 @@ NO_ORIENTATION = (
     "the header has no orientation ({}): assumed, as ITK does, columns to the patient's left, rows to posterior, "
     "slices to superior; left and right may be exchanged"
 )
+NIFTI = (".nii", ".nii.gz")
 SHEAR_LIMIT = 1e-4  # direction cosines; float32 headers are orthonormal within 1e-6
 DEFLATE_LIMIT = 1040  # deflate packs 1032 bytes into one at best
 MOST_HEADER_BYTES = 1 << 22  # of text before the voxels, and of what a NIfTI header leaves free for extensions
@@ -39,6 +40,15 @@ LEAST_VOXEL_MM, MOST_VOXEL_MM = 1e-3, 100.0
 MOST_EXTENT_MM = 5000.0
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 WHOLE = re.compile(r"\d{1,18}")
+
+
+@dataclass(frozen=True)
+class StoredScan:
+    """What a file holds, in its own voxel order: voxels (slice, row, column), their grid, and remarks on it."""
+
+    array: np.ndarray
+    space: Space
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class ScanHeader:
         twice = self.is_whole and (self.slope, self.inter) != (1.0, 0.0)
         finite = 0 if self.is_whole else math.prod(self.space.shape)  # whether each is a number
         return self.array_bytes + (self.voxel_bytes if twice else finite)
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the file's name says NIfTI."""
+    return path.name.lower().endswith(NIFTI)
 
 
 def check_plausible(path: Path, space: Space) -> None:

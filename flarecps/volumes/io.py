@@ -16,13 +16,20 @@ import numpy as np
 from flarecps.anatomy import Organ
 from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
-from flarecps.volumes import dicom, itk, nifti
+from flarecps.volumes import dicom, itk
 from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
-from flarecps.volumes.headers import ScanHeader, check_length, check_plausible, read_voxels
+from flarecps.volumes.headers import (
+    NIFTI,
+    ScanHeader,
+    StoredScan,
+    check_length,
+    check_plausible,
+    is_nifti,
+    read_voxels,
+)
 from flarecps.volumes.label_tables import SEGMENTATION, segment_fields
 from flarecps.volumes.links import check_reachable, place_of, stack_of
 from flarecps.volumes.mha import read_mha_header
-from flarecps.volumes.nifti import StoredScan
 from flarecps.volumes.nrrd import read_nrrd_header
 from flarecps.volumes.space import AS_IT_IS, Reorientation, Space, canonical_reorientation, matching_reorientation
 
@@ -30,7 +37,6 @@ T = TypeVar("T")
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
-HEADER_READERS = {"nifti": nifti.read_nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 DICOM_BYTES, DICOM_READING_BYTES = 2, 6  # a voxel of a series, in memory and while it is read
 TWO_FILES = (".hdr", ".img")  # of NIfTI or Analyze: told of, not read
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
@@ -100,10 +106,10 @@ def read_header(path: Path | str) -> ScanHeader:
     """
     path = Path(path)
     kind = _kind(path)
-    if kind not in HEADER_READERS:
+    if kind == "dicom":
         raise ScanError(f"{path}: a DICOM series has no header of its own")
     try:
-        header = HEADER_READERS[kind](path)
+        header = _HEADER_READERS[kind](path)
     except OSError as error:
         raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
     check_length(header)
@@ -235,7 +241,9 @@ def write_labels(path: Path | str, labels: LabelArray, source: Source, organs: S
         )
     stored = stored_labels(labels, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not nifti.is_nifti(path):
+    from flarecps.volumes import nifti  # with nibabel, which DICOM does without
+
+    if not is_nifti(path):
         itk.write_file(path, stored, source.stored, segment_fields(organs, source.stored.shape))
     elif source.kind == "nifti" and source.path.is_file():
         nifti.write_nifti_like(path, stored, source.path, organs)
@@ -260,7 +268,9 @@ def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
     if voxels.shape != tuple(space.shape):
         raise ScanError(f"{path}: {voxels.shape} voxels do not fill a grid of {space.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if nifti.is_nifti(path):
+    if is_nifti(path):
+        from flarecps.volumes import nifti
+
         nifti.write_nifti(path, voxels, space)
     elif path.suffix.lower() in itk.WRITABLE:
         itk.write_file(path, voxels, space)
@@ -270,12 +280,12 @@ def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
 
 def is_scan_file(path: Path) -> bool:
     """Whether a file's name is that of a NIfTI, NRRD or MHA image."""
-    return not path.name.startswith(".") and (nifti.is_nifti(path) or path.suffix.lower() in itk.KINDS)
+    return not path.name.startswith(".") and (is_nifti(path) or path.suffix.lower() in itk.KINDS)
 
 
 def is_result_file(path: Path) -> bool:
     """Whether a file's name is one that labels are written to: NIfTI, or a segmentation of 3D Slicer."""
-    return nifti.is_nifti(path) or is_segmentation(path)
+    return is_nifti(path) or is_segmentation(path)
 
 
 def is_segmentation(path: Path) -> bool:
@@ -290,10 +300,19 @@ def scan_name(path: Path | str) -> str:
     'case_01'
     """
     path = Path(path)
-    for suffix in (*reversed(nifti.SUFFIXES), SEGMENTATION, *itk.KINDS, *SUFFIXES, *TWO_FILES):
+    for suffix in (*reversed(NIFTI), SEGMENTATION, *itk.KINDS, *SUFFIXES, *TWO_FILES):
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
+
+
+def _nifti_header(path: Path) -> ScanHeader:
+    from flarecps.volumes import nifti
+
+    return nifti.read_nifti_header(path)
+
+
+_HEADER_READERS = {"nifti": _nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 
 
 def _read_by(reader: Callable[[Path], T], path: Path) -> T:
@@ -315,7 +334,7 @@ def _kind(path: Path) -> ScanKind:
         return "dicom"
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder; expected {READABLE}: check the path")
-    if nifti.is_nifti(path):
+    if is_nifti(path):
         return "nifti"
     if path.suffix.lower() in itk.KINDS:
         return "nrrd" if itk.KINDS[path.suffix.lower()] == "nrrd" else "mha"

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from flarecps.atomic import atomic_path
 from flarecps.volumes.space import Space
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's C++ warnings would break into the progress display
 
 WRITABLE = (".nrrd", ".mha")  # in one file; .nhdr and .mhd would come in two
 PROBE_BYTES = 2**20
@@ -24,6 +21,9 @@ def write_file(path: Path, array: np.ndarray, space: Space, fields: Mapping[str,
 
     ``fields`` become keys and values of the header. Raises WriteError when the file can't be written.
     """
+    import SimpleITK as sitk  # 90 MB that reading does without
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's C++ warnings would break into the progress display
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([float(value) for value in space.spacing_mm[::-1]])
     image.SetOrigin([float(value) for value in space.origin_mm])

@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +45,6 @@ from flarecps.volumes.space import (
     nearest_orthonormal,
 )
 
-SUFFIXES = (".nii", ".nii.gz")
 TABLE_EXTENSION = 0  # of no registered kind: TotalSegmentator's choice, and nibabel opens no others of this content
 HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size in bytes
 QUIET = logging.Logger("nibabel, whose remarks on headers are made here")
@@ -54,20 +52,6 @@ QUIET.addHandler(logging.NullHandler())
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
 TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's spatial units: none given, metre, millimetre, micrometre
 DAMAGED = (OSError, EOFError, ValueError, OverflowError, zlib.error, WrapStructError, HeaderDataError, ImageFileError)
-
-
-@dataclass(frozen=True)
-class StoredScan:
-    """What a file holds, in its own voxel order: voxels (slice, row, column), their grid, and remarks on it."""
-
-    array: np.ndarray
-    space: Space
-    warnings: tuple[str, ...] = ()
-
-
-def is_nifti(path: Path) -> bool:
-    """Whether the file's name says NIfTI."""
-    return path.name.lower().endswith(SUFFIXES)
 
 
 def read_nifti_header(path: Path) -> ScanHeader:

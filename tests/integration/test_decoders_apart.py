@@ -21,27 +21,33 @@ from small_model import write_model, write_scan
 from flarecps.cli.main import main
 from flarecps.datasets.phantom import write_phantom
 from flarecps.errors import ScanError
-from flarecps.volumes import gdcm
+from flarecps.volumes import decoders
 from flarecps.volumes.io import read_volume
 
 FATAL = b"what kills a decoder"
-OF_TEST = (
-    "import ctypes, sys, time; sys.path[:] = sys.argv[1:]; from flarecps.volumes import gdcm; sound = gdcm._decode\n"
-    "def decode(path):\n"
-    f"    return FAULT if {FATAL!r} in path.read_bytes() else sound(path)\n"
-    "gdcm._decode = decode; gdcm.serve()"
-)
+JPEG_2000 = b"\xff\x4f\xff\x51" + bytes(38) + b"\x0b" + FATAL  # as a code stream of 12 bits begins: OpenJPEG's
+OF_TEST = f"""
+import ctypes, os, runpy, sys, time
+sound = runpy.run_path({decoders.PROGRAM!r})
+def decode(decoder, frame, rows, columns):
+    with open(frame, "rb") as file:
+        return FAULT if {FATAL!r} in file.read() else sound["decode"](decoder, frame, rows, columns)
+sound["serve"].__globals__["decode"] = decode
+sound["serve"]()
+"""
 
 
 @pytest.fixture
-def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A decoder that meets a fault in some streams: by default the error of a null pointer."""
-    what = getattr(request, "param", "ctypes.string_at(0)")
-    monkeypatch.setattr(gdcm, "PROGRAM", OF_TEST.replace("FAULT", what))
-    monkeypatch.setattr(gdcm, "_decoder", None)
+    program = tmp_path / "decoder_of_test" / "program.py"
+    program.parent.mkdir()
+    program.write_text(OF_TEST.replace("FAULT", getattr(request, "param", "ctypes.string_at(0)")), encoding="utf-8")
+    monkeypatch.setattr(decoders, "PROGRAM", str(program))
+    monkeypatch.setattr(decoders, "_decoder", None)
     yield
-    if gdcm._decoder is not None and gdcm._decoder.poll() is None:
-        gdcm._end(gdcm._decoder)
+    if decoders._decoder is not None and decoders._decoder.poll() is None:
+        decoders._end(decoders._decoder)
 
 
 def pack(folder: Path, stream: bytes | None = None) -> Path:
@@ -83,23 +89,24 @@ def series(folder: Path, stream: bytes | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "stream", "said"),
     [
-        pytest.param("ctypes.string_at(0)", "died of it, SIGSEGV", id="segmentation fault"),
-        pytest.param("__import__('os').abort()", "died of it, SIGABRT", id="abort"),
-        pytest.param("__import__('os')._exit(3)", "died of it, exit code 3", id="exit"),
-        pytest.param("time.sleep(600)", "not decoded within 6 s", id="hang"),
+        pytest.param("ctypes.string_at(0)", FATAL, "died of it, SIGSEGV", id="segmentation fault, GDCM"),
+        pytest.param("ctypes.string_at(0)", JPEG_2000, "died of it, SIGSEGV", id="segmentation fault, OpenJPEG"),
+        pytest.param("os.abort()", FATAL, "died of it, SIGABRT", id="abort"),
+        pytest.param("os._exit(3)", JPEG_2000, "died of it, exit code 3", id="exit"),
+        pytest.param("time.sleep(600)", JPEG_2000, "not decoded within 6 s", id="hang"),
     ],
     indirect=["fault"],
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_decoder_that_dies_is_an_error_of_its_scan(tmp_path: Path, fault: None, said: str) -> None:
+def test_a_decoder_that_dies_is_an_error_of_its_scan(tmp_path: Path, fault: None, stream: bytes, said: str) -> None:
     sound = series(tmp_path / "sound")
     volume = read_volume(sound)
     assert np.array_equal(volume.source.reorientation.undo(volume.array[0]), hounsfield(4, 32, 32))
-    bad = series(tmp_path / "bad", FATAL)
+    bad = series(tmp_path / "bad", stream)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gdcm, "WITHIN_S", 6.0 if said.startswith("not decoded") else gdcm.WITHIN_S)
+        patch.setattr(decoders, "WITHIN_S", 6.0 if said.startswith("not decoded") else decoders.WITHIN_S)
         with pytest.raises(ScanError) as found:
             read_volume(bad)
     assert said in str(found.value)
@@ -111,25 +118,26 @@ def test_a_decoder_that_dies_is_an_error_of_its_scan(tmp_path: Path, fault: None
 def test_a_decoder_that_died_between_scans_is_replaced(tmp_path: Path, fault: None) -> None:
     sound = series(tmp_path / "sound")
     read_volume(sound)
-    assert gdcm._decoder is not None
-    gdcm._decoder.kill()
-    gdcm._decoder.wait()
+    assert decoders._decoder is not None
+    decoders._decoder.kill()
+    decoders._decoder.wait()
     assert read_volume(sound).array.shape == (1, 4, 32, 32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such limit")
 @pytest.mark.parametrize("fault", ["str(len(bytearray(3 * 2**30)))"], indirect=True)
-def test_a_decoder_has_a_limit_of_memory(tmp_path: Path, fault: None) -> None:
+@pytest.mark.parametrize("stream", [FATAL, JPEG_2000], ids=["GDCM", "OpenJPEG"])
+def test_a_decoder_has_a_limit_of_memory(tmp_path: Path, fault: None, stream: bytes) -> None:
     with pytest.raises(ScanError, match="died of it, exit code 1"):
-        read_volume(series(tmp_path, FATAL))
+        read_volume(series(tmp_path / "bad", stream))
 
 
 def test_the_decoder_ends_with_whoever_began_it(tmp_path: Path) -> None:
     """Even if it is killed outright."""
     sound = series(tmp_path / "sound")
     program = (
-        "import os, sys, signal; from flarecps.volumes import gdcm, io; io.read_volume(sys.argv[1]);"
-        "print(gdcm._decoder.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, sys, signal; from flarecps.volumes import decoders, io; io.read_volume(sys.argv[1]);"
+        "print(decoders._decoder.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(sound)], capture_output=True, text=True, check=False)
     number = int(done.stdout)

@@ -40,6 +40,7 @@ LIBRARIES: dict[str, set[str]] = {
     "SimpleITK": {"volumes"},
     "nibabel": {"volumes"},
     "pydicom": {"volumes"},
+    "PIL": {"volumes"},
     "highdicom": {"volumes"},
     "torchio": {"data"},
     "lightning": {"training", "data/datamodule", "cli/training"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,19 @@ from dicom_series import (
     series,
     written,
 )
+from PIL import Image
 from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     RLELossless,
 )
 
@@ -158,6 +165,74 @@ def test_compressed_slices_have_their_own_rescaling_too(tmp_path: Path, compress
         packed.RescaleSlope, packed.RescaleIntercept = f"{slope:g}", f"{intercept:g}"
         packed.save_as(tmp_path / f"{number}.dcm")
     read_as(tmp_path, values, Space((4, 32, 32), GRID.spacing_mm, GRID.direction, GRID.origin_mm))
+
+
+def jpeg_2000(values: np.ndarray, bits: int, signed: bool) -> bytes:
+    """A code stream of ``bits`` a value, which Pillow's encoder lacks: its offset for 8 or 16 bits is made up for."""
+    width = 8 if bits <= 8 else 16
+    if not signed:
+        values = values + (1 << (width - 1)) - (1 << (bits - 1))
+    packed = values.astype(f"{'i' if signed else 'u'}{width // 8}").view(f"u{width // 8}")
+    picture = Image.frombytes("L" if width == 8 else "I;16", packed.shape[::-1], packed.tobytes())
+    file = io.BytesIO()
+    picture.save(file, "JPEG2000", no_jp2=True, signed=signed)
+    stream = bytearray(file.getvalue())
+    assert stream[42] == (width - 1) | (128 if signed else 0)
+    stream[42] -= width - bits
+    return bytes(stream)
+
+
+@pytest.mark.parametrize("header_signed", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_jpeg_2000_of_every_precision_and_sign_is_as_gdcm_reads_it(
+    tmp_path: Path, signed: bool, header_signed: bool
+) -> None:
+    random = np.random.default_rng(3)
+    for bits, used, allocated in (
+        (1, 1, 8), (7, 7, 8), (8, 8, 8), (8, 8, 16), (9, 9, 16), (12, 12, 16), (12, 10, 16), (12, 16, 16), (16, 12, 16),
+        (16, 16, 16),
+    ):  # fmt: skip
+        least = -(1 << (bits - 1)) if signed else 0
+        values = random.integers(least, least + (1 << bits), (2, 20, 33))
+        folder = tmp_path / f"{bits}_{used}_{allocated}"
+        for number, plane in enumerate(values):
+            content = a_slice(np.zeros(plane.shape), number)
+            content.BitsAllocated, content.BitsStored, content.HighBit = allocated, used, used - 1
+            content.PixelRepresentation = int(header_signed)
+            content.RescaleSlope = content.RescaleIntercept = None
+            content.PixelData = encapsulate([jpeg_2000(plane, bits, signed)])
+            file = written(folder / f"{number}.dcm", content, JPEG2000Lossless)
+            if bits >= 8:  # GDCM refuses the others
+                values[number] = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))[0]
+            elif signed != header_signed:
+                values[number] = (
+                    (plane & ((1 << bits) - 1)) if signed else (plane ^ (1 << (bits - 1))) - (1 << (bits - 1))
+                )
+        np.testing.assert_array_equal(stored_order(read_volume(folder)), values, err_msg=folder.name)
+
+
+@pytest.mark.parametrize(("syntax", "decoders"), [(ExplicitVRLittleEndian, 0), (RLELossless, 0), (JPEG2000Lossless, 1)])
+def test_reading_starts_no_process_and_imports_no_library_for_nothing(
+    tmp_path: Path, syntax: UID, decoders: int
+) -> None:
+    """SimpleITK takes 90 MB, nibabel what it imports; the process that decodes JPEG 2000 needs neither."""
+    for number, plane in enumerate(HU):
+        content = a_slice(plane, number)
+        if syntax == RLELossless:
+            content.ensure_file_meta()
+            content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            content.compress(syntax)
+        if syntax == JPEG2000Lossless:
+            content.PixelData = encapsulate([jpeg_2000(plane.astype(int) + 1024, 16, False)])
+        written(tmp_path / f"{number}.dcm", content, syntax)
+    program = (
+        "import psutil, sys; from flarecps import read_volume; print(int(read_volume(sys.argv[1]).array.sum()));"
+        "print(*sorted({'SimpleITK', 'nibabel', 'torch'} & set(sys.modules)));"
+        "kids = psutil.Process().children(); print(len(kids));"
+        "print('SimpleITK' in ''.join(map.path for kid in kids for map in kid.memory_maps()) if kids else False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(int(HU.astype(int).sum())), "", str(decoders), "False"]
 
 
 def test_inverted_display_changes_no_value_and_is_told(tmp_path: Path) -> None:
