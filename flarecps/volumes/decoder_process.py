@@ -58,7 +58,8 @@ def _by_openjpeg(stream: str, pixels: str, rows: int, columns: int) -> None:
 
     with Jpeg2KImageFile(stream) as image:
         if (image.height, image.width) != (rows, columns) or image.mode not in ("L", "I;16"):
-            raise ValueError(f"its code stream has {image.height}×{image.width} pixels of {image.mode}")
+            found = f"{image.height}×{image.width} pixels of mode {image.mode}"
+            raise ValueError(f"its code stream holds {found}, its header {rows}×{columns}")
         values = image.tobytes()
     with open(pixels, "wb") as file:
         file.write(values)

@@ -12,14 +12,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from flarecps.errors import ScanError
 from flarecps.volumes import decoder_process
 
 PROGRAM = decoder_process.__file__
+AHEAD = 4  # frames: one is decoded while this process sees to others
 THREADS = 2  # of OpenJPEG
 WITHIN_S = 120.0  # a frame takes milliseconds
 
@@ -28,41 +34,70 @@ _decoder: subprocess.Popen[bytes] | None = None
 _owner = 0  # a forked process has its parent's pipes, and must not use them
 
 
-def decode(decoder: str, frame: Path, shape: tuple[int, int]) -> Path:
-    """The file of the pixels of ``frame``, which is of ``shape`` (rows, columns); it lies beside it.
+@dataclass
+class Decoding:
+    """What is asked of the decoders, and answered in the same order."""
 
-    By "OpenJPEG" a code stream's, raw; by "GDCM" a DICOM file's, as MetaImage. Raises ScanError, whose message is the
-    reason alone, when it can't be decoded, or the decoder dies of it or does not end.
-    """
-    with _one_at_a_time:
-        process = _running()
+    process: subprocess.Popen[bytes]
+    folder: Path
+    pixels: deque[Path]  # not answered yet
+    names: Iterator[int]
+
+    def ask(self, decoder: str, frame: bytes, shape: tuple[int, int]) -> None:
+        """Ask for the pixels of a frame of ``shape`` (rows, columns), of at most `AHEAD` before the first is answered.
+
+        "OpenJPEG" takes a code stream, "GDCM" a DICOM file.
+        """
+        file = self.folder / str(next(self.names))
+        file.write_bytes(frame)
+        self.pixels.append(file.with_suffix(f".{decoder_process.SUFFIXES[decoder]}"))
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([decoder, str(file), *shape]).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def answer(self) -> Path:
+        """The file of the first frame's pixels, raw from OpenJPEG, MetaImage from GDCM; `AHEAD` later it is another's.
+
+        Raises ScanError, whose message is the reason alone, when it can't be decoded, or the decoder dies of it or does
+        not end.
+        """
         out_of_time = threading.Event()
 
         def end() -> None:
             out_of_time.set()
-            process.kill()
+            self.process.kill()
 
         watch = threading.Timer(WITHIN_S, end)
         watch.start()
-        answer = b""
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps([decoder, str(frame), *shape]).encode() + b"\n")
-                process.stdin.flush()
-            answer = process.stdout.readline()
+            assert self.process.stdout is not None
+            answer = self.process.stdout.readline()
         finally:
             watch.cancel()
-            if not answer:  # it died, or this process was interrupted: what it would answer is nobody's
-                _end(process)
-    if out_of_time.is_set():
-        raise ScanError(f"not decoded within {WITHIN_S:g} s")
-    if not answer:
-        raise ScanError(f"its decoder died of it, {_ending(process.returncode)}")
-    if reason := json.loads(answer):
-        raise ScanError(reason)
-    return frame.with_name(f"{frame.name}.{decoder_process.SUFFIXES[decoder]}")
+        pixels = self.pixels.popleft()
+        if not answer:
+            self.pixels.clear()
+            _end(self.process)
+        if out_of_time.is_set():
+            raise ScanError(f"not decoded within {WITHIN_S:g} s")
+        if not answer:
+            raise ScanError(f"its decoder died of it, {_ending(self.process.returncode)}")
+        if reason := json.loads(answer):
+            raise ScanError(reason)
+        return pixels
+
+
+@contextmanager
+def decoding() -> Iterator[Decoding]:
+    """The decoders, for this thread alone."""
+    with _one_at_a_time, tempfile.TemporaryDirectory() as folder:
+        asked = Decoding(_running(), Path(folder), deque(), cycle(range(AHEAD + 1)))
+        try:
+            yield asked
+        finally:
+            if asked.pixels:  # an error, or this process was interrupted: what it would answer is nobody's
+                _end(asked.process)
 
 
 def _running() -> subprocess.Popen[bytes]:

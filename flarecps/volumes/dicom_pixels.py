@@ -6,10 +6,10 @@ own, which is given the code stream alone: GDCM's rescaling depends on the kind 
 
 from __future__ import annotations
 
-import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from flarecps.errors import ScanError
-from flarecps.volumes.decoders import decode
+from flarecps.volumes.decoders import AHEAD, Decoding, decoding
 from flarecps.volumes.dicom_slices import Slice, pydicom_errors_as_scan_error
 from flarecps.volumes.headers import COPY_AGAIN, read_voxels
 from flarecps.volumes.mha import read_mha_header
@@ -56,18 +56,20 @@ def pixels_of(slices: Sequence[Slice]) -> np.ndarray:
     as_stored = all((one.slope, one.intercept) == (1, 0) for one in slices)
     whole = all(number.is_integer() and abs(number) < WHOLE for one in slices for number in (one.slope, one.intercept))
     array: np.ndarray | None = None
-    for place, values in _planes(slices):
-        if not as_stored:
-            exact = np.int64 if whole and values.dtype.kind in "iu" else np.float64
-            values = values.astype(exact)
-            values *= exact(slices[place].slope)
-            values += exact(slices[place].intercept)
-        if array is None:
-            kept = values.dtype if as_stored else np.dtype(np.int16 if whole else np.float32)
-            array = np.empty((len(slices), *values.shape), kept)
-        if not _fits(values, array.dtype):
-            array = array.astype(np.int32 if _fits(values, np.dtype(np.int32)) else np.float32)
-        array[place] = values
+    with closing(_planes(slices)) as planes:  # the decoder is free again, whatever happens
+        for place, values in planes:
+            if not as_stored:
+                exact = np.int64 if whole and values.dtype.kind in "iu" else np.float64
+                values = values.astype(exact)
+                if slices[place].slope != 1:
+                    values *= exact(slices[place].slope)
+                values += exact(slices[place].intercept)
+            if array is None:
+                kept = values.dtype if as_stored else np.dtype(np.int16 if whole else np.float32)
+                array = np.empty((len(slices), *values.shape), kept)
+            if not _fits(values, array.dtype):
+                array = array.astype(np.int32 if _fits(values, np.dtype(np.int32)) else np.float32)
+            array[place] = values
     assert array is not None
     if array.dtype == np.int32 and _fits(array, np.dtype(np.int16)):
         return array.astype(np.int16)
@@ -86,13 +88,14 @@ def _fits(values: np.ndarray, kind: np.dtype) -> bool:
     return values.dtype.kind in "iu" and bounds.min <= values.min() and values.max() <= bounds.max
 
 
-def _planes(slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarray]]:
+def _planes(slices: Sequence[Slice]) -> Generator[tuple[int, np.ndarray], None, None]:
     """(place in ``slices``, stored values (row, column)) of each slice; a file is opened once."""
     by_file: dict[Path, list[int]] = defaultdict(list)
     for place, one in enumerate(slices):
         by_file[one.path].append(place)
     with ExitStack() as at_the_end:
-        folder: Path | None = None  # for what is compressed
+        decoder: Decoding | None = None
+        coming: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
         for path, places in by_file.items():
             with pydicom_errors_as_scan_error(path):
                 content = dcmread(path, force=True)
@@ -100,40 +103,57 @@ def _planes(slices: Sequence[Slice]) -> Iterator[tuple[int, np.ndarray]]:
                     content.file_meta.TransferSyntaxUID = WITHOUT_PREAMBLE[content.original_encoding]
                 syntax = content.file_meta.TransferSyntaxUID
                 is_packed = syntax.is_encapsulated and syntax != RLELossless
-            if is_packed and folder is None:
-                folder = Path(at_the_end.enter_context(tempfile.TemporaryDirectory()))
+            if is_packed and decoder is None:
+                decoder = at_the_end.enter_context(decoding())
             for place in places:
                 one = slices[place]
-                plane = _unpacked(one, content, folder) if is_packed and folder else _by_pydicom(one, content)
-                if plane.shape != one.shape:
-                    raise ScanError(f"{path}: pixels of {plane.shape}; expected {one.shape}: {COPY_AGAIN}")
-                yield place, plane
+                values = _unpacked(one, content, decoder) if is_packed and decoder else _by_pydicom(one, content)
+                coming.append((place, values))
+                while len(coming) > (AHEAD if is_packed else 0):
+                    yield _next_of(coming, slices)
+        while coming:
+            yield _next_of(coming, slices)
 
 
-def _by_pydicom(one: Slice, content: Dataset) -> np.ndarray:
-    with pydicom_errors_as_scan_error(one.path):
-        return pixel_array(content, index=one.frame or 0, raw=True, decoding_plugin="pydicom")
+def _next_of(coming: deque[tuple[int, Callable[[], np.ndarray]]], slices: Sequence[Slice]) -> tuple[int, np.ndarray]:
+    place, values = coming.popleft()
+    plane, one = values(), slices[place]
+    if plane.shape != one.shape:
+        raise ScanError(f"{one.path}: pixels of {plane.shape}; expected {one.shape}: {COPY_AGAIN}")
+    return place, plane
 
 
-def _unpacked(one: Slice, content: Dataset, folder: Path) -> np.ndarray:
-    """The stored values of a compressed slice. The files in ``folder`` hold nothing of the patient but these."""
-    file = folder / "frame"
+def _by_pydicom(one: Slice, content: Dataset) -> Callable[[], np.ndarray]:
+    def values() -> np.ndarray:
+        with pydicom_errors_as_scan_error(one.path):
+            return pixel_array(content, index=one.frame or 0, raw=True, decoding_plugin="pydicom")
+
+    return values
+
+
+def _unpacked(one: Slice, content: Dataset, decoder: Decoding) -> Callable[[], np.ndarray]:
+    """What gives the stored values of a compressed slice, which ``decoder`` is asked for.
+
+    It is given nothing of the patient but these.
+    """
     with pydicom_errors_as_scan_error(one.path):
         frames = int(content.get("NumberOfFrames") or 1)
         stream = get_frame(content.PixelData, one.frame or 0, number_of_frames=frames)
         is_plain = _is_plain_jpeg_2000(stream, content)
-        if is_plain:
-            file.write_bytes(stream)
-        else:
-            dcmwrite(file, _alone(content, stream), enforce_file_format=True)
-    try:
-        if is_plain:
-            pixels = decode("OpenJPEG", file, one.shape).read_bytes()
-            return _stored(pixels, stream[SIGN_AND_BITS], content).reshape(one.shape)
-        return read_voxels(read_mha_header(decode("GDCM", file, one.shape)))[0]
-    except ScanError as error:
-        packed = f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"
-        raise ScanError(f"{one.path}: can't be read ({error}); expected {packed}: {COPY_AGAIN}") from error
+        file = stream if is_plain else _alone(content, stream)
+    decoder.ask("OpenJPEG" if is_plain else "GDCM", file, one.shape)
+
+    def values() -> np.ndarray:
+        try:
+            pixels = decoder.answer()
+            if is_plain:
+                return _stored(pixels.read_bytes(), stream[SIGN_AND_BITS], content).reshape(one.shape)
+            return read_voxels(read_mha_header(pixels))[0]
+        except ScanError as error:
+            packed = f"pixels packed as {content.file_meta.TransferSyntaxUID.name}"
+            raise ScanError(f"{one.path}: can't be read ({error}); expected {packed}: {COPY_AGAIN}") from error
+
+    return values
 
 
 def _is_plain_jpeg_2000(stream: bytes, content: Dataset) -> bool:
@@ -162,8 +182,9 @@ def _stored(pixels: bytes, sign_and_bits: int, content: Dataset) -> np.ndarray:
     return values
 
 
-def _alone(content: Dataset, stream: bytes) -> Dataset:
+def _alone(content: Dataset, stream: bytes) -> bytes:
     """A code stream as a DICOM file."""
+    file = BytesIO()
     alone = Dataset()
     for keyword in IMAGE_PIXEL:
         alone[keyword] = content[keyword]
@@ -172,4 +193,5 @@ def _alone(content: Dataset, stream: bytes) -> Dataset:
     alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
     alone.file_meta = FileMetaDataset()
     alone.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID
-    return alone
+    dcmwrite(file, alone, enforce_file_format=True)
+    return file.getvalue()

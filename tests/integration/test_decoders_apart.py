@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_series import a_slice, as_series, hounsfield
 from pydicom import Dataset, dcmread
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import JPEG2000Lossless
 from small_model import write_model, write_scan
 
@@ -78,8 +78,8 @@ def jpeg_2000(values: np.ndarray, file: Path) -> Dataset:
     return packed
 
 
-def series(folder: Path, stream: bytes | None = None) -> Path:
-    for number, plane in enumerate(hounsfield(4, 32, 32)):
+def series(folder: Path, stream: bytes | None = None, slices: int = 4) -> Path:
+    for number, plane in enumerate(hounsfield(slices, 32, 32)):
         content = a_slice(plane, number)
         content.ensure_file_meta()
         content.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
@@ -113,6 +113,21 @@ def test_a_decoder_that_dies_is_an_error_of_its_scan(tmp_path: Path, fault: None
     assert str(found.value).startswith(str(tmp_path / "bad"))
     assert "expected pixels packed as JPEG 2000" in str(found.value)
     assert read_volume(sound).array.shape == (1, 4, 32, 32), "another decoder serves what follows"
+
+
+@pytest.mark.parametrize("bad", [0, 6, 11])
+def test_one_damaged_slice_is_named_and_others_are_read_meanwhile(tmp_path: Path, bad: int) -> None:
+    sound, damaged = (series(tmp_path / name, slices=12) for name in ("sound", "damaged"))
+    content = dcmread(damaged / f"{bad}.dcm")
+    stream = get_frame(content.PixelData, 0, number_of_frames=1)
+    content.PixelData = encapsulate([stream[: len(stream) // 2]])
+    content.save_as(damaged / f"{bad}.dcm")
+    try:
+        read_volume(damaged)
+    except ScanError as error:
+        assert str(error).startswith(f"{damaged / str(bad)}.dcm: can't be read")
+        volume = read_volume(sound)  # while the error is handled: the decoder is free again
+    assert np.array_equal(volume.source.reorientation.undo(volume.array[0]), hounsfield(12, 32, 32))
 
 
 def test_a_decoder_that_died_between_scans_is_replaced(tmp_path: Path, fault: None) -> None:
