@@ -7,7 +7,8 @@ import multiprocessing.connection
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flarecps.data.patch_stream import Batch, BatchAddress, Failure, PatchBatches
 from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, dead_worker, deaths_left_alone, no_shared_memory
@@ -24,7 +26,7 @@ from flarecps.processes import blocked, kill, known_signals, obey_only_the_paren
 BATCHES_AHEAD = 2  # that a stream's workers have ready at least; with more workers than that, one of each
 LOOKS_S = 5  # seconds after which a loader that waits looks whether its workers still live
 ANSWER_WITHIN_S = 300  # for one batch, from whatever disk; a worker that takes longer will never answer
-_STOPS = known_signals("SIGTERM", "SIGUSR1")
+_STOPS = known_signals("SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class EpochClock:
@@ -159,7 +161,8 @@ class PatchLoader:
             if dead := [one for one in self._processes if not one.is_alive()]:
                 raise dead_worker(dead[0])
             try:
-                batch = next(batches)
+                with _killed_after(ANSWER_WITHIN_S + LOOKS_S, self._processes):
+                    batch = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -193,7 +196,36 @@ class PatchLoader:
     def end_workers(self) -> None:
         """Kill the workers; the next epoch starts others."""
         self.close()
+        if isinstance(iterator := getattr(self._loader, "_iterator", None), _MultiProcessingDataLoaderIter):
+            iterator._workers_done_event = threading.Event()  # of the workers' own a killed one may hold the lock
         self._loader = None
+
+
+@contextmanager
+def _killed_after(seconds: float, processes: Collection[BaseProcess]) -> Iterator[None]:
+    """Kill the workers when the block takes longer, and raise RuntimeError.
+
+    A stopped worker may have promised a batch: the training asks it for the memory, and waits without a limit.
+    """
+    ran_out = threading.Event()
+
+    def end() -> None:
+        ran_out.set()
+        for one in processes:
+            one.kill()
+
+    watch = threading.Timer(seconds, end)
+    watch.daemon = True
+    if processes:
+        watch.start()
+    try:
+        yield
+    except Exception as error:
+        if ran_out.is_set():
+            raise RuntimeError(f"{NO_ANSWER} {ANSWER_WITHIN_S:.0f} s") from error
+        raise
+    finally:
+        watch.cancel()
 
 
 def _leave_to_the_training(signals: list[signal.Signals], worker: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from patience import patient
 from scipy import ndimage
 
 from flarecps.data import patch_loader
@@ -571,6 +572,40 @@ def test_a_batch_whose_memory_went_with_its_worker_is_the_workers_death(store):
     death = diagnosis(caught.value, [loader.batches.trace], workers=2)
     assert "a data worker died (Killed) while it read case '" in str(death)
     data.teardown("fit")
+
+
+def test_a_stopped_worker_that_has_promised_a_batch_is_not_waited_for(store, monkeypatch):
+    """The training asks it for the batch's memory, by a socket that has no limit of time."""
+    monkeypatch.setattr(patch_loader, "LOOKS_S", 1)
+    monkeypatch.setattr(patch_loader, "ANSWER_WITHIN_S", 1)
+    data = module(store, workers=2, iterations_per_epoch=10)
+    epoch = iter(data.train_dataloader())
+    next(epoch)
+    time.sleep(1.0)  # the next batches are made
+    processes = [one for loader in data._loaders for one in loader._processes]
+    for one in processes:
+        os.kill(one.pid, signal.SIGSTOP)
+    rescue = threading.Timer(patient(20), lambda: [one.kill() for one in processes])
+    rescue.start()
+    with pytest.raises(RuntimeError, match="no data worker has answered for 1 s") as caught:
+        _ = [next(epoch) for _ in range(9)]
+    rescue.cancel()
+    assert "last they read case '" in str(diagnosis(caught.value, [data._loaders[0].batches.trace], workers=2))
+    data.teardown("fit")
+
+
+def test_what_a_killed_worker_held_is_not_waited_for(store):
+    """PyTorch tells the workers that it is over by an event: one that was killed while it looked holds the lock."""
+    data = module(store, workers=2)
+    next(iter(data.train_dataloader()))
+    for loader in data._loaders:
+        if loader.workers:
+            assert loader._loader._iterator._workers_done_event._cond.acquire(timeout=1)
+    ended = threading.Thread(target=data.teardown, args=("fit",), daemon=True)
+    ended.start()
+    ended.join(patient(20))
+    assert not ended.is_alive()
+    assert not multiprocessing.active_children()
 
 
 def test_an_ended_thread_that_pins_is_not_waited_for(store):
