@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import MutableMapping
 
 from flarecps.errors import DatasetError
 
 LONGEST_BYTES = 200  # file systems take 255, of which endings and the mark of unfinished files take some
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")  # Windows' devices, with any ending
+
+ALIKE = ", where capital and small letters are not told apart (macOS, Windows, many shares); rename one"
 
 
 def file_name(name: str, ending: str = "") -> str:
@@ -33,6 +36,20 @@ def composed(name: str) -> str:
     1
     """
     return unicodedata.normalize("NFC", name)
+
+
+def taken_by(name: str, others: MutableMapping[str, str]) -> str:
+    """The one of ``others`` whose files ``name``'s would replace where letters' case is not told apart (macOS, Windows,
+    many shares); empty, and ``name`` is among them from now on, where none would be.
+
+    >>> known = {}
+    >>> [taken_by(name, known) for name in ("case_01", "Case_01", "case_02", "case_01")]
+    ['', 'case_01', '', 'case_01']
+    """
+    if other := others.get(alike := composed(name).casefold(), ""):
+        return other
+    others[alike] = name
+    return ""
 
 
 def why_not_plain(name: object) -> str:

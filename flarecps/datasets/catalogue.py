@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flarecps.case_names import ALIKE, taken_by
 from flarecps.datasets.findings import FindingCollector
 from flarecps.datasets.label_names import channel_names, label_names, left_right_pairs
 from flarecps.datasets.layouts import Case, Role, list_folder
@@ -190,11 +191,14 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
     if not any(case.role == "labelled" for case in catalogue.cases):
         raise _no_labelled_case(catalogue.root, complaints.faults)
     sound: dict[str, Case] = {}
+    known: dict[str, str] = {}
     for case in catalogue.cases:
-        if case.name in sound:
+        other = taken_by(case.name, known)
+        if other in sound:
+            code, where = ("same-name", "") if other == case.name else ("letter-case", ALIKE)
             complaints.add_fault(
-                case.name, "same-name",
-                f"{case.images[0]}: the case name {case.name!r} is taken by {sound[case.name].images[0]}",
+                case.name, code,
+                f"{case.images[0]}: the case name {case.name!r} is taken by {sound[other].images[0]}{where}",
                 "one scan per name",
             )  # fmt: skip
         elif len(case.images) != len(catalogue.channels):
@@ -206,10 +210,6 @@ def _sound_cases(catalogue: Catalogue, complaints: FindingCollector) -> tuple[Ca
             )  # fmt: skip
         else:
             sound[case.name] = case
-    alike: dict[str, str] = {}
-    for name in sound:
-        if (other := alike.setdefault(name.casefold(), name)) != name:
-            complaints.add(name, "letter-case", f"{other} and {name}", "names that differ in more than that")
     return tuple(sound.values())
 
 

@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {
         "error", "One name, two cases", "Two images in different folders have the same case name.",
         "Rename one of them (and its labels)."),
     "letter-case": Kind(
-        "warning", "Names alike but for case", "Case names differ in capital and small letters alone.",
+        "error", "Names alike but for case", "Case names differ in capital and small letters alone.",
         "Rename one of them: on macOS and Windows, and on many shares, each replaces the other's files."),
     "odd-name": Kind(
         "error", "Not a file's name", "A case is called by what can't be a file's name on every system.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flarecps import atomic
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
-from flarecps.case_names import file_name
+from flarecps.case_names import ALIKE, file_name, taken_by
 from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.outputs import RESULT_ENDING, OutputOptions, SegmentationRequest
 from flarecps.inference.postprocessing import rules_for
@@ -64,6 +64,11 @@ def requests_for(
         requests = [SegmentationRequest(scan_name(output), cases[0].images, output, cases[0].fault)]
     else:
         check_output_folder(output)
+        known: dict[str, str] = {}
+        for index, case in enumerate(cases):
+            if not case.fault and (other := taken_by(case.name, known)):
+                taken = f"{case.images[0]}: the case name {case.name!r} is taken by {other!r}{ALIKE}"
+                cases[index] = replace(case, fault=taken)
         requests = [
             SegmentationRequest(
                 case.name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flarecps.batch_processing import progress_bar
-from flarecps.case_names import composed, why_not_plain
+from flarecps.case_names import ALIKE, composed, taken_by, why_not_plain
 from flarecps.errors import DatasetError, ScanError
 from flarecps.text_files import read_own_json
 from flarecps.volumes.dicom import stacks_at
@@ -151,10 +151,12 @@ def label_maps(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, Path
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; expected label maps (NIfTI, NRRD, MHA)")
     found: dict[str, Path] = {}
+    known: dict[str, str] = {}
     for path in find_scans(folder, leave_out):
         name = label_name(path, folder)
-        if name in found:
-            raise DatasetError(f"{path}: the case name {name!r} is taken by {found[name].name}; keep one of the two")
+        if other := taken_by(name, known):
+            cure = "; keep one of the two" if other == name else ALIKE
+            raise DatasetError(f"{path}: the case name {name!r} is taken by {found[other].name}{cure}")
         found[name] = path
     if not found:
         raise DatasetError(f"{folder}: no label maps in this folder; expected files such as CASE.nii.gz")

@@ -472,7 +472,7 @@ DEFECTS = [  # plant, case, codes, words of the first
     (image_without_labels, "l1", ["image-without-labels"], "training image without labels"),
     (labels_without_image, "l9", ["labels-without-image"], "labelsTr/l9.nii.gz"),
     (one_name_twice, "l1", ["same-name"], "is taken by"),
-    (alike_but_for_case, "L1", ["letter-case"], "l1 and L1"),
+    (alike_but_for_case, "L1", ["letter-case"], "is taken by"),
     (odd_name, "con", ["odd-name"], "is a device's on Windows"),
     (second_channel, "u2", ["channel-count"], "has the channels _0000, _0001"),
     (label_map_among_images, "l1", ["stray-file"], "imagesTr/l1.nii.gz"),

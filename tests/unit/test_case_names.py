@@ -15,9 +15,11 @@ from flarecps.datasets.layouts import link_cases
 from flarecps.datasets.splits import read_splits
 from flarecps.errors import DatasetError
 from flarecps.inference.case_records import record_path
+from flarecps.inference.folders import requests_for
 from flarecps.inference.outputs import OutputOptions, SegmentationRequest
 from flarecps.preprocessing.store import is_finished
 from flarecps.preprocessing.store_writing import remove_case
+from flarecps.volumes.discovery import label_maps
 
 STRANGE = ["", ".", "..", "../../victim", "/abs/path", "a/b", "a\\b", "a\0b", "a\nb", "\x1b[31m", "\x7f", "\ud800"]
 STRANGE += [".hidden", "CON", "nul", "com1.old", "LPT9", " a", "a ", "a.", "x" * 201, "ä" * 101, "\u2028"]
@@ -76,3 +78,16 @@ def test_no_other_line_makes_a_file_of_a_case_name() -> None:
     for path in Path(flarecps.__file__).parent.rglob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():
             assert not joined.search(line) or path.name == "phantom.py", f"{path}: {line.strip()}"
+
+
+def test_names_that_one_file_would_hold_on_some_systems_are_not_both_taken(tmp_path: Path) -> None:
+    """Linux has both files, macOS and Windows the second one's content under the first one's name."""
+    for name in ("case_1", "Case_1", "STRASSE", "straße", "other"):
+        (tmp_path / f"{name}_0000.nii.gz").touch()
+    if len(list(tmp_path.iterdir())) < 5:
+        pytest.skip("this file system is one of these")
+    faults = {one.name: one.fault for one in requests_for(tmp_path, tmp_path / "out")}
+    assert {name for name, fault in faults.items() if fault} == {"case_1", "straße"}
+    assert "the case name 'case_1' is taken by 'Case_1'" in faults["case_1"]
+    with pytest.raises(DatasetError, match=r"'case_1_0000' is taken by Case_1_0000\.nii\.gz, where"):
+        label_maps(tmp_path)
