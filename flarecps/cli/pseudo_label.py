@@ -76,6 +76,8 @@ def pseudo_label(
 
     if annotate_next is not None and annotate_next < 1:
         raise ConfigError(f"annotate-next {annotate_next}: expected at least 1 scan")
+    if out.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(f"{out}: lies in the case store, where nothing else is written; name a folder elsewhere")
     settings = SegmentationSettings(
         sibling=sibling,
         step=step,

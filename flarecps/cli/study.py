@@ -76,8 +76,6 @@ def study(
         raise ConfigError(f"--out {out}: is a file, or a folder that is not empty and no study's; choose another")
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget {budget:g}: expected hours above 0")
-    if workers < 1:
-        raise ConfigError(f"--workers {workers}: expected 1 or more")
     if sbatch and not submit:
         raise ConfigError(f"--sbatch {sbatch}: says how jobs are submitted, which --submit asks for; add it")
     options = sbatch_words(sbatch)

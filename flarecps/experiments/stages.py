@@ -76,7 +76,7 @@ class StageRecords:
         """The stage's record; {} without one, or when it is damaged."""
         content = read_own_json(self.folder / f"{stage.name}.json")
         starts = content.get("starts", [])
-        whole = isinstance(starts, list) and all(isinstance(one, str) for one in starts)
+        whole = isinstance(starts, list) and all(isinstance(one, str) for one in (*starts, content.get("digest")))
         return content if whole and is_number(content.get("cpu_s", 0.0)) else {}
 
     def state(self, stage: Stage) -> State:

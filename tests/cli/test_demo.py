@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from stores import CONFIGS
 
 from flarecps.atomic import write_json
 from flarecps.cli import demo, demo_real
+from flarecps.cli.console import Console
 from flarecps.cli.main import main
 from flarecps.datasets.catalogue import read_catalogue
 from flarecps.datasets.phantom import LARGE_ORGANS, write_phantom
@@ -180,6 +182,49 @@ def test_without_unlabelled_scans_the_control_is_alone(tmp_path: Path, pretended
         "score",
         "report",
     ]
+
+
+def test_damaged_paces_other_scans_and_two_at_once_are_told(
+    tmp_path: Path, pretended: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = own_scans(tmp_path / "own", 4, 2), tmp_path / "o [/x], é"
+    command = ["demo", "--out", str(out), "--real"]
+    pretended()
+    assert main([*command, str(source)]) == 0
+    paces = out / "pace" / "csv" / "metrics.csv"
+    for damaged in ("", *(f"{EPOCH},{PATCHES_PER_SECOND}\n1,{speed}\n" for speed in ("nan", "-5", "0", "x"))):
+        capsys.readouterr()
+        paces.write_text(damaged)
+        assert main([*command, str(source)]) == 2
+        error = capsys.readouterr().err
+        assert f"{paces}: tells no speed; remove {out / 'pace'}, and" in error
+        assert error.count("\n") == 1
+    shutil.rmtree(out / "pace")
+    (out / "stages" / "data.json").write_text('{"state": 3}')
+    assert main([*command, str(source)]) == 0
+    other = shutil.copytree(source, tmp_path / "other")
+    for words, message in (
+        ([*command, str(other)], "dataset.json: made from other data; it is not overwritten"),
+        (command[:-1], "holds a demo on own scans"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    with runner.run_lock(out / "stages"):
+        assert main([*command, str(source)]) == 2
+    assert "a run is at work here (process" in capsys.readouterr().err
+
+
+def test_structures_are_shown_whatever_they_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = own_scans(tmp_path / "own", 3)
+    write_json(data / "dataset.json", {"labels": {"background": 0, "[/x] [red]": 1}, "channel_names": {"0": "CT"}})
+    for method in demo.NAMES:
+        scores = tmp_path / "runs" / method / "scores"
+        scores.mkdir(parents=True)
+        (scores / "scores.csv").write_text("Name,[/x]_[red]_DSC,[/x]_[red]_NSD\nTr00.nii.gz,0.5,0.5\n")
+    demo._show_scores(tmp_path, data, list(demo.NAMES), "after [/y]", Console(), with_oracles=False)
+    shown = capsys.readouterr().out
+    assert "[/x] [red]" in shown
+    assert "after [/y]" in shown
 
 
 def test_a_labelled_test_set_is_used(tmp_path: Path) -> None:

@@ -282,7 +282,6 @@ def test_the_folders_own_test_scans_judge(dataset: Path, tmp_path: Path) -> None
         (["--arms", "cpss"], "did you mean cps?"),
         (["--budget", "0"], "hours above 0"),
         (["--stages", "trian_*"], "--stages trian_*: no such stage"),
-        (["--workers", "0"], "expected 1 or more"),
         (["--sbatch=--time=5"], "--submit asks for"),
         (["--submit", "--sbatch=--time='5"], "No closing quotation"),
         (["--without", "case_0"], "no scan 'case_0' to leave out; did you mean case_"),

@@ -19,6 +19,7 @@ from slurm_cluster import NODES, Cluster, MissingSlurm, install_slurm, wait_for
 from stores import REPOSITORY, TEST, TinyStores, fit_words
 
 from flarecps.checkpoint import load_plain
+from flarecps.datasets.phantom import write_phantom
 from flarecps.preprocessing import sources
 from flarecps.preprocessing.store import CaseStore
 
@@ -334,3 +335,37 @@ def test_the_pipeline_runs_from_scans_to_scores(cluster: Cluster, tiny_stores: T
     scores = json.loads((work / "scores" / "scores.json").read_text())
     assert scores
     assert len(list((work / "segmentations").glob("*.nii.gz"))) == TEST
+
+
+def test_a_study_runs_from_scans_to_the_verdict(cluster: Cluster, tmp_path: Path) -> None:
+    """Stores, an array of trainings, teachers' labels, an array of students, the judging: each after the one before."""
+    write_phantom(tmp_path / "scans", 4, 2, 0, "small", seed=3, workers=1, progress=False)
+    settings = {
+        "trainer.max_epochs": 1, "data.iterations_per_epoch": 2, "data.workers": 0, "data.patch_voxels": "[32, 32]",
+        "trainer.accelerator": "cpu", "trainer.precision": "32-true",
+    }  # fmt: skip
+    control = {"config": "phantom_2d_supervised", "settings": {"data.unlabelled": False}}
+    batch = {"labelled": 1, "unlabelled": 1, "pseudo_labelled": 1}
+    student = {"model.method": "flarecps.methods.SelfTraining", "data.global_batch": batch}
+    protocol = {
+        "primary": {"method": "self", "baseline": "control"},
+        "judged": {"by": "folds", "folds": 2},
+        "plan": {"dimensions": 2, "spacing": "[20, 12, 12]", "patch": "[32, 32]"},
+        "segment": {"device": "cpu"},
+        "settings": settings,
+        "arms": {"control": control, "self": {"settings": student, "teachers": "control"}},
+    }
+    (tmp_path / "protocol.yaml").write_text(json.dumps(protocol))
+    out = tmp_path / "an out"
+    words = [sys.executable, "-m", "flarecps", "study", tmp_path / "scans", "--out", out, "--submit", "--workers", 1]
+    words += ["--protocol", tmp_path / "protocol.yaml", "--sbatch=--cpus-per-task=1 --mem=1G"]
+    shown = cluster.say(*words, environment=program(), folder=tmp_path)
+    jobs = [line.split(": job ") for line in shown.splitlines()]
+    assert [name for name, _ in jobs] == ["prepare", "trainings_0", "labels_1", "trainings_2", "judge"]
+    cluster.jobs += [job for _, job in jobs]
+    cluster.wait_for_state(jobs[-1][1], "COMPLETED", "FAILED", "CANCELLED", within_s=8 * STARTED_S)
+    logs = "".join(path.read_text() for path in sorted((out / "slurm").glob("*.out")))
+    assert cluster.state(jobs[-1][1])["JobState"] == "COMPLETED", logs
+    assert json.loads((out / "verdict.json").read_text())["recommended"]["arm"] in ("control", "self")
+    assert (out / "report.html").is_file()
+    assert not list(tmp_path.glob("*.out")), "logs lie with the study"

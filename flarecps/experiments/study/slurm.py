@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import escape
+from itertools import takewhile
 from pathlib import Path
 
 from flarecps.atomic import write_text
@@ -24,7 +25,6 @@ _ARRAY = """#!/bin/bash
 #SBATCH --signal=USR1@180
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%A_%a.out
 exec bash {folder}/"$SLURM_ARRAY_TASK_ID".sh
 """
 
@@ -48,7 +48,8 @@ def write_chain(
     for script in (FIT_SCRIPT, COMMAND_SCRIPT):
         if not script.is_file():
             raise ConfigError(f"{script}: no such file; it comes with flarecps: install it again")
-    command = (str(COMMAND_SCRIPT), *again)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ("--gres=gpu:1", "--time=24:00:00", f"--output={folder}/%x-%j.out", str(COMMAND_SCRIPT), *again)
     jobs = [ClusterJob("prepare", (*command, "--stages", *(escape(one.name) for one in before)))] if before else []
     waiting = [one for one in judged if one.gpus or one.words[:1] == ("pseudo-label",)]
     known, generation = {one.name for one in waiting}, 0
@@ -75,17 +76,17 @@ def _array(folder: Path, name: str, trainings: Sequence[Stage]) -> ClusterJob:
     script = folder / f"{name}.sbatch"
     text = _ARRAY.format(count=len(trainings), name=script.name, folder=shlex.quote(str(place)))
     write_text(script, text)
-    return ClusterJob(name, (f"--array=1-{len(trainings)}", str(script)))
+    return ClusterJob(name, (f"--array=1-{len(trainings)}", f"--output={folder}/%x-%A_%a.out", str(script)))
 
 
 def submit_chain(jobs: Sequence[ClusterJob], options: Sequence[str]) -> list[str]:
     """Submit the jobs, each after the one before it; a line for each. ConfigError when sbatch refuses."""
     said, last = [], ""
     for job in jobs:
-        array, rest = [one for one in job.words if one.startswith("--array=")], list(job.words)
-        rest = rest[len(array) :]
-        wait = [f"--dependency=afterok:{last}"] if last else []
-        words = ["sbatch", "--parsable", f"--job-name=flarecps-{job.name}", *wait, *options, *array, *rest]
+        own = list(takewhile(lambda word: word.startswith("--"), job.words))
+        wait = [f"--dependency=afterok:{last}", "--kill-on-invalid-dep=yes"] if last else []
+        names = ["sbatch", "--parsable", f"--job-name=flarecps-{job.name}"]
+        words = [*names, *wait, *own, *options, *job.words[len(own) :]]
         last = submitted_job(words)
         said.append(f"{job.name}: job {last}")
     return said
