@@ -31,7 +31,6 @@ WITHIN_S = 120.0  # a frame takes milliseconds
 
 _one_at_a_time = threading.Lock()
 _decoder: subprocess.Popen[bytes] | None = None
-_owner = 0  # a forked process has its parent's pipes, and must not use them
 
 
 @dataclass
@@ -101,9 +100,8 @@ def decoding() -> Iterator[Decoding]:
 
 
 def _running() -> subprocess.Popen[bytes]:
-    global _decoder, _owner
-    if _decoder is None or _owner != os.getpid() or _decoder.poll() is not None:
-        _owner = os.getpid()
+    global _decoder
+    if _decoder is None or _decoder.poll() is not None:
         _decoder = subprocess.Popen(
             # Isolated, so that a module in the working directory is none of ours; `sys.path` makes a site needless
             [sys.executable, "-I", "-S", "-B", PROGRAM, *sys.path],
@@ -114,6 +112,16 @@ def _running() -> subprocess.Popen[bytes]:
             start_new_session=True,  # Ctrl-C is for this process; the decoder ends when nobody can ask it any more
         )
     return _decoder
+
+
+def _forget() -> None:
+    """In a forked process: its parent's pipes are none of it, and no thread is left that could free the lock."""
+    global _decoder, _one_at_a_time
+    _decoder, _one_at_a_time = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _end(decoder: subprocess.Popen[bytes]) -> None:

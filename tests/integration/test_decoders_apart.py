@@ -122,11 +122,10 @@ def test_one_damaged_slice_is_named_and_others_are_read_meanwhile(tmp_path: Path
     stream = get_frame(content.PixelData, 0, number_of_frames=1)
     content.PixelData = encapsulate([stream[: len(stream) // 2]])
     content.save_as(damaged / f"{bad}.dcm")
-    with pytest.raises(ScanError, match=f"damaged/{bad}.dcm: can't be read"):
-        try:
-            read_volume(damaged)
-        finally:  # the decoder is free again while the error is handled
-            volume = read_volume(sound)
+    with pytest.raises(ScanError, match=f"{bad}.dcm: can't be read") as found:
+        read_volume(damaged)
+    volume = read_volume(sound)
+    assert found.traceback, "it holds all that was called: the decoder was free nevertheless"
     assert np.array_equal(volume.source.reorientation.undo(volume.array[0]), hounsfield(12, 32, 32))
 
 
@@ -145,6 +144,17 @@ def test_a_decoder_that_died_between_scans_is_replaced(tmp_path: Path, fault: No
 def test_a_decoder_has_a_limit_of_memory(tmp_path: Path, fault: None, stream: bytes) -> None:
     with pytest.raises(ScanError, match="died of it, exit code 1"):
         read_volume(series(tmp_path / "bad", stream))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_forked_while_another_thread_reads_has_a_decoder_of_its_own(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from flarecps.volumes import decoders, io; io.read_volume(sys.argv[1]);"
+        "first = decoders._decoder.pid; decoders._one_at_a_time.acquire(); pid = os.fork()\n"
+        "if pid: sys.exit(os.waitpid(pid, 0)[1])\n"
+        "io.read_volume(sys.argv[1]); assert decoders._decoder.pid != first"
+    )
+    subprocess.run([sys.executable, "-c", program, str(series(tmp_path / "sound"))], check=True, timeout=120)
 
 
 def test_the_decoder_ends_with_whoever_began_it(tmp_path: Path) -> None:
