@@ -141,7 +141,7 @@ def _unpacked(one: Slice, content: Dataset, decoder: Decoding) -> Callable[[], n
         stream = get_frame(content.PixelData, one.frame or 0, number_of_frames=frames)
         is_plain = _is_plain_jpeg_2000(stream, content)
         file = stream if is_plain else _alone(content, stream)
-    decoder.ask("OpenJPEG" if is_plain else "GDCM", file, one.shape)
+        decoder.ask("OpenJPEG" if is_plain else "GDCM", file, one.shape)
 
     def values() -> np.ndarray:
         try:

@@ -6,7 +6,9 @@ way back, so a segmentation can be written on exactly the voxels of the scan it 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -341,8 +343,18 @@ def _kind(path: Path) -> ScanKind:
     if is_dicom_file(path):
         return "dicom"
     if path.suffix.lower() in TWO_FILES:
-        raise ScanError(
-            f"{path}: NIfTI or Analyze in two files (.hdr, .img); expected one: "
-            "nibabel.save(nibabel.load('X.hdr'), 'X.nii.gz') joins them; check left and right where it was Analyze"
-        )
+        raise _in_two_files(path)
     raise ScanError(f"{path}: not a known image format; expected {READABLE}")
+
+
+def _in_two_files(path: Path) -> ScanError:
+    """What to say of an image in two files, with the command that makes one of them."""
+    kind, doubt = "Analyze", ", and check left and right, which Analyze does not tell"
+    with suppress(OSError), open(path.with_suffix(TWO_FILES[0]), "rb") as file:
+        if file.read(348)[344:347] == b"ni1":
+            kind, doubt = "NIfTI", ""
+    code = f"import nibabel; nibabel.save(nibabel.load({str(path)!r}), {str(path.with_suffix('.nii.gz'))!r})"
+    command = shlex.join(["python", "-c", code])
+    return ScanError(
+        f"{path}: {kind} in two files (.hdr, .img); expected one: {command} joins them; move both away then{doubt}"
+    )

@@ -5,8 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,6 +26,7 @@ from flarecps.errors import ScanError
 from flarecps.inference.folders import requests_for
 from flarecps.volumes import discovery
 from flarecps.volumes.discovery import find_cases, find_scans
+from flarecps.volumes.io import read_volume
 
 
 def relative(folder: Path) -> list[str]:
@@ -301,8 +306,25 @@ def test_what_macos_adds_is_no_scan_and_images_in_two_files_are_told(tmp_path: P
     (tmp_path / "in/lonely.hdr").touch()
     assert [case.name for case in find_cases(tmp_path / "in")] == ["a", "pair"]
     assert segment(model, tmp_path / "in", tmp_path / "out") == 1
-    assert "pair_0000.hdr: NIfTI or Analyze in two files" in capsys.readouterr().err
+    assert "pair_0000.hdr: NIfTI in two files" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.AnalyzeImage])
+@pytest.mark.parametrize("name", ["it's a pair.hdr", "it's a pair.img"])
+def test_what_is_printed_joins_an_image_in_two_files(tmp_path: Path, kind: Any, name: str) -> None:
+    values = np.random.default_rng(0).integers(0, 900, (4, 5, 6)).astype(np.int16)
+    nibabel.save(kind(values, np.diag([2.0, 3.0, 4.0, 1.0])), tmp_path / "it's a pair.img")
+    with pytest.raises(ScanError, match="in two files") as found:
+        read_volume(tmp_path / name)
+    told, is_nifti = str(found.value), kind is nibabel.Nifti1Pair
+    assert (": NIfTI in" in told, "check left and right" in told) == (is_nifti, not is_nifti)
+    command = shlex.split(told.partition("expected one: ")[2].partition(" joins them")[0])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    volume = read_volume(tmp_path / "it's a pair.nii.gz")
+    assert volume.space.spacing_mm == (4.0, 3.0, 2.0)
+    if is_nifti:
+        np.testing.assert_array_equal(volume.array[0], values.T)
 
 
 def test_many_dicom_headers_are_read_with_a_bar(
