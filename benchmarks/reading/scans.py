@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ def read(path):
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(path))
     return sitk.GetArrayFromImage(reader.Execute())
 """
+# In the folder of its ``flarecps/``, which Python finds there first
 READING = """
 import json, sys, time
 {imports}
@@ -47,18 +47,18 @@ print(json.dumps([seconds, after - before, after]))
 """
 
 
-def timed(words: list[str], environment: dict[str, str]) -> tuple[float, ...]:
+def timed(words: list[str], folder: Path) -> tuple[float, ...]:
     """Seconds and CPU seconds of reading, then of the whole process."""
     began = time.perf_counter()
-    done = subprocess.run(words, env=environment, capture_output=True, check=True, text=True)
+    done = subprocess.run(words, cwd=folder, capture_output=True, check=True, text=True)
     whole = time.perf_counter() - began
     seconds, cpu, whole_cpu = json.loads(done.stdout)
     return seconds, cpu, whole, whole_cpu
 
 
-def peak_mb(words: list[str], environment: dict[str, str]) -> float:
+def peak_mb(words: list[str], folder: Path) -> float:
     """The largest memory of a process and its children; pages that they share count twice."""
-    process, peak = psutil.Popen(words, env=environment, stdout=subprocess.DEVNULL), 0
+    process, peak = psutil.Popen(words, cwd=folder, stdout=subprocess.DEVNULL), 0
     while process.poll() is None:
         now = 0
         for one in (process, *process.children(recursive=True)):
@@ -85,9 +85,8 @@ def main() -> None:
         found: dict[str, list[Any]] = {name: [] for name in readers}
         for _ in range(options.rounds):
             for name, (imports, folder) in readers.items():
-                words = [sys.executable, "-c", READING.format(imports=imports), scan]
-                environment = {**os.environ, "PYTHONPATH": str(folder)}
-                found[name].append((*timed(words, environment), peak_mb(words, environment)))
+                words = [sys.executable, "-c", READING.format(imports=imports), str(Path(scan).resolve())]
+                found[name].append((*timed(words, folder), peak_mb(words, folder)))
         medians = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
         for name, (*seconds, mb) in medians.items():
             cells = [Path(scan).name, name, *(f"{one:.2f}" for one in seconds), f"{mb:.0f}"]

@@ -40,7 +40,7 @@ def read_series(path: Path) -> StoredScan:
     Raises ScanError for no series, several stacks, damaged files, and slices that do not make one stack.
     """
     slices, space, remarks = _stack(path)
-    return StoredScan(pixels_of(slices), space, remarks)
+    return StoredScan(pixels_of(slices, space), space, remarks)
 
 
 def read_series_space(path: Path) -> Space:

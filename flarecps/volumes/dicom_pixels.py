@@ -29,8 +29,9 @@ from pydicom.uid import (
 from flarecps.errors import ScanError
 from flarecps.volumes.decoders import AHEAD, Decoding, decoding
 from flarecps.volumes.dicom_slices import Slice, pydicom_errors_as_scan_error
-from flarecps.volumes.headers import COPY_AGAIN, read_voxels
+from flarecps.volumes.headers import COPY_AGAIN, in_canonical_memory, read_voxels
 from flarecps.volumes.mha import read_mha_header
+from flarecps.volumes.space import Space
 
 IMAGE_PIXEL = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
@@ -47,8 +48,10 @@ SIGN_AND_BITS = 42  # th byte is the sign and one less than the bits of a value
 WHOLE = 1 << 31  # slopes and intercepts beyond can't be multiplied in int64
 
 
-def pixels_of(slices: Sequence[Slice]) -> np.ndarray:
+def pixels_of(slices: Sequence[Slice], space: Space | None = None) -> np.ndarray:
     """The values of ``slices``, which are of one size, as one array (slice, row, column).
+
+    It is a view on memory in canonical order where the grid of the slices, ``space``, is known.
 
     Integers stay as they are stored where no slice is rescaled; whole slopes and intercepts give int16, or int32 where
     that is too small; others float32. Raises ScanError when a file is damaged or its compression unknown.
@@ -66,7 +69,7 @@ def pixels_of(slices: Sequence[Slice]) -> np.ndarray:
                 values += exact(slices[place].intercept)
             if array is None:
                 kept = values.dtype if as_stored else np.dtype(np.int16 if whole else np.float32)
-                array = np.empty((len(slices), *values.shape), kept)
+                array = in_canonical_memory(space, kept) if space else np.empty((len(slices), *values.shape), kept)
             if not _fits(values, array.dtype):
                 array = array.astype(np.int32 if _fits(values, np.dtype(np.int32)) else np.float32)
             array[place] = values

@@ -259,7 +259,7 @@ def _pass_over(stream: Any, size: int) -> None:
 
 def _filled(stream: Any, header: ScanHeader) -> np.ndarray:
     space, dtype, slope, inter = header.space, header.dtype, header.slope, header.inter
-    voxels = _in_canonical_memory(space, dtype.newbyteorder("=") if header.is_whole else np.dtype(np.float32))
+    voxels = in_canonical_memory(space, dtype.newbyteorder("=") if header.is_whole else np.dtype(np.float32))
     needed = math.prod(voxels.shape[1:]) * dtype.itemsize
     as_stored = (slope, inter) == (1.0, 0.0)
     for number, section in enumerate(voxels):
@@ -278,13 +278,13 @@ def _scaled(stored: np.ndarray, space: Space, slope: int, inter: int) -> np.ndar
     limits = (np.iinfo(np.int16), np.iinfo(np.int32))
     fitting = [one.dtype for one in limits if one.min <= min(ends) and max(ends) <= one.max]
     kind = fitting[0] if fitting else np.dtype(np.float32)
-    scaled = stored if stored.dtype == kind else _in_canonical_memory(space, kind)
+    scaled = stored if stored.dtype == kind else in_canonical_memory(space, kind)
     for section, result in zip(stored, scaled, strict=True):
         result[...] = section.astype(np.int64 if fitting else np.float64) * slope + inter
     return scaled
 
 
-def _in_canonical_memory(space: Space, dtype: np.dtype) -> np.ndarray:
+def in_canonical_memory(space: Space, dtype: np.dtype) -> np.ndarray:
     """An empty array in the stored order of ``space`` whose memory is in canonical order."""
     reorientation = canonical_reorientation(space.direction)
     return reorientation.undo(np.empty(reorientation.apply_to_space(space).shape, dtype))
