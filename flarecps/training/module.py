@@ -33,7 +33,7 @@ from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
 from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
 from flarecps.training.kernel_trial import what_fails
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss
-from flarecps.training.ranks import warn
+from flarecps.training.ranks import gather_from_ranks, warn
 from flarecps.training.validation import OrganScores, named_scores, organ_dsc, sibling_labels
 
 # in_channels, classes, features, strides, kernels -> network
@@ -132,14 +132,15 @@ class SegmentationModule(LightningModule):
         self.inference_prefixes  # noqa: B018  # a method that names a foreign network is told so now, not after hours
 
     def setup(self, stage: str) -> None:
-        """Choose the road for the trainer's device; one that was asked for and is not there is said once."""
+        """Choose the road for the trainer's device, one for all ranks; one that is not there is said once."""
         device = self.trainer.strategy.root_device
         self.road = chosen_road(self.kernels, device)
-        why = no_triton(device)
-        if self.road == "triton" and (why := what_fails(device)):
-            self.road = "plain"
-        if why and (self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda")):
-            warn(f"norms and losses are PyTorch's own, which is slower: {why}")
+        if self.kernels == "triton" or (self.kernels == "auto" and device.type == "cuda"):
+            reasons = gather_from_ranks(no_triton(device) or what_fails(device))
+            if failing := [rank for rank, why in enumerate(reasons) if why]:  # on two roads ranks would round apart
+                self.road = "plain"
+                whose = f" (rank {failing[0]} of {len(reasons)})" if len(reasons) > 1 else ""
+                warn(f"norms and losses are PyTorch's own, which is slower: {reasons[failing[0]]}{whose}")
         if self.channels_last is None and self.road != "plain" and keeps_layout(self.siblings[0]):
             self.channels_last = True
             networks = dict.fromkeys([*self.siblings, *self.inference_networks])
