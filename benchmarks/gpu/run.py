@@ -30,7 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import parts
+import agreement
+import bench as benches
+import links
+import program
+import steps
 import words
 
 from flarecps import atomic
@@ -45,45 +49,45 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured in one process: a function of ``parts``' bench, and the most seconds it may take."""
+    """What is measured in one process: a function of the bench, and the most seconds it may take."""
 
     name: str
     limit_s: float
-    measure: Callable[[parts.Bench], dict[str, Any]]
+    measure: Callable[[benches.Bench], dict[str, Any]]
     needs_scans: bool = False
 
 
-def all_parts(bench: parts.Bench) -> list[Part]:
+def all_parts(bench: benches.Bench) -> list[Part]:
     """What there is to measure, what matters most first."""
 
     def step(name: str, *switches: str, network: str = "PlainUNet", dimensions: int = 3) -> Part:
-        return Part(name, 75, lambda of: parts.step(of, switches, network, dimensions))
+        return Part(name, 75, lambda of: steps.step(of, switches, network, dimensions))
 
     found = [
-        Part("machine", 40, parts.machine),
-        Part("numbers", 75, parts.numbers),
+        Part("machine", 40, benches.machine),
+        Part("numbers", 75, agreement.numbers),
         step("step fast", "fast"),
         step("step plain"),
-        Part("shares fast", 60, lambda of: parts.shares(of, ["fast"])),
+        Part("shares fast", 60, lambda of: steps.shares(of, ["fast"])),
         step("step fast, in turn", "fast", "in_turn"),
     ]
     if bench.peer:
-        found += [Part("step nnU-Net", 75, parts.peer_step)]
+        found += [Part("step nnU-Net", 75, steps.peer_step)]
     found += [
-        Part("fit", 100, parts.fit, needs_scans=True),
-        Part("segment flare22", 60, lambda of: parts.segment(of, "--budget", "flare22"), needs_scans=True),
-        Part("segment", 60, parts.segment, needs_scans=True),
-        Part("validate", 60, parts.validate, needs_scans=True),
-        Part("cards", 90, parts.cards),
+        Part("fit", 100, program.fit, needs_scans=True),
+        Part("segment flare22", 60, lambda of: program.segment(of, "--budget", "flare22"), needs_scans=True),
+        Part("segment", 60, program.segment, needs_scans=True),
+        Part("validate", 60, program.validate, needs_scans=True),
+        Part("cards", 90, links.cards),
     ]
     if bench.peer:
-        found += [Part("step nnU-Net, compiled", 90, lambda of: parts.peer_step(of, "--compile"))]
+        found += [Part("step nnU-Net, compiled", 90, lambda of: steps.peer_step(of, "--compile"))]
     return [
         *found,
-        Part("segment, mirrored", 75, lambda of: parts.segment(of, "--mirror"), needs_scans=True),
-        Part("shares plain", 60, lambda of: parts.shares(of, [])),
+        Part("segment, mirrored", 75, lambda of: program.segment(of, "--mirror"), needs_scans=True),
+        Part("shares plain", 60, lambda of: steps.shares(of, [])),
         step("step fast, padded", "fast", "padded"),
-        Part("fit, all cards", 100, parts.fit_on_all, needs_scans=True),
+        Part("fit, all cards", 100, program.fit_on_all, needs_scans=True),
         step("step fast, 2D", "fast", dimensions=2),
         step("step plain, 2D", dimensions=2),
         step("step fast, residual", "fast", network="ResidualEncoderUNet"),
@@ -104,7 +108,7 @@ def main() -> int:
     options = parser.parse_args()
     ends = time.monotonic() + 60 * options.minutes
     device = "cpu" if options.cpu_rehearsal else "cuda"
-    bench = parts.Bench(options.work.resolve(), device, os.environ.get("FLARECPS_PEER_PYTHON"))
+    bench = benches.Bench(options.work.resolve(), device, os.environ.get("FLARECPS_PEER_PYTHON"))
     kept = bench.work / ("parts_rehearsed" if options.cpu_rehearsal else "parts")
     if options.again:
         shutil.rmtree(kept, ignore_errors=True)
@@ -125,12 +129,12 @@ def main() -> int:
     return 0 if agree and len(measured) == len(wanted) else 1
 
 
-def measure(bench: parts.Bench, wanted: list[Part], kept: Path, results: Path, ends: float, held: ExitStack) -> None:
+def measure(bench: benches.Bench, wanted: list[Part], kept: Path, results: Path, ends: float, held: ExitStack) -> None:
     """Each part that is missing, until ``ends``; the report after each. What still runs then is ended by ``held``."""
     meter = None if bench.tiny else open_gpu(None)
     logs, scans = bench.work / "logs", None
     if any(part.needs_scans and not done(kept / f"{part.name}.json") for part in wanted):
-        scans = Child(lambda: parts.scans(bench), kept / "scans.json", logs / "scans.log")
+        scans = Child(lambda: program.scans(bench), kept / "scans.json", logs / "scans.log")
         held.callback(scans.end)
     for part in wanted:
         file = kept / f"{part.name}.json"

@@ -56,8 +56,8 @@ def _steps(results: Found, found: Found, machine: dict[str, Any]) -> list[str]:
     peer = steps.get("nnU-Net")
     lines = ["", "## The step", "", "Medians, shortest–longest; nnU-Net's are four steps, as many patch passes.", ""]
     lines += [
-        "| | seconds | of nnU-Net's | peak GB | of the matrix rate | 1000 × 250, h |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | seconds | of nnU-Net's | peak GB | of the plan's figure | of the matrix rate | 1000 × 250, h |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, one in steps.items():
         spread = f"{one['step_s']:.4f} ({min(one['seconds']):.4f}–{max(one['seconds']):.4f})"
@@ -66,7 +66,9 @@ def _steps(results: Found, found: Found, machine: dict[str, Any]) -> list[str]:
         if "operations" in one and "matrix_flops" in machine:
             share = f"{one['operations'] / one['step_s'] / machine['matrix_flops']:.0%}"
         hours = one["step_s"] * PAPER_STEPS / 3600
-        lines.append(f"| {name} | {spread} | {against} | {one['peak_gb']:.2f} | {share} | {hours:.1f} |")
+        lines.append(
+            f"| {name} | {spread} | {against} | {one['peak_gb']:.2f} | {_calibrated(one)} | {share} | {hours:.1f} |"
+        )
     return lines
 
 
@@ -89,14 +91,15 @@ def _training(results: Found, found: Found, machine: dict[str, Any]) -> list[str
     rows = {name: results[name] for name in ("fit", "fit, all cards") if "patches_per_s" in results.get(name, {})}
     lines = ["", "## A real training", "", "Second of two epochs.", ""] if rows else []
     if rows:
-        lines += ["| | cards | patches/s | a step, s | waiting for data | peak GB | driver's peak MB |"]
-        lines += ["|---|--:|--:|--:|--:|--:|--:|"]
+        heads = "peak GB | of the plan's figure | driver's peak MB"
+        lines += [f"| | cards | patches/s | a step, s | waiting for data | {heads} |"]
+        lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for name, one in rows.items():
         peak = "" if one["peak_gb"] is None else f"{one['peak_gb']:.2f}"
         driver = _mb(found[name])
         lines.append(
             f"| {name} | {one.get('cards', 1)} | {one['patches_per_s']:.1f} | {one['step_s']:.3f} | "
-            f"{one['data_wait_share']:.1%} | {peak} | {driver} |"
+            f"{one['data_wait_share']:.1%} | {peak} | {_calibrated(one)} | {driver} |"
         )
     return lines
 
@@ -135,6 +138,13 @@ def _cards(results: Found, found: Found, machine: dict[str, Any]) -> list[str]:
         f"{1e3 * one['gradients_s']:.2f} ms, {one['bus_gb_per_s']:.1f} GB/s a card; a message of 64 bytes "
         f"{one['message_us']:.0f} µs.",
     ]
+
+
+def _calibrated(one: dict[str, Any]) -> str:
+    """Measured peak over what ``plan`` and ``fit --dry-run`` say; a CPU's is its process's, and says nothing of it."""
+    if one.get("peak_gb") is None or "predicted_gb" not in one:
+        return ""
+    return f"{one['peak_gb'] / one['predicted_gb']:.2f} × {one['predicted_gb']:.2f}"
 
 
 def _mb(part: dict[str, Any]) -> str:

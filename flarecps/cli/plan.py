@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flarecps.datasets.catalogue import Catalogue
     from flarecps.inference.resources.budget import Budget
     from flarecps.planning.fingerprint import Fingerprint
+    from flarecps.planning.memory import Learners
     from flarecps.planning.plan import Plan
     from flarecps.planning.student import Teacher
 
@@ -59,8 +60,8 @@ def plan(
         dimensions: 3 for volumes, 2 for slices
         intensity: which voxels decide CT window, mean and SD: global, all of them, as in the paper; or foreground,
             those of labelled structures, as in nnU-Net. Other modalities are scaled scan by scan
-        gpu_memory_gb: GPU memory that one training step may take; 32 gives the patch sizes that nnU-Net plans for
-            its 8 GB, because four times as much is in memory
+        gpu_memory_gb: GPU memory that one training step may take, by nnU-Net's rule, which is cautious: 32 gives the
+            patch sizes that nnU-Net plans for its 8 GB. What the step is estimated to take is printed
         split: name of a split in the data set's splits.json; without it the folders say who is labelled
         spacing_mm: spacing to resample to instead of the planned one: "[2.5, 0.8, 0.8]" (slice, row, column)
         patch: patch size in voxels instead of the planned one: "[64, 96, 96]" (slice, row, column), in 2D "[256, 256]"
@@ -87,7 +88,7 @@ def plan(
     from flarecps.datasets.catalogue import read_catalogue
     from flarecps.errors import PlanError
     from flarecps.planning.fingerprint import fingerprint_dataset, fingerprint_shard
-    from flarecps.planning.memory import STREAMS, gb_in_words, networks_held
+    from flarecps.planning.memory import STREAMS, Learners, gb_in_words
     from flarecps.planning.plan import write_plan
     from flarecps.planning.planner import plan_dataset
 
@@ -100,9 +101,9 @@ def plan(
     budget = _students_budget(student, teacher, max_vram, max_ram, max_seconds)
     if student and (method is not None or siblings_in_turn):
         raise PlanError("--student: learns by flarecps.methods.SelfTraining; leave --method and --siblings-in-turn out")
-    networks, streams = networks_held(in_turn=siblings_in_turn), STREAMS
+    learners, streams = Learners(in_turn=siblings_in_turn), STREAMS
     if method is not None:
-        networks, streams = _declared_cost(method, siblings_in_turn)
+        learners, streams = _declared_cost(method, siblings_in_turn)
     catalogue = read_catalogue(dataset, split)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     if shard is not None and fingerprints is not None:
@@ -116,7 +117,7 @@ def plan(
     fingerprint, failed = fingerprint_dataset(catalogue, workers, progress, fingerprints)
     asked = (dimensions, intensity, gpu_memory_gb, spacing_mm, patch, most_features)
     if budget is None:
-        decided = plan_dataset(fingerprint, catalogue, *asked, networks=networks, streams=streams)
+        decided = plan_dataset(fingerprint, catalogue, *asked, learners=learners, streams=streams)
     else:
         decided = _students_plan(fingerprint, catalogue, taught_by, budget, device, asked)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -202,14 +203,14 @@ def _keep_former(out: Path, decided: Plan) -> list[str]:
     return [f"another plan was there, and is now {former}", *changed]
 
 
-def _declared_cost(class_path: str, in_turn: bool) -> tuple[float, int]:
-    """How many networks' worth of memory a method's step holds, and how many kinds of patches it reads."""
+def _declared_cost(class_path: str, in_turn: bool) -> tuple[Learners, int]:
+    """Whose memory a method's step takes, and how many kinds of patches it reads."""
     from importlib import import_module
     from inspect import signature
 
     from flarecps.errors import ConfigError
     from flarecps.methods import Method
-    from flarecps.planning.memory import networks_held
+    from flarecps.planning.memory import Learners
 
     module, _, name = class_path.rpartition(".")
     try:
@@ -224,7 +225,7 @@ def _declared_cost(class_path: str, in_turn: bool) -> tuple[float, int]:
     if in_turn and "siblings_in_turn" not in signature(method).parameters:
         raise ConfigError(f"--siblings-in-turn: {class_path} has no setting siblings_in_turn; leave the option out")
     in_turn = in_turn or method.siblings_in_turn
-    return networks_held(method.sibling_count, method.extra_networks, in_turn), len(method.streams)
+    return Learners(method.sibling_count, method.extra_networks, in_turn), len(method.streams)
 
 
 def _show(plan: Plan, console: Console) -> None:
@@ -253,7 +254,7 @@ def _show(plan: Plan, console: Console) -> None:
         ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),
         ("Dice over", "the batch" if plan.batch_dice else "each patch"),
         ("intensities", intensities),
-        ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a training step (estimate)"),
+        ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a training step in bf16-mixed (estimate)"),
     ]
     if (why := plan.fingerprint.get("student")) is not None:
         rows.append(("parameters", f"{why['parameters']:,}; {why['teacher']}: {why['teacher_parameters']:,}"))

@@ -9,7 +9,7 @@ from flarecps.cli.configs import found_config
 from flarecps.errors import ConfigError, counted
 
 MACS, MACS_TABLE_2 = "MACs, one forward pass", "MACs as the paper's Table 2 counts"
-MEMORY = "memory of a step, estimated"
+MEMORY = "memory of a step, estimated (bf16-mixed)"
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,12 +1,14 @@
-"""What one training step of two siblings holds in GPU memory, counted in feature-map elements as nnU-Net does.
+"""What one training step holds in GPU memory: a limit on patches, nnU-Net's, and an estimate, calibrated on peaks.
 
-nnU-Net v2 takes it that a step with at most 560e6 elements per patch and batch 2 (3D), or 85e6 and batch 12 (2D),
-fits 8 GB. A step of cross pseudo supervision holds four times that at the same batch: two networks, each with a
-labelled and an unlabelled patch for every patch of nnU-Net's.
+nnU-Net v2 takes it that a step with at most 560e6 elements of feature maps per patch and batch 2 (3D), or 85e6 and
+batch 12 (2D), fits 8 GB. A step of cross pseudo supervision holds four times that at the same batch: two networks, each
+with a labelled and an unlabelled patch for every patch of nnU-Net's. Patches are chosen by it, so that plans can be
+compared with nnU-Net's. What the step then takes is counted term by term (``MemoryModel.step_gb``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +24,33 @@ STREAMS = 2  # labelled and unlabelled patches, equally many
 SMALLEST_BATCH = 2  # per stream
 SIBLING_AT_REST = 0.1  # networks' worth: its weights, gradients and momentum, its outputs and their gradients
 MOST_OF_DATA = 0.05  # a batch holds at most this share of the labelled voxels
+HALF, SINGLE = 2, 4  # bytes of a feature map's element: bf16-mixed, 32-true
+FULL_SIZE_AT_PEAK = 3  # tensors like the finest stage's features while its last activation is differentiated
 
 
-def networks_held(siblings: int = SIBLINGS, beside: float = 0.0, in_turn: bool = False) -> float:
-    """Networks' worth of memory of a step: of every sibling, or of one and what is left of the others in turn.
+@dataclass(frozen=True)
+class Learners:
+    """Whose memory a step takes: ``count`` siblings, and ``beside`` them so many networks' worth of feature maps.
 
-    >>> networks_held(), networks_held(in_turn=True), networks_held(1, beside=0.2)
-    (2.0, 1.1, 1.2)
+    ``in_turn`` they hold the feature maps of one at a time.
     """
-    return (1 + (siblings - 1) * SIBLING_AT_REST if in_turn else siblings) + beside
+
+    count: int = SIBLINGS
+    beside: float = 0.0
+    in_turn: bool = False
+
+    @property
+    def networks(self) -> float:
+        """Networks' worth of memory in all.
+
+        >>> Learners().networks, Learners(in_turn=True).networks, Learners(1, beside=0.2).networks
+        (2, 1.1, 1.2)
+        """
+        own = 1 + (self.count - 1) * SIBLING_AT_REST if self.in_turn else self.count
+        return own + self.beside if self.beside else own
+
+
+CROSS_PSEUDO = Learners()
 
 
 @dataclass(frozen=True)
@@ -40,13 +60,13 @@ class MemoryModel:
     gpu_memory_gb: float
     dimensions: int
     class_count: int
-    networks: float = SIBLINGS  # how many learn, and what is held beside them in a network's worth
+    learners: Learners = CROSS_PSEUDO
     streams: int = STREAMS
 
     @property
     def elements(self) -> float:
         """The elements a patch may have in one network, at the reference batch in every stream."""
-        share = self.gpu_memory_gb / REFERENCE_GB / (self.networks * self.streams)
+        share = self.gpu_memory_gb / REFERENCE_GB / (self.learners.networks * self.streams)
         return REFERENCE_ELEMENTS[self.dimensions] * share
 
     @property
@@ -75,11 +95,43 @@ class MemoryModel:
         varied = round(labelled_voxels * MOST_OF_DATA / np.prod(patch, dtype=float))
         return max(min(fitting, varied), SMALLEST_BATCH)
 
-    def step_gb(self, patch: Sequence[int], topology: Topology, batch: int) -> float:
-        """Estimated GB of one training step with ``batch`` patches in every stream."""
-        elements = self.elements_per_patch(patch, topology) * batch * self.networks * self.streams
-        reference = REFERENCE_ELEMENTS[self.dimensions] * REFERENCE_BATCH[self.dimensions]
-        return REFERENCE_GB * elements / reference
+    def step_gb(self, patch: Sequence[int], topology: Topology, batch: int, element_bytes: int = HALF) -> float:
+        """GB of tensors at the peak of a step of plain U-Nets, ``batch`` patches in every stream, bf16-mixed.
+
+        Counted are of every convolution its output and what the next one sees; logits at all scales and their
+        gradients; weights, gradients and momentum; and what is made in passing where most is held. Not counted: what
+        cuDNN needs meanwhile, the allocator's remainders, the CUDA context. docs/training-step.md says how far it is
+        from peaks that were measured.
+        """
+        learners, voxels = self.learners, math.prod(patch)
+        computed = (1 if learners.in_turn else learners.count) + learners.beside
+        scales = 1 / (1 - 2**-self.dimensions)  # of deep supervision, together, in voxels of the finest
+        logits = 2 * self.class_count * voxels  # and their gradients; among the elements they are counted twice, too
+        maps = computed * (2 * self.elements_per_patch(patch, topology) - logits)
+        there = learners.count + learners.beside
+        outputs = there * logits * scales
+        passing = FULL_SIZE_AT_PEAK * topology.features[0] * voxels
+        weights = parameter_count(topology, self.class_count)
+        state = weights * (3 * SINGLE * there + (HALF * computed if element_bytes == HALF else 0))
+        return (batch * self.streams * element_bytes * (maps + outputs + passing) + state) / 1e9
+
+
+def parameter_count(topology: Topology, class_count: int, channels: int = 1) -> int:
+    """The weights of a plain U-Net's convolutions, two a stage both ways, without biases and norms.
+
+    >>> ones, twos, threes = (1,) * 3, (2,) * 3, (3,) * 3
+    >>> strides = (ones, *(twos,) * 4, (1, 2, 2))
+    >>> parameter_count(Topology((32, 64, 128, 256, 320, 320), strides, (threes,) * 6), class_count=14)
+    30783264
+    """
+    features, found, before = topology.features, 0, channels
+    for width, kernel in zip(features, topology.kernels, strict=True):
+        found += math.prod(kernel) * (before + width) * width
+        before = width
+    coarser = zip(features[:-1], features[1:], topology.strides[1:], topology.kernels[:-1], strict=True)
+    for width, below, stride, kernel in coarser:
+        found += math.prod(stride) * below * width + 3 * math.prod(kernel) * width**2 + class_count * width
+    return found
 
 
 def network_step_gb(plan: Plan, elements: int) -> float:

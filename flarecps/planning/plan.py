@@ -106,7 +106,7 @@ class Plan:
     batch_dice: bool
     intensity: Intensity
     fingerprint: dict[str, Any]  # what the numbers were decided from: a summary for people
-    memory_gb: float  # estimated GPU memory of one training step (two siblings, both kinds of patches)
+    memory_gb: float  # estimated GPU memory of one training step (two siblings, both kinds of patches, bf16-mixed)
     conventions: Conventions = OWN_CONVENTIONS
 
     @property

@@ -11,7 +11,7 @@ from flarecps.datasets.catalogue import Catalogue
 from flarecps.errors import PlanError
 from flarecps.planning.fingerprint import Fingerprint, is_ct
 from flarecps.planning.histogram import Histogram
-from flarecps.planning.memory import SIBLINGS, STREAMS, MemoryModel
+from flarecps.planning.memory import CROSS_PSEUDO, STREAMS, Learners, MemoryModel
 from flarecps.planning.plan import Intensity, IntensitySource, Plan, checked
 from flarecps.planning.spacing import axis_order, coarser, in_network_order, median_shape_voxels, target_spacing_mm
 from flarecps.planning.topology import FIRST_FEATURES, fit_patch, given_patch
@@ -32,13 +32,13 @@ def plan_dataset(
     patch_voxels: Sequence[int] | None = None,
     most_features: int | None = None,
     order: Triple | None = None,
-    networks: float = SIBLINGS,
+    learners: Learners = CROSS_PSEUDO,
     streams: int = STREAMS,
     first_features: int = FIRST_FEATURES,
 ) -> Plan:
     """The plan for a data set: nnU-Net v2's heuristics, with the memory that the method's step takes.
 
-    That is of ``networks``, each with patches of ``streams`` kinds: what a method declares, here cross pseudo
+    That is of ``learners``, each with patches of ``streams`` kinds: what a method declares, here cross pseudo
     supervision's two siblings with labelled and unlabelled patches.
 
     ``spacing_mm`` (canonical: slice, row, column), ``patch_voxels`` (network order), ``most_features`` (of a stage),
@@ -65,7 +65,7 @@ def plan_dataset(
     if dimensions == 3 and shape[0] <= 1:
         raise PlanError(f"{catalogue.root}: most scans have a single slice; plan with --dimensions 2")
     seen = slice(3 - dimensions, 3)  # a 2D network does not see the first axis
-    memory = MemoryModel(gpu_memory_gb, dimensions, len(catalogue.labels), networks, streams)
+    memory = MemoryModel(gpu_memory_gb, dimensions, len(catalogue.labels), learners, streams)
     if patch_voxels is None:
         patch, topology = fit_patch(spacing[seen], shape[seen], memory, most_features, first_features)
     else:

@@ -17,7 +17,7 @@ import numpy as np
 from flarecps.datasets.catalogue import Catalogue
 from flarecps.errors import PlanError
 from flarecps.planning.fingerprint import Fingerprint
-from flarecps.planning.memory import MemoryModel
+from flarecps.planning.memory import Learners, MemoryModel
 from flarecps.planning.plan import Plan, Topology, checked
 from flarecps.planning.planner import plan_dataset
 from flarecps.planning.spacing import coarser, in_canonical_order
@@ -86,7 +86,7 @@ def plan_student(
                 try:
                     plan = plan_dataset(
                         fingerprint, catalogue, teacher.plan.dimensions, "global", memory_gb, spacing, patch_voxels,
-                        most_features, teacher.plan.axis_order, 1, STREAMS, first,
+                        most_features, teacher.plan.axis_order, Learners(1), STREAMS, first,
                     )  # fmt: skip
                 except PlanError:
                     if tried:
@@ -162,7 +162,7 @@ def _narrowed(plan: Plan, first: int, most: int | None, limit: int, parameters: 
     if not found:
         return None
     *_, narrow = max(found, key=lambda entry: entry[:2])
-    memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, 1, STREAMS)
+    memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, Learners(1), STREAMS)
     step_gb = memory.step_gb(plan.patch_voxels, narrow.topology, plan.global_batch["labelled"])
     return replace(narrow, memory_gb=round(step_gb, 2))
 

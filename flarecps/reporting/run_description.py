@@ -147,7 +147,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             f"{', '.join(map(str, topology.features))} features; the deepest sees the patch reduced by "
             f"{_times(topology.total_stride)}.",
         ),
-        ("Memory", f"Estimated {gb_in_words(plan.memory_gb)} for one training step."),
+        ("Memory", f"Estimated {gb_in_words(plan.memory_gb)} for one training step in bf16-mixed."),
     ]
 
 

@@ -27,7 +27,7 @@ from flarecps.networks import (
     pad_image_channels,
     set_memory_format,
 )
-from flarecps.planning.memory import MemoryModel, networks_held
+from flarecps.planning.memory import Learners, MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
 from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
 from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
@@ -355,8 +355,8 @@ def _planned(content: dict[str, Any], topology: Topology | None, method: Method)
     if topology is not None:
         content = content | {"topology": json.loads(json.dumps(asdict(topology)))}
     plan = plan_from_json(content, where="the plan, with data.patch_voxels and model.topology")
-    networks = networks_held(method.sibling_count, method.extra_networks, method.siblings_in_turn)
-    memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, networks, streams=1)
+    learners = Learners(method.sibling_count, method.extra_networks, method.siblings_in_turn)
+    memory = MemoryModel(plan.memory_gb, plan.dimensions, plan.class_count, learners, streams=1)
     patches = sum(number for stream, number in plan.global_batch.items() if stream in method.streams)
     return replace(plan, memory_gb=round(memory.step_gb(plan.patch_voxels, plan.topology, patches), 2))
 

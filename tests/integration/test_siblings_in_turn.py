@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from gpu_scripts import script
 from lightning.pytorch.strategies import DDPStrategy
 from runs import assert_identical, table
 from stores import CONFIGS, TinyStores, fit, fit_words
 from tiny_training import LAMBDA, batches, crossed, module_of, tiny_plan, trained
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flarecps.checkpoint import load_plain
 from flarecps.cli.main import main
@@ -30,7 +29,7 @@ from flarecps.methods import (
     outputs_of,
 )
 from flarecps.networks import PlainUNet, ResidualEncoderUNet
-from flarecps.planning.memory import networks_held
+from flarecps.planning.memory import Learners
 from flarecps.planning.plan import Topology
 from flarecps.training.module import SegmentationModule
 
@@ -189,43 +188,22 @@ def test_a_siblings_turn_comes_when_the_one_after_it_is_done() -> None:
     assert three.method.step_cost(patches, 0) == pytest.approx(6 + 4 / 3)
 
 
-class Held(TorchDispatchMode):
-    """The most bytes of tensors that were there at once, of those that were made meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(one, Tensor) and (storage := one.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.let_go, storage.nbytes())
-        return made
-
-    def let_go(self, size: int) -> None:
-        self.now -= size
-
-
 @pytest.mark.parametrize("kind", [CrossPseudoSupervision, CrossPseudoCutMix])
-def test_a_step_holds_the_memory_of_one_network(kind: Any) -> None:
+def test_a_step_holds_the_memory_of_one_network(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn((2, 1, 32, 32, 32), generator=generator)
     labels = torch.randint(0, 3, image.shape, generator=generator).to(torch.uint8)
     batch = {"labelled": {"image": image, "labels": labels}, "unlabelled": {"image": image.flip(2)}}
     plan = tiny_plan(3)
     plan["topology"]["features"] = [16, 24, 32, 32]
+    held_by = script("memory", monkeypatch).Held
     most = []
     for turn in (False, True):
         module = SegmentationModule(plan, kind(ramp=AT_ONCE, siblings_in_turn=turn))
-        with Held() as held:
+        with held_by() as held:
             module.method.step(module.siblings, batch, 0).total.backward()
         most.append(held.most)
-    assert most[1] / most[0] == pytest.approx(networks_held(in_turn=True) / networks_held(), abs=0.05)
+    assert most[1] / most[0] == pytest.approx(Learners(in_turn=True).networks / Learners().networks, abs=0.05)
 
 
 def test_a_run_in_turn_is_the_run_and_resumes_bit_for_bit(tiny_stores: TinyStores, tmp_path: Path) -> None:
@@ -264,7 +242,7 @@ def test_dry_run_and_summary_say_its_memory(
             (row,) = (line for line in shown.splitlines() if "memory of a step, estimated" in line)
             found.append(float(row.replace("│", " ").replace("GB", "").split()[-1]))
     assert found[0] == found[1] > 0.1
-    assert found[2] == found[3] == pytest.approx(found[0] * 1.1 / 2, abs=0.011)  # both are shown to 0.01
+    assert found[2] == found[3] < 0.8 * found[0]
 
 
 @pytest.mark.slow

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-
-GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(GPU), *sys.path])
-    spec = importlib.util.spec_from_file_location(f"gpu_{name}", GPU / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+from gpu_scripts import GPU, script
 
 
 def rehearse(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +94,7 @@ def test_a_part_that_fails_or_takes_too_long_leaves_the_rest(tmp_path: Path, mon
 
 
 def test_kernels_are_told_apart_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind_of = script("parts", monkeypatch).kind_of
+    kind_of = script("steps", monkeypatch).kind_of
     for kernel, kind in (
         ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, float>", "layout"),
         ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolution"),

@@ -17,7 +17,7 @@ from flarecps.errors import ConfigError
 from flarecps.losses import DiceCrossEntropy, LinearRamp, dice_cross_entropy, downsampled_labels, scale_weights
 from flarecps.method_config import CROSS_PSEUDO, SUPERVISED, method_name, method_of, with_method
 from flarecps.methods import CrossPseudoSupervision, Supervised
-from flarecps.planning.memory import MemoryModel
+from flarecps.planning.memory import Learners, MemoryModel
 from flarecps.training.module import SegmentationModule
 
 
@@ -73,13 +73,13 @@ def test_without_lambda_no_unlabelled_patch_is_computed(method: Any) -> None:
 def test_the_memory_of_a_step_is_what_the_method_declares() -> None:
     """In networks' worth, and of the patches that it reads."""
     plan = tiny_plan(3)
-    for method, networks, patches in (
-        (Supervised(), 1, 2),
-        (CrossPseudoSupervision(), 2, 4),
-        (MeanTeacher(), 1.2, 4),
+    for method, learners, patches in (
+        (Supervised(), Learners(1), 2),
+        (CrossPseudoSupervision(), Learners(), 4),
+        (MeanTeacher(), Learners(1, beside=0.2), 4),
     ):
         planned = SegmentationModule({**plan, "patch_voxels": [64] * 3}, method).plan
-        memory = MemoryModel(0.0, 3, 3, networks, streams=1)
+        memory = MemoryModel(0.0, 3, 3, learners, streams=1)
         assert planned.memory_gb == round(memory.step_gb((64,) * 3, planned.topology, patches), 2)
         assert planned.memory_gb > 0
     assert EDGE == 8

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from flarecps.errors import PlanError
-from flarecps.planning.memory import MemoryModel
+from flarecps.planning.memory import Learners, MemoryModel
 from flarecps.planning.plan import Topology
 from flarecps.planning.topology import fit_patch, given_patch, isotropic_patch, topology_for_patch
 
 
 def nnunet_memory(dimensions: int, class_count: int = 14) -> MemoryModel:
     """nnU-Net's own count: one network, one kind of patches, 8 GB."""
-    return MemoryModel(8.0, dimensions, class_count, networks=1, streams=1)
+    return MemoryModel(8.0, dimensions, class_count, Learners(1), streams=1)
 
 
 def test_elements_of_the_papers_networks() -> None:
@@ -55,7 +55,7 @@ def test_four_times_the_memory_restores_nnunets_patch() -> None:
     memory = MemoryModel(32.0, 3, 14)
     patch, topology = fit_patch((1.0, 0.8, 0.8), (400, 512, 512), memory)
     assert patch == (112, 160, 128)
-    assert memory.step_gb(patch, topology, batch=2) == pytest.approx(32 * 520_522_240 / 560e6)
+    assert memory.elements_per_patch(patch, topology) == 520_522_240
     small, _ = fit_patch((1.0, 0.8, 0.8), (400, 512, 512), MemoryModel(8.0, 3, 14))
     assert np.prod(small) < np.prod(patch) / 3
 

@@ -153,7 +153,9 @@ def _estimated_step_gb(module: SegmentationModule) -> dict[str, float]:
     network: Any = module.siblings[0]
     cost = cost_of_shapes(network, len(module.plan.channels), module.plan.patch_voxels)
     return (
-        {} if cost is None else {"memory of a step, estimated": network_step_gb(module.plan, cost.convolved_elements)}
+        {}
+        if cost is None
+        else {"memory of a step, estimated (bf16-mixed)": network_step_gb(module.plan, cost.convolved_elements)}
     )
 
 
