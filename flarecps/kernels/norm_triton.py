@@ -20,17 +20,32 @@ WIDEST = 64  # channels of a tile
 
 
 @triton.jit
+def _placed(sample, row, channel, rows, channels):
+    """Where a tile (row, channel) lies in a tensor, and which of it there is."""
+    inside = (row < rows)[:, None] & (channel < channels)[None, :]
+    return sample.to(tl.int64) * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :], inside
+
+
+@triton.jit
+def _of_channels(mean, inverse, weight, bias, sample, channel, channels):
+    """A sample's mean and inverse deviation, weight and bias of each channel of a tile."""
+    there, at = channel < channels, sample * channels + channel
+    centre, scale = tl.load(mean + at, there, 0.0), tl.load(inverse + at, there, 0.0)
+    w, b = tl.load(weight + channel, there, 0.0), tl.load(bias + channel, there, 0.0)
+    return centre, scale, w.to(tl.float32), b.to(tl.float32)
+
+
+@triton.jit
 def _moments(x, means, squares, rows, channels, stretch_rows, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
     stretch, sample = tl.program_id(0), tl.program_id(2)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = channel < channels
-    base = x + sample.to(tl.int64) * rows * channels
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     square = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for done in range(0, stretch_rows, BLOCK_ROWS):
         row = stretch * stretch_rows + done + tl.arange(0, BLOCK_ROWS)
-        inside = (row < rows)[:, None] & there[None, :]
-        values = tl.load(base + row.to(tl.int64)[:, None] * channels + channel[None, :], inside, 0.0).to(tl.float32)
+        at, inside = _placed(sample, row, channel, rows, channels)
+        values = tl.load(x + at, inside, 0.0).to(tl.float32)
         number = tl.minimum(tl.maximum(rows - stretch * stretch_rows - done, 0), BLOCK_ROWS).to(tl.float32)
         before = tl.minimum(done, rows - stretch * stretch_rows).to(tl.float32)
         own = tl.sum(values, 0) / tl.maximum(number, 1.0)
@@ -71,14 +86,10 @@ def _applied(
     sample = tl.program_id(2)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    there = channel < channels
-    inside = (row < rows)[:, None] & there[None, :]
-    place = sample.to(tl.int64) * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :]
-    centre = tl.load(mean + sample * channels + channel, there, 0.0)
-    scale = tl.load(inverse + sample * channels + channel, there, 0.0)
-    w, b = tl.load(weight + channel, there, 0.0), tl.load(bias + channel, there, 0.0)
+    place, inside = _placed(sample, row, channel, rows, channels)
+    centre, scale, w, b = _of_channels(mean, inverse, weight, bias, sample, channel, channels)
     hat = (tl.load(x + place, inside, 0.0).to(tl.float32) - centre[None, :]) * scale[None, :]
-    out = hat * w[None, :].to(tl.float32) + b[None, :].to(tl.float32)
+    out = hat * w[None, :] + b[None, :]
     tl.store(y + place, tl.where(out > 0, out, out * slope).to(y.dtype.element_ty), inside)
 
 
@@ -87,7 +98,7 @@ def _before_activation(gradient, x, place, inside, centre, scale, w, b, slope):
     """x̂ and the gradient before the activation."""
     hat = (tl.load(x + place, inside, 0.0).to(tl.float32) - centre[None, :]) * scale[None, :]
     g = tl.load(gradient + place, inside, 0.0).to(tl.float32)
-    positive = hat * w[None, :].to(tl.float32) + b[None, :].to(tl.float32) > 0
+    positive = hat * w[None, :] + b[None, :] > 0
     return hat, tl.where(positive, g, g * slope)
 
 
@@ -99,15 +110,12 @@ def _gradient_sums(
     stretch, sample = tl.program_id(0), tl.program_id(2)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = channel < channels
-    centre = tl.load(mean + sample * channels + channel, there, 0.0)
-    scale = tl.load(inverse + sample * channels + channel, there, 0.0)
-    w, b = tl.load(weight + channel, there, 0.0), tl.load(bias + channel, there, 0.0)
+    centre, scale, w, b = _of_channels(mean, inverse, weight, bias, sample, channel, channels)
     product = tl.zeros([BLOCK_CHANNELS], tl.float32)
     total = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for done in range(0, stretch_rows, BLOCK_ROWS):
         row = stretch * stretch_rows + done + tl.arange(0, BLOCK_ROWS)
-        inside = (row < rows)[:, None] & there[None, :]
-        place = sample.to(tl.int64) * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :]
+        place, inside = _placed(sample, row, channel, rows, channels)
         hat, g = _before_activation(gradient, x, place, inside, centre, scale, w, b, slope)
         product += tl.sum(hat * g, 0)  # outside g is 0
         total += tl.sum(g, 0)
@@ -125,15 +133,12 @@ def _input_gradient(
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     there = channel < channels
-    inside = (row < rows)[:, None] & there[None, :]
-    place = sample.to(tl.int64) * rows * channels + row.to(tl.int64)[:, None] * channels + channel[None, :]
-    centre = tl.load(mean + sample * channels + channel, there, 0.0)
-    scale = tl.load(inverse + sample * channels + channel, there, 0.0)
-    w, b = tl.load(weight + channel, there, 0.0), tl.load(bias + channel, there, 0.0)
+    place, inside = _placed(sample, row, channel, rows, channels)
+    centre, scale, w, b = _of_channels(mean, inverse, weight, bias, sample, channel, channels)
     hat, g = _before_activation(gradient, x, place, inside, centre, scale, w, b, slope)
     product = tl.load(products + sample * channels + channel, there, 0.0) / rows
     total = tl.load(sums + sample * channels + channel, there, 0.0) / rows
-    of_x = (g - total[None, :] - hat * product[None, :]) * (scale * w.to(tl.float32))[None, :]
+    of_x = (g - total[None, :] - hat * product[None, :]) * (scale * w)[None, :]
     tl.store(out + place, of_x.to(out.dtype.element_ty), inside)
 
 
