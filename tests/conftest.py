@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pretended_card import PretendedCard
     from stores import TinyStores
+
+    from flarecps.volumes.io import Volume
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,6 +41,28 @@ def tiny_stores(tmp_path_factory: pytest.TempPathFactory) -> TinyStores:
     from stores import write_stores  # imports half of the package: only for those who ask
 
     return write_stores(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> PretendedCard:
+    """The second of two pretended cards of 16 GB; tensors lie on it within ``with card``."""
+    from pretended_card import PretendedCard
+
+    card = PretendedCard(16 * 2**30)
+    card.install(monkeypatch)
+    return card
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    """A small turned scan, read from ``tmp_path/scan.nii.gz``."""
+    import SimpleITK as sitk
+    from test_segmenter import scan, turned
+
+    from flarecps.volumes.io import read_volume
+
+    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
+    return read_volume(tmp_path / "scan.nii.gz")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,6 +29,9 @@ class PretendedCard(TorchFunctionMode):
         self.refused = 0
         self.asked: list[int] = []  # the cards that were waited for, or asked for their peak
         self.peak = 0
+        self.pinned_bytes: list[int] = []  # of every block of pinned memory
+        self.unpinned_copies = 0  # that were asked not to block: from pageable memory the driver lets the host wait
+        self._pinned: dict[int, None] = {}
         self._held: dict[int, int] = {}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +65,14 @@ class PretendedCard(TorchFunctionMode):
         self.peak = max(self.peak, now)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs and kwargs.get("pin_memory"):
+            made = function(*args, **{key: one for key, one in kwargs.items() if key != "pin_memory"})
+            self.pinned_bytes.append(made.nbytes)
+            self._pinned[id(made)] = None
+            weakref.finalize(made, self._pinned.pop, id(made), None)
+            return made
+        if function is torch.Tensor.to and (kwargs or {}).get("non_blocking"):
+            self.unpinned_copies += id(args[0]) not in self._pinned
         here = [one for one in (*args, *(kwargs or {}).values()) if _is_card(one)]
         owner = id(args[0]) if args else None
         if not here and owner in self._held:

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,67 @@ def validate(bench: Bench) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "scans": 1}
 
 
+class Busy:
+    """What share of the time a kernel ran on the first card, by NVML's own samples; only looked at within ``with``."""
+
+    def __init__(self, nvml: Any, every_s: float = 0.1) -> None:
+        self.nvml, self.every_s = nvml, every_s
+        self.percent: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Busy:
+        try:
+            if self.nvml is not None:
+                self.nvml.nvmlInit()
+                self._thread.start()
+        except self.nvml.NVMLError:  # a figure less, not a part less
+            self.nvml = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if self.nvml is not None:
+            self._thread.join()
+            self.nvml.nvmlShutdown()
+
+    def _look(self) -> None:
+        card = self.nvml.nvmlDeviceGetHandleByIndex(0)
+        while not self._over.wait(self.every_s):
+            self.percent.append(int(self.nvml.nvmlDeviceGetUtilizationRates(card).gpu))
+
+    @property
+    def share(self) -> float | None:
+        """From the first sample with a kernel to the last, so without start-up; None where none was seen."""
+        at_work = [place for place, percent in enumerate(self.percent) if percent]
+        if not at_work:
+            return None
+        seen = self.percent[at_work[0] : at_work[-1] + 1]
+        return sum(seen) / len(seen) / 100
+
+
+def _nvml(bench: Bench) -> Any:
+    if bench.tiny:
+        return None
+    import pynvml
+
+    return pynvml
+
+
 def segment(bench: Bench, *more: str) -> dict[str, Any]:
-    """Wall and CPU seconds a scan, the first time and once the card is warm (the model is loaded both times)."""
+    """Wall and CPU seconds a scan, the first time and once the card is warm (the model is loaded both times), and what
+    share of the time from the first kernel to the last one ran.
+    """
     folder = bench.work / "scans" / "imagesTs"
     count = len(list(folder.iterdir()))
     passes = []
     with tempfile.TemporaryDirectory(dir=bench.work) as out:
         for _ in range(2):
             began, cpu_s = time.perf_counter(), _cpu_s()
-            command("segment", _checkpoint(bench), folder, out, "--device", bench.device, "--overwrite", *more)
-            passes.append({"wall_s": (time.perf_counter() - began) / count, "cpu_s": (_cpu_s() - cpu_s) / count})
+            with Busy(_nvml(bench)) as busy:
+                command("segment", _checkpoint(bench), folder, out, "--device", bench.device, "--overwrite", *more)
+            seconds = {"wall_s": (time.perf_counter() - began) / count, "cpu_s": (_cpu_s() - cpu_s) / count}
+            passes.append(seconds | {"busy": busy.share})
     return {"scans": count, "first": passes[0], "warm": passes[1]}
 
 

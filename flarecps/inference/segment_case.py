@@ -130,6 +130,8 @@ class CaseSegmentation:
         self.outputs = outputs
         self.overwrite = overwrite
         self.show_progress = show_progress
+        self._read_ahead: SegmentationRequest | None = None  # which there is room to read while another is computed
+        self._prepared_ahead: SegmentationRequest | None = None  # and to prepare
 
     @property
     def outputs(self) -> OutputOptions:
@@ -153,24 +155,31 @@ class CaseSegmentation:
     def read(self, request: SegmentationRequest) -> LoadedScan:
         """The scan, prepared for the network where another's windows, on a GPU or without a limit, don't suffer by it.
 
-        With a limit of RAM one step is taken at a time, and the headers are asked first whether it may be read.
+        With a limit of RAM the headers are asked first whether it may be read, and it is prepared where
+        ``may_read_ahead`` found room for that beside the scan that is computed.
         """
         began, budget = time.monotonic(), self.segmenter.settings.budget
         check_free_space(request.result.parent)
         missing = self.outputs.missing(request, self.overwrite)
         with ExitStack() as stopped:
             ram = stopped.enter_context(RamMeter()) if budget else None
-            if budget.ram_bytes is not None:
+            if budget.ram_bytes is not None and request is not self._read_ahead:  # that one's room was counted
                 self.segmenter.check_unread(*_unread(request.scans))
             volume = read_channels(request.scans)
             series = _series_of(request) if {DICOM_SEG, RTSTRUCT} & set(missing) else None
             drawn = prepared = None
             if not {LABELS, PROBABILITIES, AGREEMENT} & set(missing):
                 drawn = _labels_on(request.result, volume)
-            elif budget.ram_bytes is None and (budget.seconds is None or self.segmenter.device.type != "cpu"):
+            elif self._prepares(request):
                 prepared = self.segmenter.prepare(volume)
             stopped.pop_all()  # the meter runs until the scan's files are written, or it fails
             return LoadedScan(volume, prepared, drawn, series, missing, time.monotonic() - began, ram)
+
+    def _prepares(self, request: SegmentationRequest) -> bool:
+        budget = self.segmenter.settings.budget
+        if budget.ram_bytes is not None:
+            return request is self._prepared_ahead
+        return budget.seconds is None or self.segmenter.device.type != "cpu"
 
     def compute(self, request: SegmentationRequest, loaded: LoadedScan) -> PredictedScan:
         """The labels, and what else comes out of the networks."""
@@ -237,19 +246,26 @@ class CaseSegmentation:
         )
 
     def may_read_ahead(self, loaded: LoadedScan, following: SegmentationRequest) -> bool:
-        """Whether the next scan may be read while this one is computed, for all the RAM that is allowed."""
+        """Whether the next scan may be read while this one is computed, for all the RAM that is allowed.
+
+        Where a GPU computes and there is room for it, too, ``read`` will prepare it.
+        """
         limit = self.segmenter.settings.budget.ram_bytes
         if limit is None:
             return True
         if loaded.labels is not None:
             return False
         try:
-            _, _, reading_bytes = _unread(following.scans)
+            space, array_bytes, reading_bytes = _unread(following.scans)
         except (ScanError, OSError):
             return False
-        _, estimate = self.segmenter.estimate(loaded.volume)
+        _, estimate = self.segmenter.estimate(loaded.volume, prepared=loaded.prepared)
         written = 2 * loaded.volume.array[0].size  # the scan before may still be on its way to the disk
-        return estimate.ram.peak * MARGIN + reading_bytes + written <= limit
+        room = limit - estimate.ram.peak * MARGIN - written
+        self._read_ahead = following if reading_bytes <= room else None
+        ahead_bytes = max(reading_bytes, self.segmenter.ahead_bytes(space, array_bytes))
+        self._prepared_ahead = following if self.segmenter.device.type != "cpu" and ahead_bytes <= room else None
+        return self._read_ahead is not None
 
     def _segmented(self, loaded: LoadedScan, began_s: float) -> LabelArray:
         """The labels; the probabilities are written as they come, if they are wanted."""

@@ -22,7 +22,7 @@ from flarecps.inference.device_export import device_labels
 from flarecps.inference.export import scan_labels
 from flarecps.inference.mirroring import mirroring_of
 from flarecps.inference.resources.budget import format_bytes
-from flarecps.inference.resources.cost import Unread
+from flarecps.inference.resources.cost import Job, Unread, preparing_bytes
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.placement import FallbackChain
@@ -124,7 +124,7 @@ class Segmenter:
         work = self.resources.wanted()
         with ExitStack() as measures:
             if budget:
-                work, estimate = self.estimate(seen, began_s)
+                work, estimate = self.estimate(seen, began_s, prepared)
                 self.say(describe_work(work, estimate, budget))
                 measures.enter_context(limited_gpu_memory(budget.vram_bytes, self.device))
                 ram = measures.enter_context(RamMeter())
@@ -166,9 +166,16 @@ class Segmenter:
         schedule = WindowSchedule(work.step, self.mirroring)
         return self._slabs(prepared, work, self.resources.chain(work), schedule, name, show_progress=False)
 
-    def estimate(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
+    def estimate(
+        self, volume: Volume, began_s: float | None = None, prepared: Prepared | None = None
+    ) -> tuple[WorkPlan, Estimate]:
         """How this scan would be done within the budget, and what it would cost; one window is run to measure it."""
-        return self.resources.plan_scan(transposed_to_plan(volume, self.plan), began_s)
+        held = 0 if prepared is None else prepared.image.nbytes
+        return self.resources.plan_scan(transposed_to_plan(volume, self.plan), began_s, held)
+
+    def ahead_bytes(self, space: Space, array_bytes: int) -> int:
+        """What it takes to have a scan in memory and prepared, of its canonical grid and the bytes of its array."""
+        return array_bytes + preparing_bytes(Job.of(self._seen_space(space), self.plan))
 
     def check_unread(self, space: Space, array_bytes: int, reading_bytes: int) -> None:
         """Nothing, or ConfigError when a scan that is not read yet can't be done within the budget's memory.

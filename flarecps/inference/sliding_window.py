@@ -28,6 +28,7 @@ Network: TypeAlias = Callable[[Tensor], Tensor]  # (B, C, *patch) -> logits (B, 
 Accumulate: TypeAlias = Literal["softmax", "logits"]
 Place: TypeAlias = tuple[slice, slice, slice]  # of a window in the padded volume
 
+PINNED_BYTES = 64 * 2**20  # of slices on their way to a GPU; larger layers go the slower way, through pageable memory
 SIGMA_PER_PATCH = 1 / 8  # nnU-Net's; the patch's edge lies at 4σ, where the weight is exp(-8) per axis
 
 
@@ -145,10 +146,21 @@ class _Layer:
             tiles = [self.volume.tile(self.image, place, self.convert) for place in places]
         else:
             if self._sent is None:
-                self._sent = self.image[:, self.slices].to(device)
+                self._sent = _sent(self.image[:, self.slices], device)
             first = self.slices.start
             tiles = [self.volume.tile(self._sent, place, self.convert, first) for place in places]
         return torch.stack(tiles)
+
+
+def _sent(part: Tensor, device: torch.device) -> Tensor:
+    """``part`` of a scan on a GPU. By way of pinned memory, which a CUDA card fetches while the host goes on.
+
+    PyTorch keeps the pinned block until the copy is through, and then for the next one.
+    """
+    if device.type != "cuda" or part.nbytes > PINNED_BYTES:
+        return part.to(device)
+    staged = torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part)
+    return staged.to(device, non_blocking=True)
 
 
 def scores_by_slab(

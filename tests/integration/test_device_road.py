@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from pretended_card import PretendedCard
-from test_segmenter import plan_of, scan, threshold, turned
+from test_segmenter import plan_of, threshold
 
-from flarecps.inference import device_export
+from flarecps.inference import device_export, sliding_window
 from flarecps.inference.outputs import OutputOptions, SegmentationRequest
+from flarecps.inference.resources import planner
 from flarecps.inference.resources.budget import Budget
+from flarecps.inference.resources.cost import Job, MemoryEstimate, preparing_bytes
 from flarecps.inference.resources.deadline import WindowSchedule
 from flarecps.inference.resources.placement import CPU, FallbackChain, Placement, placements
+from flarecps.inference.resources.planner import MARGIN, Estimate
+from flarecps.inference.resources.usage import RamMeter
 from flarecps.inference.segment_case import CaseSegmentation
 from flarecps.inference.segmenter import Segmenter, _normalised
 from flarecps.inference.sliding_window import joined_slabs, scores_by_slab
 from flarecps.planning.plan import Intensity
 from flarecps.preprocessing.intensity import normalise
-from flarecps.volumes.io import Volume, read_volume
+from flarecps.volumes.io import Volume
 
 CARD = torch.device("cuda", 1)
 GB = 2**30
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> PretendedCard:
-    card = PretendedCard(16 * GB)
-    card.install(monkeypatch)
-    return card
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Volume:
-    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
-    return read_volume(tmp_path / "scan.nii.gz")
 
 
 @pytest.mark.parametrize("scheme", ["ct", "zscore"])
@@ -77,6 +68,8 @@ def test_windows_cut_on_the_card_are_those_cut_in_ram(
         taken = card.take
         watched.setattr(card, "take", lambda size: (sent.append(size), taken(size)))
         found = scores(CARD)
+    assert card.pinned_bytes, "what goes to a card goes by way of pinned memory"
+    assert not card.unpinned_copies
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert max(sent) <= 4 * 3 * np.prod([max(a, b) for a, b in zip(shape, (1, *patch)[-3:], strict=True)])
 
@@ -162,3 +155,87 @@ def test_the_next_scan_is_prepared_ahead_unless_that_costs_what_is_limited(
         done = case.write(request, case.compute(request, loaded))
     assert done.result.is_file()
     assert done.seconds >= loaded.seconds > 0
+
+
+def test_layers_too_large_to_pin_go_without_and_are_the_same(
+    card: PretendedCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randn(1, 30, 40, 16, generator=torch.Generator().manual_seed(3))
+
+    def scores() -> torch.Tensor:
+        chain = FallbackChain(placements(1, CARD, half_sums=False))
+        slabs = scores_by_slab(
+            [lambda tiles: torch.cat([tiles, -tiles], 1)], image, (16, 16, 16), 2, WindowSchedule(0.7), chain
+        )
+        return joined_slabs((slab.clone() for slab in slabs), (2, *image.shape[1:]), CPU)
+
+    layer = 4 * 16 * 40 * 16  # float32, a window deep
+    found = []
+    for most, pinned in ((layer, True), (layer - 1, False)):
+        monkeypatch.setattr(sliding_window, "PINNED_BYTES", most)
+        card.pinned_bytes.clear()
+        with card:
+            found.append(scores())
+        assert set(card.pinned_bytes) == ({layer} if pinned else set())
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "spare", "prepared", "read"),
+    [("cuda", 0, True, True), ("cuda", -2, False, True), ("cpu", 0, False, True), ("cuda", -(10**9), False, False)],
+)
+def test_a_limit_of_ram_counts_the_scan_that_is_prepared_ahead(
+    card: PretendedCard,
+    volume: Volume,
+    tmp_path: Path,
+    device: str,
+    spare: int,
+    prepared: bool,
+    read: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the estimate and its reserve: the next scan's array and what preparing it takes, and labels on their way.
+
+    One that was read ahead is not measured against what the other holds meanwhile: its room was counted.
+    """
+    peak = 10**9
+    job = Job.of(volume.space, plan_of())
+    more = volume.array.nbytes + preparing_bytes(job) + 2 * volume.array[0].size
+    limit = round(peak * MARGIN) + more + 1 + spare
+    monkeypatch.setattr(
+        Segmenter, "estimate", lambda *_, prepared=None: (None, Estimate(MemoryEstimate(peak, 0, 0, 0), 0, 1.0))
+    )
+    asked: list[object] = []
+    monkeypatch.setattr(Segmenter, "check_unread", lambda *sizes: asked.append(sizes))
+    first, second = (
+        SegmentationRequest(name, (tmp_path / "scan.nii.gz",), tmp_path / f"{name}.nii.gz") for name in "ab"
+    )
+    with card:
+        segmenter = Segmenter(plan_of(), [threshold], device=device, budget=Budget(ram_bytes=limit))
+        case = CaseSegmentation(segmenter, OutputOptions())
+        loaded = case.read(first)
+        assert loaded.prepared is None
+        assert case.may_read_ahead(loaded, second) == read
+        following = case.read(second)
+        for one in (loaded, following):
+            assert one.ram is not None
+            one.ram.stop()
+    assert (following.prepared is not None) == prepared
+    assert len(asked) == (1 if read else 2)
+
+
+def test_what_was_prepared_ahead_is_not_estimated_twice(
+    card: PretendedCard, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the meter of a scan sees what the process holds, whoever holds it."""
+    monkeypatch.setattr(planner, "ram_bytes", lambda: 10**9)
+    with card:
+        segmenter = Segmenter(plan_of(), [threshold], device="cuda", budget=Budget(ram_bytes=28 * GB))
+        ahead = segmenter.prepare(volume)
+        (_, alone), (_, counted) = (segmenter.estimate(volume, prepared=one) for one in (None, ahead))
+        np.testing.assert_array_equal(segmenter(volume, prepared=ahead), segmenter(volume))
+    assert alone.ram.windows - counted.ram.windows == ahead.image.nbytes
+    with RamMeter() as meter:
+        beside = np.ones(2**24, np.uint8)
+        time.sleep(0.1)
+    assert meter.rise > 0.8 * beside.nbytes

@@ -20,7 +20,7 @@ from flarecps.inference.resources.devices import torch_device
 from flarecps.inference.resources.planner import MARGIN
 from flarecps.inference.resources.usage import CUDA_CONTEXT_BYTES, limited_gpu_memory
 from flarecps.inference.segmenter import Segmenter
-from flarecps.volumes.io import Volume, read_volume
+from flarecps.volumes.io import Volume
 
 GB, MB = 2**30, 2**20
 WINDOW_BYTES = 100 * MB  # that the feature maps of one window take
@@ -66,19 +66,6 @@ class Convolving(OnTheCard):
         except torch.OutOfMemoryError:
             pass
         raise RuntimeError("GET was unable to find an engine to execute this computation")
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> PretendedCard:
-    card = PretendedCard(16 * GB)
-    card.install(monkeypatch)
-    return card
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Volume:
-    sitk.WriteImage(scan((47, 50, 40), (2.3, 2.1, 2.8), turned(1, 2, 3)), str(tmp_path / "scan.nii.gz"))
-    return read_volume(tmp_path / "scan.nii.gz")
 
 
 def segmented(card: PretendedCard, segmenter: Segmenter, volume: Volume) -> np.ndarray:

@@ -286,7 +286,7 @@ def test_the_next_scan_is_read_ahead_only_where_it_fits(
     peak, voxels = 10**9, 24**3
     enough = round(peak * 1.15) + (2 + 2) * voxels
     estimate = Estimate(MemoryEstimate(peak, 0, 0, 0), 0, 1.0)
-    monkeypatch.setattr(Segmenter, "estimate", lambda segmenter, volume: (None, estimate))
+    monkeypatch.setattr(Segmenter, "estimate", lambda segmenter, volume, prepared=None: (None, estimate))
     monkeypatch.setattr(Segmenter, "check_unread", lambda *sizes: None)  # which counts what this process holds already
     following = requests_for(scans, tmp_path)[1]
     for limit, fits in ((enough + 1, True), (enough - 1, False), (None, True)):

@@ -85,9 +85,9 @@ def test_the_forecast_counts_what_is_in_memory() -> None:
     assert memory.peak == max(memory.windows, memory.preparing)
     on_gpu = Placement(2, GPU, GPU, half_sums=True)
     spared = estimate_ram(JOB, on_gpu, WINDOW, 3 * GB, "normal", STEP).windows
-    assert spared == 3 * GB + network * 2 + scan + planes + used_up
-    way_back = 512 * 512 * (14 * 5 * 4 + 2 * 16)  # five planes of scores, 16 planes of labels twice
     image = 96 * 320 * 320 * 2
+    assert spared == 3 * GB + network * 2 + scan + planes + used_up + 2 * image  # pinned, at most twice a layer
+    way_back = 512 * 512 * (14 * 5 * 4 + 2 * 16)  # five planes of scores, 16 planes of labels twice
     assert estimate_gpu_memory(JOB, on_gpu, WINDOW, STEP) == (
         CUDA_CONTEXT_BYTES + 120 * MB + 2 * 780 * MB + image + sums_bytes(JOB, on_gpu, STEP) + way_back
     )

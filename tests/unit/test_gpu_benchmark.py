@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,3 +137,28 @@ def test_eight_cards_are_computed_from_counted_gradients(monkeypatch: pytest.Mon
     one = eight.predicted(layers, slow, 8, 1e-9, 4)  # nothing hides it
     assert one["exposed_s"] == pytest.approx(2 * 7 / 8 * eight.gradient_bytes(layers) / 1e9, rel=1e-3)
     assert eight.predicted(layers, slow, 8, 0.3, 2)["wire_s"] == pytest.approx(one["wire_s"] / 2)
+
+
+def test_the_cards_busy_share_is_from_the_first_kernel_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = script("program", monkeypatch)
+    looked = threading.Event()
+    samples = iter([0, 50, 100, 0, 90])
+
+    def rates(card: object) -> SimpleNamespace:
+        found = next(samples, 0)
+        if not found and len(busy.percent) > 5:
+            looked.set()
+        return SimpleNamespace(gpu=found)
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetUtilizationRates=rates,
+    )
+    with program.Busy(nvml, every_s=0.001) as busy:
+        assert looked.wait(20)
+    assert busy.share == pytest.approx((0.5 + 1 + 0 + 0.9) / 4)
+    with program.Busy(None) as nothing:
+        pass
+    assert nothing.share is None

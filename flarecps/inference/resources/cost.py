@@ -23,7 +23,7 @@ from flarecps.inference.resources.usage import (
     release_freed_memory,
     reset_peak_gpu_memory,
 )
-from flarecps.inference.sliding_window import Network, scores_by_slab, window_count, windows
+from flarecps.inference.sliding_window import PINNED_BYTES, Network, scores_by_slab, window_count, windows
 from flarecps.inference.window_selection import COARSE_STEP, coarse_shape
 from flarecps.planning.plan import Plan, volume_patch
 from flarecps.preprocessing.case import network_shape
@@ -216,13 +216,14 @@ def estimate_ram(
     ``beside`` is what else is made of the scan; ``reading_bytes`` the memory, in all, while it is read.
     """
     image = job.channels * job.network_voxels * job.network_bytes
-    # Where voxels are filled, as truth values twice; then the image on the network's grid, beside what lies between the
-    # grids: the two axes that shrink most are resampled first.
-    preparing = now_bytes + max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
+    preparing = now_bytes + preparing_bytes(job)
     labels = job.scan_voxels * LABEL + (job.network_voxels * LABEL if mode != "normal" else 0)
     _, rows, columns = _padded(job.network_shape, job.patch_voxels)
     plane = job.classes * rows * columns * FLOAT
     running = now_bytes + image + labels + 2 * plane + KEPT_BYTES  # two of scores, between which a slice lies
+    if placement.device.type == "cuda":  # PyTorch rounds pinned blocks up to powers of two
+        layer = _slab_voxels(job, placement, steps) * job.channels * job.network_bytes
+        running += 2 * layer if layer <= PINNED_BYTES else 0
     if placement.sums_on.type == "cpu":
         running += sums_bytes(job, placement, steps)
     used_up = plane + job.classes * BORDER  # of a slab, when the windows rest
@@ -237,6 +238,16 @@ def estimate_ram(
     if beside.preview:
         writing += PREVIEW_BYTES
     return MemoryEstimate(max(now_bytes, reading_bytes), preparing, running, writing)
+
+
+def preparing_bytes(job: Job) -> int:
+    """The most that preparing a scan takes beside it, its image on the network's grid among it.
+
+    Where voxels are filled, they are there as truth values twice; then that image, beside what lies between the grids:
+    the two axes that shrink most are resampled first.
+    """
+    image = job.channels * job.network_voxels * job.network_bytes
+    return max(2 * job.scan_voxels, image + job.between_voxels * FLOAT)
 
 
 def estimate_gpu_memory(

@@ -91,8 +91,12 @@ class ResourcePlanner:
         traded = () if self._largest is None else (f"one window does not fit: {placement}",)
         return WorkPlan(placement, self.settings.step, mirrors, self.settings.skip_air, self.settings.mode, traded)
 
-    def plan_scan(self, volume: Volume, began_s: float | None = None) -> tuple[WorkPlan, Estimate]:
+    def plan_scan(
+        self, volume: Volume, began_s: float | None = None, prepared_bytes: int = 0
+    ) -> tuple[WorkPlan, Estimate]:
         """How ``volume``, in the plan's order of voxels, is done within the budget, and what that costs.
+
+        Of what memory holds, ``prepared_bytes`` are the scan's own image on the network's grid, made ahead.
 
         The first time, one window is run. It, too, keeps to the limit of GPU memory: where it does not fit, the sums go
         to RAM, then the network. ``began_s`` (``time.monotonic()``) is when the scan's time began to count. Raises
@@ -105,7 +109,8 @@ class ResourcePlanner:
         job = Job.of(volume.space, self.plan, self.settings.coarse_to_fine)
         share = share_with_body(volume.array, job.network_shape, self.plan, self.settings.step)
         release_freed_memory()
-        return plan_work(job, self.wanted(), budget, window, ram_bytes(), share, self.beside)
+        now_bytes = ram_bytes() - prepared_bytes
+        return plan_work(job, self.wanted(), budget, window, now_bytes, share, self.beside)
 
     def check_unread(self, scan: Unread) -> None:
         """Nothing, or ConfigError when a scan's headers tell that it can't be read, or done, within the budget."""
