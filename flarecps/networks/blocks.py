@@ -89,9 +89,11 @@ def average_pooling(stride: Sequence[int]) -> nn.Module:
 def averaged(pooling: nn.Module, x: Tensor) -> Tensor:
     """``pooling(x)``, ``average_pooling``'s or none, in the layout of ``x`` on the roads that keep it.
 
-    PyTorch's 3D pooling copies a tensor with channels innermost to the default layout.
+    PyTorch's 3D pooling copies a tensor with channels innermost to the default layout, and on a GPU its backward pass
+    is refused by ``trainer.deterministic``.
     """
-    if current_road() == "plain" or not isinstance(pooling, nn.AvgPool3d):
+    refused = x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+    if not isinstance(pooling, nn.AvgPool3d) or (current_road() == "plain" and not refused):
         return pooling(x)
     blocks = x.movedim(1, -1)
     for axis, width in zip((1, 3, 5), cast(tuple[int, int, int], pooling.kernel_size), strict=True):

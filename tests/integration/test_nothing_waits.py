@@ -1,7 +1,12 @@
-"""A training step queues its work and waits for no device: no value is read on the host, nothing is copied to it."""
+"""A training step queues its work and waits for no device: no value is read on the host, nothing is copied to it.
+
+Nor does it anything that a GPU refuses in deterministic mode.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from flarecps import kernels
 from flarecps.errors import TrainingError
 from flarecps.losses import LinearRamp, dice, label_counts
 from flarecps.methods import CrossPseudoSupervision, DualDebiasedSupervision, dhc
+from flarecps.networks import PlainUNet, ResidualEncoderUNet
 from flarecps.training import finite, health
 from flarecps.training.module import SegmentationModule
 from flarecps.training.optimisation import NesterovSGD
@@ -120,6 +126,71 @@ def test_a_late_read_stops_with_the_patches_of_its_step_and_leaves_the_weights(
     before = fused()
     trained(before, data[:bad], tmp_path, precision="32-true")
     assert all(torch.equal(*pair) for pair in zip(weights(module), weights(before), strict=True))
+
+
+REFUSED = re.compile(
+    r"aten::(avg_pool3d_backward|adaptive_\w+_backward|max_pool3d\w+_backward|upsample_(bi|tri)?(linear|cubic)\w*_backward|"
+    r"nll_loss\w*|cumsum|kthvalue|median|histc|grid_sampler\w+_backward|reflection_pad\w+|replication_pad\w+_backward|put_)$"
+)  # on a CUDA device with trainer.deterministic, by the list in torch.use_deterministic_algorithms
+
+
+class Refused(TorchDispatchMode):
+    """Notes what a GPU in deterministic mode would raise an error for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if REFUSED.match(func._schema.name):
+            self.found.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("road", ["plain", "composite"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("kind", [PlainUNet, ResidualEncoderUNet])
+def test_networks_do_nothing_that_deterministic_mode_refuses(
+    kind: Any, dimensions: int, road: kernels.Road, deterministic: None
+) -> None:
+    strides = [[1] * dimensions, [2] * dimensions, [2] * dimensions]
+    network = kind(1, 3, [4, 6, 8], strides, [[3] * dimensions] * 3).to("meta")
+    with Refused() as refused, kernels.using(road):
+        logits = network(torch.empty(2, 1, *(16,) * dimensions, device="meta"))
+        sum(scale.sum() for scale in logits).backward()
+    assert refused.found == set()
+
+
+def test_the_test_sees_what_is_refused() -> None:
+    x = torch.randn(1, 1, 4, 4, 4, requires_grad=True)
+    with Refused() as refused:
+        torch.nn.functional.avg_pool3d(x, 2).sum().backward()
+    assert refused.found == {"aten::avg_pool3d_backward"}
+
+
+@pytest.mark.parametrize("method", [CrossPseudoSupervision, DualDebiasedSupervision])
+def test_a_step_does_nothing_that_deterministic_mode_refuses(
+    method: Any, as_on_a_gpu: None, deterministic: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = fused(method=method(ramp=LinearRamp(final=0.3, length=0)))
+    step, refused = module.training_step, Refused()
+
+    def watching(batch: Any, batch_idx: int) -> None:
+        with refused:
+            step(batch, batch_idx)
+
+    monkeypatch.setattr(module, "training_step", watching)
+    trained(module, single(batches(3, count=2, partial=True)), tmp_path, precision="32-true", deterministic=True)
+    assert refused.found == set()
 
 
 def test_labels_are_counted_alike() -> None:
