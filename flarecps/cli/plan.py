@@ -254,7 +254,7 @@ def _show(plan: Plan, console: Console) -> None:
         ("kernels", ", ".join(_times(kernel) for kernel in plan.topology.kernels)),
         ("Dice over", "the batch" if plan.batch_dice else "each patch"),
         ("intensities", intensities),
-        ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a training step in bf16-mixed (estimate)"),
+        ("GPU memory", f"about {gb_in_words(plan.memory_gb)} for a step in bf16-mixed (estimate)"),
     ]
     if (why := plan.fingerprint.get("student")) is not None:
         rows.append(("parameters", f"{why['parameters']:,}; {why['teacher']}: {why['teacher_parameters']:,}"))
