@@ -7,6 +7,7 @@ one that obeyed everybody would die of the signals that SLURM sends to all proce
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,8 @@ from types import TracebackType
 import psutil
 
 LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
+FOLLOWS_S = 8.0  # in which a process that outlives its parent may finish what it writes
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
 
@@ -82,6 +85,8 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
         waited = set()
     parent = multiprocessing.parent_process()
     if parent is not None:
+        if sys.platform == "linux":  # also in the middle of a library's long work, and when this process is stopped
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         threading.Thread(target=_end_after, args=(parent, waited), daemon=True).start()
 
 
@@ -106,6 +111,19 @@ def _end_after(parent: BaseProcess, waited: set[signal.Signals]) -> None:
     os._exit(0)
 
 
+def end_soon_after(parent: int) -> None:
+    """Let this process end ``FOLLOWS_S`` after its parent, the process ``parent``, is gone; nothing on Windows."""
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOKS_S)
+        time.sleep(FOLLOWS_S)
+        end_at_once(1, f"flarecps: ended, for the process {parent} that had started this one is gone")
+
+    if os.name != "nt":
+        threading.Thread(target=follow, daemon=True).start()
+
+
 def kill(processes: Iterable[BaseProcess]) -> None:
     """Kill this process's workers and wait until they are gone. What they write must be written atomically."""
     processes = list(processes)
@@ -116,10 +134,20 @@ def kill(processes: Iterable[BaseProcess]) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
 
 
-def end_at_once(code: int) -> None:
-    """Leave, from whatever thread, without another look at anything; all that this process started is taken along."""
-    with contextlib.suppress(psutil.Error):
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+def end_at_once(code: int, words: str) -> None:
+    """Say why and leave, from whatever thread, without another look at anything; all that this process started is taken
+    along."""
+    leaving = threading.Timer(LOOKS_S, os._exit, (code,))  # whoever reads standard error may be stopped
+    leaving.daemon = True
+    for process in _descendants():
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    leaving.start()
+    print(words, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _descendants() -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process().children(recursive=True)
+    return []

@@ -104,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         code = PIPE_CLOSED
-    return closing_code(code)
+    code = closing_code(code)
+    in_main = threading.current_thread() is threading.main_thread()
+    if argv is None and in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # all is done: what Ctrl-C would interrupt now is the interpreter's end, with a traceback and another code
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+    return code
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -210,17 +215,35 @@ def _run(name: str, words: list[str]) -> int | None:
         if (code := answered([name, *words])) is not None:
             return code
     with ExitStack() as stack:
-        if name == "fit":
+        if name in LIGHTNING_COMMANDS:
             from flarecps.training.stop_signals import listening
 
-            stack.enter_context(listening())  # before the slow imports: a signal that comes meanwhile is not lost
+            stack.enter_context(listening(name))  # before the slow imports: a signal that comes meanwhile is not lost
         with _interrupted_at_once(name):
             function: Callable[..., int | None] = getattr(import_module(command.module), command.function)
+        if name not in LIGHTNING_COMMANDS:
+            stack.enter_context(_interrupted_twice(name))
         if name in OWN_WORDS:
             return function([name, *words])
         from flarecps.cli.arguments import call_with_arguments
 
         return call_with_arguments(function, words, prog=f"flarecps {name}")
+
+
+@contextmanager
+def _interrupted_twice(name: str) -> Iterator[None]:
+    """While the block runs: a second Ctrl-C, as while workers are ended after the first one, ends all at once."""
+    from flarecps.processes import end_at_once
+
+    def end(number: int, frame: Any) -> None:
+        end_at_once(INTERRUPTED, f"flarecps {name}: ended at once by a second signal (SIGINT)")
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, end)
+        raise KeyboardInterrupt
+
+    with _handled(interrupt):
+        yield
 
 
 @contextmanager
@@ -231,11 +254,18 @@ def _interrupted_at_once(name: str) -> Iterator[None]:
         print(f"flarecps {name}: interrupted", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)
 
+    with _handled(end):
+        yield
+
+
+@contextmanager
+def _handled(interrupt: Callable[[int, Any], None]) -> Iterator[None]:
+    """While the block runs, ``interrupt`` handles Ctrl-C, unless somebody else does already."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

@@ -40,6 +40,7 @@ from flarecps.planning.memory import SIBLINGS
 from flarecps.planning.plan import plan_to_json
 from flarecps.training.callbacks.dry_run import STEPS_WITH_PSEUDO_LABELS, DryRun
 from flarecps.training.callbacks.progress import Throughput, TrainingProgress
+from flarecps.training.callbacks.rank_watch import RankWatch
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
 from flarecps.training.callbacks.requeue import REQUEUE_ALLOWED, Requeue, StoppedBySignal, requeue_job, under_slurm
@@ -211,6 +212,14 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks.insert(0, SegmentationWriter(run))
         return self._instantiate_trainer({**given, **kwargs}, callbacks)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        if self.subcommand is None:
+            return super()._instantiate_trainer(config, callbacks)
+        watch = RankWatch(self.subcommand)
+        trainer = super()._instantiate_trainer(config, [watch, *callbacks])
+        watch.begin(trainer)
+        return trainer
 
     @property
     def is_dry_run(self) -> bool:

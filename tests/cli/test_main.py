@@ -8,6 +8,7 @@ import errno
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from patience import patient
 from rich.table import Table
 from rich.text import Text
 
@@ -477,3 +479,48 @@ def test_threads_that_wait_sleep_unless_the_environment_says_how(given: dict[str
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", code], env=own | given, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == policy
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        (
+            "from flarecps.cli.main import _interrupted_twice\n"
+            "with _interrupted_twice('preprocess'):\n"
+            "    try:\n"
+            "        print('here', flush=True)\n"
+            "        time.sleep(600)\n"
+            "    except KeyboardInterrupt:\n"
+            "        os.kill(os.getpid(), signal.SIGINT)\n"
+            "        time.sleep(600)\n",
+            130,
+            "flarecps preprocess: ended at once by a second signal (SIGINT)\n",
+        ),
+        (
+            "import atexit\n"
+            "from flarecps.cli.main import main\n"
+            "atexit.register(lambda: (print('here', flush=True), time.sleep(600)))\n"
+            "sys.argv[1:] = ['no-such-command']\n"
+            "sys.exit(main())\n",
+            2,
+            "",
+        ),
+    ],
+    ids=["while the first is handled", "at the interpreter's end"],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
+def test_ctrl_c_ends_also_what_is_ending(program: str, code: int, words: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import os, signal, sys, time\n{program}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(patient(20)) == code
+        said = process.stderr.read()
+    assert said.endswith(words)
+    assert "Traceback" not in said

@@ -78,6 +78,15 @@ class SayWhenStepping(Callback):
             Path(trainer.default_root_dir, f"steps_{trainer.global_rank}").touch()
 
 
+class StandStill(Callback):
+    """Neither steps nor waits for another rank, as in the validation of a large scan."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            Path(trainer.default_root_dir, f"stands_{trainer.global_rank}").touch()
+            time.sleep(3600)
+
+
 class DamageFrom(Callback):
     """Lets the patches of this training go wrong from some index on, in the workers: ``fault`` is a name below."""
 
@@ -161,8 +170,9 @@ def start(tiny_stores: TinyStores, tmp_path: Path, record_property: Callable[[st
         (signal.SIGINT, 128 + signal.SIGINT, "go on with --ckpt_path auto"),
         (signal.SIGTERM, 128 + signal.SIGTERM, "go on with --ckpt_path auto"),
         (signal.SIGUSR1, 128 + signal.SIGUSR1, "go on with --ckpt_path auto"),
+        (signal.SIGHUP, 128 + signal.SIGHUP, "go on with --ckpt_path auto"),
     ],
-    ids=["SIGINT", "SIGTERM", "SIGUSR1"],
+    ids=["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"],
 )
 def test_a_signal_is_an_end(start: Any, number: int, code: int, words: str, ranks: int) -> None:
     """To all processes, as terminals and SLURM send them; of two ranks one is asked, and asks the other."""
@@ -193,6 +203,34 @@ def test_a_second_signal_does_not_wait_for_a_step(start: Any, number: signal.Sig
     code, said = running.ended(family)
     assert code == 128 + number
     assert f"ended at once by a second signal ({number.name})" in said
+
+
+def test_the_signal_that_waits_for_nothing_is_an_end(start: Any) -> None:
+    """Ctrl-\\; what is run by the training ends with it."""
+    running = start()
+    family = running.everyone()
+    family[0].send_signal(signal.SIGQUIT)
+    code, said = running.ended(family)
+    assert code == 128 + signal.SIGQUIT
+    assert "flarecps fit: ended by SIGQUIT" in said
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_an_end_also_when_the_other_does_not_ask_for_it(
+    start: Any, tmp_path: Path, killed: int
+) -> None:
+    running = start(ranks=2, callbacks=", {class_path: test_every_end.StandStill}")
+    deadline = time.monotonic() + UNTIL_IT_TRAINS_S
+    while not all((tmp_path / "run" / f"stands_{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = running.everyone()
+    (other,) = (one for one in family[1:] if one.children())
+    (other if killed else family[0]).kill()
+    code, said = running.ended(family)
+    if killed:
+        assert code == 2, said
+        assert f"flarecps fit: rank 1 (process {other.pid}) has ended with exit code -9" in said
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

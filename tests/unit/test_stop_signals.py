@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from patience import patient
 
@@ -30,6 +31,7 @@ from flarecps.training.stop_signals import StopRequest, listening, received
         ([], StopRequest.NONE),
         ([signal.SIGUSR1], StopRequest.REQUEUE),
         ([signal.SIGTERM], StopRequest.END),
+        ([signal.SIGHUP, signal.SIGUSR1], StopRequest.HANG_UP),
         ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], StopRequest.END),  # whoever ends a job wants no requeue
     ],
 )
@@ -65,6 +67,47 @@ def test_ctrl_c_sets_the_flag_once_steps_are_taken() -> None:
         assert received() == StopRequest.INTERRUPT
         assert received().signal == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    """As ``nohup`` and a shell's ``&`` leave it."""
+    program = (
+        "import os, signal\n"
+        "from flarecps.training import stop_signals\n"
+        "for number in (signal.SIGHUP, signal.SIGINT):\n"
+        "    signal.signal(number, signal.SIG_IGN)\n"
+        "with stop_signals.listening():\n"
+        "    stop_signals.reinstall_handlers(with_interrupts=True)\n"
+        "    for number in (signal.SIGHUP, signal.SIGINT):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    print(stop_signals.received().name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["NONE"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("fit", "SIGQUIT"), ("predict", "SIGTERM"), ("validate", "SIGHUP"), ("test", "SIGUSR1")]
+)
+def test_a_signal_ends_at_once_what_has_nothing_to_save(command: str, name: str) -> None:
+    """Also while the main thread waits for another rank, where no handler of Python's runs; children end, too."""
+    program = (
+        "import subprocess, sys, threading\n"
+        "from flarecps.training.stop_signals import listening\n"
+        f"with listening({command!r}):\n"
+        "    print(subprocess.Popen(['sleep', '600']).pid, flush=True)\n"
+        "    threading.Event().wait()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(getattr(signal, name))
+        assert process.wait(patient(20)) == 128 + getattr(signal, name)
+        assert process.stderr.read() == f"flarecps {command}: ended by {name}\n"
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_signal_that_was_blocked_before_python_began_arrives() -> None:

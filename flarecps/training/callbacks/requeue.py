@@ -92,10 +92,6 @@ class Requeue(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         self.on_validation_start(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            stop_signals.handle_interrupts()
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove(trainer)
 
