@@ -319,6 +319,8 @@ def _run_pool(
             pool.shutdown(wait=False, cancel_futures=True)
             kill(set(multiprocessing.active_children()) - others)
             raise
+        if under_way:  # the pool would ask the others to end, and wait for one that is stopped
+            kill(set(multiprocessing.active_children()) - others)
         pool.shutdown()
     return sorted(under_way.values())
 

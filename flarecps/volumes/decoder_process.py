@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
 
 LIBRARIES = {"OpenJPEG": "PIL.Jpeg2KImagePlugin", "GDCM": "SimpleITK"}
 SUFFIXES = {"OpenJPEG": "raw", "GDCM": "mha"}  # of the files of pixels
+ENDS_ITSELF_AFTER_S = 180  # of one frame, where nobody is left to end it (decoders.WITHIN_S)
 MOST_BYTES = 2 * 2**30  # beyond what the libraries take: a code stream may announce any size
 STDIN, STDOUT, STDERR = 0, 1, 2  # C libraries print to the latter two
 
@@ -21,6 +23,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2  # C libraries print to the latter two
 def serve() -> None:
     sys.path[:] = sys.argv[1:]  # imports as who began it
     imported = set()
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
     with os.fdopen(os.dup(STDOUT), "w", encoding="ascii") as answers, os.fdopen(STDIN, encoding="ascii") as requests:
         os.dup2(STDERR, STDOUT)
         for request in requests:
@@ -29,7 +32,9 @@ def serve() -> None:
                 imported.add(decoder)
                 import_module(LIBRARIES[decoder])
                 _limit_memory()
+            alarm(ENDS_ITSELF_AFTER_S)
             answers.write(json.dumps(decode(decoder, frame, rows, columns)) + "\n")
+            alarm(0)
             answers.flush()
 
 

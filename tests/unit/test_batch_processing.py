@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from patience import patient
 
 from flarecps import batch_processing
 from flarecps.batch_processing import Outcome, PerProcess, process_cases, progress_bar, shard
@@ -178,7 +181,7 @@ def _say_where_and_wait(folder: str) -> None:
 
 def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> None:
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import os, sys; sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]\n"
         "from test_batch_processing import _say_where_and_wait\n"
         "from flarecps.batch_processing import PerProcess, process_cases\n"
         "if __name__ == '__main__':\n"
@@ -198,6 +201,33 @@ def test_workers_end_when_their_parent_is_killed_outright(tmp_path: Path) -> Non
     for process in alive:
         process.kill()
     assert not alive
+
+
+def _die_beside_a_stopped_worker(task: tuple[str, Path]) -> str:
+    name, folder = task
+    other = folder / "other"
+    if name == "other" and not other.exists():
+        (folder / "new").write_text(str(os.getpid()))
+        (folder / "new").rename(other)
+        time.sleep(300)
+    elif name == "one" and not (folder / "one").exists():
+        while not other.exists():
+            time.sleep(0.01)
+        (folder / "one").touch()
+        os.kill(int(other.read_text()), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows stops no process")
+def test_a_stopped_worker_beside_one_that_died_is_not_waited_for(tmp_path: Path) -> None:
+    found: list[Outcome[str]] = []
+    tasks = [(name, (name, tmp_path)) for name in ("one", "other")]
+    run = partial(process_cases, _die_beside_a_stopped_worker, tasks, 2, progress=False)
+    work = threading.Thread(target=lambda: found.extend(run()), daemon=True)
+    work.start()
+    work.join(patient(60))
+    assert [outcome.value for outcome in found] == ["one", "other"]
 
 
 class _Counted:
