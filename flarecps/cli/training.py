@@ -75,7 +75,7 @@ TRAINER_DEFAULTS = {
 
 FAILED = 1  # exit code: some scans could not be segmented, or a job could not be requeued
 LONGEST_COMPLAINT = 600  # characters of the parser's, which may list every type that a value might have had
-FINISH_WITHIN_S = 20.0  # a server that does not answer must not cost the requeue
+FINISH_WITHIN_S = 10.0  # a server that does not answer must not cost the requeue
 
 LOCK = "training.lock"  # in the run's folder: one training at a time
 AUTO = "auto"  # --ckpt_path: resume if the run has checkpoints, else begin
@@ -363,7 +363,7 @@ def _lightning_command(arguments: list[str], held: ExitStack) -> int:
             return USER_MISTAKE
         raise
     finally:
-        finish_dashboards(FINISH_WITHIN_S if stopped is not None and under_slurm() else None)
+        finish_dashboards(FINISH_WITHIN_S)  # only of what has not come to its end
     leave_group()
     if stopped is not None:
         return _leave(stopped)

@@ -197,7 +197,8 @@ class PatchLoader:
         """Kill the workers; the next epoch starts others."""
         self.close()
         if isinstance(iterator := getattr(self._loader, "_iterator", None), _MultiProcessingDataLoaderIter):
-            iterator._workers_done_event = threading.Event()  # of the workers' own a killed one may hold the lock
+            # of the workers' own event a killed one may hold the lock
+            iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
         self._loader = None
 
 

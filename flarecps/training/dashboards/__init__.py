@@ -45,7 +45,7 @@ def _guarded(logger: Logger) -> Logger:
     return WandbDashboard(mode=mode, checkpoints=bool(logger._log_model), **settings)
 
 
-def finish_dashboards(within_s: float | None) -> None:
+def finish_dashboards(within_s: float) -> None:
     """Close this process's wandb run, if it has one, so that the next training in the process begins its own.
 
     With a limit, for a job that ends soon must be requeued before, whatever the network.

@@ -7,10 +7,12 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -28,8 +30,9 @@ from flarecps.training.ranks import warn
 PROJECT = "flarecps"
 FINISH_S = 60.0  # what is not uploaded by then waits on disk
 FINISH_WITH_CHECKPOINTS_S = 3600.0
-STOP_S = 20.0  # the same where the training is stopped to go on later: a requeue's warning time is often a minute
+STOP_S = 12.0  # the same where the training is stopped to go on later: a requeue's warning time is often a minute
 PLACES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")  # by default below the home folder: here it is the run's own
+SERVICE = "wandb-"  # begins the names of wandb's processes
 EPOCH = "epoch"  # completed epochs: the axis of all charts
 ONLINE = ("online", "run", "shared")
 _Result = TypeVar("_Result")
@@ -84,6 +87,10 @@ class WandbDashboard(Logger):
         self._places: list[str] = []
         self._saved: dict[str, Path] = {}  # what a checkpoint is called, and its file
 
+    @property
+    def _patience_s(self) -> float:
+        return FINISH_WITH_CHECKPOINTS_S if self.checkpoints else FINISH_S
+
     # -- what Lightning asks
 
     @property
@@ -127,9 +134,13 @@ class WandbDashboard(Logger):
             self._send_checkpoints()
         run, self._run = self._run, None
         code = 0 if status == "success" else self.exit_code
-        within_s = None if self.complete else STOP_S
+        within_s: float | None = STOP_S
+        if self.complete:  # wandb keeps a limit of its own, which a user may have set, unless its service is stopped
+            within_s = None if "WANDB_FINISH_TIMEOUT" in os.environ else self._patience_s + STOP_S
         close = partial(finish_within, within_s, lambda: run.finish(exit_code=code))
-        if _attempt("closing the run", close, self._say) and not run.offline:
+        if _attempt("closing the run", close, self._say) is None:
+            self._stop_service()
+        elif not run.offline:
             self._clear_staging()
         self._leave()
 
@@ -194,8 +205,7 @@ class WandbDashboard(Logger):
 
         self._wandb = wandb
         self.folder.mkdir(parents=True, exist_ok=True)
-        patience_s = FINISH_WITH_CHECKPOINTS_S if self.checkpoints else FINISH_S
-        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": patience_s}
+        limit: dict[str, Any] = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": self._patience_s}
         defaults = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "name": os.environ.get("WANDB_NAME", self.folder.resolve().name),
@@ -342,7 +352,10 @@ def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseEx
 
 
 def finish_within(within_s: float | None, close: Callable[[], object]) -> bool:
-    """Close a wandb run and return True; raises what wandb raises, TimeoutError where it takes over ``within_s``."""
+    """Close a wandb run and return True; raises what wandb raises, TimeoutError where it takes over ``within_s``.
+
+    Its service is killed then, for wandb would wait for it once more, without a limit, when the interpreter ends.
+    """
     raised: list[Exception] = []
 
     def finish() -> None:
@@ -355,6 +368,10 @@ def finish_within(within_s: float | None, close: Callable[[], object]) -> bool:
     closing.start()
     closing.join(within_s)
     if closing.is_alive():
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.name().startswith(SERVICE):
+                    process.kill()
         raise TimeoutError(f"not done after {within_s:.0f} s")
     if raised:
         raise raised[0]
