@@ -10,8 +10,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -382,6 +384,17 @@ def test_a_wandb_that_dies_ends_no_training(tiny_stores: TinyStores, tmp_path: P
     assert "Traceback" not in done.stderr
     with (run / "csv" / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_a_service_that_does_not_answer_is_ended(tmp_path: Path) -> None:
+    """wandb would wait for it without a limit, at the interpreter's end."""
+    program = tmp_path / "wandb-core"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "600"]) as service:
+        service.send_signal(signal.SIGSTOP)
+        with pytest.raises(TimeoutError, match="not done after 0 s"):
+            wandb_run.finish_within(0.1, lambda: time.sleep(60))
+        assert service.wait(20) == -signal.SIGKILL
 
 
 class KilledService(Callback):
