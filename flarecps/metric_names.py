@@ -21,12 +21,7 @@ HEALTH_VANISHED = "health/vanished_classes"  # how many of them
 HEALTH_HELD = "health/lambda_held_epochs"  # for how many epochs λ was kept from rising
 CASES = "results/validation_cases"  # a table: DSC by case and organ
 # How metrics of every organ of one sibling begin: a dashboard shows the average's and what both agree on.
-DETAILS = (
-    "validation/dsc/sibling_",
-    "validation_patches/dsc/sibling_",
-    "health/volume_ratio/",
-    "health/entropy/",
-)
+DETAILS = ("validation/dsc/sibling_", "validation_patches/dsc/sibling_", "health/volume_ratio/", "health/entropy/")
 DSC_MEAN = "validation/dsc/mean"  # of the average of the siblings, over cases, then organs
 
 

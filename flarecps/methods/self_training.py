@@ -31,12 +31,7 @@ class SelfTraining(Method):
 
     streams = ("labelled", "pseudo_labelled")
 
-    def __init__(
-        self,
-        loss: AnyLoss | None = None,
-        mu: float = 1.0,
-        pseudo_label_loss: AnyLoss | None = None,
-    ) -> None:
+    def __init__(self, loss: AnyLoss | None = None, mu: float = 1.0, pseudo_label_loss: AnyLoss | None = None) -> None:
         super().__init__(loss)
         if not mu > 0:
             raise ConfigError(f"mu is {mu}; expected a number above 0 (flarecps.methods.Supervised learns without)")

@@ -37,13 +37,7 @@ from flarecps.volumes.headers import (
     three_axes,
 )
 from flarecps.volumes.label_tables import label_table_xml
-from flarecps.volumes.space import (
-    SAME_GRID_VOXELS,
-    Space,
-    as_direction,
-    misplacement,
-    nearest_orthonormal,
-)
+from flarecps.volumes.space import SAME_GRID_VOXELS, Space, as_direction, misplacement, nearest_orthonormal
 
 TABLE_EXTENSION = 0  # of no registered kind: TotalSegmentator's choice, and nibabel opens no others of this content
 HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by their size in bytes
@@ -264,10 +258,7 @@ def _grid(path: Path, header: nibabel.Nifti1Header) -> tuple[Space, tuple[str, .
             f"pixdim and the orientation matrix differ by {gaps.max():.3g} mm in spacing: the matrix was used"
         )
     space = Space(
-        shape,
-        triple(spacing[::-1].tolist()),
-        as_direction(direction),
-        triple((LPS_FROM_RAS @ affine[:3, 3]).tolist()),
+        shape, triple(spacing[::-1].tolist()), as_direction(direction), triple((LPS_FROM_RAS @ affine[:3, 3]).tolist())
     )
     return space, tuple(warnings)
 
