@@ -100,10 +100,7 @@ def commands_page() -> str:
     """Markdown: every command's help, as the program prints it."""
     from flarecps.cli.main import COMMANDS, main
 
-    parts = [
-        "# Commands",
-        "As `flarecps COMMAND --help` prints it; made from the code.",
-    ]
+    parts = ["# Commands", "As `flarecps COMMAND --help` prints it; made from the code."]
     os.environ |= {"COLUMNS": "90", "NO_COLOR": "1", "NO_MKDOCS_2_WARNING": "1"}
     for name, command in COMMANDS.items():
         printed = io.StringIO()

@@ -40,11 +40,7 @@ def main() -> None:
 
 def prepare() -> None:
     """Fingerprint, plan and preprocess, unless it was done before."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprints,
-        plan_experiments,
-        preprocess,
-    )
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     if (Path(os.environ["nnUNet_preprocessed"]) / "Dataset001_OneScan" / f"{PLANS}_{CONFIGURATION}").is_dir():
         return

@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arms import (
-    ALL_LABELS,
-    CONTROL,
-    CONTROL_LONG,
-    CPS,
-    CPS_LONG,
-    RESULTS,
-    TWO_CONTROLS,
-    TWO_SHORT_CONTROLS,
-)
+from arms import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, RESULTS, TWO_CONTROLS, TWO_SHORT_CONTROLS
 
 from flarecps.evaluation.score_table import MethodScores
 from flarecps.experiments.study.protocol import Arm

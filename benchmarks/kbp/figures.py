@@ -9,16 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from arms import (
-    ALL_LABELS,
-    CONTROL,
-    CONTROL_LONG,
-    CPS,
-    CPS_LONG,
-    FEW_LABELS,
-    TWO_CONTROLS,
-    TWO_SHORT_CONTROLS,
-)
+from arms import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, FEW_LABELS, TWO_CONTROLS, TWO_SHORT_CONTROLS
 from entries import LINES, entry, main_entries, read_rows
 
 from flarecps import metric_names
@@ -26,12 +17,7 @@ from flarecps.evaluation.score_table import read_scores
 from flarecps.reporting.curves import read_metrics
 
 SMOOTHED_EPOCHS = 5  # of the supervised loss, which is noisy: two patches a step
-COLOURS = {
-    CPS.name: "tab:orange",
-    CPS_LONG.name: "tab:red",
-    CONTROL.name: "tab:grey",
-    CONTROL_LONG.name: "tab:blue",
-}
+COLOURS = {CPS.name: "tab:orange", CPS_LONG.name: "tab:red", CONTROL.name: "tab:grey", CONTROL_LONG.name: "tab:blue"}
 
 
 def draw_scores(results: Path, labels: int = 10) -> None:

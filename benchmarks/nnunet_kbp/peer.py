@@ -74,11 +74,7 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Fingerprint, plan and preprocess by nnU-Net's own functions; two more configurations in its plans."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprints,
-        plan_experiments,
-        preprocess,
-    )
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     extract_fingerprints([NUMBER], num_processes=1, check_dataset_integrity=False, show_progress_bar=False)
     plans_name = plan_experiments([NUMBER])

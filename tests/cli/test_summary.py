@@ -43,10 +43,7 @@ def test_the_residual_encoder_is_a_choice_of_the_config(
 ) -> None:
     """Trained with a filter of pseudo-labels, read back from its checkpoint, and counted."""
     monkeypatch.setenv("COLUMNS", "200")
-    network = {
-        "class_path": "flarecps.networks.ResidualEncoderUNet",
-        "init_args": {"blocks_per_stage": [1, 2, 1, 1]},
-    }
+    network = {"class_path": "flarecps.networks.ResidualEncoderUNet", "init_args": {"blocks_per_stage": [1, 2, 1, 1]}}
     believed = {"class_path": "flarecps.losses.VoxelConfidence", "init_args": {"threshold": 0.6}}
     settings = ["--model.network", json.dumps(network), "--model.method.init_args.pseudo_labels", json.dumps(believed)]
     settings += ["--model.method.init_args.ramp", "{final: 0.5, length: 0, start: 0}", "--model.channels_last", "true"]

@@ -60,11 +60,7 @@ def test_a_plan_says_its_conventions_only_where_they_are_not_the_programs_own() 
     own, other = small_plan(), with_conventions(Conventions("as_stored", "before_resampling", "nonzero"))
     assert "conventions" not in plan_to_json(own)
     content = plan_to_json(other)
-    assert content["conventions"] == {
-        "orientation": "as_stored",
-        "intensity": "before_resampling",
-        "crop": "nonzero",
-    }
+    assert content["conventions"] == {"orientation": "as_stored", "intensity": "before_resampling", "crop": "nonzero"}
     assert plan_from_json(content) == other
     assert plan_from_json(content | {"conventions": {"crop": "nonzero"}}).conventions == Conventions(crop="nonzero")
 

@@ -224,10 +224,7 @@ def test_nrrd_headers_refused_by_name(folder: Path, line: str, complaint: str) -
 
 
 def test_what_a_header_does_not_say_is_said(folder: Path) -> None:
-    for path in (
-        mha(folder, without="TransformMatrix"),
-        nrrd(folder, "spacings: 1 1 1", without="space directions"),
-    ):
+    for path in (mha(folder, without="TransformMatrix"), nrrd(folder, "spacings: 1 1 1", without="space directions")):
         assert any("no orientation" in remark for remark in read_volume(path).warnings)
     for path in (mha(folder, without="Offset"), nrrd(folder, without="space origin")):
         assert any("no position" in remark for remark in read_volume(path).warnings)

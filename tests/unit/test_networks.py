@@ -14,14 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flarecps.errors import ConfigError
 from flarecps.interop.nnunet_weights import nnunet_parameter_names
-from flarecps.networks import (
-    NETWORKS,
-    PlainUNet,
-    ResidualEncoderUNet,
-    compile_in_place,
-    he_normal_,
-    set_memory_format,
-)
+from flarecps.networks import NETWORKS, PlainUNet, ResidualEncoderUNet, compile_in_place, he_normal_, set_memory_format
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Topology
