@@ -9,14 +9,7 @@ import numpy as np
 import torch
 import torchio as tio
 
-from flarecps.data.intensity_transforms import (
-    Brightness,
-    Contrast,
-    Gamma,
-    GaussianBlur,
-    GaussianNoise,
-    LowResolution,
-)
+from flarecps.data.intensity_transforms import Brightness, Contrast, Gamma, GaussianBlur, GaussianNoise, LowResolution
 from flarecps.data.spatial_transforms import DrawnTransform, Mirror, PatchPose, RotationAndScaling, swapped_ids
 from flarecps.errors import ConfigError
 from flarecps.planning.plan import Plan, volume_patch

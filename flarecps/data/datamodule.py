@@ -193,10 +193,12 @@ class ScanDataModule(LightningDataModule):
             streams["unlabelled"] = self.unlabelled_names
         if self.pseudo_labelled is not None:
             streams["pseudo_labelled"] = self.pseudo_labelled.names
-        loaders = {
-            stream: self._patch_loader(stream, names, _share(self.workers, number, len(streams)))
-            for number, (stream, names) in enumerate(streams.items())
-        }
+        loaders: dict[Stream, PatchLoader] = {}
+        device = trainer.strategy.root_device if trainer else None
+        for number, (stream, names) in enumerate(streams.items()):
+            batches = self._batches(stream, names, self.global_batch[stream])
+            workers = _share(self.workers, number, len(streams))
+            loaders[stream] = PatchLoader(batches, self.clock, workers, device)
         self._loaders = list(loaders.values())
         return CombinedLoader(loaders, mode="min_size")
 
@@ -214,10 +216,6 @@ class ScanDataModule(LightningDataModule):
         sequence = DrawSequence(self.seed, stream, batch, self.iterations_per_epoch, self.rank, self.ranks)
         patch = volume_patch(self.patch_voxels)
         return PatchBatches(pseudo_labelled or self.store, settings, patch, stream != "unlabelled", sequence)
-
-    def _patch_loader(self, stream: Stream, names: tuple[str, ...], workers: int) -> PatchLoader:
-        device = self.trainer.strategy.root_device if self.trainer else None
-        return PatchLoader(self._batches(stream, names, self.global_batch[stream]), self.clock, workers, device)
 
     def batches_ahead(self) -> tuple[int, float]:
         """Of this process's training streams together: batches that workers make ahead, and their memory in GB.

@@ -18,12 +18,8 @@ from flarecps.errors import ConfigError
 from flarecps.typing import Triple
 
 Stream = Literal["labelled", "unlabelled", "validation", "pseudo_labelled"]
-_STREAM_NUMBER: dict[Stream, int] = {  # never renumber
-    "labelled": 0,
-    "unlabelled": 1,
-    "validation": 2,
-    "pseudo_labelled": 3,
-}
+# never renumber
+_STREAM_NUMBER: dict[Stream, int] = {"labelled": 0, "unlabelled": 1, "validation": 2, "pseudo_labelled": 3}
 
 
 @dataclass(frozen=True)

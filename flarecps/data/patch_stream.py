@@ -200,22 +200,17 @@ def batch_of(subjects: Sequence[tio.Subject], dimensions: int) -> Batch:
     patch has two axes, and three numbers of location.
     """
     first = subjects[0]
-    batch: Batch = {
-        key: _flat(torch.stack([subject.get_image(key).data for subject in subjects]), dimensions)
-        for key in ("image", "labels")
-        if key in first
-    }
+    batch: Batch = {}
+    for key in ("image", "labels"):
+        if key in first:
+            stacked = torch.stack([subject.get_image(key).data for subject in subjects])
+            batch[key] = stacked if dimensions == 3 else stacked.squeeze(2)  # (B, C, 1, H, W)
     if "annotated" in first:
         batch["annotated"] = torch.stack([cast(torch.Tensor, subject["annotated"]) for subject in subjects])
     batch["case"] = [subject["case"] for subject in subjects]
     batch["index"] = torch.tensor([subject.index for subject in subjects], dtype=torch.int64)
     batch["location"] = torch.tensor([subject["location"] for subject in subjects], dtype=torch.int64)
     return batch
-
-
-def _flat(stacked: torch.Tensor, dimensions: int) -> torch.Tensor:
-    """(B, C, 1, H, W) as (B, C, H, W) in 2D."""
-    return stacked if dimensions == 3 else stacked.squeeze(2)
 
 
 def _in_shared_memory(batch: Batch) -> Batch:

@@ -152,11 +152,7 @@ class Mirror(DrawnTransform, tio.SpatialTransform):
     """
 
     def __init__(
-        self,
-        axes: Sequence[int],
-        probability: float,
-        swaps: np.ndarray | None = None,
-        lateral_axis: int = 2,
+        self, axes: Sequence[int], probability: float, swaps: np.ndarray | None = None, lateral_axis: int = 2
     ) -> None:
         super().__init__(p=probability)
         self.axes = tuple(axes)
