@@ -127,9 +127,12 @@ def read_catalogue(
     layout, cases, description = list_folder(root, complaints)
     where = str(root / "dataset.json")
     labels = _read_labels(description.get("labels"), where, complaints, label_folders(cases))
+    name = description.get("name", root.resolve().name)
+    if not isinstance(name, str):
+        raise DatasetError(f'{where}: "name" is {shown(name)}; expected a text in quotes')
     catalogue = Catalogue(
         root=root,
-        name=_data_set_name(description.get("name", root.resolve().name), where),
+        name=name,
         labels=labels,
         channels=channel_names(description, where),
         left_right_pairs=_read_pairs(description.get("left_right_pairs"), labels, where),
@@ -163,12 +166,6 @@ def _read_labels(content: Any, where: str, complaints: FindingCollector, folders
             f"renumber the label files{f' ({commands})' if commands else ''} and dataset.json: {proposal}",
         )  # fmt: skip
     return labels
-
-
-def _data_set_name(content: Any, where: str) -> str:
-    if not isinstance(content, str):
-        raise DatasetError(f'{where}: "name" is {shown(content)}; expected a text in quotes')
-    return content
 
 
 def _read_pairs(content: Any, labels: dict[str, int], where: str) -> tuple[tuple[int, int], ...]:

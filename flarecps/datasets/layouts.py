@@ -281,12 +281,10 @@ def _list_msd(
     listed = description.get("test", [])
     if not isinstance(listed, list):
         raise DatasetError(f'{root / DATASET_JSON}: "test" is {shown(listed)}; expected a list of paths')
-    tests = [
-        _listed_files(root, entry if isinstance(entry, Mapping) else {"image": entry}, "image", f'"test" entry {n}')[0][
-            0
-        ]
-        for n, entry in enumerate(listed)
-    ]
+    tests: list[Path] = []
+    for n, entry in enumerate(listed):
+        entry = entry if isinstance(entry, Mapping) else {"image": entry}
+        tests.append(_listed_files(root, entry, "image", f'"test" entry {n}')[0][0])
     if absent := [path for path in tests if not place_of(path).exists()]:
         complaints.add(
             "", "stale-list",

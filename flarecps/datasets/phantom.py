@@ -39,14 +39,8 @@ ROLES = tuple(FOLDERS)
 WIDE_TEST_EVERY = 4  # every fourth test case comes from the unlabelled cases' wider distribution
 STORED_ORDERS = ("RAS", "LPS", "LAS", "LPI", "PIL", "ASR")  # axis codes of (column, row, slice), as nibabel's
 STORED_SHARES = (0.35, 0.35, 0.1, 0.1, 0.05, 0.05)
-LARGE_ORGANS = (
-    "liver",
-    "right kidney",
-    "spleen",
-    "aorta",
-    "stomach",
-    "left kidney",
-)  # what a small network learns soon
+# what a small network learns soon
+LARGE_ORGANS = ("liver", "right kidney", "spleen", "aorta", "stomach", "left kidney")
 
 
 @dataclass(frozen=True)

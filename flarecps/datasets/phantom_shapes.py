@@ -123,11 +123,7 @@ def union(parts: Sequence[Shape], blend_mm: float) -> Shape:
 
 
 def clipped(
-    whole: Shape,
-    within: Shape | None = None,
-    without: Sequence[Shape] = (),
-    inset_mm: float = 0.0,
-    gap_mm: float = 0.0,
+    whole: Shape, within: Shape | None = None, without: Sequence[Shape] = (), inset_mm: float = 0.0, gap_mm: float = 0.0
 ) -> Shape:
     """``whole`` kept inside ``within`` by ``inset_mm`` and clear of ``without`` by ``gap_mm``."""
 
