@@ -68,17 +68,10 @@ def score_folders(
     differences, and of values in predictions that are no structure's), other values outside ``labels``, predictions
     without reference.
 
-    Args:
-        predictions: folder of label maps, or one file.
-        references: folder of label maps of the same names, or one file.
-        labels: ``{name: id}``.
-        protocol: whose rules count.
-        workers: processes.
-        progress: whether a bar is shown.
-        tolerances_mm: NSD's tolerance by organ name, where it is not to be FLARE22's (2 mm for other structures).
-        keep: folder in which every case's scores are kept as ``NAME.json``. What is there and was made from the same
-            files with the same settings is taken as it is.
-        share: ``"I/N"``: only every Nth case, from the Ith.
+    ``labels`` is ``{name: id}``; ``tolerances_mm`` are NSD's by organ name, where they are not to be FLARE22's (2 mm
+    for other structures). In the folder ``keep`` every case's scores are kept as ``NAME.json``: what is there and was
+    made from the same files with the same settings is taken as it is. With ``share``, "I/N", only every Nth case is
+    scored, from the Ith.
 
     Raises DatasetError for a missing or empty folder, one name twice, and when no name is common to both; ConfigError
     when ``share`` is not I/N, and for two structures that would share a table's columns.

@@ -21,13 +21,10 @@ def write_package(
     write_beside: Callable[[Path, dict[str, TrainedModel]], None],
     trusted: Trusted = (),
 ) -> None:
-    """Write ``folder``, which appears whole or not at all.
+    """Write ``folder``, a new one (else ConfigError), which appears whole or not at all.
 
-    Args:
-        folder: a new one; ConfigError where something is there.
-        checkpoints: by the name that its weights get in the folder.
-        write_beside: writes further files into the folder that it is given, told what the written weights are.
-        trusted: as in ``read_checkpoint``.
+    ``checkpoints`` come by the names that their weights get there. ``write_beside`` writes further files into the
+    folder that it is given, told what the written weights are. ``trusted`` is as in ``read_checkpoint``.
     """
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder}: exists already; name another folder, or remove it first")
