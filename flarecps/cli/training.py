@@ -25,13 +25,7 @@ from flarecps.cli.former_keys import current_words
 from flarecps.cli.library_settings import set_up_libraries
 from flarecps.cli.main import LIGHTNING_COMMANDS, USER_MISTAKE
 from flarecps.cli.training_decisions import instead_of_the_plan, with_defaults
-from flarecps.cli.training_options import (
-    DRY_RUN,
-    OWN_OPTIONS,
-    asks_for_help,
-    taken,
-    with_found_configs,
-)
+from flarecps.cli.training_options import DRY_RUN, OWN_OPTIONS, asks_for_help, taken, with_found_configs
 from flarecps.data.datamodule import ScanDataModule
 from flarecps.errors import CheckpointError, ConfigError, TrainingError, WorkerError, visible
 from flarecps.locks import folder_lock
@@ -377,8 +371,7 @@ def _say_written(run: Path, loggers: list[Any]) -> None:
     """The end of a training: what it wrote, and the next commands."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
         return
-    best = run / FOLDER / f"{BEST}.ckpt"
-    last = run / FOLDER / f"{LAST}.ckpt"
+    best, last = (run / FOLDER / f"{name}.ckpt" for name in (BEST, LAST))
     also = f" (and {best.name}, by validation)" if best.is_file() else ""
     print(visible(f"written: {last}{also}"))
     print(visible(next_command("segment", last, "SCANS", run / "segmentations")))
