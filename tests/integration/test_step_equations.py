@@ -9,43 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader
+from tiny_training import CLIP, DECAY, KNOWN, LAMBDA, LR, MOMENTUM, tiny_plan, trained
 
 from flarecps.losses import LinearRamp, PatchAgreement, VoxelConfidence
 from flarecps.methods import CrossPseudoSupervision
 from flarecps.networks import ResidualEncoderUNet
-from flarecps.planning.plan import Intensity, Plan, Topology, plan_to_json
+from flarecps.planning.plan import Topology
 from flarecps.training.module import SegmentationModule
 
-LAMBDA = 0.3
-LR, MOMENTUM, DECAY, CLIP = 0.05, 0.9, 1e-3, 0.5
 CLASSES = 3
-KNOWN = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 0, 0]], dtype=torch.bool)  # which classes were annotated
+STREAMS = ("labelled", "unlabelled")
 
 
 def plan_of_four_stages(dimensions: int, batch_dice: bool = True) -> dict[str, Any]:
-    ones, twos, threes = (1,) * dimensions, (2,) * dimensions, (3,) * dimensions
-    return plan_to_json(
-        Plan(
-            dataset="tiny",
-            dimensions=dimensions,
-            labels={"background": 0, "liver": 1, "spleen": 2},
-            left_right_pairs=(),
-            channels=("CT",),
-            spacing_mm=(1.0, 1.0, 1.0),
-            axis_order=(0, 1, 2),
-            median_shape_voxels=(8, 8, 8),
-            patch_voxels=(8,) * dimensions,
-            topology=Topology((3, 4, 5, 6), (ones, twos, twos, (1, *twos[1:])), (threes,) * 4),
-            global_batch={"labelled": 4, "unlabelled": 4},
-            batch_dice=batch_dice,
-            intensity=Intensity("ct", -100, 100, 0, 50, "global"),
-            fingerprint={},
-            memory_gb=0.0,
-        )
-    )
+    """The tiny plan, whose last stage keeps its first axis, with the batch of ``noise``."""
+    plan = tiny_plan(dimensions, batch_dice)
+    strides = [*plan["topology"]["strides"][:-1], [1, *(2,) * (dimensions - 1)]]
+    return plan | {"topology": plan["topology"] | {"strides": strides}, "global_batch": dict.fromkeys(STREAMS, 4)}
 
 
 def noise(dimensions: int, count: int = 2, patches: int = 4, incomplete: bool = False) -> list[dict[str, Any]]:
@@ -78,23 +58,6 @@ def module_of(dimensions: int, batch_dice: bool = True, **settings: Any) -> Segm
         clip_norm=CLIP,
         **settings,
     )
-
-
-def trained(module: SegmentationModule, data: list[Any], tmp_path: Any, **settings: Any) -> Trainer:
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-        **({"precision": "64-true"} | settings),
-    )
-    loaders = {key: DataLoader([batch[key] for batch in data], batch_size=None) for key in data[0]}
-    trainer.fit(module, CombinedLoader(loaders, "min_size"))
-    return trainer
 
 
 def plain_loss(
