@@ -102,6 +102,26 @@ def test_which_to_use(effects: dict[str, float], chosen: str, said: str) -> None
         assert "could not have been seen" in found.sentences[0]
 
 
+def test_an_interval_without_0_that_tells_nothing_is_explained() -> None:
+    """Intervals are each method's own; the verdict is by Holm over all."""
+    protocol = draft(3, 2, 100, 50, True)
+    costs = Costs(protocol, config_path)
+    explained = 0
+    for effect in np.linspace(0.004, 0.016, 25):
+        found = verdict_of(scores(protocol, {"cps": -effect}, 3), costs, {}, {"all": 16})
+        (one,) = (one for one in found.standings if one.column.arm == "cps" and one.with_holm)
+        (said,) = (text for text in found.sentences if f"brought with “{one.title}”" in text)
+        assert one.judged is not None
+        interval, p = one.judged.difference.interval, one.judged.p_holm
+        assert interval is not None
+        assert p is not None
+        without_0 = not interval.low <= 0 <= interval.high
+        is_explained = "of several methods, one may look so by chance" in said
+        assert is_explained == (without_0 and p >= 0.05)
+        explained += is_explained
+    assert explained
+
+
 def test_one_training_each_decides_nothing() -> None:
     protocol = replace(draft(2, 1, 100, 50, True))
     alone = scores(protocol, {"cps": 0.3}, 1)

@@ -143,6 +143,9 @@ def _brought(one: Standing, baseline: Standing, measure: str) -> str:
     effort = "at equal compute" if abs(one.cost - 1) < EQUAL else f"at {one.cost:.1f} times the compute"
     verdict = {"better": "they helped", "worse": "they did harm", "not known": "whether they help is not known",
                "not told apart": "neither help nor harm can be told"}[one.judged.verdict]  # fmt: skip
+    interval, p = one.judged.difference.interval, one.judged.p_holm
+    if one.judged.verdict == "not told apart" and interval and not interval.low <= 0 <= interval.high:
+        verdict += f": of several methods, one may look so by chance (p {p:.2g} by Holm)"
     return (f"What the unlabelled scans brought with “{one.title}”, {effort}: {_difference(one.judged)} {measure}; "
             f"{verdict}.")  # fmt: skip
 
