@@ -230,6 +230,9 @@ def test_a_budget_chooses_what_fits(
     assert kept["judged"]["folds"] == 5
     assert "chosen for 60 h" in kept["remarks"][0]
     assert played.count("preprocess") == 1, "one store serves all folds"
+    for hours in ("60", "70"):
+        assert main(["study", str(dataset), "--out", str(out), "--budget", hours]) == 0
+        assert ("stays as it is" in capsys.readouterr().out) == (hours == "70")
     assert main(["study", str(dataset), "--out", str(tmp_path / "no"), "--protocol", given, "--budget", "1"]) == 2
     assert "the smallest study takes about" in capsys.readouterr().err
     assert not (tmp_path / "no" / "protocol.yaml").exists()
@@ -299,6 +302,27 @@ def test_mistakes_are_told(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "options", "said"),
+    [
+        ("segment", {"miror": True}, "'segment': no option --miror; did you mean --mirror?"),
+        ("segment", {"step": "half"}, "'segment': --step half: expected a number"),
+        ("plan", {"dimensions": 4}, "'plan': --dimensions 4: expected 2 or 3"),
+    ],
+)
+def test_options_are_looked_at_before_hours_of_training(
+    part: str, options: dict[str, Any], said: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = protocol(tmp_path, **{part: options})
+    with pytest.raises(SystemExit) as ended:
+        main(["study", str(dataset), "--out", str(tmp_path / "out"), "--protocol", given])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def small(tmp_path: Path, **changes: Any) -> list[str]:
     """The words that ask for a study of two arms."""
     arms = {name: dict(PROTOCOL["arms"][name]) for name in ("control_long", "cps")}
@@ -310,7 +334,7 @@ def small(tmp_path: Path, **changes: Any) -> list[str]:
 
 @pytest.mark.usefixtures("played")
 def test_names_are_shown_and_never_obeyed(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hostile = "<script>alert(1)</script> | [/] [red] =1+1, {{ 7 * 7 }} &"
+    hostile = r"<script>alert(1)</script> | [/] [red] =1+1, {{ 7 * 7 }} & $\no$"
     root = dataset.rename(tmp_path / "<script>alert(2)< [x] a, b")
     for folder, suffix in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         (root / folder / f"case_03{suffix}").rename(root / folder / f"=cmd [b], ü <i>{suffix}")

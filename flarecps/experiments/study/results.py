@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flarecps.atomic import write_text
+from flarecps.case_names import composed
 from flarecps.errors import DatasetError, first_few
 from flarecps.evaluation.score_table import DSC, MEASURES, NSD, Scores, read_scores
 from flarecps.experiments.study.protocol import Protocol
@@ -89,7 +90,7 @@ def read_study(stages: StudyStages) -> StudyScores:
                 judges = stages.judges(cell)
                 if any(((one < 0) | (one > 1)).any() for one in table.values.values()):
                     raise DatasetError(f"{table.origin}: holds scores outside 0 to 1; {again}")
-                if differing := sorted(judges ^ {*table.cases}):
+                if differing := sorted(judges ^ {composed(case) for case in table.cases}):
                     raise DatasetError(
                         f"{table.origin}: holds {len(table.cases)} scans of the {len(judges)} that judge "
                         f"({first_few(differing)} differ); {again}"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flarecps.case_names import composed
 from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.protocol import ALL, Arm, Protocol
@@ -93,7 +94,8 @@ class StudyStages:
 
     def judges(self, cell: Cell) -> set[str]:
         """The names of the scans that judge a cell."""
-        return {case.name for case in self.splits.held_out[split_name(self.protocol.judged, cell.labels, cell.fold)]}
+        cases = self.splits.held_out[split_name(self.protocol.judged, cell.labels, cell.fold)]
+        return {composed(case.name) for case in cases}
 
     def checkpoints(self, cell: Cell) -> list[Path]:
         """What segments for a cell: one training's last checkpoint, or those of two that are averaged."""

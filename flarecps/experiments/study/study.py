@@ -193,6 +193,8 @@ class Study:
                 "and a protocol is written before its results. Put it back as it was, or begin another study with "
                 "--protocol and another --out"
             )
+        if self.asked.hours is not None and f"chosen for {self.asked.hours:g} h" not in " ".join(kept.remarks):
+            self.said.append("--budget: the protocol was written before, for another one or none, and stays as it is")
         if self.asked.anything:
             ours, theirs = (protocol_content(one) for one in (kept, self.asked.protocol(read_catalogue(self.dataset))))
             if differing := [
