@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -155,8 +154,7 @@ def arm_stages(out: Path, data: Path, store: Path, arms: Arms, after: str) -> li
     for method, (config, more) in arms.items():
         run = runs[method]
         words = ["fit", "--config", config, "--data.store", store, "--trainer.default_root_dir", run, *more]
-        trained = fit_stage(f"fit_{method}", words, config_path(config), run, last())
-        stages.append(replace(trained, resume=(run / "checkpoints", ("--ckpt_path", "auto"))))
+        stages.append(fit_stage(f"fit_{method}", words, config_path(config), run, last()))
     for method, run in runs.items():
         words = ["segment", run / "checkpoints" / "last.ckpt", data / "imagesTs", run / "segmentations"]
         stages.append(command_stage(f"segment_{method}", words, run / "segmentations", last()))

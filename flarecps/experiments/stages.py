@@ -169,7 +169,7 @@ def store_stages(
 def fit_stage(name: str, words: Sequence[object], config: Path | None, run: Path, after: str, gpus: int = 1) -> Stage:
     """A training by ``words`` (fit or a command around it) in ``run``; its checkpoints are never removed.
 
-    An interrupted one goes on from its last checkpoint. The stage depends on the content of its ``config``, if any.
+    An interrupted one goes on from its newest checkpoint. The stage depends on the content of its ``config``, if any.
     """
     last = last_checkpoint(run)
     return command_stage(
@@ -178,7 +178,7 @@ def fit_stage(name: str, words: Sequence[object], config: Path | None, run: Path
         last,
         after,
         depends_on=config.read_text(encoding="utf-8") if config else "",
-        resume=(last, ("--ckpt_path", "last")),
+        resume=(last.parent, ("--ckpt_path", "auto")),
         protected=True,
         is_finished=partial(training_is_finished, run),
         gpus=gpus,

@@ -16,6 +16,7 @@ from latex_tables import tables
 from flarecps.anatomy import FLARE22_ORGANS
 from flarecps.cli.main import main
 from flarecps.reporting.comparison import escaped
+from flarecps.reporting.comparison_files import named_files
 from flarecps.reporting.tables import score_rows
 from flarecps.volumes.io import write_volume
 from flarecps.volumes.space import Space
@@ -43,6 +44,14 @@ def write_efficiency(path: Path, rows: dict[str, tuple[float, float, float]]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def test_paths_may_hold_commas_and_be_many(tmp_path: Path) -> None:
+    files = [write_table(tmp_path / "a,b" / name, {"case": 0.5}) for name in ("x,y.csv", "z.csv")]
+    (tmp_path / "a").mkdir()
+    assert named_files([f"CPS={files[0]},{files[1]}", str(files[0])], ()) == {"CPS": files, "x,y": [files[0]]}
+    many = [files[1]] * 400  # more letters than a path may have
+    assert named_files([f"CPS={','.join(map(str, many))}"], ()) == {"CPS": many}
 
 
 @pytest.fixture

@@ -264,6 +264,8 @@ def test_trainings_are_handed_to_slurm(
                 result = Path(words[list(words).index(word) + 1])
                 result.parent.mkdir(parents=True, exist_ok=True)
                 result.touch() if result.suffix == ".json" else result.mkdir(exist_ok=True)
+        if words[0] == "segment":
+            Path(words[3]).mkdir(parents=True)
         return 0
 
     more = tmp_path / "more.yaml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,7 @@ class StudyStages:
             fixed["data.fold"] = ALL
         settings = [*(f"--{key}={value}" for key, value in fixed.items()), *self.costs.words(arm), *more]
         fit = ("fit", *(("--config", config) if config else ()), *settings)
-        stage = fit_stage(f"train_{cell.name}", fit, config, run, after)
-        return [*found, replace(stage, resume=(run / "checkpoints", ("--ckpt_path", "auto")))]
+        return [*found, fit_stage(f"train_{cell.name}", fit, config, run, after)]
 
     def _labels(self, way: str, cell: Cell, sibling: str) -> Path:
         return self.out / "labels" / way / cell.folder / sibling
