@@ -69,9 +69,8 @@ def _steps(results: Found, found: Found, machine: dict[str, Any]) -> list[str]:
         if "operations" in one and "matrix_flops" in machine:
             share = f"{one['operations'] / one['step_s'] / machine['matrix_flops']:.0%}"
         hours = one["step_s"] * PAPER_STEPS / 3600
-        lines.append(
-            f"| {name} | {spread} | {against} | {one['peak_gb']:.2f} | {_calibrated(one)} | {share} | {hours:.1f} |"
-        )
+        peak = f"{one['peak_gb']:.2f} | {_calibrated(one, machine)}"
+        lines.append(f"| {name} | {spread} | {against} | {peak} | {share} | {hours:.1f} |")
     return lines
 
 
@@ -102,7 +101,7 @@ def _training(results: Found, found: Found, machine: dict[str, Any]) -> list[str
         driver = _mb(found[name])
         lines.append(
             f"| {name} | {one.get('cards', 1)} | {one['patches_per_s']:.1f} | {one['step_s']:.3f} | "
-            f"{one['data_wait_share']:.1%} | {peak} | {_calibrated(one)} | {driver} |"
+            f"{one['data_wait_share']:.1%} | {peak} | {_calibrated(one, machine)} | {driver} |"
         )
     return lines
 
@@ -146,9 +145,9 @@ def _cards(results: Found, found: Found, machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def _calibrated(one: dict[str, Any]) -> str:
-    """Measured peak over what ``plan`` and ``fit --dry-run`` say; a CPU's is its process's, and says nothing of it."""
-    if one.get("peak_gb") is None or "predicted_gb" not in one:
+def _calibrated(one: dict[str, Any], machine: dict[str, Any]) -> str:
+    """Measured peak over what ``plan`` and ``fit --dry-run`` say; nothing on a CPU, whose peak is the process's."""
+    if not machine.get("cards") or one.get("peak_gb") is None or "predicted_gb" not in one:
         return ""
     return f"{one['peak_gb'] / one['predicted_gb']:.2f} × {one['predicted_gb']:.2f}"
 

@@ -162,3 +162,19 @@ def test_the_cards_busy_share_is_from_the_first_kernel_to_the_last(monkeypatch: 
     with program.Busy(None) as nothing:
         pass
     assert nothing.share is None
+
+
+def test_a_cards_peak_stands_beside_the_plans_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's step has none; a CPU's peak is its process's, and calibrates nothing."""
+    words = script("words", monkeypatch)
+    step = {"step_s": 0.2, "seconds": [0.2], "peak_gb": 19.6, "predicted_gb": 19.43}
+    found = {
+        "step fast": {"ok": True, "result": step},
+        "step nnU-Net": {"ok": True, "result": {key: step[key] for key in ("step_s", "seconds", "peak_gb")}},
+    }
+    for cards, shown in ((1, "| 1.01 × 19.43 |"), (0, "|  |")):
+        text = words.report(found, {"card": "a card", "cards": cards}, "2026-11-28", [])
+        (row,) = (line for line in text.splitlines() if line.startswith("| fast "))
+        assert f"| 19.60 {shown}" in row
+    (row,) = (line for line in text.splitlines() if line.startswith("| nnU-Net "))
+    assert "| 19.60 |  |" in row
