@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flarecps.anatomy import organs_of
 from flarecps.batch_processing import Outcome, attempt
-from flarecps.errors import ScanError
+from flarecps.errors import ConfigError, ScanError
 from flarecps.inference.case_records import (
     AGREEMENT,
     STATISTICS,
@@ -163,7 +163,7 @@ class CaseSegmentation:
         missing = self.outputs.missing(request, self.overwrite)
         with ExitStack() as stopped:
             ram = stopped.enter_context(RamMeter()) if budget else None
-            if budget.ram_bytes is not None and request is not self._read_ahead:  # that one's room was counted
+            if budget.ram_bytes is not None and request is not self._read_ahead:  # which was asked already
                 self.segmenter.check_unread(*_unread(request.scans))
             volume = read_channels(request.scans)
             series = _series_of(request) if {DICOM_SEG, RTSTRUCT} & set(missing) else None
@@ -257,7 +257,8 @@ class CaseSegmentation:
             return False
         try:
             space, array_bytes, reading_bytes = _unread(following.scans)
-        except (ScanError, OSError):
+            self.segmenter.check_unread(space, array_bytes, reading_bytes)
+        except (ScanError, OSError, ConfigError):  # which is said when its turn comes
             return False
         _, estimate = self.segmenter.estimate(loaded.volume, prepared=loaded.prepared)
         written = 2 * loaded.volume.array[0].size  # the scan before may still be on its way to the disk
