@@ -38,14 +38,14 @@ MARK = "FLARECPS_MOMENTS"  # environment variable: the processes of one try, als
 STARTS_WITHIN_S = 300.0
 MOMENTS = ("import", "setup", "train_start", "step", "validation", "saving", "epoch_end", "train_end", "teardown")
 ASKED = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138, signal.SIGHUP: 129}
-PROGRAM = (
-    "import sys\n"
-    "import flarecps.data.patch_loader as loader\n"
-    "loader.LOOKS_S, loader.ANSWER_WITHIN_S = 1, 4\n"
-    "from flarecps.cli.main import main\n"
-    "sys.exit(main())\n"
-)
-PLAIN = "from flarecps.cli.main import main; import sys\nif __name__ == '__main__': sys.exit(main())\n"
+PROGRAM = """import sys
+if __name__ == "__main__":
+    if sys.argv[1] == "fit":
+        import flarecps.data.patch_loader as loader
+        loader.LOOKS_S, loader.ANSWER_WITHIN_S = 1, 4
+    from flarecps.cli.main import main
+    sys.exit(main())
+"""
 
 
 class Moments(Callback):
@@ -124,7 +124,6 @@ class Try:
     words: list[str]
     folder: Path
     environment: dict[str, str]
-    program: str = PROGRAM
 
     def start(self) -> Any:
         from test_every_end import Running
@@ -132,7 +131,7 @@ class Try:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mark = uuid.uuid4().hex
         script = self.folder / "program.py"
-        script.write_text(self.program)
+        script.write_text(PROGRAM)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -225,7 +224,7 @@ def disturbed(one: Try, blow: Blow) -> tuple[int | None, float, str, list[str]]:
         bad.append(f"exit code {code}, documented are {sorted(blow.codes)}")
     if "Traceback" in said or "Exception ignored" in said:
         bad.append("a traceback")
-    if code not in (None, 0) and code > 0 and not any(line.startswith("flarecps") for line in said.splitlines()):
+    if code not in (None, 0) and code > 0 and not said.strip():
         bad.append("not a word")
     return code, took_s, said, bad
 
@@ -373,9 +372,8 @@ def main() -> int:
             kind = rng.choice(choices)
             blow = drawn_for(kind, rng)
             out, place = base / f"try_{seed}" / "out", base / f"try_{seed}"
-            program = PROGRAM if kind.is_training else PLAIN
             environment = {"WANDB_MODE": "offline"} if kind.wandb else {}
-            first = Try(kind.words(out), place / "first", environment, program)
+            first = Try(kind.words(out), place / "first", environment)
             code, took_s, said, bad = disturbed(first, blow)
             if kind.results:
                 again = (*kind.again,)
