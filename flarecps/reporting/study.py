@@ -84,7 +84,8 @@ def difference_figure(rows: Sequence[StudyRow], measure: str) -> Figure:
         if row.interval:
             axes.plot(row.interval, (place, place), color=colour, linewidth=2.0, solid_capstyle="butt")
         axes.plot([row.difference or 0.0], [place], "o", color=colour, markersize=6)
-    axes.set_yticks(range(len(rows)), [shortened(row.title, 44) for row in reversed(rows)])
+    names = [shortened(row.title, 44) for row in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{measure} minus the baseline's")
     return figure
