@@ -194,3 +194,9 @@ def test_fit_in_a_place_where_nothing_can_be_made(
         code = main(fit_words("phantom_2d.yaml", tiny_stores, run, epochs=1))
         assert_one_line(code, capfd.readouterr().err)
         assert code == 2
+
+
+def test_pseudo_labels_never_lie_in_their_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pseudo-label", "teacher.ckpt", str(tmp_path), str(tmp_path / "cases" / "x")]) == 2
+    assert "lies in the case store" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
