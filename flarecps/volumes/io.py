@@ -18,7 +18,7 @@ import numpy as np
 from flarecps.anatomy import Organ
 from flarecps.errors import GridError, ScanError
 from flarecps.typing import LabelArray, ScanArray
-from flarecps.volumes import dicom, itk
+from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
 from flarecps.volumes.headers import (
     NIFTI,
@@ -39,6 +39,7 @@ T = TypeVar("T")
 ScanKind: TypeAlias = Literal["nifti", "nrrd", "mha", "dicom"]
 
 READABLE = "NIfTI (.nii, .nii.gz), NRRD, MHA, a folder holding one DICOM series or a multi-frame DICOM file"
+HEADER_READERS = {"nifti": nifti.read_nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 DICOM_BYTES, DICOM_READING_BYTES = 2, 6  # a voxel of a series, in memory and while it is read
 TWO_FILES = (".hdr", ".img")  # of NIfTI or Analyze: told of, not read
 WHOLE_TOLERANCE = 1e-3  # labels stored as scaled or float numbers are whole within rounding
@@ -108,10 +109,10 @@ def read_header(path: Path | str) -> ScanHeader:
     """
     path = Path(path)
     kind = _kind(path)
-    if kind == "dicom":
+    if kind not in HEADER_READERS:
         raise ScanError(f"{path}: a DICOM series has no header of its own")
     try:
-        header = _HEADER_READERS[kind](path)
+        header = HEADER_READERS[kind](path)
     except OSError as error:
         raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
     check_length(header)
@@ -243,8 +244,6 @@ def write_labels(path: Path | str, labels: LabelArray, source: Source, organs: S
         )
     stored = stored_labels(labels, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    from flarecps.volumes import nifti  # with nibabel, which DICOM does without
-
     if not is_nifti(path):
         itk.write_file(path, stored, source.stored, segment_fields(organs, source.stored.shape))
     elif source.kind == "nifti" and source.path.is_file():
@@ -271,8 +270,6 @@ def write_volume(path: Path | str, array: np.ndarray, space: Space) -> None:
         raise ScanError(f"{path}: {voxels.shape} voxels do not fill a grid of {space.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_nifti(path):
-        from flarecps.volumes import nifti
-
         nifti.write_nifti(path, voxels, space)
     elif path.suffix.lower() in itk.WRITABLE:
         itk.write_file(path, voxels, space)
@@ -306,15 +303,6 @@ def scan_name(path: Path | str) -> str:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.name
-
-
-def _nifti_header(path: Path) -> ScanHeader:
-    from flarecps.volumes import nifti
-
-    return nifti.read_nifti_header(path)
-
-
-_HEADER_READERS = {"nifti": _nifti_header, "nrrd": read_nrrd_header, "mha": read_mha_header}
 
 
 def _read_by(reader: Callable[[Path], T], path: Path) -> T:
