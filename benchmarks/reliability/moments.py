@@ -291,16 +291,17 @@ def kinds(stores: Any, trained: Path) -> list[Kind]:
 
     last = str(trained / "checkpoints" / "last.ckpt")
     data, two = str(stores.dataset), str(stores.two)
+    scans = str(stores.dataset / "imagesTs")
 
     def lightning(command: str, ranks: int) -> Callable[[Path], list[str]]:
         def words(out: Path) -> list[str]:
             own = fit_words("phantom_2d.yaml", stores, out, "--data.fold", 0, "--ckpt_path", last, epochs=1)
             own += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp"] if ranks > 1 else []
+            own += ["--data.predict_input", scans] if command == "predict" else []
             return [command, *own[1:]]
 
         return words
 
-    scans = str(stores.dataset / "imagesTs")
     return [
         training("fit, no workers", 1, 0),
         *[training("fit, 2 workers", 1, 2)] * 4,
