@@ -105,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         code = PIPE_CLOSED
     code = closing_code(code)
-    in_main = threading.current_thread() is threading.main_thread()
-    if argv is None and in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # all is done: what Ctrl-C would interrupt now is the interpreter's end, with a traceback and another code
-        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+    if argv is None and threading.current_thread() is threading.main_thread():
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+            # all is done: a signal would give the interpreter's end another code, and Ctrl-C a traceback
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, lambda number, frame: os._exit(code))
     return code
 
 

@@ -505,8 +505,18 @@ def test_threads_that_wait_sleep_unless_the_environment_says_how(given: dict[str
             2,
             "",
         ),
+        (
+            "import atexit\n"
+            "from flarecps.cli.main import main\n"
+            "end = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "atexit.register(lambda: (print('here', flush=True), end(), time.sleep(600)))\n"
+            "sys.argv[1:] = ['no-such-command']\n"
+            "sys.exit(main())\n",
+            2,
+            "",
+        ),
     ],
-    ids=["while the first is handled", "at the interpreter's end"],
+    ids=["while the first is handled", "at the interpreter's end", "SIGTERM there"],
 )
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no signal to one process")
 def test_ctrl_c_ends_also_what_is_ending(program: str, code: int, words: str) -> None:
