@@ -278,21 +278,21 @@ def test_a_methods_declared_cost_decides_the_plan(
     monkeypatch.syspath_prepend(str(tmp_path))
     memory = {}
     for name in ("", "flarecps.methods.CrossPseudoSupervision", "flarecps.methods.Supervised", "my_method.Taught"):
-        words = ["plan", str(dataset), "--out", str(tmp_path / "plan.json"), "--workers", "1", "--patch", "[8, 16, 16]"]
+        words = ["plan", str(dataset), "--out", str(tmp_path / "plan.json"), "--workers", "1", "--patch", "[64, 64, 64]"]
         assert main([*words, *(["--method", name] if name else [])]) == 0
         plan = read_plan(tmp_path / "plan.json")
         memory[name] = plan.memory_gb / plan.global_batch["labelled"]
     capsys.readouterr()
     four = memory["flarecps.methods.CrossPseudoSupervision"]
     assert memory[""] == four
-    assert memory["flarecps.methods.Supervised"] == pytest.approx(four / 4, rel=0.3, abs=0.005)
-    assert memory["my_method.Taught"] == pytest.approx(four / 2, rel=0.3, abs=0.005)
+    assert memory["flarecps.methods.Supervised"] == pytest.approx(four / 4, rel=0.3)
+    assert memory["my_method.Taught"] == pytest.approx(four / 2, rel=0.3)
     turn = [*words, "--siblings-in-turn"]
     for more in ([], ["--method", "flarecps.methods.CrossPseudoCutMix"]):
         assert main([*turn, *more]) == 0
         assert "fit --model.method.init_args.siblings_in_turn true" in capsys.readouterr().out
         plan = read_plan(tmp_path / "plan.json")
-        assert plan.memory_gb / plan.global_batch["labelled"] == pytest.approx(four * 0.65, rel=0.2, abs=0.005)
+        assert plan.memory_gb / plan.global_batch["labelled"] == pytest.approx(four * 0.65, rel=0.2)
     assert main([*turn, "--method", "my_method.Taught"]) == 2
     assert "my_method.Taught has no setting siblings_in_turn" in capsys.readouterr().err
     assert main(["plan", str(dataset), "--out", str(tmp_path / "x.json"), "--method", "pathlib.Path"]) == 2
