@@ -21,6 +21,8 @@ from types import TracebackType
 
 import psutil
 
+from flarecps.errors import visible
+
 LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 FOLLOWS_S = 8.0  # in which a process that outlives its parent may finish what it writes
@@ -143,7 +145,7 @@ def end_at_once(code: int, words: str) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     leaving.start()
-    print(words, file=sys.stderr, flush=True)
+    print(visible(words), file=sys.stderr, flush=True)
     os._exit(code)
 
 

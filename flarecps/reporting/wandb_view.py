@@ -75,7 +75,7 @@ def _wandb_of_its_own(wandb: Any) -> Iterator[str]:
         try:
             yield str(wandb.setup(wandb.Settings(silent=True, **PATIENCE)).settings.base_url).rstrip("/")
         finally:
-            with suppress(Exception):  # the service may be gone
+            with suppress(Exception, SystemExit):  # the service may be gone: wandb exits as it did
                 wandb.teardown()
             if cache == place:
                 del os.environ["WANDB_CACHE_DIR"]

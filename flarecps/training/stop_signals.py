@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
+from flarecps.errors import visible
 from flarecps.processes import end_at_once, end_soon_after, known_signals
 
 ENDED_BY_SIGNAL = 128  # plus the signal's number: the exit code of a process that a signal ended
@@ -78,7 +79,7 @@ def _end_when_asked(heard: socket.socket, command: str, at_once: Container[int])
                 strongest, since_s, _heard = strength, now_s, number
                 if _saving_interrupts and number == signal.SIGINT:
                     told = f"flarecps {command}: stops after this step; Ctrl-C again ends at once"
-                    print(told, file=sys.stderr, flush=True)
+                    print(visible(told), file=sys.stderr, flush=True)
             elif now_s - since_s > ONE_S:
                 told = f"flarecps {command}: ended at once by a second signal ({number.name})"
                 end_at_once(ENDED_BY_SIGNAL + number, told)

@@ -278,7 +278,16 @@ def test_a_methods_declared_cost_decides_the_plan(
     monkeypatch.syspath_prepend(str(tmp_path))
     memory = {}
     for name in ("", "flarecps.methods.CrossPseudoSupervision", "flarecps.methods.Supervised", "my_method.Taught"):
-        words = ["plan", str(dataset), "--out", str(tmp_path / "plan.json"), "--workers", "1", "--patch", "[64, 64, 64]"]
+        words = [
+            "plan",
+            str(dataset),
+            "--out",
+            str(tmp_path / "plan.json"),
+            "--workers",
+            "1",
+            "--patch",
+            "[64, 64, 64]",
+        ]
         assert main([*words, *(["--method", name] if name else [])]) == 0
         plan = read_plan(tmp_path / "plan.json")
         memory[name] = plan.memory_gb / plan.global_batch["labelled"]

@@ -72,7 +72,7 @@ def test_a_student_is_planned_taught_and_set_beside_its_teachers(tmp_path: Path)
         "epochs": 3,
     }
     given |= {"split": "10_labelled", "max_seconds": "12", "max_ram": "1G"}
-    given |= {"out": tmp_path, "dataset": tmp_path / "set", "spacing": None, "fit_words": ""}
+    given |= {"out": tmp_path, "dataset": tmp_path / "set", "spacing": None, "fit_words": "", "confirm": None}
     found = experiment("student").stages(argparse.Namespace(**given))
     names = [stage.name for stage in found]
     assert all(name in names[:place] for place, stage in enumerate(found) for name in stage.after), "in order"

@@ -346,7 +346,7 @@ def _attempt(doing: str, call: Callable[[], _Result], say: Callable[[str, BaseEx
     """What ``call`` returns; None, and a word about it, where it raises: nothing in wandb is worth a training."""
     try:
         return call()
-    except Exception as error:  # wandb's, its service's and the network's errors have no common base
+    except (Exception, SystemExit) as error:  # wandb's, its service's and the network's have no common base; it exits
         say(doing, error)
         return None
 
