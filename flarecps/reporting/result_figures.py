@@ -74,7 +74,12 @@ def _lacking(results: Results, name: str) -> list[str]:
 
 
 def read_slices(
-    results: Results, rows: Sequence[str], low: Sequence[LowScore], window_hu: _Window | None = None, workers: int = 1
+    results: Results,
+    rows: Sequence[str],
+    low: Sequence[LowScore],
+    window_hu: _Window | None = None,
+    workers: int = 1,
+    progress: bool = True,
 ) -> tuple[list[CaseRow], list[ErrorSlice], dict[str, str]]:
     """The rows and the slices of low scores in the order asked for, and the errors of cases that could not be read."""
     tasks = []
@@ -84,7 +89,7 @@ def read_slices(
         means = {method: results.mean_dsc(method, name) for method in results.methods} if name in rows else None
         own = [(one, _dsc_by_method(results, one)) for one in low if one.case == name]
         tasks.append((name, (name, *files, maps, means, own, window_hu)))
-    outcomes = process_cases(_slices_of_case, tasks, workers, "Cutting slices")
+    outcomes = process_cases(_slices_of_case, tasks, workers, "Cutting slices", progress)
     found = {one.name: one.value for one in outcomes if one.value is not None}
     failed = {one.name: one.error for one in outcomes if one.error is not None}
     shown = [row for name in rows if name in found and (row := found[name][0]) is not None]
@@ -160,6 +165,7 @@ def write_result_figures(
     worst: int = 10,
     window_hu: _Window | None = None,
     workers: int = 1,
+    progress: bool = True,
 ) -> WrittenFigures:
     """Write the figures of ``results`` into the folder ``out``, which is made if needed; ``workers`` processes read.
 
@@ -182,7 +188,7 @@ def write_result_figures(
         notes.append("no pictures of cases: they need the scans (--images FOLDER)")
     elif not cases:
         notes.append("no pictures of cases: no case has a scan and a prediction of every method")
-    shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers)
+    shown, slices, unread = read_slices(results, cases, lowest_scores(results, worst), window_hu, workers, progress)
     failed = results.failed | unread
     out.mkdir(parents=True, exist_ok=True)
     boxes, volumes = score_boxes(results), volume_figure(list(results.tables.values()), results.methods)

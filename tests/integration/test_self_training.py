@@ -481,7 +481,7 @@ def test_mistakes_are_answered_in_a_line(
     for words, said in (
         (((*teachers, tiny_stores.dataset, out)), "not a case store"),
         (((*teachers, tiny_stores.two, out)), "another grid"),
-        (((*teachers, three, three)), "holds no pseudo-labels"),
+        (((*teachers, three, three)), "lies in the case store"),
         (((*teachers, three, tmp_path / "file")), "holds no pseudo-labels"),
         (((*teachers, three, labelled)), "holds pseudo-labels of another run (postprocessing "),
         (((teachers[0], three, labelled, "--largest", "all")), "holds pseudo-labels of another run (teachers "),
