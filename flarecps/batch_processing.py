@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -29,7 +30,7 @@ from rich.text import Text
 
 from flarecps.durations import clock
 from flarecps.errors import ConfigError, FlarecpsError, refusal
-from flarecps.processes import kill, obey_only_the_parent
+from flarecps.processes import LOOKS_S, kill, obey_only_the_parent
 from flarecps.verbosity import is_quiet
 
 A = TypeVar("A")
@@ -299,13 +300,17 @@ def _run_pool(
         pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(function,)
         )
-        others = set(multiprocessing.active_children())
+        others, started = set(multiprocessing.active_children()), set[BaseProcess]()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < workers:  # no case is handed out that could not start at once
                     under_way[pool.submit(_attempt_in_worker, cases[waiting[0]][1])] = waiting[0]
                     waiting.popleft()
-                ended = wait(under_way, return_when=FIRST_COMPLETED).done
+                started |= set(multiprocessing.active_children()) - others
+                ended = wait(under_way, LOOKS_S, FIRST_COMPLETED).done
+                # the pool itself watches those alone that it had when it last heard of anything
+                if not ended and any(one.exitcode is not None for one in started):
+                    break
                 whole = [future for future in ended if not isinstance(future.exception(), BrokenProcessPool)]
                 for future in whole:
                     error = future.exception()  # the worker's own errors are in its result: this one is of pickling
