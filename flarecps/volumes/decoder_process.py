@@ -1,7 +1,7 @@
 """The process that decodes compressed frames, run as a script: it imports a decoder when a frame needs it, and no more.
 
 A line of standard input is a request, a list: the decoder, the file of the frame, its rows and columns. The answer is a
-line as well, `decode`'s.
+line as well, `decode`'s; the decoder alone is to be imported, and is not answered.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ def serve() -> None:
     with os.fdopen(os.dup(STDOUT), "w", encoding="ascii") as answers, os.fdopen(STDIN, encoding="ascii") as requests:
         os.dup2(STDERR, STDOUT)
         for request in requests:
-            decoder, frame, rows, columns = json.loads(request)
+            decoder, *asked = json.loads(request)
             if decoder not in imported:
                 imported.add(decoder)
                 import_module(LIBRARIES[decoder])
                 _limit_memory()
+            if not asked:
+                continue
             alarm(ENDS_ITSELF_AFTER_S)
-            answers.write(json.dumps(decode(decoder, frame, rows, columns)) + "\n")
+            answers.write(json.dumps(decode(decoder, *asked)) + "\n")
             alarm(0)
             answers.flush()
 

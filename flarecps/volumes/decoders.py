@@ -87,6 +87,19 @@ class Decoding:
         return pixels
 
 
+def begin(decoder: str) -> None:
+    """Let "OpenJPEG" or "GDCM" be loaded meanwhile: frames will be asked for soon. Nothing where others are at work."""
+    if _one_at_a_time.acquire(blocking=False):
+        try:
+            stream = _running().stdin
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.write(json.dumps([decoder]).encode() + b"\n")
+                stream.flush()
+        finally:
+            _one_at_a_time.release()
+
+
 @contextmanager
 def decoding() -> Iterator[Decoding]:
     """The decoders, for this thread alone."""

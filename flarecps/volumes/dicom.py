@@ -14,7 +14,7 @@ import numpy as np
 
 from flarecps.errors import GridError, ScanError, counted, first_few
 from flarecps.typing import triple
-from flarecps.volumes.dicom_pixels import pixels_of
+from flarecps.volumes.dicom_pixels import begin_decoder, pixels_of
 from flarecps.volumes.dicom_slices import Slice, attributes
 from flarecps.volumes.dicom_stacks import (
     MISPLACED,
@@ -39,6 +39,7 @@ def read_series(path: Path) -> StoredScan:
 
     Raises ScanError for no series, several stacks, damaged files, and slices that do not make one stack.
     """
+    begin_decoder(place_of(path))
     slices, space, remarks = _stack(path)
     return StoredScan(pixels_of(slices, space), space, remarks)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,19 +16,21 @@ import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
 
 from flarecps.errors import ScanError
-from flarecps.volumes.decoders import AHEAD, Decoding, decoding
-from flarecps.volumes.dicom_slices import Slice, pydicom_errors_as_scan_error
+from flarecps.volumes.decoders import AHEAD, Decoding, begin, decoding
+from flarecps.volumes.dicom_slices import Slice, dicom_files, pydicom_errors_as_scan_error
 from flarecps.volumes.headers import COPY_AGAIN, in_canonical_memory, read_voxels
 from flarecps.volumes.mha import read_mha_header
 from flarecps.volumes.space import Space
@@ -46,6 +48,18 @@ WITHOUT_PREAMBLE: dict[tuple[bool | None, bool | None], UID] = {
 CODE_STREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: its start and its first segment (ISO 15444-1, A.5.1), of which the
 SIGN_AND_BITS = 42  # th byte is the sign and one less than the bits of a value
 WHOLE = 1 << 31  # slopes and intercepts beyond can't be multiplied in int64
+
+
+def begin_decoder(path: Path) -> None:
+    """Begin the decoder that the slices at ``path``, a folder or a file, will need, while their headers are read.
+
+    By the first regular file alone. Whatever is wrong there is told by who reads it.
+    """
+    with suppress(Exception):
+        first = next(one for one in (dicom_files(path) if path.is_dir() else [path]) if one.is_file())
+        syntax = read_file_meta_info(first).TransferSyntaxUID
+        if syntax.is_encapsulated and syntax != RLELossless:
+            begin("OpenJPEG" if syntax in JPEG2000TransferSyntaxes else "GDCM")
 
 
 def pixels_of(slices: Sequence[Slice], space: Space | None = None) -> np.ndarray:
