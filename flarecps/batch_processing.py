@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -300,16 +299,15 @@ def _run_pool(
         pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(function,)
         )
-        others, started = set(multiprocessing.active_children()), set[BaseProcess]()
+        others = set(multiprocessing.active_children())
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < workers:  # no case is handed out that could not start at once
                     under_way[pool.submit(_attempt_in_worker, cases[waiting[0]][1])] = waiting[0]
                     waiting.popleft()
-                started |= set(multiprocessing.active_children()) - others
                 ended = wait(under_way, LOOKS_S, FIRST_COMPLETED).done
                 # the pool itself watches those alone that it had when it last heard of anything
-                if not ended and any(one.exitcode is not None for one in started):
+                if not ended and any(one.exitcode is not None for one in list(pool._processes.values())):
                     break
                 whole = [future for future in ended if not isinstance(future.exception(), BrokenProcessPool)]
                 for future in whole:
