@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +28,7 @@ from flarecps.errors import visible
 LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 FOLLOWS_S = 8.0  # in which a process that outlives its parent may finish what it writes
+SOCKETS_BELOW_BYTES = 70  # of a folder's path: a socket's may have 107 (macOS: 103), and two made-up names take 32
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
 
@@ -68,6 +71,23 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def make_folder_for_sockets() -> None:
+    """Before there are workers: one folder for the sockets by which they hand over shared memory.
+
+    multiprocessing makes it in the folder of temporary files and removes it at this process's end; a worker's own would
+    stay when the worker is killed. Where a site has set a long TMPDIR for its jobs, it is made where sockets' paths are
+    short enough: what is handed over would never arrive.
+    """
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > SOCKETS_BELOW_BYTES:
+        writable = (folder for folder in ("/tmp", "/var/tmp", "/dev/shm") if os.access(folder, os.W_OK | os.X_OK))
+        tempfile.tempdir = next(writable, before)
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
 
 
 def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing.connection
+import multiprocessing.queues
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from flarecps.data.patch_stream import Batch, BatchAddress, Failure, PatchBatches
 from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, dead_worker, deaths_left_alone, no_shared_memory
 from flarecps.errors import WorkerError
-from flarecps.processes import blocked, kill, known_signals, obey_only_the_parent
+from flarecps.processes import blocked, kill, known_signals, make_folder_for_sockets, obey_only_the_parent
 
 BATCHES_AHEAD = 2  # that a stream's workers have ready at least; with more workers than that, one of each
 LOOKS_S = 5  # seconds after which a loader that waits looks whether its workers still live
@@ -126,6 +127,8 @@ class PatchLoader:
                     raise
                 self.end_workers()
         self.batches.trace = WorkerTrace(self.workers)
+        if self.workers:
+            make_folder_for_sockets()
         left_to_the_training = [one for one in _STOPS if callable(signal.getsignal(one))]
         self._loader = DataLoader(
             self.batches,
@@ -135,7 +138,7 @@ class PatchLoader:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=self._each_ahead or None,
-            worker_init_fn=partial(_leave_to_the_training, left_to_the_training),
+            worker_init_fn=partial(_begin_worker, left_to_the_training, self.batches.trace),
             timeout=LOOKS_S if self.workers else 0,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
@@ -229,10 +232,15 @@ def _killed_after(seconds: float, processes: Collection[BaseProcess]) -> Iterato
         watch.cancel()
 
 
-def _leave_to_the_training(signals: list[signal.Signals], worker: int) -> None:
-    """In a new worker: leave the signals that the training process handles to it. SLURM sends them to all processes of
-    a job; were the workers to die of them, the training could not finish the step it is to stop after."""
+def _begin_worker(signals: list[signal.Signals], trace: WorkerTrace, worker: int) -> None:
+    """In a new worker: leave the signals that the training handles to it, and end when a batch can't be handed over.
+
+    SLURM sends the signals to all processes of a job; were the workers to die of them, the training could not finish
+    the step it is to stop after.
+    """
     obey_only_the_parent(signals)
+    undelivered = staticmethod(partial(trace.end_undelivered, worker))
+    multiprocessing.queues.Queue._on_queue_feeder_error = undelivered  # type: ignore[attr-defined]
 
 
 def _as_it_is(batch: Any) -> Any:

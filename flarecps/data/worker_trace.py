@@ -32,6 +32,11 @@ MORE_SHARED_MEMORY = (
     "data.patch_voxels lower; data.workers 0 needs none"
 )
 SHARED_MEMORY = Path("/dev/shm")
+_CURE_OF_HANDING_OVER = (
+    "Batches go through shared memory, open files and a socket: raise the limit of open files ('ulimit -n 4096'), see "
+    f"that {SHARED_MEMORY} is not full, set TMPDIR to a short path of a folder that can be written, or train with "
+    "data.workers 0"
+)
 GIB = 2**30
 
 
@@ -46,14 +51,22 @@ class WorkerTrace:
         line = f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{_free_memory()}"
         self._table()[worker] = line.encode()
 
-    def lines(self) -> dict[int, tuple[str, str]]:
-        """By process id, what it read last and what memory was free then."""
+    def end_undelivered(self, worker: int, error: Exception, batch: object) -> None:
+        """Write down why ``worker``, the present process, could not hand over a batch, and end it.
+
+        Called by the thread that hands over, which would print the error and go on: nobody would miss the batch.
+        """
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self._table()[worker] = f"{os.getpid()}\t\t\t{reason}".encode()
+        os._exit(1)
+
+    def lines(self) -> dict[int, tuple[str, str, str]]:
+        """By process id, what it read last, what memory was free then, and why it could not hand over a batch."""
         found = {}
         for line in self._table():
-            process, _, rest = line.decode(errors="replace").partition("\t")
+            process, reading, memory, reason = [*line.decode(errors="replace").split("\t", 3), "", "", ""][:4]
             if process.isdigit():
-                reading, _, memory = rest.partition("\t")
-                found[int(process)] = (reading, memory)
+                found[int(process)] = (reading, memory, reason)
         return found
 
     def _table(self) -> np.ndarray:
@@ -109,7 +122,7 @@ def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> 
     if not isinstance(error, RuntimeError):
         return None
     if message.startswith(NO_ANSWER):
-        last = [f"{what}, with {memory} before" for table in tables for what, memory in table.lines().values()]
+        last = [f"{what}, with {memory} before" for table in tables for what, memory, _ in table.lines().values()]
         return WorkerError(
             f"{message}, last they read {'; '.join(last) or 'nothing'}; now {_free_memory()}. If the store's disk does "
             f"not answer, go on when it does with --ckpt_path last; if shared memory is short, {MORE_SHARED_MEMORY}"
@@ -120,7 +133,9 @@ def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> 
     dead = map(int, named[1].split(","))
     noted = {process: line for table in tables for process, line in table.lines().items()}
     read = [noted[process] for process in dead if process in noted]
-    doing = "; ".join(f"while it read {what}, with {memory} before" for what, memory in read) or (
+    if undelivered := [reason for _, _, reason in read if reason]:
+        return WorkerError(f"a data worker could not hand over its batch ({undelivered[0]}). {_CURE_OF_HANDING_OVER}")
+    doing = "; ".join(f"while it read {what}, with {memory} before" for what, memory, _ in read) or (
         f"before it read a patch; now {_free_memory()}"
     )
     killed = re.search(r"killed by signal: ([\w ]+)", message)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.reduction
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -109,7 +112,14 @@ def _get_stuck() -> None:
     time.sleep(3600)
 
 
-FAULTS = {"die": _die, "get stuck": _get_stuck}
+def _hand_over_no_more() -> None:
+    def no_file(descriptor: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    multiprocessing.reduction.DupFd = no_file  # type: ignore[assignment]
+
+
+FAULTS = {"die": _die, "get stuck": _get_stuck, "hand over no more": _hand_over_no_more}
 
 
 @pytest.fixture
@@ -120,7 +130,9 @@ def start(tiny_stores: TinyStores, tmp_path: Path, record_property: Callable[[st
     """
     started: list[Running] = []
 
-    def begin(*more: object, callbacks: str = "", ranks: int = 1, wait: bool = True, program: str = "") -> Running:
+    def begin(
+        *more: object, callbacks: str = "", ranks: int = 1, wait: bool = True, program: str = "", **variables: str
+    ) -> Running:
         run = tmp_path / "run"
         run.mkdir()
         listed = f"[{{class_path: test_every_end.SayWhenStepping}}{callbacks}]"
@@ -129,10 +141,14 @@ def start(tiny_stores: TinyStores, tmp_path: Path, record_property: Callable[[st
             words += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp"]
         here = Path(__file__).parent
         program = program or "from flarecps.cli.main import main; import sys; sys.exit(main())"
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), str(here.parents[1])]),
-        }
+        environment = (
+            os.environ
+            | variables
+            | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), str(here.parents[1])]),
+            }
+        )
         script = tmp_path / "program.py"  # a file, for Lightning starts rank 1 by the command that started rank 0
         script.write_text(program)
         error = tmp_path / "error.txt"
@@ -266,6 +282,29 @@ def test_a_worker_that_never_answers_is_an_end(start: Any) -> None:
     assert code == 2, said
     assert "no data worker has answered for 4 s" in said
     assert "shared memory" in said
+
+
+def test_a_batch_that_cannot_be_handed_over_is_an_end(start: Any) -> None:
+    running = start(callbacks=", {class_path: test_every_end.DamageFrom, init_args: {fault: hand over no more}}")
+    code, said = running.ended(running.everyone())
+    assert code == 2, said
+    assert "a data worker could not hand over its batch (OSError: [Errno 24] Too many open files)" in said
+    assert "ulimit -n" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_any_folder_of_temporary_files_will_do_and_is_left_empty(start: Any, tmp_path: Path, is_long: bool) -> None:
+    """Sites name it by user, job and node; a socket's path may have 107 bytes."""
+    place = tmp_path / ("job " * 30) if is_long else Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    place.mkdir(exist_ok=True)
+    running = start(TMPDIR=str(place))
+    family = running.everyone()
+    family[0].terminate()
+    code, said = running.ended(family)
+    assert code == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    place.rmdir()  # nothing is left in it
 
 
 def test_a_damaged_file_is_an_end(start: Any, tiny_stores: TinyStores, tmp_path: Path) -> None:

@@ -83,12 +83,13 @@ def install_slurm() -> None:
     raise MissingSlurm(f"apt did not install {', '.join(PACKAGES)}")
 
 
-def wait_for(what: str, true: Callable[[], object], within_s: float, every_s: float = 0.1) -> float:
-    """Seconds until ``true()`` is; an AssertionError naming ``what`` when it is not within the time."""
+def wait_for(what: str, true: Callable[[], object], within_s: float, log: Path | None = None) -> float:
+    """Seconds until ``true()`` is; an AssertionError naming ``what``, with the job's log, when it is not in time."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < within_s, f"{what}: not within {within_s} s"
-        time.sleep(every_s)
+        said = log.read_text() if log is not None and log.is_file() else ""
+        assert time.monotonic() - began < within_s, f"{what}: not within {within_s} s\n{said}"
+        time.sleep(0.1)
     return time.monotonic() - began
 
 

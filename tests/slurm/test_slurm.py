@@ -100,7 +100,7 @@ class Training:
         def there() -> bool:
             return any(tuple(map(int, line.split())) >= (epoch, step) for line in self.noted("at"))
 
-        wait_for(f"step {step} of epoch {epoch}", there, STARTED_S)
+        wait_for(f"step {step} of epoch {epoch}", there, STARTED_S, self.log)
 
     def usr1(self, job: str) -> None:
         self.cluster.cancel("--signal=USR1", job)
