@@ -29,6 +29,7 @@ LOOKS_S = 1.0  # seconds between two looks whether the parent is still there
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 FOLLOWS_S = 8.0  # in which a process that outlives its parent may finish what it writes
 SOCKETS_BELOW_BYTES = 70  # of a folder's path: a socket's may have 107 (macOS: 103), and two made-up names take 32
+OPEN_FILES = 65536
 JOINED_WITHIN_S = 5.0  # a killed process that is not gone then hangs in the kernel (a lost network disk)
 
 
@@ -73,6 +74,22 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def raise_limit_of_open_files() -> None:
+    """Let this process and its workers open ``OPEN_FILES``, or as many as the system's hard limit allows.
+
+    Each tensor that a worker hands over is an open file; shells begin programs with a soft limit of 1024 (macOS: 256).
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than its hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def make_folder_for_sockets() -> None:
     """Before there are workers: one folder for the sockets by which they hand over shared memory.
 
@@ -112,12 +129,14 @@ def obey_only_the_parent(left_to_the_parent: Iterable[signal.Signals] = ()) -> N
         threading.Thread(target=_end_after, args=(parent, waited), daemon=True).start()
 
 
-def _all_but_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """What the thread calls in which multiprocessing hands over shared memory; a worker's own errors don't come here.
+def hung_up(error: BaseException) -> bool:
+    """Whether the parent has left the handshake in which multiprocessing hands over shared memory: interrupted."""
+    return isinstance(error, (ConnectionError, EOFError))
 
-    A parent that is interrupted within the handshake hangs up.
-    """
-    if not isinstance(error, (ConnectionError, EOFError)):
+
+def _all_but_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """For the thread in which multiprocessing hands over shared memory; a worker's own errors do not come here."""
+    if not hung_up(error):
         sys.__excepthook__(kind, error, traceback)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import multiprocessing.connection
 import multiprocessing.queues
+import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +25,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from flarecps.data.patch_stream import Batch, BatchAddress, Failure, PatchBatches
 from flarecps.data.worker_trace import NO_ANSWER, WorkerTrace, dead_worker, deaths_left_alone, no_shared_memory
 from flarecps.errors import WorkerError
-from flarecps.processes import blocked, kill, known_signals, make_folder_for_sockets, obey_only_the_parent
+from flarecps.processes import (
+    blocked,
+    hung_up,
+    kill,
+    known_signals,
+    make_folder_for_sockets,
+    obey_only_the_parent,
+    raise_limit_of_open_files,
+)
 
 BATCHES_AHEAD = 2  # that a stream's workers have ready at least; with more workers than that, one of each
 LOOKS_S = 5  # seconds after which a loader that waits looks whether its workers still live
@@ -128,6 +139,7 @@ class PatchLoader:
                 self.end_workers()
         self.batches.trace = WorkerTrace(self.workers)
         if self.workers:
+            raise_limit_of_open_files()
             make_folder_for_sockets()
         left_to_the_training = [one for one in _STOPS if callable(signal.getsignal(one))]
         self._loader = DataLoader(
@@ -148,6 +160,10 @@ class PatchLoader:
             with deaths_left_alone(), blocked(left_to_the_training):
                 begun = iter(self._loader)
         except OSError as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(half := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
+                    half._shutdown = True  # or its end raises another error
+            kill(set(multiprocessing.active_children()) - others)
             if error.errno != errno.ENOSPC:
                 raise
             raise WorkerError(no_shared_memory("start its data workers", error)) from error
@@ -239,8 +255,14 @@ def _begin_worker(signals: list[signal.Signals], trace: WorkerTrace, worker: int
     the step it is to stop after.
     """
     obey_only_the_parent(signals)
-    undelivered = staticmethod(partial(trace.end_undelivered, worker))
-    multiprocessing.queues.Queue._on_queue_feeder_error = undelivered  # type: ignore[attr-defined]
+
+    def undelivered(error: BaseException, _: object = None) -> None:
+        """In the threads that hand over, which would print the error and go on: nobody would miss the batch."""
+        trace.note_undelivered(worker, error)
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(undelivered)  # type: ignore[attr-defined]
+    sys.excepthook = lambda kind, error, _: None if hung_up(error) else undelivered(error)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -7,6 +7,7 @@ memory was free, in a table that the training process shares; PyTorch's error na
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import re
@@ -51,14 +52,10 @@ class WorkerTrace:
         line = f"{os.getpid()}\tcase '{case}' ({draw.stream}, epoch {draw.epoch}, index {draw.index})\t{_free_memory()}"
         self._table()[worker] = line.encode()
 
-    def end_undelivered(self, worker: int, error: Exception, batch: object) -> None:
-        """Write down why ``worker``, the present process, could not hand over a batch, and end it.
-
-        Called by the thread that hands over, which would print the error and go on: nobody would miss the batch.
-        """
+    def note_undelivered(self, worker: int, error: BaseException) -> None:
+        """Write down why ``worker``, the present process, could not hand over a batch."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         self._table()[worker] = f"{os.getpid()}\t\t\t{reason}".encode()
-        os._exit(1)
 
     def lines(self) -> dict[int, tuple[str, str, str]]:
         """By process id, what it read last, what memory was free then, and why it could not hand over a batch."""
@@ -126,6 +123,10 @@ def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> 
         return WorkerError(
             f"{message}, last they read {'; '.join(last) or 'nothing'}; now {_free_memory()}. If the store's disk does "
             f"not answer, go on when it does with --ckpt_path last; if shared memory is short, {MORE_SHARED_MEMORY}"
+        )
+    if message.startswith(os.strerror(errno.EMFILE)):  # in the training process, which fetches what workers made
+        return WorkerError(
+            f"a data worker's batch could not be fetched ({message.split('.')[0]}). {_CURE_OF_HANDING_OVER}"
         )
     named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
     if named is None:

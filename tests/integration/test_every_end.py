@@ -293,6 +293,34 @@ def test_a_batch_that_cannot_be_handed_over_is_an_end(start: Any) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
+@pytest.mark.parametrize("limit", [24, 40])  # too few to start all workers; too few for what they make
+def test_too_few_open_files_are_an_end(start: Any, limit: int) -> None:
+    program = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
+        "from flarecps.cli.main import main; sys.exit(main())\n"
+    )
+    running = start("--data.workers", 8, program=program, wait=False)
+    code = running.process.wait(UNTIL_IT_TRAINS_S)
+    said = running.error.read_text()
+    assert code == 2, said
+    assert "Too many open files" in said
+    assert "ulimit -n" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
+def test_a_low_limit_that_may_be_raised_is_no_end(start: Any) -> None:
+    program = (
+        "import resource as r, sys; r.setrlimit(r.RLIMIT_NOFILE, (40, r.getrlimit(r.RLIMIT_NOFILE)[1]))\n"
+        "from flarecps.cli.main import main; sys.exit(main())\n"
+    )
+    running = start("--data.workers", 8, program=program)
+    family = running.everyone()
+    family[0].terminate()
+    assert running.ended(family)[0] == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("is_long", [False, True])
 def test_any_folder_of_temporary_files_will_do_and_is_left_empty(start: Any, tmp_path: Path, is_long: bool) -> None:
     """Sites name it by user, job and node; a socket's path may have 107 bytes."""
