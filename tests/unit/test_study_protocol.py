@@ -118,6 +118,18 @@ def test_kbps_kept_trainings_are_the_protocols(study: str, kept: Path, least: in
                 assert ours.get(name, of_config.get(name)) == theirs.get(name, of_config.get(name)), (path, name)
 
 
+def test_the_confirming_trainings_are_the_screens(tmp_path: Path) -> None:
+    """With ten labels, so that they need not be trained again: setting by setting, for every seed."""
+    folder, words = REPOSITORY / "configs" / "studies", []
+    for name in ("kbp_confirm", "kbp_screen"):
+        made = stages_on(read_protocol(folder / f"{name}.yaml"), tmp_path)
+        words.append({stage.name: settings_of(stage.words) for stage in made.judged_stages()
+                      if stage.name.startswith("train_10_labelled")})  # fmt: skip
+    confirming, screened = words
+    assert len(confirming) == 3 * 5
+    assert confirming == {name: screened[name] for name in confirming}
+
+
 def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
     made = stages_on(read_protocol(REPOSITORY / "configs" / "studies" / "kbp_screen.yaml"), tmp_path)
     found = made.trained(Cell("self_long", "10_labelled", 0, 2))
