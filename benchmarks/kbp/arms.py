@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flarecps.experiments.study.protocol import read_protocol
+from flarecps.experiments.study.protocol_file import read_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"

@@ -14,7 +14,7 @@ import numpy as np
 
 from flarecps.atomic import write_text
 from flarecps.evaluation.score_table import read_scores
-from flarecps.experiments.study.protocol import read_protocol
+from flarecps.experiments.study.protocol_file import read_protocol
 from flarecps.reporting.tables import markdown_table
 
 PUBLISHED = Path(__file__).resolve().parent / "published.json"

@@ -67,7 +67,7 @@ def study(
     from flarecps.errors import first_few
     from flarecps.experiments.runner import STANDS, run_lock, run_stages, sbatch_words
     from flarecps.experiments.stages import select_stages
-    from flarecps.experiments.study.protocol import protocol_text
+    from flarecps.experiments.study.protocol_file import protocol_text
     from flarecps.experiments.study.study import Asked, Study
 
     if out.resolve().is_relative_to(dataset.resolve()):

@@ -18,7 +18,7 @@ NAMES = {"dsc": "DSC", "nsd": "NSD"}
 
 @dataclass(frozen=True)
 class StudyRow:
-    """An arm beside the baseline, whose own differences are None. ``cost``: compute in the baseline's."""
+    """An arm beside the baseline, whose own differences are None. ``cost``: compute in the baseline's, if known."""
 
     title: str
     mean: float
@@ -27,7 +27,7 @@ class StudyRow:
     interval: tuple[float, float] | None
     p: float | None
     verdict: str
-    cost: float
+    cost: float | None
     minutes: float | None
     reads_unlabelled: bool
     with_holm: bool

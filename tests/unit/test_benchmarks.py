@@ -18,7 +18,7 @@ import pytest
 
 from flarecps.cli.configs import config_path
 from flarecps.experiments.study.cost import Costs
-from flarecps.experiments.study.protocol import read_protocol
+from flarecps.experiments.study.protocol_file import read_protocol
 from flarecps.volumes.io import read_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

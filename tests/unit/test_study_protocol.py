@@ -17,7 +17,8 @@ from flarecps.datasets.splits import Split
 from flarecps.errors import ConfigError
 from flarecps.experiments.study.cost import TOTAL, Costs, scaled
 from flarecps.experiments.study.drafting import draft, only_arms
-from flarecps.experiments.study.protocol import Protocol, protocol_text, read_protocol
+from flarecps.experiments.study.protocol import Protocol
+from flarecps.experiments.study.protocol_file import protocol_text, read_protocol
 from flarecps.experiments.study.splits import StudySplits
 from flarecps.experiments.study.stages import Cell, StudyStages
 
@@ -31,6 +32,10 @@ SMALL: dict[str, Any] = {
 }
 
 RAMP, CPS = "model.method.init_args.ramp", SMALL["arms"]["cps"]["settings"]
+
+
+def in_plans(control: str, cps: str, **more: Any) -> dict[str, Any]:
+    return {"control": {"plan": control, **more}, "cps": SMALL["arms"]["cps"] | {"plan": cps}}
 
 
 def written(tmp_path: Path, **changes: Any) -> Path:
@@ -130,6 +135,32 @@ def test_the_confirming_trainings_are_the_screens(tmp_path: Path) -> None:
     assert confirming == {name: screened[name] for name in confirming}
 
 
+def test_every_plan_has_a_store_and_its_arms_are_trained_on_it(tmp_path: Path) -> None:
+    arms = in_plans("2d", "3d") | {
+        "two": {"average_of": "control"},
+        "self": {"plan": "3d", "teachers": "control", "settings": {"model.method": "flarecps.methods.SelfTraining"}},
+    }
+    path = written(tmp_path, plan={"spacing": "[3, 1, 1]"}, plans={"2d": {"dimensions": 2}, "3d": {}}, arms=arms)
+    protocol = read_protocol(path)
+    path.write_text(protocol_text(protocol), encoding="utf-8")
+    assert read_protocol(path) == protocol
+    made = stages_on(protocol, tmp_path)
+    stages = {stage.name: stage for stage in (*made.before_training(), *made.judged_stages())}
+    planned = {name: stage.words for name, stage in stages.items() if stage.words[:1] == ("plan",)}
+    assert [*planned] == ["plan_2d_global", "plan_3d_global"]
+    own = [words[4 : words.index("--intensity")] for words in planned.values()]
+    assert own == [("--spacing", "[3, 1, 1]", "--dimensions", "2"), ("--spacing", "[3, 1, 1]")]
+    for name, plan in (("control", "2d"), ("cps", "3d"), ("self", "3d")):
+        train = stages[f"train_all.{name}.fold_0.seed_0"]
+        assert f"--data.store={made.out}/store_{plan}_global" in train.words
+    label = stages["label_all.self.fold_0.seed_0"]
+    assert label.words[3:5] == (f"{made.out}/store_3d_global", label.outputs[0].__fspath__())
+    assert label.words[-2:] == ("--teacher-store", f"{made.out}/store_2d_global")
+    assert "preprocess_3d_global" in label.after
+    assert made.costs.ratio("two", "control") == 2
+    assert [made.costs.ratio(name, "control") for name in ("cps", "self")] == [None, None]
+
+
 def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
     made = stages_on(read_protocol(REPOSITORY / "configs" / "studies" / "kbp_screen.yaml"), tmp_path)
     found = made.trained(Cell("self_long", "10_labelled", 0, 2))
@@ -189,6 +220,16 @@ def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
         ({"plan": {"out": "/plan.json"}}, "which the study decides"),
         ({"segment": {"sibling": "2"}}, "which the study decides"),
         ({"without": "case_01"}, "a list of texts"),
+        ({"plans": {"2d": {"out": "/plan.json"}}, "arms": in_plans("2d", "2d")}, "which the study decides"),
+        ({"plans": {"../2d": {}}, "arms": in_plans("../2d", "../2d")}, "plan '../2d': its name is no plain one"),
+        ({"plans": {"2d": {}}}, "arm 'control': 'plan' is '', which is no plan"),
+        ({"plans": {"2d": {}}, "arms": in_plans("2d", "2D")}, "did you mean 2d?"),
+        ({"arms": in_plans("2d", "2d")}, "'plan' is '2d', which is no plan"),
+        ({"plans": {"2d": {}, "3d": {}}, "arms": in_plans("2d", "3d", compute_of="cps")}, "another plan can't"),
+        ({"plans": {"2d": {}}, "arms": in_plans("2d", "2d") | {"two": {"average_of": "cps", "plan": "2d"}}},
+         "has no training"),
+        ({"plans": [1]}, "expected an object"),
+        ({"plans": {"2d": 3}}, "expected an object"),
         ({"remarks": [{"a": 1}]}, "a list of texts"),
     ],
 )  # fmt: skip

@@ -13,7 +13,8 @@ from flarecps.cli.configs import config_path
 from flarecps.evaluation.score_table import Scores, read_scores
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.drafting import draft
-from flarecps.experiments.study.protocol import Protocol, read_protocol
+from flarecps.experiments.study.protocol import Protocol
+from flarecps.experiments.study.protocol_file import read_protocol
 from flarecps.experiments.study.results import Column, StudyScores
 from flarecps.experiments.study.verdict import Verdict, verdict_of
 

@@ -13,7 +13,7 @@ import numpy as np
 from flarecps.atomic import write_json, write_text
 from flarecps.errors import ConfigError
 from flarecps.experiments.stages import Stage, StageRecords, command_stage
-from flarecps.experiments.study.protocol import protocol_text
+from flarecps.experiments.study.protocol_file import protocol_text
 from flarecps.experiments.study.results import compare_words, read_study, write_study_tables
 from flarecps.experiments.study.splits import split_name
 from flarecps.experiments.study.stages import MODEL, StudyStages
@@ -150,14 +150,19 @@ def _row(one: Standing) -> StudyRow:
 def _numbers(row: StudyRow) -> tuple[object, ...]:
     found = (row.mean, row.seeds_sd, row.difference, *(row.interval or (None, None)), row.p)
     rounded = ("" if one is None else round(one, 6) for one in found)
-    return row.title, *rounded, row.verdict, round(row.cost, 4), "" if row.minutes is None else round(row.minutes, 1)
+    return (
+        row.title,
+        *rounded,
+        row.verdict,
+        *("" if one is None else round(one, digits) for one, digits in ((row.cost, 4), (row.minutes, 1))),
+    )
 
 
 def _cells(row: StudyRow) -> list[str]:
     return [row.title, f"{row.mean:.4f}", "" if row.seeds_sd is None else f"{row.seeds_sd:.4f}",
             "" if row.difference is None else f"{row.difference:+.4f}",
             "" if row.interval is None else f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}",
-            "" if row.p is None else f"{row.p:.3g}", row.verdict, f"{row.cost:.2f}",
+            "" if row.p is None else f"{row.p:.3g}", row.verdict, "" if row.cost is None else f"{row.cost:.2f}",
             "" if row.minutes is None else f"{row.minutes:.1f}"]  # fmt: skip
 
 

@@ -75,6 +75,11 @@ class Costs:
             return 2 * self.total(arm.average_of)
         return self.recipe(name).cost() + (2 * self.total(arm.teachers) if arm.teachers else 0.0)
 
+    def ratio(self, name: str, baseline: str) -> float | None:
+        """What an arm computes in all beside the baseline; None where they have several plans, whose passes differ."""
+        alike = len(self.protocol.plans_in((name, baseline))) == 1
+        return self.total(name) / self.total(baseline) if alike else None
+
     def reads_unlabelled(self, name: str) -> bool:
         """Whether unlabelled scans teach the arm, or its teachers' labels of them."""
         arm = self.protocol.arm(name)

@@ -43,7 +43,7 @@ def calibration_stage(stages: StudyStages) -> Stage:
         ):  # whose labels are not there yet
             cell = Cell(arm.name, stages.protocol.labels_of(arm)[0], 0, 0)
             words[arm.name] = (stages.trained(cell)[-1].words, stages.costs.recipe(arm.name).cost())
-    after = tuple(f"preprocess_{one}" for one in dict.fromkeys(arm.intensity for arm in stages.protocol.arms))
+    after = tuple(f"preprocess_{one}" for one in stages.planned())
     return Stage("calibrate", (), (path,), after, action=lambda: _calibrate(path, words),
                  description=f"a few steps of each arm timed: {', '.join(words)}")  # fmt: skip
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from flarecps.case_names import why_not_plain
 from flarecps.errors import ConfigError, did_you_mean, first_few, visible
-from flarecps.json_fields import Reader
-from flarecps.text_files import read_yaml
 
 EXPECTED = "expected a study's protocol; 'flarecps study DATASET --out OUT --dry-run' prints one to begin with"
 SIBLINGS = ("1", "2", "average")
@@ -24,7 +20,7 @@ PAIRS = ("disjoint", "neighbours")
 MEASURES = ("dsc", "nsd")
 ALL = "all"  # labelled scans of a fold
 LONGEST_TITLE = 200  # characters
-_ARM = re.compile(r"\w[\w-]{0,59}")  # a part of the names of stages, folders and files, and of command lines
+_NAME = re.compile(r"\w[\w-]{0,59}")  # a part of the names of stages, folders and files, and of command lines
 _TRAINING, _EXAMPLE = ("model.", "data.", "trainer."), "trainer.max_epochs"
 _STUDYS = (  # settings that a study gives every training itself, so that it learns and writes where it should
     "data.store", "data.split", "data.seed", "data.pseudo_labels", "model.initial_seed", "trainer.default_root_dir",
@@ -34,7 +30,6 @@ _STUDYS_OPTIONS = {
     "plan": ("out", "split", "intensity", "fingerprints", "shard", "help"),
     "segment": ("sibling", "shard", "format", "overwrite", "help"),
 }
-_Value = TypeVar("_Value")
 Settings: TypeAlias = Mapping[str, Any]  # of a training, by dotted name
 
 
@@ -44,14 +39,16 @@ class Arm:
 
     ``compute_of`` names the arm whose whole compute this one is given, times ``share``, by the methods' declared cost.
     ``teachers`` names the arm of which two trainings label the unlabelled scans first, ``average_of`` the one of which
-    two are averaged: such an arm has no training of its own. ``siblings`` are scored, the first is the arm's figure; an
-    arm without any only serves others. ``splits`` are those of the study it runs on, by default all.
+    two are averaged: such an arm has no training of its own. ``plan``: one of the study's ``plans``, where it has some.
+    ``siblings`` are scored, the first is the arm's figure; an arm without any only serves others. ``splits`` are those
+    of the study it runs on, by default all.
     """
 
     name: str
     title: str = ""
     config: str = ""  # a config's name or file; "": fit's own defaults
     settings: Settings = field(default_factory=dict)
+    plan: str = ""
     intensity: str = "global"
     compute_of: str = ""
     share: float = 1.0
@@ -109,6 +106,8 @@ class Primary:
 class Protocol:
     """A study. ``settings`` are those that all arms share; ``plan`` and ``segment`` are options of these commands.
 
+    ``plans``: several by name, such as 2D and 3D, of which an arm names one: options beside those in ``plan``.
+
     ``pairs``: whether two trainings that are averaged, or teach, are of seeds of their own (``disjoint``: 2s, 2s + 1)
     or of this seed and the next (``neighbours``). ``post_processing``: the first is what the verdict is about;
     ``determined`` is decided for a fold on the others' predictions. ``without``: scans that are left out of everything.
@@ -122,6 +121,7 @@ class Protocol:
     pairs: str = "disjoint"
     settings: Settings = field(default_factory=dict)
     plan: Settings = field(default_factory=dict)
+    plans: Mapping[str, Settings] = field(default_factory=dict)
     segment: Settings = field(default_factory=dict)
     post_processing: tuple[str, ...] = ("determined",)
     without: tuple[str, ...] = ()
@@ -143,103 +143,16 @@ class Protocol:
         """The seeds of the two trainings that are averaged, or teach, in the study's ``seed``."""
         return (2 * seed, 2 * seed + 1) if self.pairs == "disjoint" else (seed, (seed + 1) % max(self.seeds, 2))
 
+    def plans_in(self, names: Iterable[str]) -> set[str]:
+        """The names of the plans by which these arms are trained, and their teachers; "" is the one without a name."""
+        trained = [self.arm(self.arm(name).average_of or name) for name in names]
+        return {one.plan for one in (*trained, *(self.arm(arm.teachers) for arm in trained if arm.teachers))}
+
     def labels_of(self, arm: Arm) -> tuple[str, ...]:
         """The numbers of labels that an arm is trained and judged with."""
         if arm.splits or self.judged.by != "folds":
             return arm.splits or self.judged.labels
         return self.judged.labels if arm.name == self.primary.baseline else (ALL,)
-
-
-def read_protocol(path: Path) -> Protocol:
-    """The protocol in a YAML file. ConfigError names what is missing, unknown, or contradicts itself."""
-    content = _with_text_keys(read_yaml(path, ConfigError, EXPECTED))
-    reader = Reader(content, str(path), kind=ConfigError, again=EXPECTED)
-    named = reader.section("arms")
-    arms = tuple(_arm(named.section(name), name) for name in named.content)
-    judged, primary = _judged(reader.section("judged")), _primary(reader.section("primary"))
-    more: dict[str, Any] = {
-        "seeds": _or(reader, "seeds", reader.integer, 1),
-        "pairs": _or(reader, "pairs", partial(reader.choice, choices=PAIRS), "disjoint"),
-        "post_processing": _texts(reader, "post_processing", ("determined",)),
-        "without": _texts(reader, "without", ()),
-        "remarks": _texts(reader, "remarks", ()),
-        **{key: _settings(reader, key) for key in ("settings", "plan", "segment")},
-    }
-    reader.refuse_unknown()
-    try:
-        return Protocol(arms, judged, primary, **more)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _arm(reader: Reader, name: str) -> Arm:
-    texts = {
-        key: _or(reader, key, reader.string, "") for key in ("title", "config", "compute_of", "teachers", "average_of")
-    }
-    found = Arm(
-        name,
-        settings=_settings(reader, "settings"),
-        intensity=_or(reader, "intensity", partial(reader.choice, choices=INTENSITIES), "global"),
-        share=_or(reader, "share", partial(reader.number, above=0), 1.0),
-        siblings=_texts(reader, "siblings", ("1",)),
-        splits=_texts(reader, "splits", ()),
-        **texts,
-    )
-    reader.refuse_unknown()
-    return found
-
-
-def _judged(reader: Reader) -> Judged:
-    found = Judged(
-        reader.choice("by", BY),
-        _or(reader, "folds", partial(reader.integer, at_least=2), 5),
-        _texts(reader, "splits", ()),
-        _or(reader, "scans", reader.integer, 0),
-        _or(reader, "learning_curve", partial(_shares, reader), ()),
-    )
-    reader.refuse_unknown()
-    return found
-
-
-def _primary(reader: Reader) -> Primary:
-    measure = _or(reader, "measure", partial(reader.choice, choices=MEASURES), "dsc")
-    found = Primary(reader.string("method"), reader.string("baseline"), measure)
-    reader.refuse_unknown()
-    return found
-
-
-def _with_text_keys(content: Any) -> Any:
-    """YAML's keys may be numbers, or ``on``, which is true."""
-    if isinstance(content, Mapping):
-        return {str(key): _with_text_keys(value) for key, value in content.items()}
-    return content
-
-
-def _or(reader: Reader, key: str, read: Callable[[str], _Value], default: _Value) -> _Value:
-    reader.asked.add(key)
-    return read(key) if key in reader.content else default
-
-
-def _settings(reader: Reader, key: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {}
-    return _or(reader, key, reader.mapping, nothing)
-
-
-def _texts(reader: Reader, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    if reader.content.get(key) == []:
-        reader.asked.add(key)
-        return ()
-    found = _or(reader, key, reader.strings, default)
-    if len({*found}) < len(found):
-        raise reader.error(key, "each of them once", "remove what stands twice")
-    return found
-
-
-def _shares(reader: Reader, key: str) -> tuple[float, ...]:
-    found = reader.numbers(key, len(reader.content[key]) if isinstance(reader.content[key], list) else 1, 0)
-    if not all(share < 1 for share in found) or len({f"{share:g}" for share in found}) < len(found):
-        raise reader.error(key, "different shares of the labelled scans, between 0 and 1", "write [0.25, 0.5]")
-    return found
 
 
 def _check(found: Protocol) -> None:
@@ -254,12 +167,15 @@ def _check(found: Protocol) -> None:
 
     if not names:
         raise ConfigError("'arms' is empty; expected at least a baseline and a method")
+    for kind, some in (("arm", names), ("plan", found.plans)):
+        for name in some:
+            if not _NAME.fullmatch(name) or why_not_plain(name):
+                raise ConfigError(
+                    f"{kind} '{name}': its name is no plain one; expected letters, digits, - and _, at most 60, such "
+                    "as cps_long"
+                )
     for arm in found.arms:
         where = f"arm '{arm.name}'"
-        if not _ARM.fullmatch(arm.name) or why_not_plain(arm.name):
-            raise ConfigError(
-                f"{where}: its name is no plain one; expected letters, digits, - and _, at most 60, such as cps_long"
-            )
         is_line = len(arm.title) <= LONGEST_TITLE and arm.title.isprintable() and arm.title == arm.title.strip()
         if not is_line or visible(arm.title) != arm.title:
             raise ConfigError(
@@ -271,14 +187,23 @@ def _check(found: Protocol) -> None:
                 served = found.arm(name)
                 if name == arm.name or served.average_of or (key != "compute_of" and served.teachers):
                     raise ConfigError(f"{where}: '{key}' is {name!r}; expected another arm with a training of its own")
+        if arm.plan or (found.plans and not arm.average_of):
+            known(arm.plan, f"{where}: 'plan'", [*found.plans], "plan")
         for key, of in (("siblings", SIBLINGS), ("splits", found.judged.labels)):
             for one in getattr(arm, key):
                 known(one, f"{where}: '{key}'", of, key[:-1])
-        if arm.average_of and (arm.config or arm.settings or arm.compute_of or arm.teachers):
+        if arm.average_of and (arm.config or arm.settings or arm.compute_of or arm.teachers or arm.plan):
             raise ConfigError(f"{where}: averages '{arm.average_of}' and has no training; give settings to that arm")
         if arm.compute_of and (found.arm(arm.compute_of).compute_of or arm.compute_of in (arm.teachers, "")):
             raise ConfigError(f"{where}: 'compute_of' is {arm.compute_of!r}; expected an arm with epochs of its own")
-    _check_options(found.plan, "plan")
+    for arm in found.arms:
+        if arm.compute_of and len(found.plans_in((arm.name, arm.compute_of))) > 1:
+            raise ConfigError(
+                f"arm '{arm.name}': 'compute_of' is {arm.compute_of!r}, but passes by another plan can't be counted "
+                "against its own; expected arms, and teachers, of one plan"
+            )
+    for options in (found.plan, *found.plans.values()):
+        _check_options(options, "plan")
     _check_options(found.segment, "segment")
     _check_settings(found.settings, "'settings'")
     for arm in found.arms:
@@ -334,37 +259,3 @@ def _check_settings(settings: Settings, where: str) -> None:
             )
         if key in _STUDYS:
             raise ConfigError(f"{where} holds {key}, which the study decides itself; remove it")
-
-
-def protocol_content(protocol: Protocol) -> dict[str, Any]:
-    """The protocol as plain types, in the form that `read_protocol` reads; what is as by default is left out."""
-    content = _plain(protocol, Protocol)
-    content["arms"] = {arm.name: _plain(arm, Arm, ("name",)) for arm in protocol.arms}
-    content["judged"] = {"by": protocol.judged.by, **_plain(protocol.judged, Judged)}
-    content["primary"] = _plain(protocol.primary, Primary)
-    if protocol.judged.by == "folds":
-        content["judged"]["folds"] = protocol.judged.folds
-    return {key: content[key] for key in ("remarks", "primary", "judged", "seeds", *content) if key in content}
-
-
-def _plain(one: Any, kind: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    standard = {
-        each.name: each.default_factory() if callable(each.default_factory) else each.default for each in fields(kind)
-    }
-    found = {}
-    for key, value in asdict(one).items():
-        if key not in without and value != standard[key]:
-            found[key] = (
-                list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            )
-    return found
-
-
-def protocol_text(protocol: Protocol) -> str:
-    """The protocol as YAML."""
-    import yaml  # type: ignore[import-untyped]
-
-    head = (
-        "# The protocol of a study (docs/study.md). It was written before the study ran and stays with its results.\n"
-    )
-    return head + str(yaml.safe_dump(protocol_content(protocol), sort_keys=False, allow_unicode=True, width=110))

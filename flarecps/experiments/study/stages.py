@@ -66,7 +66,7 @@ class StudyStages:
                         yield from (Cell(arm.name, labels, fold, seed) for labels in self.protocol.labels_of(arm))
 
     def before_training(self) -> list[Stage]:
-        """Links, inspection, and for every scaling of intensities plan and case store."""
+        """Links, inspection, and every plan with its case store."""
         data, report, pool = self.out / DATA, self.out / "inspection.json", ("--workers", self.workers)
         found = [
             Stage("data", (), (data / "dataset.json",), action=partial(link_study, self.splits, self.out),
@@ -76,17 +76,25 @@ class StudyStages:
                 "anew --without these scans")),
         ]  # fmt: skip
         first = next(iter(self.splits.splits)) if self.protocol.judged.by != "folds" else ALL
-        words = ("--split", first, *option_words(self.protocol.plan))
-        for intensity in dict.fromkeys(arm.intensity for arm in self.protocol.arms):
-            found += store_stages(data, self.out / f"plan_{intensity}.json", self.store(intensity),
-                                  (*words, "--intensity", intensity),
+        for name, arm in self.planned().items():
+            options = {**self.protocol.plan, **self.protocol.plans.get(arm.plan, {})}
+            words = ("--split", first, *option_words(options), "--intensity", arm.intensity)
+            found += store_stages(data, self.out / f"plan_{name}.json", self.store(arm), words,
                                   ("--fingerprints", self.out / "fingerprints", *pool), pool, ("inspect",),
-                                  suffix=f"_{intensity}")  # fmt: skip
+                                  suffix=f"_{name}")  # fmt: skip
         return found
 
-    def store(self, intensity: str) -> Path:
-        """Where the cases scaled by such a plan lie."""
-        return self.out / f"store_{intensity}"
+    def plan_name(self, arm: Arm) -> str:
+        """What an arm's plan and store are called: by the name of its plan, if any, and the scaling of intensities."""
+        return f"{arm.plan}_{arm.intensity}" if arm.plan else arm.intensity
+
+    def planned(self) -> dict[str, Arm]:
+        """For every plan, by `plan_name`, an arm that is trained by it."""
+        return {self.plan_name(arm): arm for arm in self.protocol.arms if not arm.average_of}
+
+    def store(self, arm: Arm) -> Path:
+        """Where the cases by an arm's plan lie."""
+        return self.out / f"store_{self.plan_name(arm)}"
 
     def run(self, cell: Cell) -> Path:
         """The folder of a training."""
@@ -158,17 +166,20 @@ class StudyStages:
         if arm.average_of:
             return [stage for one in self._averaged(cell) for stage in self.trained(one)]
         found: list[Stage] = []
-        store, run = self.store(arm.intensity), self.run(cell)
+        store, run = self.store(arm), self.run(cell)
         split = split_name(self.protocol.judged, cell.labels, cell.fold)
-        after, more = f"preprocess_{arm.intensity}", []
+        after, more = f"preprocess_{self.plan_name(arm)}", []
         if arm.teachers:
             teachers = [Cell(arm.teachers, cell.labels, cell.fold, seed) for seed in self.protocol.pair(cell.seed)]
             found += [stage for one in teachers for stage in self.trained(one)]
+            trained, other = [f"train_{one.name}" for one in teachers], ()
+            if (theirs := self.protocol.arm(arm.teachers)).plan != arm.plan:
+                trained, other = [*trained, after], ("--teacher-store", self.store(theirs))
             labels = run.with_name(f"{run.name}_pseudo_labels")
             words = ("pseudo-label", *(last_checkpoint(self.run(one)) for one in teachers), store, labels,
-                     "--split", split, "--largest", "all")  # fmt: skip
+                     "--split", split, "--largest", "all", *other)  # fmt: skip
             after = f"label_{cell.name}"
-            found.append(command_stage(after, words, labels, *(f"train_{one.name}" for one in teachers)))
+            found.append(command_stage(after, words, labels, *trained))
             more = [f"--data.pseudo_labels={labels}"]
         config = self.costs.find(arm.config) if arm.config else None
         seed = cell.seed * self.protocol.folds + (cell.fold or 0)

@@ -17,14 +17,8 @@ from flarecps.experiments.study.closing import VERDICT, chosen_model, closing_st
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.drafting import draft, only_arms
 from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibration_stage, within_budget
-from flarecps.experiments.study.protocol import (
-    MOST_SEEDS,
-    Judged,
-    Protocol,
-    protocol_content,
-    protocol_text,
-    read_protocol,
-)
+from flarecps.experiments.study.protocol import MOST_SEEDS, Judged, Protocol
+from flarecps.experiments.study.protocol_file import protocol_content, protocol_text, read_protocol
 from flarecps.experiments.study.slurm import submit_chain, write_chain
 from flarecps.experiments.study.splits import link_study, study_splits, suffice
 from flarecps.experiments.study.stages import RUNS, StudyStages
@@ -214,9 +208,9 @@ class Study:
             self.said.append(f"the study began with scans in {sealed['dataset']}; they come from {self.dataset} now")
             link_study(self.made.splits, self.out)
             write_json(self._seal, {**sealed, "dataset": str(self.dataset)})
-        for arm in self.made.protocol.arms if (self.out / RUNS).is_dir() else ():
+        for folder in map(self.made.store, self.made.planned().values()) if (self.out / RUNS).is_dir() else ():
             with suppress(StoreError):  # whoever reads the store tells what it lacks
-                store = CaseStore(self.made.store(arm.intensity))
+                store = CaseStore(folder)
                 changed, _ = changed_sources(
                     store.path, {name: list(store.record(name).sources) for name in store.names}
                 )

@@ -24,7 +24,8 @@ KNOWN = {"better": "better than", "worse": "worse than", "not told apart": "not 
 
 @dataclass(frozen=True)
 class Standing:
-    """One column beside the baseline; ``cost`` in the baseline's, ``seconds`` of computing a training measured.
+    """One column beside the baseline; ``cost`` in the baseline's, None where they can't be compared; ``seconds`` of
+    computing a training measured.
 
     ``judged`` is None for the baseline; ``with_holm``: one of the methods that the verdict chooses from.
     """
@@ -33,7 +34,7 @@ class Standing:
     title: str
     mean: float
     seeds_sd: float | None
-    cost: float
+    cost: float | None
     seconds: float | None
     judged: Judgement | None
     reads_unlabelled: bool
@@ -107,7 +108,7 @@ def _standings(scores: StudyScores, costs: Costs, seconds: Mapping[str, float], 
     judged |= {one: judge([differences[one]])[0] for one in columns if one not in judged}
     return tuple(
         Standing(one, protocol.arm(one.arm).title_of(one.sibling), float(np.nanmean(scores.seed_means(one, measure))),
-                 _sd(scores.seed_means(one, measure)), costs.total(one.arm) / costs.total(base.arm),
+                 _sd(scores.seed_means(one, measure)), costs.ratio(one.arm, base.arm),
                  seconds.get(one.arm), judged.get(one), costs.reads_unlabelled(one.arm), one in figures)
         for one in (base, *columns)
     )  # fmt: skip
@@ -124,7 +125,8 @@ def _sd(values: np.ndarray) -> float | None:
 
 def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...], measure: str) -> str:
     if chosen is not baseline and chosen.judged:
-        more = f", at {chosen.cost:.1f} times its compute" if abs(chosen.cost - 1) >= EQUAL else ""
+        unequal = chosen.cost is not None and abs(chosen.cost - 1) >= EQUAL
+        more = f", at {chosen.cost:.1f} times its compute" if unequal else ""
         return (f"Use “{chosen.title}”: its {measure} of {chosen.mean:.3f} is better than that of “{baseline.title}” "
                 f"({baseline.mean:.3f}) by {_difference(chosen.judged)}{more}.")  # fmt: skip
     if any(one.judged and one.judged.verdict == "not known" for one in standings if one.with_holm):
@@ -140,6 +142,9 @@ def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...]
 def _brought(one: Standing, baseline: Standing, measure: str) -> str:
     if one.judged is None:
         return f"“{one.title}” has no scan in common with “{baseline.title}”."
+    if one.cost is None:
+        return (f"“{one.title}”, trained by another plan: {_difference(one.judged)} {measure}; "
+                f"{KNOWN[one.judged.verdict]} “{baseline.title}”.")  # fmt: skip
     effort = "at equal compute" if abs(one.cost - 1) < EQUAL else f"at {one.cost:.1f} times the compute"
     verdict = {"better": "they helped", "worse": "they did harm", "not known": "whether they help is not known",
                "not told apart": "neither help nor harm can be told"}[one.judged.verdict]  # fmt: skip
@@ -204,7 +209,13 @@ def _remarks(scores: StudyScores, standings: tuple[Standing, ...]) -> list[str]:
     base = standings[0]
     for one in standings[1:]:
         first = one.column.sibling == protocol.arm(one.column.arm).siblings[0]
-        if first and base.seconds and one.seconds and abs(one.seconds / base.seconds / one.cost - 1) > UNEQUAL:
+        if (
+            first
+            and base.seconds
+            and one.seconds
+            and one.cost
+            and abs(one.seconds / base.seconds / one.cost - 1) > UNEQUAL
+        ):
             found.append(f"“{one.title}” took {one.seconds / base.seconds:.2f} times the computing time of "
                          f"“{base.title}”, start-up included; its method declares {one.cost:.2f} times.")  # fmt: skip
     return found
