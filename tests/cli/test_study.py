@@ -485,6 +485,95 @@ def test_full_disks_end_in_one_line_and_it_goes_on(
     assert {name: text.replace(str(full), str(whole)) for name, text in other.items()} == one
 
 
+def theirs(place: Path, dataset: Path, seeds: int = 2) -> None:
+    """Another program's label maps of the test scans, by seed, beside what such a program leaves there."""
+    for seed in range(seeds):
+        shutil.copytree(dataset / "labelsTs", place / f"seed_{seed}")
+        (place / f"seed_{seed}" / "dataset.json").write_text('{"labels": {"background": 0, "hepar": 1}}')
+        (place / f"seed_{seed}" / "plans.json").write_text("{}")
+
+
+def rivals(tmp_path: Path, **arms: dict[str, Any]) -> list[str]:
+    judged = {"judged": {"by": "test", "splits": ["default"]}, "post_processing": ["none", "largest"]}
+    known = {name: PROTOCOL["arms"][name] for name in ("control_long", "cps")}
+    return ["--protocol", protocol(tmp_path, arms=known | arms, **judged)]
+
+
+def test_another_programs_predictions_are_judged_beside_the_arms(
+    dataset: Path, tmp_path: Path, played: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(EFFECTS, "nnunet", 0.2)
+    monkeypatch.chdir(tmp_path)
+    theirs(tmp_path / "given", dataset)
+    given = rivals(tmp_path, nnunet={"title": "nnU-Net", "predictions": "given/seed_{seed}"},
+                   once={"predictions": "given/seed_1"})  # fmt: skip
+    out, words = tmp_path / "out", ["study", str(dataset), "--out", str(tmp_path / "out")]
+    assert main([*words, *given]) == 0
+    said = capsys.readouterr().out
+    assert "Use “nnU-Net”" in said
+    assert "“nnU-Net”, another program's: +0.2" in said
+    assert "next:" not in said
+    assert "only its predictions were given" in (out / "report.html").read_text()
+    assert "trained on all labelled scans" not in (out / "verdict.md").read_text()
+    with (out / "results" / "scores.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    seeds = {name: {row["seed"] for row in rows if row["arm"] == name} for name in ("nnunet", "once")}
+    assert seeds == {"nnunet": {"0", "1"}, "once": {"0"}}
+    assert {row["case"] for row in rows if row["arm"] == "nnunet"} == {"case_12", "case_13"}
+    standings = json.loads((out / "verdict.json").read_text())["standings"]
+    assert {one["title"]: one["cost"] for one in standings}["nnU-Net"] is None
+    labels = out / "labels" / "none" / "default" / "nnunet" / "fold_0" / "seed_0" / "1"
+    assert sorted(path.name for path in labels.iterdir()) == ["case_12.nii.gz", "case_13.nii.gz", "dataset.json"]
+    assert json.loads((labels / "dataset.json").read_text())["labels"] == {"background": 0, "liver": 1}
+    assert played.count("fit") == 4, "given predictions are not trained for"
+    before = len(played)
+    monkeypatch.chdir(dataset)
+    assert main(words) == 0
+    assert len(played) == before
+    os.utime(tmp_path / "given" / "seed_0" / "case_12.nii.gz", (1, 1))
+    assert main(words) == 0
+    assert played[before:] == ["score", "postprocess", "score", "compare"], "other predictions are judged anew"
+    shutil.rmtree(tmp_path / "given" / "seed_0")
+    assert main(words) == 2
+    assert f"{tmp_path}/given/seed_0: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (("case_13.nii.gz",), "seed_1: no prediction of case_13; expected label maps of the 2 scans in "),
+        (("case_13.nii.gz", "case_12.nii.gz"), "seed_1: no label maps in this folder"),
+        ((), "no such folder"),
+    ],
+)
+def test_missing_predictions_are_named_before_anything_is_trained(
+    lacking: Sequence[str], said: str, dataset: Path, tmp_path: Path, played: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    theirs(tmp_path / "given", dataset, 2 if lacking else 1)
+    for name in lacking:
+        (tmp_path / "given" / "seed_1" / name).unlink()
+    given = rivals(tmp_path, nnunet={"predictions": f"{tmp_path}/given/seed_{{seed}}"})
+    out = tmp_path / "out"
+    assert main(["study", str(dataset), "--out", str(out), *given]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert f"{out}/held_out/default/images, by their names" in error
+    assert error.count("\n") == 1
+    assert played == []
+
+
+def test_rivals_alone_are_judged_and_nothing_is_trained(dataset: Path, tmp_path: Path, played: list[str]) -> None:
+    theirs(tmp_path / "given", dataset)
+    arms = {name: {"predictions": f"{tmp_path}/given/seed_{{seed}}"} for name in ("control_long", "cps")}
+    assert main(["study", str(dataset), "--out", str(tmp_path / "out"), *rivals(tmp_path, **arms)]) == 0
+    assert {*played} == {"inspect", "score", "postprocess", "compare"}
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert verdict["recommended"]["arm"] == "cps"
+    assert "“cps”, another program's: +0.1" in verdict["sentences"][1]
+
+
 def test_a_dry_run_makes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(dataset.rglob("*"))
     assert main(["study", str(dataset), "--out", str(tmp_path / "out"), "--dry-run"]) == 0

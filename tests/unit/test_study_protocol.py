@@ -51,7 +51,7 @@ def test_protocols_that_come_along_are_whole(path: Path, tmp_path: Path) -> None
     copy.write_text(protocol_text(found), encoding="utf-8")
     assert read_protocol(copy) == found
     costs = Costs(found, config_path)
-    assert all(costs.total(arm.name) > 0 for arm in found.arms)
+    assert all(costs.total(arm.name) > 0 for arm in found.arms if not arm.predictions)
 
 
 @pytest.mark.parametrize("unlabelled", [True, False])
@@ -229,6 +229,18 @@ def test_neighbours_teach_in_the_screen(tmp_path: Path) -> None:
         ({"plans": {"2d": {}}, "arms": in_plans("2d", "2d") | {"two": {"average_of": "cps", "plan": "2d"}}},
          "has no training"),
         ({"plans": [1]}, "expected an object"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x", "config": "y"}}}, "so it is not trained"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x", "siblings": ["2"]}}}, "so it is not trained"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x/{sed}"}}}, "{labels}, {fold} and {seed} may stand"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x/{seed:>99999999}"}}}, "{seed} may stand"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x\ny"}}}, "{seed} may stand"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": 3}}}, "'arms.theirs.predictions' is 3"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x"}, "two": {"average_of": "theirs"}}},
+         "'average_of' is 'theirs'; expected another arm with a training"),
+        ({"arms": SMALL["arms"] | {"theirs": {"predictions": "x"}, "long": {"compute_of": "theirs"}}},
+         "'compute_of' is 'theirs'; expected another arm with a training"),
+        ({"judged": {"by": "test", "splits": ["a", "b"]}, "post_processing": ["none"],
+          "arms": SMALL["arms"] | {"theirs": {"predictions": "x/{seed}"}}}, "the same for a, b; expected {labels}"),
         ({"plans": {"2d": 3}}, "expected an object"),
         ({"remarks": [{"a": 1}]}, "a list of texts"),
     ],

@@ -103,7 +103,9 @@ def chosen_model(stages: StudyStages) -> tuple[str, str] | None:
 
 
 def model_command(stages: StudyStages, arm: str, sibling: str) -> str:
-    """The command that uses the recommended model. Words in capitals are to be filled in."""
+    """The command that uses the recommended model, words in capitals to be filled in; empty for another program's."""
+    if stages.protocol.arm(arm).predictions:
+        return ""
     cell = stages.final_cell(arm)
     rules = stages.out / MODEL / "postprocessing.json"
     more = ["--postprocess", rules] if "determined" in stages.protocol.post_processing else []
@@ -127,7 +129,7 @@ def _write_page(stages: StudyStages, records: StageRecords) -> None:
     write_text(out / RESULTS / "standings.csv", csv_text([CSV, *numbers]))
     words = ["# What this study found", *(f"- {plain_markdown(one)}" for one in found.sentences), "", markdown_table(
         HEADING, [_cells(one) for one in rows[""]]), "", *(f"- {plain_markdown(one)}" for one in found.remarks), "",
-        "The recommended model, trained on all labelled scans:", "", f"    {command}"]  # fmt: skip
+        *(("The recommended model, trained on all labelled scans:", "", f"    {command}") * bool(command))]  # fmt: skip
     write_text(out / "verdict.md", "\n".join(words) + "\n")
     catalogue, judged = stages.splits.catalogue, stages.protocol.judged
     counts = f"{len(catalogue.labelled)} labelled and {len(catalogue.unlabelled)} unlabelled scans"

@@ -76,14 +76,16 @@ class Costs:
         return self.recipe(name).cost() + (2 * self.total(arm.teachers) if arm.teachers else 0.0)
 
     def ratio(self, name: str, baseline: str) -> float | None:
-        """What an arm computes in all beside the baseline; None where they have several plans, whose passes differ."""
-        alike = len(self.protocol.plans_in((name, baseline))) == 1
+        """What an arm computes in all beside the baseline; None where passes differ, by several plans, or one is
+        another program's."""
+        given = any(self.protocol.arm(one).predictions for one in (name, baseline))
+        alike = not given and len(self.protocol.plans_in((name, baseline))) == 1
         return self.total(name) / self.total(baseline) if alike else None
 
     def reads_unlabelled(self, name: str) -> bool:
         """Whether unlabelled scans teach the arm, or its teachers' labels of them."""
         arm = self.protocol.arm(name)
-        return self.recipe(arm.average_of or name).method.streams != ("labelled",)
+        return not arm.predictions and self.recipe(arm.average_of or name).method.streams != ("labelled",)
 
     def words(self, arm: Arm) -> list[str]:
         """The settings of the arm's training as words of ``fit``."""

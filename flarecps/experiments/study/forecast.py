@@ -38,8 +38,8 @@ def calibration_stage(stages: StudyStages) -> Stage:
         {one.average_of for one in stages.protocol.arms} | {one.teachers for one in stages.protocol.arms},
     )
     for arm in stages.protocol.arms:
-        if (
-            (arm.siblings or arm.name in served) and not arm.average_of and not arm.teachers
+        if (arm.siblings or arm.name in served) and not (
+            arm.average_of or arm.teachers or arm.predictions
         ):  # whose labels are not there yet
             cell = Cell(arm.name, stages.protocol.labels_of(arm)[0], 0, 0)
             words[arm.name] = (stages.trained(cell)[-1].words, stages.costs.recipe(arm.name).cost())
@@ -73,7 +73,8 @@ class Forecast:
         self.timed = {name: one for name, one in content.items() if isinstance(one, dict)
                       and all(is_number(one.get(key), at_least=0) for key in ("training_s", "start_s"))
                       and is_number(one.get("cost"), above=0)}  # fmt: skip
-        if calibration.exists() and not self.timed:
+        trained = any(not arm.predictions for arm in costs.protocol.arms)
+        if calibration.exists() and not self.timed and trained:
             raise ConfigError(f"{calibration}: damaged; remove it, and the same command makes it again")
 
     @property
@@ -128,7 +129,7 @@ def within_budget(stages: StudyStages, forecast: Forecast, hours: float) -> Prot
         protocol = replace(protocol, judged=judged, seeds=seeds)
         if share < 1:
             own = {arm.name: max(1, round(share * stages.costs.recipe(arm.name).epochs))
-                   for arm in protocol.arms if not arm.average_of and not arm.compute_of}  # fmt: skip
+                   for arm in protocol.arms if not (arm.average_of or arm.compute_of or arm.predictions)}  # fmt: skip
             protocol = scaled(protocol, own, stages.costs)
         costs = Costs(protocol, stages.costs.find)
         tried = replace(stages, protocol=protocol, costs=costs)

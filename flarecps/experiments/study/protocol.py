@@ -41,7 +41,8 @@ class Arm:
     ``teachers`` names the arm of which two trainings label the unlabelled scans first, ``average_of`` the one of which
     two are averaged: such an arm has no training of its own. ``plan``: one of the study's ``plans``, where it has some.
     ``siblings`` are scored, the first is the arm's figure; an arm without any only serves others. ``splits`` are those
-    of the study it runs on, by default all.
+    of the study it runs on, by default all. ``predictions``: instead of a training, a folder of another program's label
+    maps, in which {labels}, {fold} and {seed} stand for those of a training; without {seed} there is one.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Arm:
     share: float = 1.0
     teachers: str = ""
     average_of: str = ""
+    predictions: str = ""
     siblings: tuple[str, ...] = ("1",)
     splits: tuple[str, ...] = ()
 
@@ -185,9 +187,16 @@ def _check(found: Protocol) -> None:
             if name := getattr(arm, key):
                 known(name, f"{where}: '{key}'")
                 served = found.arm(name)
-                if name == arm.name or served.average_of or (key != "compute_of" and served.teachers):
+                if (
+                    name == arm.name
+                    or served.average_of
+                    or served.predictions
+                    or (key != "compute_of" and served.teachers)
+                ):
                     raise ConfigError(f"{where}: '{key}' is {name!r}; expected another arm with a training of its own")
-        if arm.plan or (found.plans and not arm.average_of):
+        if arm.predictions:
+            _check_predictions(arm, where, found.labels_of(arm))
+        if arm.plan or (found.plans and not arm.average_of and not arm.predictions):
             known(arm.plan, f"{where}: 'plan'", [*found.plans], "plan")
         for key, of in (("siblings", SIBLINGS), ("splits", found.judged.labels)):
             for one in getattr(arm, key):
@@ -243,6 +252,19 @@ def _check(found: Protocol) -> None:
             f"primary: the baseline's first split is {baseline[0]!r}, on which '{found.primary.method}' is not judged; "
             "expected the first of the baseline's 'splits' among the method's"
         )
+
+
+def _check_predictions(arm: Arm, where: str, labels: Sequence[str]) -> None:
+    """Raise ConfigError where an arm of given predictions asks for a training, too, or they can't be told apart."""
+    if arm != Arm(arm.name, arm.title, predictions=arm.predictions, splits=arm.splits):
+        raise ConfigError(
+            f"{where}: has 'predictions', so it is not trained; expected 'title' and 'splits' beside, no more"
+        )
+    shown = f"{where}: 'predictions' is {ascii(arm.predictions)[:80]}"
+    if not arm.predictions.isprintable() or re.search(r"[{}]", re.sub(r"\{(labels|fold|seed)\}", "", arm.predictions)):
+        raise ConfigError(f"{shown}; expected a folder, in which {{labels}}, {{fold}} and {{seed}} may stand")
+    if len(labels) > 1 and "{labels}" not in arm.predictions:
+        raise ConfigError(f"{shown}, the same for {first_few(labels)}; expected {{labels}} in it, or one of 'splits'")
 
 
 def _check_options(options: Settings, command: str) -> None:

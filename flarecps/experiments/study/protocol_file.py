@@ -23,7 +23,7 @@ from flarecps.experiments.study.protocol import (
 from flarecps.json_fields import Reader
 from flarecps.text_files import read_yaml
 
-TEXTS = ("title", "config", "plan", "compute_of", "teachers", "average_of")  # of an arm
+TEXTS = ("title", "config", "plan", "compute_of", "teachers", "average_of", "predictions")  # of an arm
 _Value = TypeVar("_Value")
 
 
@@ -41,7 +41,7 @@ def read_protocol(path: Path) -> Protocol:
         "without": _texts(reader, "without", ()),
         "remarks": _texts(reader, "remarks", ()),
         **{key: _settings(reader, key) for key in ("settings", "plan", "segment")},
-        "plans": _or(reader, "plans", partial(_plans, reader), {}),
+        "plans": _plans(reader),
     }
     reader.refuse_unknown()
     try:
@@ -101,8 +101,8 @@ def _settings(reader: Reader, key: str) -> dict[str, Any]:
     return _or(reader, key, reader.mapping, nothing)
 
 
-def _plans(reader: Reader, key: str) -> dict[str, Any]:
-    named = reader.section(key)
+def _plans(reader: Reader) -> dict[str, Any]:
+    named = Reader(_settings(reader, "plans"), reader.where, "plans.", reader.kind, reader.again)
     return {name: named.mapping(name) for name in named.content}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from flarecps.case_names import composed
 from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
 from flarecps.experiments.study.cost import Costs
+from flarecps.experiments.study.given import link_given, state_of
 from flarecps.experiments.study.protocol import ALL, Arm, Protocol
 from flarecps.experiments.study.splits import DATA, HELD_OUT, StudySplits, link_study, split_name
 from flarecps.inference.postprocessing import determine_rules, pairs_of, rules_for, write_rules
@@ -53,9 +54,11 @@ class StudyStages:
     workers: int = 2
 
     def replicates(self, arm: Arm) -> range:
-        """The seeds of which an arm has a figure: of neighbouring pairs of two trainings there is one."""
+        """The seeds of which an arm has a figure: one of two trainings that are neighbours, and of predictions without
+        {seed}."""
         paired = arm.average_of and self.protocol.pairs == "neighbours"
-        return range(1 if paired and self.protocol.seeds < 3 else self.protocol.seeds)
+        single = (paired and self.protocol.seeds < 3) or (arm.predictions and "{seed}" not in arm.predictions)
+        return range(1 if single else self.protocol.seeds)
 
     def cells(self) -> Iterator[Cell]:
         """All that is judged, the primary question's first seeds first."""
@@ -71,6 +74,7 @@ class StudyStages:
         found = [
             Stage("data", (), (data / "dataset.json",), action=partial(link_study, self.splits, self.out),
                   description="links to the scans, and splits.json", depends_on=self.splits.listing, protected=True),
+            *(self._given(cell) for cell in self.cells() if self.protocol.arm(cell.arm).predictions),
             command_stage("inspect", ("inspect", data, "--json", report, *pool), report, "data", cure=(
                 f"mend what it calls an error above and go on with the same command, or remove {self.out} and begin "
                 "anew --without these scans")),
@@ -90,7 +94,8 @@ class StudyStages:
 
     def planned(self) -> dict[str, Arm]:
         """For every plan, by `plan_name`, an arm that is trained by it."""
-        return {self.plan_name(arm): arm for arm in self.protocol.arms if not arm.average_of}
+        trained = [arm for arm in self.protocol.arms if not arm.average_of and not arm.predictions]
+        return {self.plan_name(arm): arm for arm in trained}
 
     def store(self, arm: Arm) -> Path:
         """Where the cases by an arm's plan lie."""
@@ -121,7 +126,10 @@ class StudyStages:
         return list(found.values())
 
     def model_stages(self, arm: str, sibling: str) -> list[Stage]:
-        """The recommended arm trained on all labelled scans, and the rules that its held-out predictions call for."""
+        """The recommended arm trained on all labelled scans, and the rules that its held-out predictions call for; []
+        for one whose predictions were given."""
+        if self.protocol.arm(arm).predictions:
+            return []
         cell = self.final_cell(arm)
         found = {one.name: one for one in self.trained(cell)}
         if "determined" in self.protocol.post_processing:
@@ -151,14 +159,34 @@ class StudyStages:
 
     def _of_cell(self, cell: Cell) -> list[Stage]:
         """Trainings, and the label maps of the scans that judge, by every sibling."""
-        found, arm = self.trained(cell), self.protocol.arm(cell.arm)
+        arm = self.protocol.arm(cell.arm)
+        if arm.predictions:
+            return []
+        found = self.trained(cell)
         trained = [f"train_{one.name}" for one in self._averaged(cell)]
         images = self.out / HELD_OUT / split_name(self.protocol.judged, cell.labels, cell.fold) / "images"
         for sibling in arm.siblings:
             labels = self._labels("none", cell, sibling)
             words = ("segment", *self.checkpoints(cell), images, labels, *self.segment_words(sibling))
-            found.append(command_stage(f"segment_{cell.name}.{sibling}", words, labels, *trained))
+            found.append(command_stage(self._segmented(cell, sibling), words, labels, *trained))
         return found
+
+    def _given(self, cell: Cell) -> Stage:
+        """Another program's predictions for a cell."""
+        name = split_name(self.protocol.judged, cell.labels, cell.fold)
+        pattern, out = self.protocol.arm(cell.arm).predictions, self._labels("none", cell, "1")
+        for word, value in (("labels", cell.labels), ("fold", cell.fold), ("seed", cell.seed)):
+            pattern = pattern.replace(f"{{{word}}}", str(value))
+        folder = Path(pattern)
+        link = partial(link_given, folder, self.splits.held_out.get(name, ()), self.splits.catalogue.labels, out,
+                       self.out / HELD_OUT / name / "images")  # fmt: skip
+        return Stage(self._segmented(cell, "1"), (), (out,), ("data",), link, f"links to the label maps in {folder}",
+                     depends_on=state_of(folder))  # fmt: skip
+
+    def _segmented(self, cell: Cell, sibling: str) -> str:
+        """The stage that leaves a cell's label maps."""
+        kind = "predictions" if self.protocol.arm(cell.arm).predictions else "segment"
+        return f"{kind}_{cell.name}.{sibling}"
 
     def trained(self, cell: Cell) -> list[Stage]:
         """The cell's training, last, and those that it needs."""
@@ -172,9 +200,9 @@ class StudyStages:
         if arm.teachers:
             teachers = [Cell(arm.teachers, cell.labels, cell.fold, seed) for seed in self.protocol.pair(cell.seed)]
             found += [stage for one in teachers for stage in self.trained(one)]
-            trained, other = [f"train_{one.name}" for one in teachers], ()
+            trained, other = [f"train_{one.name}" for one in teachers], list[object]()
             if (theirs := self.protocol.arm(arm.teachers)).plan != arm.plan:
-                trained, other = [*trained, after], ("--teacher-store", self.store(theirs))
+                trained, other = [*trained, after], ["--teacher-store", self.store(theirs)]
             labels = run.with_name(f"{run.name}_pseudo_labels")
             words = ("pseudo-label", *(last_checkpoint(self.run(one)) for one in teachers), store, labels,
                      "--split", split, "--largest", "all", *other)  # fmt: skip
@@ -202,7 +230,7 @@ class StudyStages:
         for sibling in self.protocol.arm(cell.arm).siblings:
             for way in self.protocol.post_processing:
                 labels, name = self._labels(way, cell, sibling), f"{way}_{cell.name}.{sibling}"
-                after = f"segment_{cell.name}.{sibling}"
+                after = self._segmented(cell, sibling)
                 if way != "none":
                     rules = self.out / "rules" / way / f"{cell.folder}" / f"{sibling}.json"
                     if way == "determined":
@@ -223,7 +251,7 @@ class StudyStages:
     def _rules(self, name: str, cells: list[Cell], sibling: str, path: Path) -> Stage:
         folders = {self._labels("none", one, sibling): self.out / HELD_OUT / split_name(
             self.protocol.judged, one.labels, one.fold) / "labels" for one in cells}  # fmt: skip
-        after = tuple(f"segment_{one.name}.{sibling}" for one in cells)
+        after = tuple(self._segmented(one, sibling) for one in cells)
         return Stage(f"rules_{name}", (), (path,), after, description="post-processing that other folds call for",
                      action=partial(_write_determined, path, folders, self.splits.catalogue.labels))  # fmt: skip
 

@@ -59,7 +59,11 @@ class Asked:
         if self.seeds is not None and not 1 <= self.seeds <= MOST_SEEDS:
             raise ConfigError(f"--seeds {self.seeds}: expected 1 or more, at most {MOST_SEEDS}")
         found = read_protocol(self.file) if self.file else None
-        if found is None:
+        if found is not None:  # it is kept in the study's folder, and read there from anywhere
+            given = (one.predictions and str(Path(one.predictions).absolute()) for one in found.arms)
+            arms = tuple(replace(one, predictions=path) for one, path in zip(found.arms, given, strict=True))
+            found = replace(found, arms=arms)
+        else:
             left_out = {*(self.without or ())}
             gpu, scans = cuda.is_available(), sum(case.name not in left_out for case in catalogue.labelled)
             folds = self.folds or next((one for one in (5, 3, 2) if suffice(scans, one)), 2)
@@ -164,8 +168,9 @@ class Study:
             return []
         content = read_own_json(self.out / VERDICT)
         said = [one for key in ("sentences", "remarks") for one in content.get(key, ())]
+        command = model_command(self.made, *chosen)
         return [*(f"- {one}" for one in said), f"written: {self.out}/report.html, verdict.md, results/",
-                f"next: {model_command(self.made, *chosen)}"]  # fmt: skip
+                *([f"next: {command}"] if command else [])]  # fmt: skip
 
     @property
     def _seal(self) -> Path:
@@ -174,7 +179,7 @@ class Study:
     def _use(self, protocol: Protocol) -> None:
         splits = study_splits(self.dataset, protocol.judged, protocol.without)
         self.made = StudyStages(protocol, Costs(protocol, self.find), splits, self.dataset, self.out, self.workers)
-        for arm in protocol.arms:
+        for arm in (one for one in protocol.arms if not one.predictions):
             self.made.costs.total(arm.name)  # what can't be computed is said before anything runs
         self.records = StageRecords([], self.out / RECORDS)
         self.records.stages = {one.name: one for one in self.stages()}

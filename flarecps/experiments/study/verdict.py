@@ -18,6 +18,7 @@ from flarecps.experiments.study.results import Column, StudyScores
 EQUAL = 0.1  # share by which compute may differ and still be called equal
 UNEQUAL = 0.2  # share by which measured time may differ from the declared cost
 MORE_LABELS = 10
+ANOTHER_PLAN = "trained by another plan"
 KNOWN = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from",
          "not known": "of unknown standing to"}  # fmt: skip
 
@@ -86,9 +87,11 @@ def verdict_of(
     chosen = max(better, key=lambda one: one.mean) if better else baseline
     curve = _curve(scores, labelled) if protocol.judged.learning_curve else None
     sentences = [_which(chosen, baseline, standings, measure.upper())]
-    sentences += [
-        _brought(one, baseline, measure.upper()) for one in standings if one.reads_unlabelled and one.with_holm
-    ]
+    for one in standings:
+        given = [protocol.arm(each.column.arm).predictions for each in (one, baseline)]
+        if one.with_holm and (one.reads_unlabelled or any(given)):
+            whose = "another program's" if given[0] else "held against another program's" if given[1] else ANOTHER_PLAN
+            sentences.append(_brought(one, baseline, measure.upper(), whose))
     if curve is not None:
         sentences.append(_curve_words(curve, measure.upper()))
     return Verdict(
@@ -116,7 +119,7 @@ def _standings(scores: StudyScores, costs: Costs, seconds: Mapping[str, float], 
 
 def _is_method(arm: Arm, costs: Costs) -> bool:
     """Whether it is more than a plain control of some length."""
-    return bool(arm.average_of) or costs.reads_unlabelled(arm.name)
+    return bool(arm.average_of or arm.predictions) or costs.reads_unlabelled(arm.name)
 
 
 def _sd(values: np.ndarray) -> float | None:
@@ -139,11 +142,11 @@ def _which(chosen: Standing, baseline: Standing, standings: tuple[Standing, ...]
     )
 
 
-def _brought(one: Standing, baseline: Standing, measure: str) -> str:
+def _brought(one: Standing, baseline: Standing, measure: str, whose: str) -> str:
     if one.judged is None:
         return f"“{one.title}” has no scan in common with “{baseline.title}”."
     if one.cost is None:
-        return (f"“{one.title}”, trained by another plan: {_difference(one.judged)} {measure}; "
+        return (f"“{one.title}”, {whose}: {_difference(one.judged)} {measure}; "
                 f"{KNOWN[one.judged.verdict]} “{baseline.title}”.")  # fmt: skip
     effort = "at equal compute" if abs(one.cost - 1) < EQUAL else f"at {one.cost:.1f} times the compute"
     verdict = {"better": "they helped", "worse": "they did harm", "not known": "whether they help is not known",
