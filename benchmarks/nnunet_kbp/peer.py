@@ -1,14 +1,18 @@
-"""nnU-Net v2's own trainer and predictor on a raw data set; for run.py, in the peers' environment.
+"""nnU-Net v2's own trainer and predictor on kbp's labelled scans, in the peers' environment (`make peers`).
 
-    python peer.py prepare FOLDER --patch 32 32 32 --features 8 16 32 64
-    python peer.py train   FOLDER VARIANT --patches 8000 --batch 4 --steps-per-epoch 50 --seed 0
-    python peer.py pace    FOLDER VARIANT --patches 8000 --batch 4
-    python peer.py predict FOLDER VARIANT SCANS OUT [--no-mirroring]
+    python peer.py prepare DATASET FOLDER
+    python peer.py train   DATASET FOLDER VARIANT [--seed 0]
+    python peer.py predict DATASET FOLDER VARIANT [--seed 0] [--mirrored]
+    python peer.py pace    DATASET FOLDER VARIANT
 
-FOLDER holds raw/, preprocessed/ and results/. Everything about a training but its length, batch and patch is nnU-Net's
-default; the variants differ in what stands in the plans file. `equal-recipe` alone goes further: Dice over the batch,
-our share of patches forced onto foreground, learning rate and momentum, and nnU-Net's own trainer without mirroring (it
-can't exchange right and left, and the parotids are a pair).
+DATASET is OpenKBP with its splits.json. FOLDER gets nnU-Net's raw/, preprocessed/ and results/, and what the study
+reads: VARIANT/seed_N/, label maps of the test scans (VARIANT_mirrored/ by 8 mirrors); VARIANT/seed_N.json says what was
+trained.
+
+Everything about a training but its length, batch and patch is nnU-Net's default; the variants differ in what stands in
+the plans file. `equal-recipe` alone goes further: Dice over the batch, our share of patches forced onto foreground,
+learning rate and momentum, and nnU-Net's own trainer without mirroring (it can't exchange right and left, and the
+parotids are a pair).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 DATASET, NUMBER = "Dataset001_kbp", 1
+SPLIT = "10_labelled"
 PLANNED, EQUAL_PATCH, EQUAL_NETWORK, EQUAL_RECIPE = "planned", "equal-patch", "equal-network", "equal-recipe"
 CONFIGURATIONS = {
     PLANNED: "3d_fullres",
@@ -30,41 +35,32 @@ CONFIGURATIONS = {
 }
 TRAINERS = {EQUAL_RECIPE: "nnUNetTrainerNoMirroring"}  # else nnUNetTrainer
 SAVE_EVERY_EPOCHS = 5
+PATCHES, BATCH, STEPS_PER_EPOCH = 4000, 2, 50  # ours (configs/kbp_3d.yaml), as what follows
+PATCH, FEATURES = [32, 32, 32], [8, 16, 32, 64]
+FOREGROUND, LR, MOMENTUM = 0.5, 0.1, 0.9
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+STEPS_TIMED = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
-    for action in ("prepare", "train", "pace", "predict"):
+    for action in ("prepare", "train", "predict", "pace"):
         one = actions.add_parser(action)
+        one.add_argument("dataset", type=Path)
         one.add_argument("folder", type=Path)
-        if action == "prepare":
-            one.add_argument("--patch", type=int, nargs=3, required=True)
-            one.add_argument("--features", type=int, nargs="+", required=True)
-        else:
+        if action != "prepare":
             one.add_argument("variant", choices=list(CONFIGURATIONS))
-        if action in ("train", "pace"):
-            one.add_argument("--patches", type=int, required=True)
-            one.add_argument("--batch", type=int, required=True, help="of the variants that are not 'planned'")
-            one.add_argument(
-                "--foreground", type=float, default=0.33, help="of 'equal-recipe': share of forced patches"
-            )
-            one.add_argument("--lr", type=float, default=0.01, help="of 'equal-recipe'")
-            one.add_argument("--momentum", type=float, default=0.99, help="of 'equal-recipe'")
-        if action == "train":
-            one.add_argument("--steps-per-epoch", type=int, required=True)
             one.add_argument("--seed", type=int, default=0)
-        if action == "pace":
-            one.add_argument("--steps", type=int, default=2)
         if action == "predict":
-            one.add_argument("scans", type=Path)
-            one.add_argument("out", type=Path)
-            one.add_argument("--no-mirroring", action="store_true")
+            one.add_argument("--mirrored", action="store_true")
     options = parser.parse_args()
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(options.folder.resolve() / name)
+    if options.action != "prepare":
+        os.environ["nnUNet_results"] += f"/seed_{options.seed}"
     # 0: the training process makes its patches itself, as ours with workers: 0. The planner takes it for threads.
-    os.environ["nnUNet_n_proc_DA"] = "1" if options.action == "prepare" else "0"
+    os.environ |= dict.fromkeys(THREADS, "1") | {"nnUNet_n_proc_DA": "1" if options.action == "prepare" else "0"}
     os.environ["nnUNet_compile"] = "false"
     import torch
 
@@ -73,30 +69,45 @@ def main() -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Fingerprint, plan and preprocess by nnU-Net's own functions; two more configurations in its plans."""
+    """The labelled scans as a raw data set of links; fingerprint, plan and preprocessing by nnU-Net's own functions."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
+    link_labelled(options.dataset.resolve(), options.folder / "raw" / DATASET)
     extract_fingerprints([NUMBER], num_processes=1, check_dataset_integrity=False, show_progress_bar=False)
     plans_name = plan_experiments([NUMBER])
-    add_variants(options.folder / "preprocessed" / DATASET / f"{plans_name}.json", options)
+    add_variants(options.folder / "preprocessed" / DATASET / f"{plans_name}.json")
     preprocess([NUMBER], plans_name, configurations=[CONFIGURATIONS[PLANNED]], num_processes=[1])
 
 
-def add_variants(path: Path, options: argparse.Namespace) -> None:
+def link_labelled(dataset: Path, raw: Path) -> None:
+    """The split's labelled scans and their labels as links in nnU-Net's raw layout, with a dataset.json."""
+    labelled = json.loads((dataset / "splits.json").read_text())[SPLIT]["labelled"]
+    described = json.loads((dataset / "dataset.json").read_text())
+    for folder, end in (("imagesTr", "_0000"), ("labelsTr", "")):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+        for name in labelled:
+            link = raw / folder / f"{name}{end}{described['file_ending']}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(dataset / folder / link.name)
+    kept = {key: described[key] for key in ("channel_names", "labels", "file_ending")}
+    (raw / "dataset.json").write_text(json.dumps(kept | {"numTraining": len(labelled)}))
+
+
+def add_variants(path: Path) -> None:
     """The other variants as configurations of the plans file; the strides of our patch are nnU-Net's own rule's."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     plans = json.loads(path.read_text())
     full = plans["configurations"][CONFIGURATIONS[PLANNED]]
     for variant in (EQUAL_PATCH, EQUAL_NETWORK, EQUAL_RECIPE):
-        _, strides, kernels, patch, _ = get_pool_and_conv_props(full["spacing"], options.patch, 4, 999999)
-        if [int(edge) for edge in patch] != options.patch:
-            raise SystemExit(f"nnU-Net makes {list(patch)} of the patch {options.patch}; name that one")
+        _, strides, kernels, patch, _ = get_pool_and_conv_props(full["spacing"], PATCH, 4, 999999)
+        if [int(edge) for edge in patch] != PATCH:
+            raise SystemExit(f"nnU-Net makes {list(patch)} of the patch {PATCH}")
         architecture = json.loads(json.dumps(full["architecture"]))
         network = architecture["arch_kwargs"]
         features = [min(320, 32 * 2**stage) for stage in range(len(strides))]
         if variant != EQUAL_PATCH:
-            strides, features = [[1, 1, 1], *[[2, 2, 2]] * (len(options.features) - 1)], options.features
+            strides, features = [[1, 1, 1], *[[2, 2, 2]] * (len(FEATURES) - 1)], FEATURES
             kernels = [[3, 3, 3]] * len(features)
         network |= {
             "n_stages": len(features),
@@ -108,7 +119,7 @@ def add_variants(path: Path, options: argparse.Namespace) -> None:
         }
         plans["configurations"][CONFIGURATIONS[variant]] = {
             "inherits_from": CONFIGURATIONS[PLANNED],
-            "patch_size": options.patch,
+            "patch_size": PATCH,
             "architecture": architecture,
         }
         if variant == EQUAL_RECIPE:
@@ -128,8 +139,8 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
     if options.variant != PLANNED:
         plans = json.loads(path.read_text())
         one = plans["configurations"][CONFIGURATIONS[options.variant]]
-        if one.get("batch_size") != options.batch:
-            one["batch_size"] = options.batch
+        if one.get("batch_size") != BATCH:
+            one["batch_size"] = BATCH
             path.write_text(json.dumps(plans, indent=1))
     last = model_folder(options) / "fold_all" / "checkpoint_latest.pth"
     resumed = options.action == "train" and last.is_file()
@@ -142,11 +153,11 @@ def trainer_of(options: argparse.Namespace) -> tuple[Any, bool]:
         device=torch.device("cpu"),
     )
     if options.variant == EQUAL_RECIPE:
-        trainer.oversample_foreground_percent = options.foreground
-        trainer.initial_lr = options.lr
+        trainer.oversample_foreground_percent = FOREGROUND
+        trainer.initial_lr = LR
         trainer.initialize()
         for group in trainer.optimizer.param_groups:
-            group["momentum"] = options.momentum
+            group["momentum"] = MOMENTUM
     return trainer, resumed
 
 
@@ -158,8 +169,7 @@ def trainer_name(variant: str) -> str:
 def model_folder(options: argparse.Namespace) -> Path:
     """Where nnU-Net keeps a variant's model."""
     name = f"{trainer_name(options.variant)}__nnUNetPlans__{CONFIGURATIONS[options.variant]}"
-    folder: Path = options.folder / "results" / DATASET / name
-    return folder
+    return Path(os.environ["nnUNet_results"], DATASET, name)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -172,34 +182,38 @@ def train(options: argparse.Namespace) -> None:
     np.random.seed(options.seed)
     trainer, resumed = trainer_of(options)
     batch = trainer.configuration_manager.batch_size
-    steps = options.patches // batch
-    trainer.num_iterations_per_epoch = options.steps_per_epoch
-    trainer.num_epochs = steps // options.steps_per_epoch
-    if trainer.num_epochs * options.steps_per_epoch * batch != options.patches:
-        raise SystemExit(
-            f"{options.patches} patches are not whole epochs of {options.steps_per_epoch} steps of {batch}"
-        )
+    trainer.num_iterations_per_epoch = STEPS_PER_EPOCH
+    trainer.num_epochs = PATCHES // batch // STEPS_PER_EPOCH
+    if trainer.num_epochs * STEPS_PER_EPOCH * batch != PATCHES:
+        raise SystemExit(f"{PATCHES} patches are not whole epochs of {STEPS_PER_EPOCH} steps of {batch}")
     trainer.num_val_iterations_per_epoch = 1  # with fold "all" these are patches of the training scans again
     trainer.save_every = SAVE_EVERY_EPOCHS
     maybe_load_checkpoint(trainer, resumed, False)
     trainer.run_training()
-    print(json.dumps(facts(trainer, options)))
+    keep(options, f"seed_{options.seed}.json", facts(trainer, options))
 
 
 def pace(options: argparse.Namespace) -> None:
-    """Print one line of JSON: processor seconds of a training step, and the hours that all patches would take."""
+    """Keep VARIANT/pace.json: processor seconds of a training step, and the hours that all patches would take."""
     trainer, _ = trainer_of(options)
     trainer.disable_checkpointing = True
     trainer.on_train_start()
     seconds = []
-    for _ in range(options.steps + 1):  # the first one warms up
+    for _ in range(STEPS_TIMED + 1):  # the first one warms up
         start = time.process_time()
         trainer.train_step(next(trainer.dataloader_train))
         seconds.append(time.process_time() - start)
     found = facts(trainer, options)
-    step = sum(seconds[1:]) / options.steps
-    found |= {"step_s": step, "hours": step * options.patches / found["batch"] / 3600, "steps_timed": options.steps}
-    print(json.dumps(found))
+    step = sum(seconds[1:]) / STEPS_TIMED
+    found |= {"step_s": step, "hours": step * PATCHES / found["batch"] / 3600, "steps_timed": STEPS_TIMED}
+    keep(options, "pace.json", found)
+
+
+def keep(options: argparse.Namespace, name: str, found: dict[str, Any]) -> None:
+    """Write FOLDER/VARIANT/NAME."""
+    folder = options.folder / options.variant
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(found) + "\n")
 
 
 def facts(trainer: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +222,7 @@ def facts(trainer: Any, options: argparse.Namespace) -> dict[str, Any]:
 
     one = trainer.configuration_manager
     network = one.network_arch_init_kwargs
-    voxels = options.patches
+    voxels = PATCHES
     for edge in one.patch_size:
         voxels *= int(edge)
     return {
@@ -219,26 +233,27 @@ def facts(trainer: Any, options: argparse.Namespace) -> dict[str, Any]:
         "features": list(network["features_per_stage"]),
         "strides": plain(network["strides"]),
         "parameters": sum(value.numel() for value in trainer.network.parameters()),
-        "patches_seen": options.patches,
+        "patches_seen": PATCHES,
         "voxels_seen": voxels,
         "torch": torch.__version__,
     }
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Segment a folder of scans one after the other, with nnU-Net's defaults: step 0.5, mirroring unless left out."""
+    """Segment the test scans one after the other with nnU-Net's default step of 0.5."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(
-        use_mirroring=not options.no_mirroring,
+        use_mirroring=options.mirrored,
         perform_everything_on_device=False,
         device=torch.device("cpu"),
         allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(str(model_folder(options)), ("all",))
-    options.out.mkdir(parents=True, exist_ok=True)
-    predictor.predict_from_files_sequential(str(options.scans), str(options.out), overwrite=False)
+    out = options.folder / f"{options.variant}{'_mirrored' * options.mirrored}" / f"seed_{options.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    predictor.predict_from_files_sequential(str(options.dataset / "imagesTs"), str(out), overwrite=False)
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from flarecps.cli.configs import config_path
 from flarecps.experiments.study.cost import Costs
@@ -87,6 +88,59 @@ def test_a_student_is_planned_taught_and_set_beside_its_teachers(tmp_path: Path)
     assert action is not None
     action()
     assert json.loads((tmp_path / "config.yaml").read_text()) == {"model": {"topology": {"features": [8, 16]}}}
+
+
+def test_nnunet_sees_what_ours_see_and_its_label_maps_are_the_studys(tmp_path: Path) -> None:
+    peer, config = experiment("nnunet_kbp", "peer"), yaml.safe_load(config_path("kbp_3d").read_text(encoding="utf-8"))
+    data, optimiser = config["data"], config["model"]["optimizer"]["init_args"]
+    batch, steps = data["global_batch"]["labelled"], data["iterations_per_epoch"]
+    assert (data["patch_voxels"], batch, steps) == (peer.PATCH, peer.BATCH, peer.STEPS_PER_EPOCH)
+    assert config["trainer"]["max_epochs"] * steps * batch == peer.PATCHES
+    assert (
+        data["foreground_share"], optimiser["lr"], optimiser["momentum"]
+    ) == (peer.FOREGROUND, peer.LR, peer.MOMENTUM)  # fmt: skip
+    assert config["model"]["topology"]["features"] == peer.FEATURES
+    studies = BENCHMARKS.parent / "configs" / "studies"
+    ours, kbp = (read_protocol(studies / f"{name}.yaml") for name in ("nnunet_kbp", "kbp"))
+    for name in ("control", "cps"):
+        assert (ours.arm(name).config, ours.arm(name).settings) == (kbp.arm(name).config, kbp.arm(name).settings)
+    places = {f"{name}{mirrors}" for name in peer.CONFIGURATIONS for mirrors in ("", "_mirrored")}
+    places.discard("equal-recipe_mirrored")  # trained without
+    given = {arm.predictions for arm in ours.arms if arm.predictions}
+    assert given == {f"nnunet_kbp/{place}/seed_{{seed}}" for place in places}
+    for folder, name in (("imagesTr", "a_0000"), ("labelsTr", "a")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.nii.gz").touch()
+    (tmp_path / "splits.json").write_text('{"10_labelled": {"labelled": ["a"]}}')
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described | {"name": "kbp"}))
+    peer.link_labelled(tmp_path, tmp_path / "raw")
+    assert (tmp_path / "raw" / "imagesTr" / "a_0000.nii.gz").resolve() == tmp_path / "imagesTr" / "a_0000.nii.gz"
+    assert json.loads((tmp_path / "raw" / "dataset.json").read_text()) == {**described, "numTraining": 1}
+
+
+def test_nnunets_table_is_made_again_to_the_byte_and_takes_new_rows(tmp_path: Path) -> None:
+    results, table = tmp_path / "results", experiment("nnunet_kbp", "table")
+    shutil.copytree(BENCHMARKS / "results" / "nnunet_kbp", results)
+    kept = {name: (results / name).read_bytes() for name in ("results.csv", "results.md")}
+    table.write_table(results)
+    assert {name: (results / name).read_bytes() for name in kept} == kept
+    scores = results / "runs" / "10_labelled" / "equal_network_mirrored" / "seed_1"
+    scores.mkdir(parents=True)
+    shutil.copyfile(results / "scores_cps.csv", scores / "scores_1.csv")
+    trained = tmp_path / "peer" / "equal-network"
+    facts = {"parameters": 350_000, "patch": [32, 32, 32], "patches_seen": 4000, "voxels_seen": 131_072_000}
+    figures = {"tree_cpu_s": 60, "duration_s": 90, "tree_ram_mb_max": 1000.4}
+    for folder, name in ((trained, "training_seed_1"), (trained.with_name("equal-network_mirrored"), "seed_1")):
+        (folder / "efficiency" / "cases").mkdir(parents=True)
+        (folder / "efficiency" / "cases" / f"{name}.json").write_text(json.dumps({"figures": figures}))
+    (trained / "seed_1.json").write_text(json.dumps(facts))
+    for _ in range(2):
+        table.add_rows(tmp_path / "peer", results)
+    table.write_table(results)
+    *before, last = (results / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert before == kept["results.csv"].decode().splitlines()
+    assert last.endswith("8 mirrors,0.35 M,32×32×32,4000,131,0.6123 ± 0.1231,0.4952 ± 0.1033,1.0,1.5,1000,2.40,1000")
 
 
 @pytest.fixture
