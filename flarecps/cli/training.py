@@ -14,7 +14,6 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -37,7 +36,7 @@ from flarecps.training.callbacks.progress import Throughput, TrainingProgress
 from flarecps.training.callbacks.rank_watch import RankWatch
 from flarecps.training.callbacks.ranks_in_sync import RanksInSync
 from flarecps.training.callbacks.record import RunRecord
-from flarecps.training.callbacks.requeue import REQUEUE_ALLOWED, Requeue, StoppedBySignal, requeue_job, under_slurm
+from flarecps.training.callbacks.requeue import REQUEUE_ALLOWED, Requeue, StoppedBySignal, requeue_job
 from flarecps.training.callbacks.segmentation import SegmentationWriter
 from flarecps.training.callbacks.validation_results import PatchValidation, ValidationOverlays, ValidationTable
 from flarecps.training.checkpoint_files import (
@@ -53,6 +52,7 @@ from flarecps.training.checkpoint_files import (
 )
 from flarecps.training.dashboards import DashboardSession, WandbDashboard, finish_dashboards, loggers_of
 from flarecps.training.defaults import PAPERS_EPOCHS, epochs_of
+from flarecps.training.launching import check_processes, cluster_environment, under_slurm
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
 from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
@@ -211,7 +211,14 @@ class TrainingCLI(LightningCLI):
         if self.subcommand is None:
             return super()._instantiate_trainer(config, callbacks)
         watch = RankWatch(self.subcommand)
-        trainer = super()._instantiate_trainer(config, [watch, *callbacks])
+        try:
+            trainer = super()._instantiate_trainer(config, [watch, *callbacks])
+        except ValueError as error:
+            if "SLURM" not in str(error):
+                raise
+            raise ConfigError(" ".join(str(error).split())) from None
+        environment = trainer._accelerator_connector.cluster_environment  # which has no public name
+        check_processes(environment, trainer.world_size, trainer.num_nodes)
         watch.begin(trainer)
         return trainer
 
@@ -238,6 +245,7 @@ class TrainingCLI(LightningCLI):
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
+            "plugins": _plugins(given["plugins"]),
         }
         most = given["max_steps"] // len(self.model.siblings) if given["max_steps"] >= 0 else None
         return self._instantiate_trainer({**given, **few}, [DryRun(epochs, iterations, most)])
@@ -303,14 +311,10 @@ class TrainingCLI(LightningCLI):
 
 
 def _plugins(given: Any) -> list[Any]:
-    """The config's plugins, and ``WholeCheckpoints`` unless one of them writes checkpoints.
-
-    Under SLURM also an environment whose requeueing is left to ``Requeue``: Lightning's own saves wherever the signal
-    interrupts, between two optimisers' steps as well.
-    """
-    plugins = given if isinstance(given, list) else [] if given is None else [given]
-    if under_slurm() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
-        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+    """The config's plugins, and what it leaves out: what tells a process its rank, and ``WholeCheckpoints``."""
+    plugins = list(given) if isinstance(given, list) else [] if given is None else [given]
+    if not any(isinstance(one, ClusterEnvironment) for one in plugins) and (found := cluster_environment()):
+        plugins.append(found)
     return plugins if any(isinstance(one, CheckpointIO) for one in plugins) else [*plugins, WholeCheckpoints()]
 
 

@@ -14,8 +14,8 @@ from flarecps.data.datamodule import ScanDataModule
 from flarecps.datasets.splits import SPLITS, choose_split, read_splits
 from flarecps.errors import DatasetError
 from flarecps.processes import usable_cores
-from flarecps.training.callbacks.requeue import under_slurm
 from flarecps.training.defaults import Machine, default_settings, in_words
+from flarecps.training.launching import started_by_srun
 from flarecps.training.module import SegmentationModule
 
 
@@ -47,7 +47,8 @@ def _machine(given: dict[str, Any]) -> Machine:
     """What a process of a training with these settings may use."""
     gpu = torch.cuda.is_available() and given.get("trainer.accelerator") != "cpu"
     devices = str(given.get("trainer.devices", 1))
-    beside = int(devices) if devices.isdecimal() and int(devices) and not under_slurm() else 1  # SLURM deals cores out
+    here = devices.isdecimal() and int(devices) and not started_by_srun()  # SLURM deals cores out
+    beside = int(devices) if here else 1
     return Machine(
         max(1, usable_cores() // beside), gpu, gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -31,6 +31,12 @@ IMPLIED = {
     "augmentation": ("data/augmentation.py", "AugmentationSettings"),
 }
 HELP_WIDTH = 120  # where the terminal does not say
+NARROWEST = 20  # column of explanations
+# What Lightning reads in the environment as numbers, of processes and where they meet.
+PROCESS_NUMBERS = (
+    "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK", "MASTER_PORT", "SLURM_PROCID",
+    "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES",
+)  # fmt: skip
 
 
 class OwnOption(NamedTuple):
@@ -87,7 +93,7 @@ def help_text(command: str) -> str:
     if command == "predict":
         rows["data"] = {"--data.predict_input": "a scan or a folder of scans", **rows["data"]}
     width = max(len(option) for group in rows.values() for option in group)
-    room = shutil.get_terminal_size((HELP_WIDTH, 0)).columns - width - 4
+    room = max(shutil.get_terminal_size((HELP_WIDTH, 0)).columns - width - 4, NARROWEST)
     lines = [f"usage: flarecps {command} {needs} [OPTION VALUE ...]"]
     for title, group in rows.items():
         lines.append(f"{title}:")
@@ -357,6 +363,9 @@ def _path(given: Mapping[str, Any], name: str) -> Path | None:
 def answered(words: Sequence[str]) -> int | None:
     """0 after help, None where the command is to run; ``words`` begin with its name. Raises what ``check`` raises."""
     command, *rest = words
+    for name in PROCESS_NUMBERS:
+        if not os.environ.get(name, "0").strip().isdecimal():
+            raise ConfigError(f"the environment's {name} is {os.environ[name]!r}: expected a whole number; unset it")
     if "--help" in rest or "-h" in rest:
         print(help_text(command))
         return 0

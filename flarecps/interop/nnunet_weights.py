@@ -93,7 +93,7 @@ def load_nnunet_state_dict(network: UNet, state: Mapping[str, Tensor], where: st
                 f"should be {tuple(expected.shape)}: do the three files belong together?"
             )
         if theirs in given:
-            ours[name] = given.pop(theirs)
+            ours[name] = given.pop(theirs).to(expected.device).float()  # the sizes alone are tried on "meta"
     missing = sorted(set(dict(network.named_parameters())) - ours.keys())
     for what, names in (("lacks", missing), ("also holds", sorted(given))):
         if names:
@@ -101,7 +101,7 @@ def load_nnunet_state_dict(network: UNet, state: Mapping[str, Tensor], where: st
                 f"{where}: another network than its plans describe; it {what} {', '.join(names[:SHOWN])}"
                 f"{' …' if len(names) > SHOWN else ''}; was it trained by a trainer with a network of its own?"
             )
-    network.load_state_dict({name: value.float() for name, value in ours.items()})
+    network.load_state_dict(ours)
 
 
 def _names(network: UNet) -> dict[str, str]:

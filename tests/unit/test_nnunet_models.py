@@ -115,6 +115,7 @@ def test_a_plan_returns_with_nnunets_conventions(plan: Plan, tmp_path: Path) -> 
     assert (imported.epoch, imported.folds, imported.mirror_axes) == (7, ("0",), ())
 
 
+@pytest.mark.filterwarnings("error::UserWarning:torch")  # nobody's news
 def test_both_siblings_become_folds_and_folds_become_siblings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     checkpoint = write_model(tmp_path / "ours.ckpt", siblings=2)
     words = ["--to", "nnunet", "--sibling", "both", "--mirror-axes", "[0, 2]"]

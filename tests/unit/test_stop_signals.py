@@ -20,7 +20,6 @@ from flarecps.training.callbacks.requeue import (
     REQUEUE_FILE,
     StoppedBySignal,
     requeue_job,
-    under_slurm,
 )
 from flarecps.training.stop_signals import StopRequest, listening, received
 
@@ -201,7 +200,8 @@ def test_a_job_that_may_not_be_requeued_is_not(
 ) -> None:
     """Rank 0 says by its code that the training isn't done; of another rank's code ``srun`` would kill rank 0."""
     words = put_scontrol(tmp_path, monkeypatch, 0)
-    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}.items():
+    job = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}
+    for name, value in job.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(training.rank_zero_only, "rank", rank)
     stop = StoppedBySignal(StopRequest.REQUEUE, "in epoch 1", None)
@@ -212,11 +212,3 @@ def test_a_job_that_may_not_be_requeued_is_not(
     monkeypatch.delenv(REQUEUE_ALLOWED)
     assert training._leave(stop) == 0
     assert words.exists() == (rank == 0)
-
-
-def test_an_interactive_shell_of_a_job_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "fit"}.items():
-        monkeypatch.setenv(name, value)
-    assert under_slurm()
-    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert not under_slurm()

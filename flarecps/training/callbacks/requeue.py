@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import Metric
@@ -159,11 +158,6 @@ def _load_metric_states(metrics: Mapping[str, Metric], by_rank: list[dict[str, A
 
 
 # -- SLURM
-
-
-def under_slurm() -> bool:
-    """Whether this process is a task of a SLURM job (an interactive shell of one is not)."""
-    return "SLURM_NTASKS" in os.environ and SLURMEnvironment.job_id() is not None
 
 
 def _job_name(environment: Mapping[str, str]) -> str:
