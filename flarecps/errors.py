@@ -13,9 +13,13 @@ from difflib import get_close_matches
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CURE_OF_MEMORY = "free some memory, use fewer workers, or raise its limit (ulimit -v)"
+_CURE_OF_PROCESSES = "raise the limit of processes (ulimit -u), or use fewer workers and threads (OMP_NUM_THREADS)"
 _CURES = {  # of what the machine refuses, about which a traceback says nothing
     **dict.fromkeys(FULL_DISK, "free some, or raise the quota"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or name another"),
+    errno.ENOMEM: _CURE_OF_MEMORY,
+    errno.EAGAIN: _CURE_OF_PROCESSES,
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n), or use fewer workers"),
     **dict.fromkeys(
         (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
@@ -27,6 +31,12 @@ _CURES = {  # of what the machine refuses, about which a traceback says nothing
         "check the disk and how it is mounted",
     ),
 }  # fmt: skip
+_IN_WORDS = {  # the same where an error has no number
+    "can't start new thread": _CURE_OF_PROCESSES,
+    "failed to map segment from shared object": _CURE_OF_MEMORY,
+    "cannot allocate memory": _CURE_OF_MEMORY,
+    "Too many open files": _CURES[errno.EMFILE],
+}
 
 
 class FlarecpsError(Exception):
@@ -88,11 +98,17 @@ def refusal(error: Exception) -> str | None:
     """
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
         return f"{error}; {_CURES[errno.ELOOP]}"
-    cure = _CURES.get(error.errno or 0) if isinstance(error, OSError) else None
-    if cure is None or not isinstance(error, OSError):
-        return None
-    place = f"{error.filename}: " if error.filename is not None else ""
-    return f"{place}{error.strerror}; {cure}"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "no folder for temporary files can be written to: neither TMPDIR's, nor /tmp; let TMPDIR name one"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
+        return f"{error}; {_CURES[errno.ELOOP]}"
+    if isinstance(error, OSError) and (cure := _CURES.get(error.errno or 0)):
+        return f"{error.filename}: " * (error.filename is not None) + f"{error.strerror}; {cure}"
+    if isinstance(error, ImportError | RuntimeError):
+        for words, cure in _IN_WORDS.items():
+            if words.lower() in str(error).lower():
+                return f"{error}; {cure}"
+    return refusal(error.__cause__) if isinstance(error.__cause__, Exception) else None  # a library's own words for it
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

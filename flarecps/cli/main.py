@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from flarecps import __version__
 from flarecps.cli.streams import PIPE_CLOSED, closing_code, make_lasting, reader_has_gone
-from flarecps.errors import FlarecpsError, did_you_mean, refusal, visible
+from flarecps.errors import ConfigError, FlarecpsError, did_you_mean, refusal, visible
 from flarecps.verbosity import EXPLAINED, VERBOSE, said, without_options
 
 USER_MISTAKE = 2
@@ -86,6 +86,8 @@ COMMANDS: dict[str, Command] = {
 # OpenMP's threads (PyTorch's on a CPU) sleep while they wait for each other: beside another program on the same cores
 # they would spin away the time in which the thread they wait for could run.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+THREADS = ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+MOST_THREADS = 4096  # of a process; no machine has so many cores
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 OWN_WORDS = (*LIGHTNING_COMMANDS, "postprocess")  # they parse their own arguments
 
@@ -127,14 +129,15 @@ def _main(argv: Sequence[str]) -> int:
         print(visible(f"flarecps: no command {name!r}{advice}"), file=sys.stderr)
         return USER_MISTAKE
     if foreign := next((word for word in words if _HALF_LETTER.search(word)), None):
-        return _say(
-            name, f"{foreign}: its letters are not UTF-8; rename it, or link to it by another name", USER_MISTAKE
-        )
+        encoding = sys.getfilesystemencoding()
+        cure = "rename it, or link to it by another name" if encoding == "utf-8" else "set PYTHONUTF8=1"
+        return _say(name, f"{foreign}: its letters are not {encoding.upper()}; {cure}", USER_MISTAKE)
     try:
         os.getcwd()
     except FileNotFoundError:  # libraries die of it in ways of their own
         return _say(name, "the current folder has been removed; go to another one (cd) and try again", USER_MISTAKE)
     try:
+        _check_thread_numbers()
         with said(level):
             return _run(name, words[1:]) or 0
     except FlarecpsError as error:
@@ -147,6 +150,10 @@ def _main(argv: Sequence[str]) -> int:
         is_missing = isinstance(error, FileNotFoundError)  # in code that a config names, it is its author's
         if (refused := refusal(error)) and not (is_missing and _is_someone_elses(error)):
             return _say(name, refused, USER_MISTAKE)
+        if isinstance(error, Warning):
+            kind = type(error).__name__
+            told = f"a library's warning ends it, as the environment's PYTHONWARNINGS or -W wants: {kind}: {error}"
+            return _say(name, told, USER_MISTAKE)
         if isinstance(error, MemoryError):
             return _say(name, f"not enough memory (RAM): {error or 'it is used up'}", USER_MISTAKE)
         if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
@@ -155,6 +162,18 @@ def _main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:  # with how to go on, where somebody knows it
         print(f"flarecps {name}: {'; '.join(['interrupted', *map(str, interrupt.args)])}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _check_thread_numbers() -> None:
+    """Raise ConfigError where libraries would stumble over the environment's numbers of threads; of numbers for nested
+    levels, which they do not know, the first is kept.
+    """
+    for name in THREADS:
+        number, comma, _ = os.environ.get(name, "1").partition(",")
+        if not number.strip().isdecimal() or not 0 < int(number) <= MOST_THREADS:
+            raise ConfigError(f"the environment's {name} is {number!r}: expected 1 to {MOST_THREADS}; unset it")
+        if comma:
+            os.environ[name] = number
 
 
 def _say(name: str, message: str, code: int) -> int:

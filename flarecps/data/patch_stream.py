@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, get_worker_info
 from flarecps.data.augmentation import PatchAugmentation
 from flarecps.data.draws import Draw, DrawSequence, choose_case, choose_lower, is_forced_foreground
 from flarecps.data.worker_trace import WorkerTrace, no_shared_memory
-from flarecps.errors import FlarecpsError, WorkerError
+from flarecps.errors import FlarecpsError, WorkerError, refusal
 from flarecps.preprocessing.store import CaseStore
 from flarecps.typing import Triple
 
@@ -224,4 +224,7 @@ def _in_shared_memory(batch: Batch) -> Batch:
                 value.share_memory_()
     except RuntimeError as error:
         raise WorkerError(no_shared_memory(f"hand over a patch of case '{batch['case'][0]}'", error)) from error
+    except OSError as error:  # too few open files, for example
+        reason = refusal(error) or error
+        raise WorkerError(f"a patch of case '{batch['case'][0]}' can't be handed over: {reason}") from error
     return batch

@@ -197,12 +197,26 @@ def _below(error: Exception) -> Exception:
     return error.with_traceback(inner.tb_next or inner)
 
 
+def no_folder_of_its_own() -> OSError:
+    """As matplotlib says that it finds no folder to write to."""
+    error = OSError("Matplotlib requires access to a writable cache directory")
+    error.__cause__ = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/x']")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/out/x"), "/out/x: No space left on device; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "/out/x: Permission denied"),
         (MemoryError(), "not enough memory"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "raise the limit of processes (ulimit -u)"),
+        (RuntimeError("can't start new thread"), "can't start new thread; raise the limit of processes (ulimit -u)"),
+        (ImportError("x.so: failed to map segment from shared object"), "shared object; free some memory"),
+        (ImportError("x.so: cannot open shared object file: Too many open files"), "raise the limit of open files"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/x']"), "let TMPDIR name one"),
+        (no_folder_of_its_own(), "let TMPDIR name one"),
+        (DeprecationWarning("old"), "as the environment's PYTHONWARNINGS or -W wants: DeprecationWarning: old"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(
@@ -215,6 +229,25 @@ def test_what_the_machine_refuses_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+@pytest.mark.parametrize("name", cli.THREADS)
+@pytest.mark.parametrize("number", ["abc", "0", "-1", "1.5", "", "1000000000"])
+def test_numbers_of_threads_that_are_none_are_named(
+    name: str, number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, number)
+    assert cli.main(["configs"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"flarecps configs: the environment's {name} is '{number}': expected 1 to"
+    )
+
+
+def test_numbers_of_threads_by_level_are_read_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP's own way to write them, of which other libraries make nothing."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert cli.main(["configs"]) == 0
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_no_name_is_obeyed_by_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,14 @@ def test_names_that_are_not_utf8_are_refused_by_name(words: str, capfd: pytest.C
     assert "\\udcff: its letters are not UTF-8; rename it" in said
 
 
+def test_names_that_a_locale_has_no_letters_for_are_no_bad_names(tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "flarecps", "score", "Größe", "b"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | plain)
+    assert done.returncode == 2
+    assert "its letters are not ASCII; set PYTHONUTF8=1" in done.stderr
+
+
 def test_a_file_name_that_is_not_utf8_is_its_own_fault(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Names of files written under another encoding, as Latin-1: the other cases are done."""
     maps = tmp_path / "maps"

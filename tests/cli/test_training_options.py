@@ -38,6 +38,12 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "40", "-5", "abc"])
+def test_help_fits_no_terminal_too_narrow(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "--trainer.max_epochs" in help_text("fit")
+
+
 def test_nothing_heavy_is_imported_for_an_answer(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom flarecps.cli.main import main\n"
