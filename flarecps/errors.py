@@ -104,6 +104,8 @@ def refusal(error: Exception) -> str | None:
         return f"{error}; {_CURES[errno.ELOOP]}"
     if isinstance(error, OSError) and (cure := _CURES.get(error.errno or 0)):
         return f"{error.filename}: " * (error.filename is not None) + f"{error.strerror}; {cure}"
+    if isinstance(error, MemoryError):
+        return ": ".join(filter(None, ("not enough memory (RAM)", str(error)))) + f"; {_CURE_OF_MEMORY}"
     if isinstance(error, ImportError | RuntimeError):
         for words, cure in _IN_WORDS.items():
             if words.lower() in str(error).lower():

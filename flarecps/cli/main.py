@@ -154,8 +154,6 @@ def _main(argv: Sequence[str]) -> int:
             kind = type(error).__name__
             told = f"a library's warning ends it, as the environment's PYTHONWARNINGS or -W wants: {kind}: {error}"
             return _say(name, told, USER_MISTAKE)
-        if isinstance(error, MemoryError):
-            return _say(name, f"not enough memory (RAM): {error or 'it is used up'}", USER_MISTAKE)
         if os.environ.get(TRACEBACK) == "1" or _is_someone_elses(error):
             raise
         return _say(name, f"a defect of the program: {type(error).__name__}: {error}; {_kept_traceback(name)}", DEFECT)

@@ -109,7 +109,7 @@ ACTIONS: dict[str, Callable[..., int | None]] = {"determine": determine, "apply"
 
 
 def _help_text() -> str:
-    first = {name: (function.__doc__ or "").splitlines()[0] for name, function in ACTIONS.items()}
+    first = {name: (function.__doc__ or "").partition("\n")[0] for name, function in ACTIONS.items()}
     width = max(map(len, first))
     return "\n".join(
         [

@@ -209,7 +209,7 @@ def no_folder_of_its_own() -> OSError:
     [
         (OSError(errno.ENOSPC, "No space left on device", "/out/x"), "/out/x: No space left on device; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "/out/x: Permission denied"),
-        (MemoryError(), "not enough memory"),
+        (MemoryError(), "not enough memory (RAM); free some memory, use fewer workers"),
         (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "raise the limit of processes (ulimit -u)"),
         (RuntimeError("can't start new thread"), "can't start new thread; raise the limit of processes (ulimit -u)"),
         (ImportError("x.so: failed to map segment from shared object"), "shared object; free some memory"),
@@ -229,6 +229,29 @@ def test_what_the_machine_refuses_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (["-OO"], {}),  # no docstrings, no assertions
+        (["-W", "error"], {}),
+        (["-X", "dev"], {"HOME": "", "TERM": "dumb", "COLUMNS": "1"}),
+        ([], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "0"}),
+    ],
+)
+def test_every_command_explains_itself_wherever_it_is(options: list[str], given: dict[str, str]) -> None:
+    program = (
+        "from flarecps.cli.main import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    try:\n        code = main([name, '--help'])\n"
+        "    except SystemExit as end:\n        code = end.code\n"
+        "    assert code == 0 or exit(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *options, "-c", program], capture_output=True, text=True, check=False, env=os.environ | given
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", cli.THREADS)
