@@ -247,8 +247,8 @@ _attempt_case: Callable[[Any], tuple[Any, str | None]]  # of a worker process; s
 
 def _begin_worker(function: Callable[[A], T] | PerProcess[A, T]) -> None:
     global _attempt_case
-    obey_only_the_parent()
-    _attempt_case = _case_attempt(function)
+    _, error = attempt(obey_only_the_parent, ())  # it begins a thread, for which there may be no room
+    _attempt_case = (lambda _: (None, error)) if error else _case_attempt(function)
 
 
 def _attempt_in_worker(argument: A) -> tuple[Any, str | None]:

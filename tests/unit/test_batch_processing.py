@@ -101,6 +101,21 @@ def test_workers_that_all_die_at_once_end_the_work() -> None:
     assert errors.count(batch_processing.NOT_TRIED) == 8 - batch_processing.DEATHS_BEFORE_GIVING_UP
 
 
+def test_a_worker_that_can_not_begin_says_why_for_its_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken for killed, and every case be tried in a process of its own."""
+
+    def no_room(signals: object = ()) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(batch_processing, "obey_only_the_parent", no_room)
+    monkeypatch.setattr(batch_processing, "_attempt_case", None, raising=False)
+    batch_processing._begin_worker(str)
+    value, error = batch_processing._attempt_in_worker("case")
+    assert value is None
+    assert error is not None
+    assert error.startswith("can't start new thread; raise the limit of processes (ulimit -u)")
+
+
 def test_what_cannot_travel_between_processes_is_an_error_of_the_case() -> None:
     outcomes = process_cases(lambda number: number, numbered(2), 2, progress=False)
     assert all(outcome.error and "ickl" in outcome.error for outcome in outcomes)
