@@ -40,8 +40,10 @@ def serve() -> None:
             answers.flush()
 
 
-def decode(decoder: str, frame: str, rows: int, columns: int) -> str:
-    """An empty text, with the pixels in a file beside ``frame``; or the reason why it can't be decoded."""
+def decode(decoder: str, frame: str, rows: int, columns: int) -> str | list[int | str]:
+    """An empty text, with the pixels in a file beside ``frame``; or the reason why it can't be decoded: number and words
+    where the system has refused something, as on a full disk.
+    """
     pixels = f"{frame}.{SUFFIXES[decoder]}"
     with open(f"{frame}.txt", "w+b") as printed:
         os.dup2(printed.fileno(), STDERR)
@@ -51,6 +53,8 @@ def decode(decoder: str, frame: str, rows: int, columns: int) -> str:
             else:
                 _by_gdcm(frame, pixels)
         except Exception as error:  # on bytes that are no picture, they raise all sorts
+            if isinstance(error, OSError) and error.errno:
+                return [error.errno, error.strerror]
             printed.seek(0)
             said = printed.read().decode("utf-8", "replace").strip().splitlines()[:1]
             reason = (said or str(error).strip().splitlines()[-1:] or [type(error).__name__])[0].split("ERROR:")[-1]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from flarecps.errors import ScanError
+from flarecps.errors import ScanError, WriteError
 from flarecps.volumes import decoder_process
 
 PROGRAM = decoder_process.__file__
@@ -48,7 +48,10 @@ class Decoding:
         "OpenJPEG" takes a code stream, "GDCM" a DICOM file.
         """
         file = self.folder / str(next(self.names))
-        file.write_bytes(frame)
+        try:
+            file.write_bytes(frame)
+        except OSError as error:
+            raise WriteError(error.errno, error.strerror, str(file)) from error
         self.pixels.append(file.with_suffix(f".{decoder_process.SUFFIXES[decoder]}"))
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
@@ -59,7 +62,7 @@ class Decoding:
         """The file of the first frame's pixels, raw from OpenJPEG, MetaImage from GDCM; `AHEAD` later it is another's.
 
         Raises ScanError, whose message is the reason alone, when it can't be decoded, or the decoder dies of it or does
-        not end.
+        not end; WriteError where there is no room for the pixels.
         """
         out_of_time = threading.Event()
 
@@ -82,7 +85,10 @@ class Decoding:
             raise ScanError(f"not decoded within {WITHIN_S:g} s")
         if not answer:
             raise ScanError(f"its decoder died of it, {_ending(self.process.returncode)}")
-        if reason := json.loads(answer):
+        reason = json.loads(answer)
+        if isinstance(reason, list):
+            raise WriteError(*reason, str(pixels))
+        if reason:
             raise ScanError(reason)
         return pixels
 

@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
-from flarecps.errors import ScanError
+from flarecps.errors import FlarecpsError, ScanError
 from flarecps.volumes.headers import COPY_AGAIN
 from flarecps.volumes.itk import KINDS
 from flarecps.volumes.links import check_reachable
@@ -84,7 +84,7 @@ def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
     with config.disable_value_validation():
         try:
             yield
-        except ScanError:
+        except FlarecpsError:
             raise
         except Exception as error:  # on bytes that are no data set, it raises all sorts
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

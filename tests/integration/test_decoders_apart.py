@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 from dicom_series import a_slice, as_series, hounsfield
+from full_disk import full_disk
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import JPEG2000Lossless
@@ -20,7 +22,7 @@ from small_model import write_model, write_scan
 
 from flarecps.cli.main import main
 from flarecps.datasets.phantom import write_phantom
-from flarecps.errors import ScanError
+from flarecps.errors import ScanError, WriteError
 from flarecps.volumes import decoders
 from flarecps.volumes.io import read_volume
 
@@ -127,6 +129,13 @@ def test_one_damaged_slice_is_named_and_others_are_read_meanwhile(tmp_path: Path
     volume = read_volume(sound)
     assert found.traceback, "it holds all that was called: the decoder was free nevertheless"
     assert np.array_equal(volume.source.reorientation.undo(volume.array[0]), hounsfield(12, 32, 32))
+
+
+@pytest.mark.parametrize("room", [60, 1800])  # bytes: not even the frame; the frame, but not its pixels
+def test_a_full_disk_for_temporary_files_is_no_damaged_scan(tmp_path: Path, fault: None, room: int) -> None:
+    scan = series(tmp_path / "scan")
+    with full_disk(room), pytest.raises(WriteError, match=f"^{tempfile.gettempdir()}.*can't be written .*; free some"):
+        read_volume(scan)
 
 
 def test_a_decoder_that_died_between_scans_is_replaced(tmp_path: Path, fault: None) -> None:
