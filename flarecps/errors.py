@@ -96,8 +96,6 @@ def refusal(error: Exception) -> str | None:
     >>> refusal(OSError(errno.EROFS, "Read-only file system", "scores")), refusal(OSError("no such host"))
     ('scores: Read-only file system; check its permissions, or name another', None)
     """
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
-        return f"{error}; {_CURES[errno.ELOOP]}"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return "no folder for temporary files can be written to: neither TMPDIR's, nor /tmp; let TMPDIR name one"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13

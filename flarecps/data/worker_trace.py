@@ -7,7 +7,6 @@ memory was free, in a table that the training process shares; PyTorch's error na
 from __future__ import annotations
 
 import ctypes
-import errno
 import multiprocessing
 import os
 import re
@@ -123,10 +122,6 @@ def diagnosis(error: BaseException, tables: list[WorkerTrace], workers: int) -> 
         return WorkerError(
             f"{message}, last they read {'; '.join(last) or 'nothing'}; now {_free_memory()}. If the store's disk does "
             f"not answer, go on when it does with --ckpt_path last; if shared memory is short, {MORE_SHARED_MEMORY}"
-        )
-    if message.startswith(os.strerror(errno.EMFILE)):  # in the training process, which fetches what workers made
-        return WorkerError(
-            f"a data worker's batch could not be fetched ({message.split('.')[0]}). {_CURE_OF_HANDING_OVER}"
         )
     named = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", message)
     if named is None:
