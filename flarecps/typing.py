@@ -14,19 +14,20 @@ diag(-1, -1, 1).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt8
+if TYPE_CHECKING:  # every command would wait for them
+    import numpy as np
+    from jaxtyping import Float, Integer, Shaped, UInt8
 
 T = TypeVar("T")
 Triple: TypeAlias = tuple[int, int, int]  # voxels, (slice, row, column)
 SpacingMm: TypeAlias = tuple[float, float, float]  # millimetres, (slice, row, column)
 
-ScanArray: TypeAlias = Shaped[np.ndarray, "channel slice row column"]
-HuArray: TypeAlias = Integer[np.ndarray, "channel slice row column"]
-NormalisedArray: TypeAlias = Float[np.ndarray, "channel slice row column"]
-LabelArray: TypeAlias = UInt8[np.ndarray, "slice row column"]
+ScanArray: TypeAlias = "Shaped[np.ndarray, 'channel slice row column']"
+HuArray: TypeAlias = "Integer[np.ndarray, 'channel slice row column']"
+NormalisedArray: TypeAlias = "Float[np.ndarray, 'channel slice row column']"
+LabelArray: TypeAlias = "UInt8[np.ndarray, 'slice row column']"
 
 
 def triple(values: Iterable[T]) -> tuple[T, T, T]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 from scipy.ndimage import find_objects
 
 from flarecps.anatomy import Organ
@@ -28,8 +27,11 @@ from flarecps.evaluation.surface import (
 )
 from flarecps.typing import SpacingMm
 
+if TYPE_CHECKING:
+    from jaxtyping import Int64, UInt8
+
 Protocol: TypeAlias = Literal["official", "strict"]
-LabelMap: TypeAlias = UInt8[np.ndarray, "slice row column"]
+LabelMap: TypeAlias = "UInt8[np.ndarray, 'slice row column']"
 
 CROPPED_ORGANS = frozenset({"aorta", "inferior vena cava", "esophagus"})  # tubes, annotated over part of their length
 NSD_NEEDS_DSC = 0.2

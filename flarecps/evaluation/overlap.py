@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
 from flarecps.dice import dice_coefficient
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, UInt8
 
 Box: TypeAlias = tuple[slice, slice, slice]
 

@@ -20,16 +20,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
 from scipy.spatial import cKDTree
 
 from flarecps.evaluation.overlap import occupied_box
 from flarecps.typing import SpacingMm
 
-Mask: TypeAlias = Bool[np.ndarray, "slice row column"]
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Integer, UInt8
+
+Mask: TypeAlias = "Bool[np.ndarray, 'slice row column']"
 Corner: TypeAlias = tuple[int, ...]  # of the cube, (slice, row, column), each 0 or 1
 CORNERS: tuple[Corner, ...] = tuple(itertools.product((0, 1), repeat=3))  # corner i is bit 2**i
 NEAREST_PLACES = 256  # looked at before a search tree is built: 4 mm around at 2.5 × 0.7 × 0.7 mm
