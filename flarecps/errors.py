@@ -31,6 +31,10 @@ _CURES = {  # of what the machine refuses, about which a traceback says nothing
         "check the disk and how it is mounted",
     ),
 }  # fmt: skip
+_REFUSED_FOR_NOW = (
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM,
+    errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
+)  # fmt: skip
 _IN_WORDS = {  # the same where an error has no number
     "can't start new thread": _CURE_OF_PROCESSES,
     "failed to map segment from shared object": _CURE_OF_MEMORY,
@@ -109,6 +113,24 @@ def refusal(error: Exception) -> str | None:
             if words.lower() in str(error).lower():
                 return f"{error}; {cure}"
     return refusal(error.__cause__) if isinstance(error.__cause__, Exception) else None  # a library's own words for it
+
+
+def may_be_whole(error: BaseException) -> bool:
+    """Whether a file that could not be read may be as it should be: the machine refuses, or has lost the disk.
+
+    >>> may_be_whole(OSError(errno.EMFILE, "Too many open files")), may_be_whole(OSError(errno.EIO, "bad sector"))
+    (True, False)
+    """
+    return isinstance(error, OSError) and error.errno in _REFUSED_FOR_NOW
+
+
+def cure_of(error: BaseException, otherwise: str) -> str:
+    """The cure of what the machine refuses, as where too many files are open; ``otherwise`` for what it doesn't.
+
+    >>> cure_of(OSError(errno.EIO, "Input/output error"), "copy it again"), cure_of(EOFError(), "copy it again")
+    ('check the disk and how it is mounted', 'copy it again')
+    """
+    return _CURES.get(getattr(error, "errno", None) or 0, otherwise)
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

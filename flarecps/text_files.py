@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flarecps.errors import FlarecpsError, visible
+from flarecps.errors import FlarecpsError, cure_of, visible
 
 LARGEST_FILE = 256 * 2**20  # bytes; the largest that this program writes, a store's statistics, have a hundredth
 LARGEST_YAML = 2**20  # its parser is slow
@@ -52,7 +52,8 @@ def read_text(path: Path | str, kind: type[FlarecpsError], expected: str, larges
     except FileNotFoundError:
         raise kind(f"{path}: no such file; {expected}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise kind(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {expected}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"{path}: can't be read ({reason}); {cure_of(error, expected)}") from None
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding).removeprefix("\ufeff")  # a second mark, which some programs write

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flarecps.errors import CheckpointError
+from flarecps.errors import CheckpointError, may_be_whole
 
 COPY_AGAIN = "if it was not copied completely, copy it again, or use another of the run's checkpoints"
 ARCHIVE = b"PK\x03\x04"  # what torch.load goes by
@@ -44,8 +44,9 @@ def save(content: Any, path: Path) -> None:
 def check_whole(path: Path) -> None:
     """Nothing, or ``CheckpointError`` when a byte of the file that matters is not what was written.
 
-    Reads all of it once, a megabyte at a time. What no checksum covers, as the entries' dates, torch does not use. A
-    file that does not begin as an archive is left to torch.load, which refuses it, or knows it as of before 2020.
+    OSError where it can't be read just now. Reads all of it once, a megabyte at a time. What no checksum covers, as the
+    entries' dates, torch does not use. A file that does not begin as an archive is left to torch.load, which refuses
+    it, or knows it as of before 2020.
     """
     try:
         with open(path, "rb") as file:
@@ -57,6 +58,8 @@ def check_whole(path: Path) -> None:
                     raise zipfile.BadZipFile(f"{part.filename} is not stored as PyTorch does it")
             damaged = parts.testzip()
     except Exception as error:  # a damaged directory leads zipfile to many kinds of errors
+        if may_be_whole(error):
+            raise
         raise CheckpointError(f"{path}: damaged ({error}); {COPY_AGAIN}") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged ({damaged} is not what was written); {COPY_AGAIN}")

@@ -12,7 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from flarecps.errors import StoreError
+from flarecps.errors import StoreError, may_be_whole
 
 CHECKSUMS = "checksums.sha256"
 DAMAGED = (
@@ -25,7 +25,7 @@ _checked: dict[Path, tuple[int, ...]] = {}  # what this process has found whole:
 def check_file(path: Path) -> None:
     """Nothing, or ``StoreError`` when a file of a case is not what its case's list says; each file once per process.
 
-    Without a list (stores of version 1) nothing can be said.
+    Without a list (stores of version 1) nothing can be said. Raises OSError where it can't be read just now.
     """
     try:
         stat = os.stat(path)
@@ -36,6 +36,8 @@ def check_file(path: Path) -> None:
             return
         whole = checksums_of(path.parent).get(path.name) == sha256(path)
     except (OSError, ValueError) as error:
+        if may_be_whole(error):
+            raise
         raise StoreError(f"{path}: {DAMAGED}") from error
     if not whole:
         raise StoreError(f"{path}: {DAMAGED}")

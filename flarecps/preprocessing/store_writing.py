@@ -25,7 +25,7 @@ from flarecps import atomic
 from flarecps.case_names import file_name
 from flarecps.datasets.catalogue import Case, Catalogue
 from flarecps.datasets.splits import DEFAULT_SPLIT, EXPECTED, SPLITS, data_set_splits, split_to_json
-from flarecps.errors import FULL_DISK, StoreError
+from flarecps.errors import FULL_DISK, StoreError, may_be_whole
 from flarecps.locks import in_progress, remove_abandoned
 from flarecps.planning.plan import Plan, read_plan, write_plan
 from flarecps.preprocessing.case import Prepared
@@ -313,11 +313,16 @@ def sample_voxels(labels: LabelArray, case_name: str) -> dict[int, np.ndarray]:
 
 
 def find_damage(folder: Path) -> str:
-    """What is wrong with a case folder by its own list, in words; "" when every file is as it was written."""
+    """What is wrong with a case folder by its own list, in words; "" when every file is as it was written.
+
+    Raises OSError where that can't be known now, as with too many open files or without permission.
+    """
     try:
         listed = checksums_of(folder)
         unlisted = {path.name for path in folder.iterdir()} - {CHECKSUMS, *listed}
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if may_be_whole(error):
+            raise
         return f"{CHECKSUMS} is missing or unreadable"
     if unlisted:
         return f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}"
@@ -325,6 +330,8 @@ def find_damage(folder: Path) -> str:
         try:
             found = sha256(folder / name)
         except OSError as error:
+            if may_be_whole(error):
+                raise
             return f"{name} can't be read ({error.strerror})"
         if found != expected:
             return f"{name} is not what was written"

@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 from pydicom.valuerep import VR
 
-from flarecps.errors import FlarecpsError, ScanError
+from flarecps.errors import FlarecpsError, ScanError, cure_of
 from flarecps.volumes.headers import COPY_AGAIN
 from flarecps.volumes.itk import KINDS
 from flarecps.volumes.links import check_reachable
@@ -89,7 +89,9 @@ def pydicom_errors_as_scan_error(path: Path) -> Iterator[None]:
         except Exception as error:  # on bytes that are no data set, it raises all sorts
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             reason = " ".join(reason.split()).split(" - ")[0][:200] or type(error).__name__
-            raise ScanError(f"{path}: can't be read ({reason}); expected DICOM: {COPY_AGAIN}") from error
+            raise ScanError(
+                f"{path}: can't be read ({reason}); expected DICOM: {cure_of(error, COPY_AGAIN)}"
+            ) from error
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 import psutil
 
-from flarecps.errors import ScanError
+from flarecps.errors import ScanError, cure_of
 from flarecps.volumes.space import Direction, Space, as_direction, canonical_reorientation, nearest_orthonormal
 
 Packing: TypeAlias = Literal["none", "gzip", "zlib"]
@@ -229,7 +229,7 @@ def read_voxels(header: ScanHeader) -> np.ndarray:
                 left += len(more)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ScanError(f"{header.path}: can't be read ({reason}): {COPY_AGAIN}") from error
+        raise ScanError(f"{header.path}: can't be read ({reason}): {cure_of(error, COPY_AGAIN)}") from error
     if left >= _row_bytes(header):
         raise _too_long(header)
     return voxels

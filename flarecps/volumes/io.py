@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 
 from flarecps.anatomy import Organ
-from flarecps.errors import GridError, ScanError
+from flarecps.errors import GridError, ScanError, cure_of
 from flarecps.typing import LabelArray, ScanArray
 from flarecps.volumes import dicom, itk, nifti
 from flarecps.volumes.dicom_slices import SUFFIXES, is_dicom_file
@@ -114,7 +114,7 @@ def read_header(path: Path | str) -> ScanHeader:
     try:
         header = HEADER_READERS[kind](path)
     except OSError as error:
-        raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+        raise ScanError(f"{path}: can't be opened ({error.strerror}): {cure_of(error, 'check the path')}") from error
     check_length(header)
     check_plausible(path, header.space)
     return header

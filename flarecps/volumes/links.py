@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flarecps.errors import ScanError, counted
+from flarecps.errors import ScanError, counted, cure_of
 
 FETCH = "fetch the files (git annex get, dvc pull), or mend the links"
 
@@ -50,7 +50,7 @@ def check_reachable(path: Path) -> None:
     try:
         inside = sorted(path.iterdir()) if path.is_dir() else []
     except OSError as error:
-        raise ScanError(f"{path}: can't be opened ({error.strerror}): check its permissions") from error
+        raise ScanError(f"{path}: can't be opened ({error.strerror}): {cure_of(error, 'check the path')}") from error
     lost = [one for one in inside if leads_nowhere(one) and not one.name.startswith(".")]
     if lost:
         raise ScanError(f"{path}: {counted(len(lost), 'link')} in it can't be followed, first {lost[0].name}: {FETCH}")

@@ -25,7 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from flarecps.anatomy import Organ
 from flarecps.atomic import atomic_path
-from flarecps.errors import ScanError
+from flarecps.errors import ScanError, cure_of
 from flarecps.typing import triple
 from flarecps.volumes.headers import (
     COPY_AGAIN,
@@ -184,10 +184,10 @@ def _header(path: Path) -> tuple[nibabel.Nifti1Header, Packing, tuple[str, ...]]
         remarks = _remarks(header)
         header.check_fix(QUIET)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ScanError(f"{path}: can't be opened ({error.strerror}): check the path") from error
+        raise ScanError(f"{path}: can't be opened ({error.strerror}): {cure_of(error, 'check the path')}") from error
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {COPY_AGAIN}") from error
+        raise ScanError(f"{path}: can't be read as NIfTI ({reason}): {cure_of(error, COPY_AGAIN)}") from error
     return header, "gzip" if packed else "none", remarks
 
 
