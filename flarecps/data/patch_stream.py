@@ -88,7 +88,7 @@ class _WholePatch(tio.data.PatchSampler):
 class Failure:
     """What a worker hands over instead of a batch: an error raised there would arrive wrapped in a traceback's text."""
 
-    error: FlarecpsError
+    error: FlarecpsError | OSError | MemoryError
 
 
 class PatchBatches(Dataset[Batch | Failure]):
@@ -115,7 +115,7 @@ class PatchBatches(Dataset[Batch | Failure]):
             return self.make(draws)
         try:
             return _in_shared_memory(self.make(draws, worker.id))
-        except FlarecpsError as error:
+        except (FlarecpsError, OSError, MemoryError) as error:
             return Failure(error)
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from small_model import write_model, write_scan
@@ -13,7 +16,8 @@ from stores import TinyStores
 from test_decoders_apart import series
 
 from flarecps.cli.main import main
-from flarecps.errors import FlarecpsError, refusal
+from flarecps.data import patch_stream
+from flarecps.errors import FlarecpsError, WorkerError, refusal
 from flarecps.planning.plan import read_plan
 from flarecps.preprocessing import checksums
 from flarecps.preprocessing.store import open_array
@@ -95,3 +99,20 @@ def test_verifying_a_store_takes_nothing_out(
     assert main([*map(str, words), "--no-progress"]) == 1
     assert "Permission denied; check its permissions" in capsys.readouterr().err
     assert sorted(store.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files", "/store/a"), MemoryError(), WorkerError("lost")])
+def test_what_a_data_worker_is_refused_arrives_as_it_is(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised there, PyTorch would wrap it in a traceback's text, and nobody would know its kind."""
+
+    def make(self: patch_stream.PatchBatches, draws: object, worker: int | None = None) -> Any:
+        raise error
+
+    monkeypatch.setattr(patch_stream, "get_worker_info", lambda: SimpleNamespace(id=0))
+    monkeypatch.setattr(patch_stream.PatchBatches, "make", make)
+    batches = object.__new__(patch_stream.PatchBatches)
+    batches.sequence = SimpleNamespace(share=1, starting_at=lambda *address: iter([None]))  # type: ignore[assignment]
+    found = batches[0, 0]
+    assert isinstance(found, patch_stream.Failure)
+    assert found.error is error
+    assert str(pickle.loads(pickle.dumps(found)).error) == str(error)
