@@ -13,8 +13,10 @@ from flarecps.cli import PLAIN
 from flarecps.errors import ConfigError
 
 if TYPE_CHECKING:
+    from flarecps.cli.console import Console
     from flarecps.experiments.stages import Stage
     from flarecps.experiments.study.protocol import Protocol
+    from flarecps.experiments.study.study import Study
 
 NOT_ALL = 1  # exit code: a stage waits for another
 
@@ -60,46 +62,72 @@ def study(
         dry_run: print the protocol and the commands, and make nothing.
         workers: processes for inspect, plan and preprocess.
     """
-    from rich.markup import escape
-
     from flarecps.cli.configs import found_config
-    from flarecps.cli.console import Console
-    from flarecps.errors import first_few
-    from flarecps.experiments.runner import STANDS, run_lock, run_stages, sbatch_words
-    from flarecps.experiments.stages import select_stages
-    from flarecps.experiments.study.protocol_file import protocol_text
     from flarecps.experiments.study.study import Asked, Study
 
-    if out.resolve().is_relative_to(dataset.resolve()):
-        raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
+    check_out(out, dataset)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "stages").is_dir()):
         raise ConfigError(f"--out {out}: is a file, or a folder that is not empty and no study's; choose another")
     if budget is not None and not 0 < budget < math.inf:
         raise ConfigError(f"--budget {budget:g}: expected hours above 0")
+    asked = Asked(protocol_file(protocol), arms, folds, seeds, budget, learning_curve, without)
+    found = Study(dataset.resolve(), out.resolve(), asked, lambda name: Path(found_config(name)).absolute(), workers)
+    again = ["study", str(dataset.resolve()), "--out", str(out.resolve()), "--workers", str(workers)]
+    return carry_out(found, again, stages, dry_run, submit, sbatch)
+
+
+def check_out(out: Path, dataset: Path) -> None:
+    """ConfigError where a study would write in the data's folder."""
+    if out.resolve().is_relative_to(dataset.resolve()):
+        raise ConfigError(f"--out {out}: lies in the data's folder, where nothing is written; name a folder elsewhere")
+
+
+def carry_out(
+    found: Study, again: list[str], stages: list[str] | None, dry_run: bool, submit: bool, sbatch: str
+) -> int:
+    """Run these ``stages`` of a study (all without), print them, or submit them; the exit code.
+
+    ``again``: the words of ``flarecps`` that go on with it.
+    """
+    from flarecps.cli.console import Console
+    from flarecps.errors import first_few
+    from flarecps.experiments.runner import run_lock, sbatch_words
+    from flarecps.experiments.stages import select_stages
+    from flarecps.experiments.study.protocol_file import protocol_text
+
     if sbatch and not submit:
         raise ConfigError(f"--sbatch {sbatch}: says how jobs are submitted, which --submit asks for; add it")
-    options = sbatch_words(sbatch)
-    console = Console()
-    asked = Asked(_protocol_file(protocol), arms, folds, seeds, budget, learning_curve, without)
-    found = Study(dataset.resolve(), out.resolve(), asked, lambda name: Path(found_config(name)).absolute(), workers)
-    _check_options(found.made.protocol, dataset)
-    if stages is not None and not any(fnmatch(one.name, word) for one in found.stages() for word in stages):
-        known = [one.name for one in found.stages()]
-        raise ConfigError(
-            f"--stages {' '.join(stages)}: no such stage; stages: {first_few(known)} (all with --dry-run)"
-        )
+    options, console = sbatch_words(sbatch), Console()
+    _check_options(found.made.protocol, found.dataset)
+    known = [one.name for one in found.stages()]
+    for word in stages or ():
+        if not any(fnmatch(name, word) for name in known):
+            raise ConfigError(f"--stages {word}: no such stage; stages: {first_few(known)} (all with --dry-run)")
     if dry_run:
         console.print(protocol_text(found.made.protocol), **PLAIN)
         for stage in select_stages(found.stages(), stages):
-            console.print(f"# {stage.name}: {found.records.state(stage)}", style="bold", **PLAIN)
+            console.print(f"# {stage.name}: {stage.lacking or found.records.state(stage)}", style="bold", **PLAIN)
             console.print(stage.command, **PLAIN)
         return 0
     if submit:
-        again = ["study", str(dataset.resolve()), "--out", str(out.resolve()), "--workers", str(workers)]
         with run_lock(found.records.folder):
             for line in found.submit(again, options):
                 console.print(line, **PLAIN)
         return 0
+    left = _run(found, stages, console)
+    for name, why in left.items():
+        Console(stderr=True).print(f"not done: {name}: {why}", style="yellow", **PLAIN)
+    for line in found.closing_lines():
+        console.print(line, **PLAIN)
+    return NOT_ALL if _waits(left) else 0
+
+
+def _run(found: Study, stages: list[str] | None, console: Console) -> dict[str, str]:
+    """Run the stages part by part; stage → why it was not done."""
+    from rich.markup import escape
+
+    from flarecps.experiments.runner import STANDS, run_lock, run_stages
+
     left = dict[str, str]()
 
     def announce(stage: Stage, text: str, begins: bool) -> None:
@@ -117,13 +145,16 @@ def study(
                 console.print(f"- {found.said.pop(0)}", style="yellow", **PLAIN)
             todo = [one for one in part if stages is None or any(fnmatch(one.name, word) for word in stages)]
             left |= run_stages(todo, found.records, announce, lock=lock)
-            if left:
+            if _waits(left):
                 break
-    for name, why in left.items():
-        Console(stderr=True).print(f"not done: {name}: {why}", style="yellow", **PLAIN)
-    for line in found.closing_lines():
-        console.print(line, **PLAIN)
-    return NOT_ALL if left else 0
+    return left
+
+
+def _waits(left: Mapping[str, str]) -> bool:
+    """Whether a stage was left for want of another, and not of scans."""
+    from flarecps.experiments.runner import NEEDS
+
+    return any(why.startswith(NEEDS) for why in left.values())
 
 
 def _check_options(protocol: Protocol, dataset: Path) -> None:
@@ -133,8 +164,9 @@ def _check_options(protocol: Protocol, dataset: Path) -> None:
     from flarecps.cli.segment import segment
     from flarecps.experiments.study.stages import option_words
 
+    planned = {"plan": protocol.plan} | {f"plans.{name}": options for name, options in protocol.plans.items()}
     given: list[tuple[str, Callable[..., Any], Mapping[str, Any], list[str]]] = [
-        ("plan", plan, protocol.plan, [str(dataset), "--out", "PLAN"]),
+        *((name, plan, options, [str(dataset), "--out", "PLAN"]) for name, options in planned.items()),
         ("segment", segment, protocol.segment, [str(dataset)] * 3),
     ]
     for name, command, options, words in given:
@@ -146,7 +178,7 @@ def _check_options(protocol: Protocol, dataset: Path) -> None:
         call_with_arguments(nothing, [*words, *option_words(options)], prog=f"flarecps study: the protocol's '{name}'")
 
 
-def _protocol_file(given: str | None) -> Path | None:
+def protocol_file(given: str | None) -> Path | None:
     """The file of a protocol that is named by its path, or by its name among those that come with flarecps."""
     from flarecps.cli.configs import study_protocols
     from flarecps.errors import did_you_mean

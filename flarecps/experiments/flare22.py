@@ -1,20 +1,24 @@
-"""The paper's FLARE22 experiment as stages, from data to scores and tables: inference in each table's own settings.
+"""The paper's FLARE22 experiment: a study by ``configs/studies/flare22.yaml``, and what fills the paper's tables.
 
-Source: Huang et al., FLARE 2022: sections 2.1 to 2.3 (inference), 3.1 (data), 4.1 to 4.3 (tables). What it leaves open
-stands in ``configs/flare22_*.yaml`` and docs/reproducing.md.
+Source: Huang et al., FLARE 2022: sections 3.1 (data), 4.1 to 4.3 (tables, the test set's inference). What it leaves
+open stands in ``configs/flare22_*.yaml`` and docs/reproducing.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from flarecps.atomic import write_text
+from flarecps.datasets.catalogue import Catalogue
+from flarecps.datasets.splits import DEFAULT_SPLIT, Split
+from flarecps.errors import ConfigError
 from flarecps.evaluation.score_table import read_scores
-from flarecps.experiments.flare22_data import Flare22Data, link_flare22
+from flarecps.experiments.flare22_data import Flare22Data
 from flarecps.experiments.paper_tables import (
+    METHOD_TITLES,
     NOT_RUN,
     OwnScores,
     filled_csv,
@@ -23,192 +27,128 @@ from flarecps.experiments.paper_tables import (
     protocol_table,
     read_paper,
 )
-from flarecps.experiments.stages import Stage, StageRecords, command_stage, fit_stage, store_stages
+from flarecps.experiments.stages import Stage, StageRecords, command_stage
+from flarecps.experiments.study.protocol import Arm, Protocol
+from flarecps.experiments.study.splits import HELD_OUT, StudySplits, validation_cases, validation_name
+from flarecps.experiments.study.stages import Cell, StudyStages, option_words
 
 FIGURE_5 = ("0002", "0042", "0021", "0028")  # challenging, challenging, easy, easy
-PAPER_INFERENCE = ("--sibling", "1", "--mode", "normal", "--step", "0.7", "--mirror")  # 2.1: TTA, step 0.7, normal mode
-TEST_INFERENCE = ("--sibling", "1", "--mode", "fastest", "--step", "0.7", "--no-mirror", "--enforce-spacing")  # 4.3
+TEST_INFERENCE = {"mode": "fastest", "step": 0.7, "mirror": False, "enforce_spacing": True}  # section 4.3
 NO_VALIDATION = "no validation scans in the data"
 NO_REFERENCES = "no reference labels of validation scans in the data"
 NO_TEST = "no test scans in the data (FLARE22 keeps them hidden)"
-GROUPS = ("inspect", "plan", "preprocess", "fit", "segment", "postprocess", "score", "compare", "figures")
+WITHOUT_LABELS, TEST = "without_labels", "test"  # scans beside those that judge
 TABLES = "the paper's Tables 2 to 6 beside these numbers: tables.md, table_2.csv to table_6.csv"
+COLUMNS = tuple(name for name in METHOD_TITLES if name != "3d_cps_test")  # arms of the protocol that fill columns
+WAY = "determined"  # post-processing of the validation scans
 
 
-@dataclass(frozen=True)
-class _PaperMethod:
-    """One column of the tables: its key, the paper's name, its config and its kind (2d or 3d)."""
-
-    key: str
-    title: str
-    config: str
-    kind: str
-
-
-def _paper_methods(eight_gpus: bool = False) -> tuple[_PaperMethod, ...]:
-    """The four trainings, in the paper's order; ``eight_gpus`` takes 2 + 2 patches in 3D as each GPU's."""
-    three = "flare22_3d_8gpu" if eight_gpus else "flare22_3d"
-    return (
-        _PaperMethod("2d_supervised", "2D Baseline", "flare22_2d_supervised.yaml", "2d"),
-        _PaperMethod("2d_cps", "2D Baseline+CPS", "flare22_2d.yaml", "2d"),
-        _PaperMethod("3d_supervised", "3D Baseline", f"{three}_supervised.yaml", "3d"),
-        _PaperMethod("3d_cps", "3D Baseline+CPS", f"{three}.yaml", "3d"),
-    )
+def flare22_splits(data: Flare22Data, catalogue: Catalogue, protocol: Protocol) -> StudySplits:
+    """The paper's roles for a study: validation scans with labels judge, others are there to be segmented."""
+    _check(protocol)
+    lacking = "" if data.with_references else NO_REFERENCES if data.validation else NO_VALIDATION
+    held_out = {DEFAULT_SPLIT: data.with_references, WITHOUT_LABELS: data.without_references, TEST: data.test}
+    if protocol.held_out_fold is not None:
+        held_out[validation_name(DEFAULT_SPLIT)] = validation_cases(data.labelled, protocol.held_out_fold)
+    labelled, unlabelled = (tuple(case.name for case in cases) for cases in (data.labelled, data.unlabelled))
+    used = replace(catalogue, cases=(*data.labelled, *data.unlabelled))
+    return StudySplits(used, {DEFAULT_SPLIT: Split(labelled, unlabelled)}, held_out, lacking)
 
 
-@dataclass(frozen=True)
-class RecipeOptions:
-    """What the stages are made from.
-
-    ``configs`` finds a config by name; ``more`` holds words that are added to commands, by group or by group and kind
-    (``fit_2d``); ``tables`` writes the tables.
-    """
-
-    data: Flare22Data
-    out: Path
-    configs: Callable[[str], Path]
-    tables: Callable[[], None]
-    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    checkpoint: str = "best"
-    eight_gpus: bool = False
-    workers: int = 2
-
-    def added(self, group: str, kind: str = "") -> tuple[str, ...]:
-        """The words to add to a command."""
-        return (*self.more.get(group, ()), *(self.more.get(f"{group}_{kind}", ()) if kind else ()))
-
-    def model(self, key: str) -> Path:
-        """The checkpoint that segments."""
-        return self.out / "runs" / key / "checkpoints" / f"{self.checkpoint}.ckpt"
-
-    @property
-    def dataset(self) -> Path:
-        """The data as links."""
-        return self.out / "data"
-
-
-def flare22_stages(options: RecipeOptions) -> list[Stage]:
-    """All stages, in order."""
-    four = _paper_methods(options.eight_gpus)
-    stages = _data_stages(options)
-    stages += [_training(options, method) for method in four]
-    for method in four:
-        stages += _validation_stages(options, method)
-    stages += [_comparison(options, four, kind) for kind in ("2d", "3d")]
-    stages += [*_test_stages(options), _figure(options, four)]
-    return [*stages, Stage("tables", action=options.tables, always=True, description=TABLES)]
-
-
-def _data_stages(of: RecipeOptions) -> list[Stage]:
-    """Links, the doctor, and for 2D and 3D plan and case store."""
-    dataset, pool, report = of.dataset, ("--workers", of.workers), of.out / "inspection.json"
-    links = (dataset / "dataset.json", dataset, of.out / "held_out")
-    description = f"links to the scans of {of.data.root}: {of.data.listing()}"
-    inspection = ("inspect", dataset, "--json", report, *pool, *of.added("inspect"))
-    stages = [
-        Stage("data", (), links, action=partial(link_flare22, of.data, of.out), description=description),
-        command_stage("inspect", inspection, report, "data"),
-    ]
-    for kind, dimensions in (("2d", 2), ("3d", 3)):
-        stages += store_stages(
-            dataset,
-            of.out / f"plan_{kind}.json",
-            of.out / "stores" / kind,
-            ("--dimensions", dimensions),
-            ("--fingerprints", of.out / "fingerprints", *pool, *of.added("plan", kind)),
-            (*pool, *of.added("preprocess", kind)),
-            after=("data",),
-            suffix=f"_{kind}",
+def _check(protocol: Protocol) -> None:
+    """ConfigError for a protocol from which the paper's tables can't be filled."""
+    known = {arm.name for arm in protocol.arms if "1" in arm.siblings and not (arm.average_of or arm.predictions)}
+    judged = (protocol.judged.by, protocol.judged.splits, protocol.post_processing)
+    if not known >= {*COLUMNS} or judged != ("test", (DEFAULT_SPLIT,), (WAY,)):
+        raise ConfigError(
+            f"the protocol does not fill the paper's tables: expected arms trained: {', '.join(COLUMNS)}, judged by "
+            f"test on the split {DEFAULT_SPLIT}, with post_processing: [{WAY}]; begin with a copy of flare22.yaml"
         )
-    return stages
 
 
-def _training(of: RecipeOptions, method: _PaperMethod) -> Stage:
-    run, config = of.out / "runs" / method.key, of.configs(method.config)
-    words = ("fit", "--config", config, "--data.store", of.out / "stores" / method.kind,
-             "--trainer.default_root_dir", run, *of.added("fit", method.kind))  # fmt: skip
-    gpus = 8 if "_8gpu" in method.config else 1
-    return fit_stage(f"train_{method.key}", words, config, run, f"preprocess_{method.kind}", gpus)
+class PaperStages:
+    """The stages beside the study's: other scans segmented, Figure 5, and the tables, which ``fill`` writes."""
+
+    def __init__(self, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str]) -> None:
+        self.data, self.released, self.notes = data, released, notes
+
+    def __call__(self, made: StudyStages, records: StageRecords) -> list[Stage]:
+        """Of a study whose stages are ``made``."""
+        fill = partial(write_paper_tables, made, self.data, self.released, self.notes, records)
+        return [
+            *(self._without_labels(made, name) for name in COLUMNS),
+            *self._test(made),
+            self._figure(made),
+            Stage("paper_tables", action=fill, always=True, description=TABLES),
+        ]
+
+    def _without_labels(self, made: StudyStages, name: str) -> Stage:
+        """Validation scans without labels as those with labels, for the challenge's server."""
+        cell, labels, none = cell_of(name), made.out / WITHOUT_LABELS / name, "all validation scans have labels"
+        why = "" if self.data.without_references else none if self.data.validation else NO_VALIDATION
+        words = ("segment", *made.checkpoints(cell), made.out / HELD_OUT / WITHOUT_LABELS / "images", labels,
+                 *made.segment_words("1"), "--postprocess", made.rules(WAY, cell, "1"))  # fmt: skip
+        return command_stage(f"{WITHOUT_LABELS}_{name}", words, labels, f"rules_{WAY}_{cell.name}.1", lacking=why)
+
+    def _test(self, made: StudyStages) -> list[Stage]:
+        """Table 6: the 3D CPS model on the test set in the settings of the test submission."""
+        cell, labels, scans = cell_of("3d_cps"), made.out / TEST / "3d_cps", made.out / HELD_OUT / TEST
+        lacking = "" if self.data.test else NO_TEST
+        options = option_words({**made.protocol.segment, **TEST_INFERENCE})
+        segment = ("segment", *made.checkpoints(cell), scans / "images", labels, "--sibling", "1", *options)
+        score = ("score", labels, scans / "labels", "--out", test_scores(made).parent, "--protocol", "official",
+                 "--workers", 1)  # fmt: skip
+        hidden = "" if all(case.labels is not None for case in self.data.test) else "the test labels are hidden"
+        return [
+            command_stage("test_3d_cps", segment, labels, f"train_{cell.name}", lacking=lacking),
+            command_stage("test_scores", score, test_scores(made), "test_3d_cps", lacking=lacking or hidden),
+        ]
+
+    def _figure(self, made: StudyStages) -> Stage:
+        """Figure 5: the paper's four cases where they are there, else four from the easiest to the hardest."""
+        judged = [case.name for case in self.data.with_references]
+        shown = [name for number in FIGURE_5 for name in judged if name.endswith(f"_{number}")]
+        which = ("--cases", ",".join(shown)) if len(shown) == len(FIGURE_5) else ("--rows", len(FIGURE_5))
+        named = [f"{METHOD_TITLES[name]}={made.labels(WAY, cell_of(name), '1')}" for name in COLUMNS]
+        scans, out = made.out / HELD_OUT / DEFAULT_SPLIT, made.out / "figure_5"
+        words = ("figures", *named, "--references", scans / "labels", "--images", scans / "images", "--labels",
+                 made.out / "data", "--out", out, *which)  # fmt: skip
+        after = [f"apply_{WAY}_{cell_of(name).name}.1" for name in COLUMNS]
+        return command_stage("figure_5", words, out / "cases.png", *after, lacking=made.splits.lacking)
 
 
-def _validation_stages(of: RecipeOptions, method: _PaperMethod) -> list[Stage]:
-    """Tables 3 to 5: post-processing determined on the held-out fold, validation scans segmented with it and scored."""
-    key, model, added = method.key, of.model(method.key), of.added("segment", method.kind)
-    held_out, rules = of.out / "held_out_labels" / key, of.out / "rules" / f"{key}.json"
-    words = ("segment", model, of.out / "held_out" / "images", held_out, *PAPER_INFERENCE, *added)
-    stages = [command_stage(f"held_out_{key}", words, held_out, f"train_{key}")]
-    words = ("postprocess", "determine", held_out, of.out / "held_out" / "labels", "--out", rules,
-                   "--labels", of.dataset, *of.added("postprocess"))  # fmt: skip
-    stages.append(command_stage(f"rules_{key}", words, rules, f"held_out_{key}"))
-    settings = (*PAPER_INFERENCE, "--postprocess", rules, *added)
-    for part, cases, lacking in (
-        ("validation", of.data.with_references, NO_REFERENCES),
-        ("without_labels", of.data.without_references, "all validation scans have labels"),
-    ):
-        labels, why = of.out / part / key, "" if cases else lacking if of.data.validation else NO_VALIDATION
-        words = ("segment", model, of.dataset / part / "images", labels, *settings)
-        stages.append(command_stage(f"{part}_{key}", words, labels, f"rules_{key}", lacking=why))
-    lacking = "" if of.data.with_references else NO_REFERENCES
-    return [*stages, _score(of, key, of.out / "validation" / key, "validation", f"validation_{key}", lacking)]
+def cell_of(name: str) -> Cell:
+    """The training that fills an arm's column: that of the first seed."""
+    return Cell(name, DEFAULT_SPLIT, 0, 0)
 
 
-def _score(of: RecipeOptions, key: str, labels: Path, part: str, after: str, lacking: str) -> Stage:
-    scores = of.out / "scores" / key
-    words = ("score", labels, of.dataset / part / "labels", "--out", scores, "--protocol", "official",
-                   "--labels", of.dataset, *of.added("score"))  # fmt: skip
-    return command_stage(f"score_{key}", words, scores / "scores.csv", after, lacking=lacking)
+def test_scores(made: StudyStages) -> Path:
+    """The table of Table 6."""
+    return made.out / TEST / "scores" / "scores.csv"
 
 
-def _comparison(of: RecipeOptions, four: Sequence[_PaperMethod], kind: str) -> Stage:
-    pair, out = [method for method in four if method.kind == kind], of.out / f"compare_{kind}"
-    named = [f"{one.title}={of.out / 'scores' / one.key}" for one in pair]
-    words = ("compare", *named, "--out", out, *of.added("compare"))
-    scored = tuple(f"score_{one.key}" for one in pair)
-    return command_stage(
-        f"compare_{kind}", words, out, *scored, lacking="" if of.data.with_references else NO_REFERENCES
-    )
-
-
-def _test_stages(of: RecipeOptions) -> list[Stage]:
-    """Table 6: the 3D CPS model on the test set in the settings of the test submission."""
-    labels, lacking = of.out / "test" / "3d_cps", "" if of.data.test else NO_TEST
-    words = ("segment", of.model("3d_cps"), of.dataset / "test" / "images", labels, *TEST_INFERENCE,
-                   *of.added("segment", "3d"))  # fmt: skip
-    hidden = "" if all(case.labels is not None for case in of.data.test) else "the test labels are hidden"
-    return [
-        command_stage("test_3d_cps", words, labels, "train_3d_cps", lacking=lacking),
-        _score(of, "3d_cps_test", labels, "test", "test_3d_cps", lacking or hidden),
-    ]
-
-
-def _figure(of: RecipeOptions, four: Sequence[_PaperMethod]) -> Stage:
-    """Figure 5: the paper's four cases where they are there, else four from the easiest to the hardest."""
-    judged = [case.name for case in of.data.with_references]
-    shown = [name for number in FIGURE_5 for name in judged if name.endswith(f"_{number}")]
-    which = ("--cases", ",".join(shown)) if len(shown) == len(FIGURE_5) else ("--rows", len(FIGURE_5))
-    named = [f"{one.title}={of.out / 'validation' / one.key}" for one in four]
-    validation, out = of.dataset / "validation", of.out / "figure_5"
-    words = ("figures", *named, "--references", validation / "labels", "--images", validation / "images",
-                   "--labels", of.dataset, "--out", out, *which, *of.added("figures"))  # fmt: skip
-    after = tuple(f"validation_{one.key}" for one in four)
-    return command_stage("figure_5", words, out / "cases.png", *after, lacking="" if judged else NO_REFERENCES)
+def batch_note(arm: Arm) -> str:
+    """How Table 2's batch of 2 + 2 is taken in 3D."""
+    return f"3D batch: 2 + 2 patches {'on each of 8 GPUs' if '_8gpu' in arm.config else 'in all'}"
 
 
 def write_paper_tables(
-    out: Path, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str], records: StageRecords
+    made: StudyStages, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str], records: StageRecords
 ) -> None:
     """Write ``OUT/tables.md`` and ``table_N.csv`` from what is there now; ``released``: the cases of Tables 4 and 5."""
-    runs = {method.key: out / "runs" / method.key for method in _paper_methods()}
-    starts = {key: records.read(records.stages[f"train_{key}"]).get("starts", []) for key in runs}
-    continued = {key: len(found) > 1 or any(one.startswith("job") for one in found) for key, found in starts.items()}
+    out = made.out
+    runs = {name: made.run(cell_of(name)) for name in COLUMNS}
+    starts = {name: records.read(records.stages[f"train_{cell_of(name).name}"]).get("starts", []) for name in runs}
     parts = ["# FLARE22: the paper's tables, and the same from this run", f"Paper: {read_paper()['source']}."]
-    protocol, protocol_csv = protocol_table(runs, continued)
-    parts += ["\n".join(f"- {note}" for note in notes), protocol]
+    protocol, protocol_csv = protocol_table(runs, {name: len(found) > 1 for name, found in starts.items()})
+    settings = [f"{key}: {getattr(made.protocol, key)}" for key in ("checkpoint", "scoring")]
+    said = [*notes, *settings, batch_note(made.protocol.arm("3d_cps"))]
+    parts += ["\n".join(f"- {note}" for note in said), protocol]
     write_text(out / "table_2.csv", protocol_csv)
     judged = tuple(case.name for case in data.with_references)
     for table in paper_tables():
         counted = released if table.number in (4, 5) else judged
-        own = {method: _own(out, method, counted, records) for method, _ in table.columns}
+        own = {method: _own(made, method, counted, records) for method, _ in table.columns}
         parts.append(filled_markdown(table, own))
         write_text(out / f"table_{table.number}.csv", filled_csv(table, own))
     figure = records.stages["figure_5"]
@@ -219,11 +159,11 @@ def write_paper_tables(
     write_text(out / "tables.md", "\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
-def _own(out: Path, method: str, cases: tuple[str, ...], records: StageRecords) -> OwnScores:
+def _own(made: StudyStages, method: str, cases: tuple[str, ...], records: StageRecords) -> OwnScores:
     """The scores of one column, or why there are none."""
-    stage = records.stages[f"score_{method}"]
+    of_test = method == "3d_cps_test"
+    stage = records.stages["test_scores" if of_test else f"score_{WAY}_{cell_of(method).name}.1"]
     if records.state(stage) != "done":
         return OwnScores(lacking=stage.lacking or NOT_RUN)
-    scores = read_scores(out / "scores" / method / "scores.csv")
-    counted = scores.cases if method == "3d_cps_test" else tuple(case for case in scores.cases if case in cases)
-    return OwnScores(scores, counted)
+    scores = read_scores(test_scores(made) if of_test else made.scores(cell_of(method), "1", WAY))
+    return OwnScores(scores, scores.cases if of_test else tuple(case for case in scores.cases if case in cases))

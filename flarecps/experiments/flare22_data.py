@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from flarecps.anatomy import FLARE22_LABELS, FLARE22_PAIRS
+from flarecps.anatomy import FLARE22_LABELS
 from flarecps.datasets.catalogue import Case, Catalogue
-from flarecps.datasets.layouts import link_cases, link_subset
-from flarecps.datasets.splits import fold
 from flarecps.errors import ConfigError, DatasetError
 from flarecps.text_files import read_text
 
 LABELLED, UNLABELLED, UNLABELLED_USED, VALIDATION, RELEASED = 50, 2000, 1000, 50, 20
-HELD_OUT_FOLD = 0  # as in configs/flare22_*.yaml
 
 
 @dataclass(frozen=True)
@@ -39,12 +34,6 @@ class Flare22Data:
         """Validation cases without labels, for the challenge's own server."""
         return tuple(case for case in self.validation if case.labels is None)
 
-    @property
-    def held_out(self) -> tuple[Case, ...]:
-        """The labelled cases that the configs' fold keeps for validation; post-processing is determined on them."""
-        names = set(fold([case.name for case in self.labelled], HELD_OUT_FOLD)[1])
-        return tuple(case for case in self.labelled if case.name in names)
-
     def counts(self) -> str:
         """How many scans there are of each role."""
         with_labels = len(self.with_references)
@@ -52,12 +41,6 @@ class Flare22Data:
             f"{len(self.labelled)} labelled, {len(self.unlabelled)} of {self.unlabelled_found} unlabelled, "
             f"{len(self.validation)} validation ({with_labels} with labels), {len(self.test)} test"
         )
-
-    def listing(self) -> str:
-        """The counts, and a short digest of all file names: another list of scans is other data."""
-        roles = (self.labelled, self.unlabelled, self.validation, self.test)
-        files = [str(path) for role in roles for case in role for path in (*case.images, case.labels)]
-        return f"{self.counts()} [{hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]}]"
 
 
 def assign_roles(catalogue: Catalogue) -> Flare22Data:
@@ -123,19 +106,3 @@ def released_cases(data: Flare22Data, listed: Path | None) -> tuple[tuple[str, .
     if len(judged) == RELEASED:
         return judged, "the 20 validation cases with labels"
     return judged, f"all {len(judged)} validation cases with labels: the paper does not name its 20 (--validation-20)"
-
-
-def link_flare22(data: Flare22Data, out: Path) -> None:
-    """``OUT/data``: the scans of training as a data set, validation and test scans beside it; ``OUT/held_out``."""
-    described = {
-        "name": "FLARE22",
-        "channel_names": {"0": "CT"},
-        "labels": FLARE22_LABELS,
-        "left_right_pairs": [list(pair) for pair in FLARE22_PAIRS],
-    }
-    root = out / "data"
-    link_cases(data.held_out, out / "held_out" / "images", out / "held_out" / "labels")
-    link_cases(data.with_references, root / "validation" / "images", root / "validation" / "labels")
-    link_cases(data.without_references, root / "without_labels" / "images")
-    link_cases(data.test, root / "test" / "images", root / "test" / "labels")
-    link_subset(root, data.labelled, data.unlabelled, described)

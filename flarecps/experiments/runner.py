@@ -1,4 +1,4 @@
-"""Running stages: in order, each in a process of its own or a SLURM job, what stands left out; one run in a folder.
+"""Running stages: in order, each in a process of its own, what stands left out; one run in a folder.
 
 A lock that the stage's process inherits keeps a second run, or a stage that outlived its killed run, from working on
 the same folder.
@@ -30,26 +30,23 @@ FLARECPS = (sys.executable, "-m", "flarecps")  # the words before a command's
 STANDS = "stands"
 NEEDS = "needs "
 AGAIN = "the same command again goes on from here"
-GONE = "its job is no longer in the queue and the training is not finished"
 
 
 def run_stages(
     stages: Sequence[Stage],
     records: StageRecords,
     announce: Callable[[Stage, str, bool], None],
-    sbatch: str | None = None,
     lock: int | None = None,
 ) -> dict[str, str]:
     """Run these of the records' stages in order, leaving out what stands; stage → why it was not done, for the others.
 
     ``announce`` tells people of a stage: its command and True as it begins, or what else there is to say and False.
-    Stages that need GPUs are handed to SLURM where there are options of ``sbatch`` (perhaps ""); a job that waits or
-    runs is left alone. ``lock``: the descriptor of a `run_lock` that the caller holds. Raises ConfigError while another
-    run works in the folder, FlarecpsError when a command fails; KeyboardInterrupt says how to go on.
+    ``lock``: the descriptor of a `run_lock` that the caller holds. Raises ConfigError while another run works in the
+    folder, FlarecpsError when a command fails; KeyboardInterrupt says how to go on.
     """
     try:
         with run_lock(records.folder) if lock is None else nullcontext(lock) as descriptor:
-            return _run_stages(stages, records, announce, sbatch, descriptor)
+            return _run_stages(stages, records, announce, descriptor)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(AGAIN) from None
 
@@ -58,7 +55,6 @@ def _run_stages(
     stages: Sequence[Stage],
     records: StageRecords,
     announce: Callable[[Stage, str, bool], None],
-    sbatch: str | None,
     descriptor: int,
 ) -> dict[str, str]:
     left: dict[str, str] = {}
@@ -70,16 +66,6 @@ def _run_stages(
         missing = records.missing_before(stage)
         if state == "lacking" or missing:
             left[stage.name] = stage.lacking or f"{NEEDS}{', '.join(missing)} first"
-            continue
-        if records.read(stage).get("state") == "submitted":  # with whatever words: no folder is shared by two jobs
-            if still := _queue_state(records.read(stage).get("job", "")):
-                left[stage.name] = still
-                continue
-            announce(stage, GONE, False)
-        if sbatch is not None and stage.gpus:
-            words = slurm_words(stage, sbatch)
-            announce(stage, shlex.join(words), True)
-            left[stage.name] = _submit(stage, words, records)
             continue
         announce(stage, stage.command, True)
         run_stage(records, stage, lambda words: run_flarecps(words, descriptor))
@@ -186,32 +172,12 @@ def processor_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def slurm_words(stage: Stage, options: str) -> list[str]:
-    """``sbatch [options] slurm/fit.sbatch --config C.yaml [overrides...]``: the user's ``options`` come last and win.
-
-    Raises ConfigError without the script.
-    """
-    if not FIT_SCRIPT.is_file():
-        raise ConfigError(f"{FIT_SCRIPT}: no such file; it comes with flarecps: install it again")
-    own = [f"--job-name=flarecps-{stage.name}", f"--ntasks-per-node={stage.gpus}", f"--gres=gpu:{stage.gpus}"]
-    return ["sbatch", "--parsable", *own, *sbatch_words(options), str(FIT_SCRIPT), *stage.words[1:]]
-
-
 def sbatch_words(options: str) -> list[str]:
     """The words of ``--sbatch``. ConfigError where a quotation has no end."""
     try:
         return shlex.split(options)
     except ValueError as error:
         raise ConfigError(f"--sbatch {options}: {error}; expected options of sbatch, quoted as in a shell") from None
-
-
-def _submit(stage: Stage, words: Sequence[str], records: StageRecords) -> str:
-    """Submit the stage and keep the job's number; what to say of it. Raises ConfigError when sbatch fails."""
-    records.clear_stale(stage)
-    job = submitted_job(words)
-    before = records.read(stage).get("starts", [])
-    records.write(stage, "submitted", job=job, starts=[*before, f"job {job}"])
-    return f"submitted as job {job}; call again when it has ended"
 
 
 def submitted_job(words: Sequence[str]) -> str:
@@ -223,13 +189,3 @@ def submitted_job(words: Sequence[str]) -> str:
     if done.returncode:
         raise ConfigError(f"sbatch ended with exit code {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip().split(";")[0]
-
-
-def _queue_state(job: str) -> str:
-    """What to say of a job that waits or runs; empty when the queue does not know it any more."""
-    words = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
-    try:
-        state = subprocess.run(words, check=False, capture_output=True, text=True).stdout.strip().lower()
-    except FileNotFoundError:
-        return f"job {job} was submitted; squeue is not at hand here to ask for it"
-    return f"job {job} is {state}" if state else ""

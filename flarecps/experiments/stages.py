@@ -1,6 +1,6 @@
 """Stages of an experiment and their records: what is asked for, what it depends on, and how far it came.
 
-The stages that every training goes through are made here, too: plan and case store; fit; segment the test scans; score.
+The stages that every training goes through are made here, too: plan and case store; fit.
 
 FOLDER/NAME.json is a stage's record. It belongs to one command and to the records of the stages before it; when those
 change, the stage is done anew.
@@ -25,7 +25,7 @@ from flarecps.errors import ConfigError
 from flarecps.json_fields import is_number
 from flarecps.text_files import read_own_json, read_yaml
 
-State: TypeAlias = Literal["done", "to do", "submitted", "lacking"]
+State: TypeAlias = Literal["done", "to do", "lacking"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Stage:
     depends_on: str = ""  # contents of files that the words only name
     resume: tuple[Path, tuple[str, ...]] | None = None  # if this file is there, more words: an interrupted training
     protected: bool = False  # its outputs are never removed to be made anew
-    is_finished: Callable[[], bool] | None = None  # asked of a submitted stage, and of one that has no record
+    is_finished: Callable[[], bool] | None = None  # asked of a stage that has no record, as of a job's
     lacking: str = ""  # why it can't be done with this data; it is passed over then
     always: bool = False  # done every time, with whatever there is
     cure: str = ""  # what people do when its command fails
-    gpus: int = 0  # of the SLURM job it may be handed to; 0: it always runs here
+    gpus: int = 0  # of the SLURM job it may be run in; 0: it needs none
 
     @property
     def command(self) -> str:
@@ -88,8 +88,6 @@ class StageRecords:
             return "done" if stage.is_finished() else "to do"
         if stage.always or record.get("digest") != self.digest(stage):
             return "to do"
-        if record.get("state") == "submitted":
-            return "done" if stage.is_finished is not None and stage.is_finished() else "submitted"
         there = all(path.exists() for path in stage.outputs)
         return "done" if record.get("state") == "done" and there else "to do"
 
@@ -193,45 +191,3 @@ def training_is_finished(run: Path) -> bool:
         return bool(record["finished"]) and record["completed_epochs"] >= wanted
     except (ConfigError, KeyError, TypeError):
         return False
-
-
-def training_stages(
-    name: str,
-    words: Sequence[object],
-    config: Path,
-    run: Path,
-    dataset: Path,
-    after: str,
-    segment_words: Sequence[str] = (),
-) -> list[Stage]:
-    """Stages ``train_NAME``, ``segment_NAME``, ``score_NAME``: a training judged on the test scans of ``dataset``.
-
-    Label maps (``run/labels``) are those of the last checkpoint, scores (``run/scores``) by the strict protocol.
-    """
-    return [
-        fit_stage(f"train_{name}", words, config, run, after),
-        *scoring_stages(name, [last_checkpoint(run)], dataset, run / "labels", run / "scores", f"train_{name}",
-                        segment_words),
-    ]  # fmt: skip
-
-
-def scoring_stages(
-    name: str,
-    checkpoints: Sequence[Path],
-    dataset: Path,
-    labels: Path,
-    scores: Path,
-    after: str = "",
-    segment_words: Sequence[str] = (),
-    score_words: Sequence[str] = (),
-) -> list[Stage]:
-    """Stages ``segment_NAME`` and ``score_NAME``: a model, or several averaged, on the test scans of ``dataset``.
-
-    Label maps go to ``labels``, their scores by the strict protocol to ``scores``.
-    """
-    segment = ("segment", *checkpoints, dataset / "imagesTs", labels, *segment_words)
-    score = ("score", labels, dataset / "labelsTs", "--protocol", "strict", "--out", scores, *score_words)
-    return [
-        command_stage(f"segment_{name}", segment, labels, *([after] if after else [])),
-        command_stage(f"score_{name}", score, scores / "scores.csv", f"segment_{name}"),
-    ]

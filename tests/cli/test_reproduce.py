@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,33 +19,43 @@ from stores import SPACING_MM  # also imports Lightning's part, as Lightning log
 
 from flarecps.cli.main import main
 from flarecps.datasets.phantom import write_phantom
+from flarecps.datasets.splits import fold
 from flarecps.experiments import runner
-from flarecps.experiments.flare22 import PAPER_INFERENCE, TEST_INFERENCE
+from flarecps.experiments.study import forecast
+from flarecps.training.defaults import DRY_RUN_FILE
 
-TINY = {
-    "plan": ["--spacing", str(list(SPACING_MM)), "--no-progress"],
-    "plan_2d": ["--patch", "[32, 32]"],
-    "plan_3d": ["--patch", "[16, 16, 16]"],
-    "preprocess": ["--no-progress"],
-    "inspect": ["--no-progress"],
-    "fit": [
-        "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.check_val_every_n_epoch", "1",
-        "--trainer.precision", "32-true", "--trainer.enable_model_summary", "false", "--data.workers", "0",
-        "--trainer.enable_progress_bar", "false", "--data.iterations_per_epoch", "2", "--model.ramp.length", "1",
-    ],
-    "fit_2d": [
-        "--data.patch_voxels", "[32, 32]", "--model.topology",
-        "{features: [4, 8], strides: [[1, 1], [2, 2]], kernels: [[3, 3], [3, 3]]}",
-    ],
-    "fit_3d": [
-        "--data.patch_voxels", "[16, 16, 16]", "--model.topology",
-        "{features: [4, 8], strides: [[1, 1, 1], [2, 2, 2]], kernels: [[3, 3, 3], [3, 3, 3]]}",
-    ],
-    "segment": ["--device", "cpu", "--no-mirror"],
-    "score": ["--workers", "1"],
-    "compare": ["--resamples", "100"],
-    "figures": ["--workers", "1"],
+FLARE22 = Path(__file__).resolve().parents[2] / "configs" / "studies" / "flare22.yaml"
+FIT = {
+    "trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.check_val_every_n_epoch": 1,
+    "trainer.precision": "32-true", "trainer.enable_model_summary": False, "data.workers": 0,
+    "trainer.enable_progress_bar": False, "data.iterations_per_epoch": 2,
 }  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {
+    "2d": {
+        "data.patch_voxels": [32, 32],
+        "model.topology": {"features": [4, 8], "strides": [[1, 1], [2, 2]], "kernels": [[3, 3], [3, 3]]},
+    },
+    "3d": {
+        "data.patch_voxels": [16, 16, 16],
+        "model.topology": {"features": [4, 8], "strides": [[1] * 3, [2] * 3], "kernels": [[3] * 3, [3] * 3]},
+    },
+}
+RUNS = [f"{kind}_{method}" for kind in ("2d", "3d") for method in ("supervised", "cps")]
+
+
+def tiny(path: Path, **changes: Any) -> Path:
+    """The protocol flare22, sized for this test."""
+    content = yaml.safe_load(FLARE22.read_text())
+    content["settings"] |= FIT
+    content["checkpoint"] = "last"  # the best may be of the first epoch, in which CPS still is its control
+    content["plan"] = {"spacing": str(list(SPACING_MM)), "progress": False}
+    for kind, patch in (("2d", "[32, 32]"), ("3d", "[16, 16, 16]")):
+        content["plans"][kind]["patch"] = patch
+    content["segment"] |= {"device": "cpu", "mirror": False}
+    for name, arm in content["arms"].items():
+        arm["settings"] = OWN[name[:2]] | ({"model.method.init_args.ramp.length": 1} if "cps" in name else {})
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +96,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         kept.append(list(words))
         return main(list(words))
 
+    def dry_run(words: Sequence[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+        Path(env[DRY_RUN_FILE]).write_text('{"training_s": 3600}')
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
     monkeypatch.setattr(runner, "run_flarecps", in_this_process)
+    monkeypatch.setattr(forecast, "subprocess", SimpleNamespace(run=dry_run))
     return kept
 
 
@@ -96,11 +114,11 @@ def tree(folder: Path) -> list[str]:
 
 
 def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
-    flare22: Path, ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, more, before = tmp_path / "out", tmp_path / "more.yaml", tree(flare22)
-    more.write_text(yaml.safe_dump(TINY))
-    again = words(flare22, out, "--other-counts", "--more", str(more), "--workers", "1", "--checkpoint", "last")
+    flare22: Path, ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, given, before = tmp_path / "out", tiny(tmp_path / "tiny.yaml"), tree(flare22)
+    again = words(flare22, out, "--other-counts", "--protocol", str(given), "--workers", "1")
     kept = runner.run_flarecps
 
     def interrupted(words: Sequence[str], descriptor: int) -> int:
@@ -111,19 +129,23 @@ def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
     monkeypatch.setattr(runner, "run_flarecps", interrupted)
     assert main(again) == 130
     first = [line[0] for line in ran]
-    assert first == ["inspect", "plan", "preprocess", "plan", "preprocess", "fit", "fit", "fit"]
-    assert main([*again, "--stages", "tables"]) == 0  # what is there so far
+    assert first == ["inspect", "plan", "preprocess", "plan", "preprocess", *["fit", "segment", "segment"] * 3]
+    assert main([*again, "--stages", "paper_tables"]) == 0  # what is there so far
     assert "not run" in (out / "tables.md").read_text()
 
     monkeypatch.setattr(runner, "run_flarecps", kept)
-    assert main(again) == 0
+    capsys.readouterr()
+    assert main(words(flare22, out, "--other-counts", "--workers", "1")) == 0, "the protocol is kept"
+    said = capsys.readouterr().out
+    assert "one training of each method says nothing of other trainings" in said
+    assert f"next: flarecps segment {out}/runs/default/" in said
+    assert " to the end" in said
     later = [line[0] for line in ran[len(first) :]]
     assert later == [
-        "fit", *["segment", "postprocess", "segment", "segment", "score"] * 4, "compare", "compare", "segment", "score",
-        "figures",
+        "fit", "segment", "segment", *["postprocess", "score"] * 4, "compare", *["segment"] * 5, "score", "figures",
     ]  # fmt: skip
     assert len({tuple(line) for line in ran}) == len(ran), "no command twice"
-    check_settings(ran)
+    check_settings(ran, out)
     check_tables(out)
     assert tree(flare22) == before, "the data is not written to"
     with Image.open(out / "figure_5" / "cases.png") as picture:
@@ -132,29 +154,41 @@ def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
     count = len(ran)
     assert main(again) == 0
     assert len(ran) == count, "all stands"
-    other = yaml.safe_dump({**TINY, "fit": [*TINY["fit"], "--data.foreground_share", "0.5"]})
-    more.write_text(other)
-    assert main(again) == 2, "a training is not overwritten by one with other settings"
+    tiny(given, seeds=2)
+    assert main(again) == 2
+    assert "began with another protocol" in capsys.readouterr().err
     assert len(ran) == count
 
 
-def check_settings(ran: list[list[str]]) -> None:
-    """Section 2.1 for validation scans, section 4.3 for the test set; post-processing only for the former."""
+def check_settings(ran: list[list[str]], out: Path) -> None:
+    """Section 2.1 for validation scans, section 4.3 for the test set; post-processing only for the former, by the
+    held-out scans of the trainings' own fold."""
     segmented = [line for line in ran if line[0] == "segment"]
     for line in segmented:
-        test = "data/test/" in line[2]
-        wanted = TEST_INFERENCE if test else PAPER_INFERENCE
-        assert tuple(line[4 : 4 + len(wanted)]) == wanted
-        assert ("--postprocess" in line) == (not test and "held_out/" not in line[2])
+        test, inference = "/held_out/test/" in line[2], ["--sibling", "1", "--mode", "normal", "--step", "0.7"]
+        wanted = ["--sibling", "1", "--mode", "fastest", "--step", "0.7"] if test else inference
+        assert line[4 : 4 + len(wanted)] == wanted
+        assert line[1].endswith("/checkpoints/last.ckpt")
+        assert ("--postprocess" in line) == ("/held_out/without_labels/" in line[2])
     assert sum("--enforce-spacing" in line for line in segmented) == 1
     assert all("official" in line for line in ran if line[0] == "score")
+    scans = {path.name[:-12] for path in (out / "held_out" / "default.validation" / "images").iterdir()}
+    held_out = fold([f"FLARE22_Tr_{number:04}" for number in range(1, 6)], 0)[1]
+    assert scans == {*held_out}
+    for name in RUNS:
+        rules = json.loads((out / "rules" / "determined" / "default" / name / "fold_0/seed_0/1.json").read_text())
+        assert rules["evidence"]["scans"] == [*held_out]
+        config = yaml.safe_load((out / "runs/default" / name / "fold_0/seed_0/config.yaml").read_text())
+        assert (config["data"]["fold"], Path(config["data"]["store"]).name) == (0, f"store_{name[:2]}_global")
 
 
 def check_tables(out: Path) -> None:
     """Cells against means taken from the score tables by other means; counts and remarks."""
 
     def mean(method: str, column: str, cases: Sequence[str]) -> float:
-        with (out / "scores" / method / "scores.csv").open() as file:
+        of_test = method == "3d_cps_test"
+        folder = "test/scores" if of_test else f"scores/determined/default/{method}/fold_0/seed_0/1"
+        with (out / folder / "scores.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["Name"].split(".")[0] in cases]
         assert len(rows) == len(cases)
         return sum(float(row[column]) for row in rows) / len(rows)
@@ -176,7 +210,8 @@ def check_tables(out: Path) -> None:
     for method in ("2D Baseline", "3D Baseline"):  # or two columns exchanged would not be noticed
         assert {one[2:] for one in seen if one[1] == method} != {one[2:] for one in seen if one[1] == f"{method}+CPS"}
     page = (out / "tables.md").read_text()
-    for said in ("5 labelled scans, the paper has 50", "4 validation (3 with labels)", "more words for fit_3d:",
+    for said in ("5 labelled scans, the paper has 50", "4 validation (3 with labels)", "checkpoint: last",
+                 "scoring: official",
                  "the paper does not name its 20", "Here: mean over 3 cases; the paper's are over 50."):  # fmt: skip
         assert said in page
     protocol = next(line for line in page.splitlines() if line.startswith("| Patch size"))
@@ -190,10 +225,13 @@ def test_a_dry_run_prints_every_command_and_makes_nothing(
     flare22: Path, ran: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(flare22, tmp_path / "out", "--other-counts", "--dry-run")) == 0
-    lines = capsys.readouterr().out.splitlines()
-    commands = [line for line in lines if line.startswith("flarecps ")]
-    assert len(commands) == 1 + 2 * 2 + 4 + 4 * 5 + 2 + 2 + 1
+    said = capsys.readouterr().out
+    commands = [line for line in said.splitlines() if line.startswith("flarecps ")]
+    assert len(commands) == 1 + 2 * 2 + 4 * (1 + 2 + 2) + 1 + 4 + 2 + 1
     assert sum(line.startswith("flarecps fit --config ") for line in commands) == 4
+    assert said.count("--mode normal --step 0.7 --mirror") == 3 * 4
+    assert said.count("/checkpoints/best.ckpt") == 4 * 3 + 1
+    assert said.count("--mode fastest --step 0.7 --no-mirror --enforce-spacing") == 1
     assert not (tmp_path / "out").exists()
     assert not ran
 
@@ -202,20 +240,38 @@ def test_a_dry_run_prints_every_command_and_makes_nothing(
     ("more", "said"),
     [
         ([], "5 labelled scans, the paper has 50; 3 unlabelled scans, the paper uses the first 1000"),
-        (["--other-counts", "--stages", "train_4d"], "no stage 'train_4d'; stages: data, inspect"),
+        (["--other-counts", "--stages", "train_4d"], "--stages train_4d: no such stage"),
         (["--other-counts", "--validation-20", "NAMES"], "FLARETs_0050 is no validation case with labels"),
-        (["--other-counts", "--more", "MORE"], "no group 'fitt'"),
+        (
+            ["--other-counts", "--protocol", "kbp"],
+            "does not fill the paper's tables: expected arms trained: 2d_supervised",
+        ),
+        (["--other-counts", "--protocol", "flare23"], "did you mean flare22?"),
+        (["--other-counts", "--without", "FLARE22_Tr_001"], "did you mean FLARE22_Tr_0001?"),
+        (["--other-counts", "--seeds", "0"], "expected 1 or more"),
     ],
 )
 def test_mistakes_are_named(
     flare22: Path, tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "NAMES").write_text("FLARETs_0002\nFLARETs_0050\n")
-    (tmp_path / "MORE").write_text("fitt: [--x]\n")
-    given = [str(tmp_path / word) if word in ("NAMES", "MORE") else word for word in more]
+    given = [str(tmp_path / word) if word == "NAMES" else word for word in more]
     assert main(words(flare22, tmp_path / "out", *given)) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_former_version_is_left_alone(
+    flare22: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "stages").mkdir(parents=True)
+    (tmp_path / "out" / "stages" / "data.json").write_text("{}")
+    before = tree(tmp_path / "out")
+    assert main(words(flare22, tmp_path / "out", "--other-counts")) == 2
+    assert "was begun by a former version, whose stages were others; choose another --out" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == before
 
 
 def test_nothing_is_written_into_the_data(flare22: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,84 +281,62 @@ def test_nothing_is_written_into_the_data(flare22: Path, capsys: pytest.CaptureF
     assert tree(flare22) == before
 
 
-def test_without_labels_and_test_scans_the_cells_say_so(flare22: Path, tmp_path: Path) -> None:
+def test_without_labels_and_test_scans_the_cells_say_so(
+    flare22: Path, ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Everything but what is lacking is done: trainings, and label maps for the challenge's server."""
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(flare22, data)
     shutil.rmtree(data / "Validation" / "labels")
     shutil.rmtree(data / "Testing")
-    assert main(words(data, out, "--other-counts", "--stages", "tables")) == 0
+
+    def left_behind(words: Sequence[str], _: int) -> int:
+        ran.append(list(words))
+        given = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        after = dict(itertools.pairwise(words))
+        if words[0] in ("inspect", "plan"):
+            Path(after.get("--json") or after["--out"]).write_text("{}")
+        elif words[0] == "preprocess":
+            Path(after["--out"]).mkdir()
+        elif words[0] == "fit":
+            run = Path(given["trainer.default_root_dir"])
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "checkpoints" / "last.ckpt").touch()
+            (run / "plan.json").write_text("{}")
+        else:
+            shutil.copytree(Path(words[2]).with_name("labels"), words[3], dirs_exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(runner, "run_flarecps", left_behind)
+    assert main(words(data, out, "--other-counts", "--without", "FLARE22_Tr_0001")) == 2  # 4 scans make no five folds
+    capsys.readouterr()
+    assert main(words(data, out, "--other-counts")) == 0
+    assert "not done: score_determined_default.2d_cps.fold_0.seed_0.1: no reference labels" in capsys.readouterr().err
+    assert [line[0] for line in ran].count("fit") == 4
+    unlabelled = [line for line in ran if "/held_out/without_labels/" in line[2]]
+    assert [Path(line[3]).name for line in unlabelled] == RUNS
     page = (out / "tables.md").read_text()
     assert page.count("no reference labels of validation scans in the data") >= 14 * 12
     assert page.count("no test scans in the data (FLARE22 keeps them hidden)") == 14 * 2
 
 
 def test_trainings_are_handed_to_slurm(
-    flare22: Path, ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """With stand-ins for sbatch and squeue, and preprocessing taken as done."""
-    out, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "fit.sbatch"
-    script.touch()
-    monkeypatch.setattr(runner, "FIT_SCRIPT", script)
-    for name, text in (
-        (
-            "sbatch",
-            f'#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done >> {log}\necho >> {log}\necho "7;one"\n',
-        ),
-        ("squeue", "#!/bin/sh\ncat $QUEUE\n"),
-    ):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "queue").write_text("RUNNING\n")
-    monkeypatch.setenv("QUEUE", str(tmp_path / "queue"))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(runner, "run_flarecps", lambda words, descriptor: ran.append(list(words)) or finish(words))
+    flare22: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs: list[list[str]] = []
 
-    def finish(words: Sequence[str]) -> int:
-        for word in ("--out", "--json"):
-            if word in words:
-                result = Path(words[list(words).index(word) + 1])
-                result.parent.mkdir(parents=True, exist_ok=True)
-                result.touch() if result.suffix == ".json" else result.mkdir(exist_ok=True)
-        if words[0] == "segment":
-            Path(words[3]).mkdir(parents=True)
-        return 0
+    def sbatch(words: list[str], **_: Any) -> SimpleNamespace:
+        jobs.append(words)
+        return SimpleNamespace(returncode=0, stdout=f"{len(jobs)}\n", stderr="")
 
-    more = tmp_path / "more.yaml"
-    more.write_text("fit: [--trainer.max_epochs, '3']\n")
-    submit = words(
-        flare22, out, "--other-counts", "--submit", "--sbatch=--gres=gpu:a100:1 --time=3-0", "--more", str(more)
-    )
-    assert main([*submit, "--without", "test*"]) == 0
-    jobs = [job.splitlines() for job in log.read_text().split("\n\n") if job.strip()]
-    assert len(jobs) == 4
-    assert jobs[3][:4] == ["--parsable", "--job-name=flarecps-train_3d_cps", "--ntasks-per-node=1", "--gres=gpu:1"]
-    assert jobs[3][4:8] == ["--gres=gpu:a100:1", "--time=3-0", str(script), "--config"]
-    assert jobs[3][8].endswith("configs/flare22_3d.yaml")
-    assert jobs[3][-2:] == ["--trainer.max_epochs", "3"]
-    assert not any(line[0] in ("fit", "segment") for line in ran)
-    said = capfd.readouterr().err
-    assert "train_3d_cps: submitted as job 7; call again when it has ended" in said
-    assert "held_out_3d_cps: needs train_3d_cps first" in said
-
-    assert main(submit) == 0
-    assert "train_3d_cps: job 7 is running" in capfd.readouterr().err
-    assert len(log.read_text().split("\n\n")) == 5, "nothing is submitted twice"
-
-    run = out / "runs" / "3d_cps"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("trainer: {max_epochs: 3}\n")
-    record = {"finished": "2026-01-01T00:00:00+00:00", "completed_epochs": 2}  # stopped to be requeued, and not yet
-    (run / "environment.json").write_text(json.dumps(record))
-    (tmp_path / "queue").write_text("PENDING\n")
-    assert main([*submit, "--stages", "train_3d_cps"]) == 0
-    assert "job 7 is pending" in capfd.readouterr().err
-    (run / "environment.json").write_text(json.dumps({**record, "completed_epochs": 3}))
-    assert main([*submit, "--stages", "train_3d_cps", "held_out_3d_cps"]) == 0
-    assert ran[-1][0] == "segment"
-    assert len(log.read_text().split("\n\n")) == 5, "nothing is submitted twice"
-    assert main([*submit, "--stages", "train_2d_cps"]) == 0
-    assert len(log.read_text().split("\n\n")) == 5, "its job still waits"
-    (tmp_path / "queue").write_text("")
-    assert main([*submit, "--stages", "train_2d_cps"]) == 0
-    assert len(log.read_text().split("\n\n")) == 6, "a job that is gone before its training was done is submitted again"
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=sbatch))
+    out = tmp_path / "out"
+    assert main(words(flare22, out, "--other-counts", "--submit", "--sbatch=--time=3-0")) == 0
+    assert "judge: job 3" in capsys.readouterr().out
+    assert all("--time=3-0" in words for words in jobs)
+    tasks = [path.read_text() for path in sorted((out / "slurm" / "trainings_0").glob("*.sh"))]
+    assert [next(name for name in RUNS if f"train_default.{name}." in text) for text in tasks] == RUNS
+    assert jobs[2][-8:] == [
+        "reproduce", "flare22", "--data", str(flare22), "--out", str(out), "--workers", "2", "--other-counts"
+    ][-8:]  # fmt: skip

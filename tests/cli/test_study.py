@@ -23,6 +23,7 @@ import yaml
 from full_disk import full_disk
 
 from flarecps.cli.main import main
+from flarecps.datasets.splits import fold as fold_names
 from flarecps.experiments import runner
 from flarecps.experiments.study import forecast
 from flarecps.reporting.comparison_files import named_files
@@ -63,7 +64,8 @@ def play(words: Sequence[str]) -> int:
         resumed = "--ckpt_path" in words
         assert resumed == (run / "checkpoints").exists(), "what was begun goes on"
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run / "checkpoints" / "last.ckpt").write_text(given["data.split"] + given["seed_everything"])
+        for name in ("best", "last"):
+            (run / "checkpoints" / f"{name}.ckpt").write_text(given["data.split"] + given["seed_everything"])
     elif command == "segment":
         places = words[1 : words.index("--sibling")]
         assert all(Path(one).is_file() for one in places[:-2]), "checkpoints are there"
@@ -308,12 +310,16 @@ def test_mistakes_are_told(
         ("segment", {"miror": True}, "'segment': no option --miror; did you mean --mirror?"),
         ("segment", {"step": "half"}, "'segment': --step half: expected a number"),
         ("plan", {"dimensions": 4}, "'plan': --dimensions 4: expected 2 or 3"),
+        ("plans", {"flat": {"dimension": 2}}, "'plans.flat': no option --dimension; did you mean --dimensions?"),
     ],
 )
 def test_options_are_looked_at_before_hours_of_training(
     part: str, options: dict[str, Any], said: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = protocol(tmp_path, **{part: options})
+    arms = {name: dict(PROTOCOL["arms"][name]) for name in ("control_long", "cps")}
+    for arm in arms.values() if part == "plans" else ():
+        arm["plan"] = "flat"
+    given = protocol(tmp_path, arms=arms, **{part: options})
     with pytest.raises(SystemExit) as ended:
         main(["study", str(dataset), "--out", str(tmp_path / "out"), "--protocol", given])
     assert ended.value.code == 2
@@ -483,6 +489,35 @@ def test_full_disks_end_in_one_line_and_it_goes_on(
     assert main(["study", str(dataset), "--out", str(full), *asked]) == 0
     one, other = results(whole), results(full)
     assert {name: text.replace(str(full), str(whole)) for name, text in other.items()} == one
+
+
+def test_held_out_scans_decide_checkpoint_and_post_processing_where_no_folds_do(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Sequence[str]] = []
+    monkeypatch.setattr(runner, "run_flarecps", lambda words, _: done.append(words) or play(words))
+    monkeypatch.setattr(forecast, "subprocess", SimpleNamespace(run=dry_run))
+    settings = PROTOCOL["settings"] | {"data.fold": 0}
+    judged = {"by": "test", "splits": ["default"]}
+    given = protocol(tmp_path, judged=judged, settings=settings, checkpoint="best", scoring="official")
+    out = tmp_path / "out"
+    assert main(["study", str(dataset), "--out", str(out), "--protocol", given]) == 0
+    held_out = fold_names([f"case_{number:02d}" for number in range(9)], 0)[1]
+    folder = out / "held_out" / "default.validation"
+    assert {path.name for path in (folder / "labels").iterdir()} == {f"{name}.nii.gz" for name in held_out}
+    rules = json.loads((out / "rules" / "determined" / "default" / "cps" / "fold_0" / "seed_1" / "1.json").read_text())
+    assert rules["evidence"]["scans"] == [*held_out]
+    assert (out / "model" / "postprocessing.json").read_text() == rules_of(out, "cps", "average")
+    fitted = [words for words in done if words[0] == "fit"]
+    assert all("--data.fold=0" in words and "--data.fold=all" not in words for words in fitted)
+    used = [word for words in done for word in words if word.endswith(".ckpt")]
+    assert {Path(word).name for word in used} == {"best.ckpt"}
+    assert {words[0] for words in done if any(word in used for word in words)} == {"segment", "pseudo-label"}
+    assert all(words[words.index("--protocol") + 1] == "official" for words in done if words[0] == "score")
+
+
+def rules_of(out: Path, arm: str, sibling: str) -> str:
+    return (out / "rules" / "determined" / "default" / arm / "fold_0" / "seed_0" / f"{sibling}.json").read_text()
 
 
 def theirs(place: Path, dataset: Path, seeds: int = 2) -> None:

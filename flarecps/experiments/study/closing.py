@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,7 @@ def closing_stages(stages: StudyStages, records: StageRecords, judged: list[Stag
     path = stages.out / VERDICT
     found.append(Stage("verdict", (), (path,), ("tables",), description="which method to use, and why",
                        action=lambda: write_json(path, _without_nan(verdict(stages, records).content))))  # fmt: skip
-    return found
+    return [replace(one, lacking=stages.splits.lacking) for one in found]
 
 
 def verdict(stages: StudyStages, records: StageRecords) -> Verdict:

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from flarecps.case_names import why_not_plain
+from flarecps.datasets.splits import FOLDS
 from flarecps.errors import ConfigError, did_you_mean, first_few, visible
+from flarecps.json_fields import is_whole
 
 EXPECTED = "expected a study's protocol; 'flarecps study DATASET --out OUT --dry-run' prints one to begin with"
 SIBLINGS = ("1", "2", "average")
 INTENSITIES = ("global", "foreground")
 POST_PROCESSING = ("none", "largest", "determined")
+SCORING = ("strict", "official")  # protocols of 'flarecps score'
+CHECKPOINTS = ("last", "best")
+FOLD = "data.fold"  # the setting by which trainings hold out labelled scans
 MOST_SEEDS = 100  # every arm, fold and seed is a training
 BY = ("folds", "test", "withheld")
 PAIRS = ("disjoint", "neighbours")
@@ -112,8 +117,9 @@ class Protocol:
 
     ``pairs``: whether two trainings that are averaged, or teach, are of seeds of their own (``disjoint``: 2s, 2s + 1)
     or of this seed and the next (``neighbours``). ``post_processing``: the first is what the verdict is about;
-    ``determined`` is decided for a fold on the others' predictions. ``without``: scans that are left out of everything.
-    ``remarks`` are kept for the reader.
+    ``determined`` is decided for a fold on the others' predictions, else on what the trainings hold out (data.fold in
+    ``settings``); of these is ``checkpoint`` the best. ``scoring``: by which rules scores are made. ``without``: scans
+    that are left out of everything. ``remarks`` are kept for the reader.
     """
 
     arms: tuple[Arm, ...]
@@ -126,6 +132,8 @@ class Protocol:
     plans: Mapping[str, Settings] = field(default_factory=dict)
     segment: Settings = field(default_factory=dict)
     post_processing: tuple[str, ...] = ("determined",)
+    scoring: str = "strict"
+    checkpoint: str = "last"
     without: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -140,6 +148,12 @@ class Protocol:
     def folds(self) -> int:
         """How many parts of scans judge, each those it was not trained on."""
         return self.judged.folds if self.judged.by == "folds" else 1
+
+    @property
+    def held_out_fold(self) -> int | None:
+        """The fifth of the labelled scans that every training keeps for validation; None where they learn from all."""
+        found = self.settings.get(FOLD)
+        return found if isinstance(found, int) and is_whole(found) and found < FOLDS else None
 
     def pair(self, seed: int) -> tuple[int, int]:
         """The seeds of the two trainings that are averaged, or teach, in the study's ``seed``."""
@@ -240,10 +254,24 @@ def _check(found: Protocol) -> None:
         raise ConfigError("judged: by folds, so 'splits' and 'scans' say nothing; remove them, or judge by test")
     if judged.by != "folds" and (not judged.splits or judged.learning_curve):
         raise ConfigError(f"judged: by {judged.by} needs 'splits', names in splits.json, and has no 'learning_curve'")
-    if judged.by != "folds" and "determined" in found.post_processing:
+    fold = found.held_out_fold
+    if judged.by != "folds" and "determined" in found.post_processing and fold is None:
         raise ConfigError(
-            "'post_processing' is determined on held-out folds; by test and withheld scans take none or largest"
+            "'post_processing' is determined on held-out folds; by test and withheld scans take none or largest, or "
+            f"let the trainings hold out a fifth of the labelled scans (settings: {{{FOLD}: 0}})"
         )
+    if found.checkpoint == "best" and fold is None:
+        raise ConfigError(
+            f"'checkpoint' is best, by scans that trainings hold out; expected a fold of them (settings: {{{FOLD}: 0}})"
+        )
+    for arm in found.arms:
+        if fold is not None and FOLD in arm.settings:
+            raise ConfigError(f"arm '{arm.name}': holds {FOLD}, which is the study's 'settings'; remove one of them")
+        if arm.predictions and judged.by != "folds" and "determined" in found.post_processing:
+            raise ConfigError(
+                f"arm '{arm.name}': another program's 'predictions' are of test scans, on which no post-processing is "
+                "determined; expected none or largest"
+            )
     if judged.by == "withheld" and not judged.scans:
         raise ConfigError("judged: by withheld needs 'scans', how many are withheld")
     method, baseline = (found.labels_of(found.arm(name)) for name in (found.primary.method, found.primary.baseline))

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 from flarecps.errors import ConfigError
 from flarecps.experiments.study.protocol import (
     BY,
+    CHECKPOINTS,
     EXPECTED,
     INTENSITIES,
     MEASURES,
     PAIRS,
+    SCORING,
     Arm,
     Judged,
     Primary,
@@ -38,6 +40,8 @@ def read_protocol(path: Path) -> Protocol:
         "seeds": _or(reader, "seeds", reader.integer, 1),
         "pairs": _or(reader, "pairs", partial(reader.choice, choices=PAIRS), "disjoint"),
         "post_processing": _texts(reader, "post_processing", ("determined",)),
+        "scoring": _or(reader, "scoring", partial(reader.choice, choices=SCORING), "strict"),
+        "checkpoint": _or(reader, "checkpoint", partial(reader.choice, choices=CHECKPOINTS), "last"),
         "without": _texts(reader, "without", ()),
         "remarks": _texts(reader, "remarks", ()),
         **{key: _settings(reader, key) for key in ("settings", "plan", "segment")},

@@ -13,6 +13,7 @@ from flarecps.atomic import write_json
 from flarecps.datasets.catalogue import Catalogue, read_catalogue
 from flarecps.datasets.layouts import Case, link_cases, link_subset
 from flarecps.datasets.splits import DEFAULT_SPLIT, Split, split_to_json
+from flarecps.datasets.splits import fold as fold_names
 from flarecps.errors import DatasetError, counted, did_you_mean, first_few
 from flarecps.experiments.study.protocol import ALL, Judged
 
@@ -24,17 +25,23 @@ DATA, HELD_OUT = "data", "held_out"  # folders of a study
 
 @dataclass(frozen=True)
 class StudySplits:
-    """``splits`` by `split_name`; ``held_out``: the cases that judge trainings of such a split."""
+    """``splits`` by `split_name`; ``held_out``: the cases that judge trainings of such a split, and, by
+    `validation_name`, those that they keep for validation; perhaps others, to be segmented by its models.
+
+    ``lacking``: why nothing is judged, where no scan can judge.
+    """
 
     catalogue: Catalogue
     splits: Mapping[str, Split]
     held_out: Mapping[str, tuple[Case, ...]]
+    lacking: str = ""
 
     @property
     def listing(self) -> str:
         """What trainings and verdict depend on: every split with its judges."""
-        return repr([(name, split_to_json(split), [case.name for case in self.held_out.get(name, ())])
-                     for name, split in self.splits.items()])  # fmt: skip
+        names = {name: [case.name for case in cases] for name, cases in self.held_out.items()}
+        found = [(name, split_to_json(split), names.pop(name, [])) for name, split in self.splits.items()]
+        return repr([*found, *names.items()])
 
 
 def split_name(judged: Judged, labels: str, fold: int | None) -> str:
@@ -42,17 +49,25 @@ def split_name(judged: Judged, labels: str, fold: int | None) -> str:
     return labels if judged.by != "folds" or fold is None else f"{labels}.fold_{fold}_of_{judged.folds}"
 
 
-def study_splits(dataset: Path, judged: Judged, without: Sequence[str] = ()) -> StudySplits:
-    """The splits by which a study of the data set is made, ``without`` some of its scans.
+def validation_name(name: str) -> str:
+    """Of the scans that trainings of a split keep for validation."""
+    return f"{name}.validation"
+
+
+def study_splits(
+    dataset: Path, judged: Judged, without: Sequence[str] = (), held_out_fold: int | None = None
+) -> StudySplits:
+    """The splits by which a study of the data set is made, ``without`` some of its scans; ``held_out_fold``: which
+    fifth, if any, trainings keep for validation.
 
     DatasetError where its scans do not suffice, or one that is to be left out is not there.
     """
     if judged.by == "folds":
-        return _of_folds(_left(read_catalogue(dataset), without), judged)
+        return _of_folds(left_out(read_catalogue(dataset), without), judged)
     splits, held_out, known = {}, {}, dict[str, Case]()
     for name in judged.splits:
         catalogue = read_catalogue(dataset, None if name == DEFAULT_SPLIT else name)  # perhaps the folders' roles
-        catalogue = _left(catalogue, without)
+        catalogue = left_out(catalogue, without)
         roles, judges = catalogue.split, catalogue.test
         if judged.by == "withheld":
             judges = tuple(sorted(catalogue.unlabelled, key=lambda case: case.name)[-judged.scans :])
@@ -69,12 +84,23 @@ def study_splits(dataset: Path, judged: Judged, without: Sequence[str] = ()) -> 
             )
         splits[name] = Split(roles.labelled, roles.unlabelled, annotated=roles.annotated)
         held_out[name] = judges
+        if held_out_fold is not None:
+            held_out[validation_name(name)] = validation_cases(
+                [case for case in catalogue.labelled if case.name in roles.labelled], held_out_fold
+            )
         known |= {case.name: case for case in catalogue.cases if case.role != "test"}
     cases = tuple(known.values())
     return StudySplits(replace(catalogue, cases=cases), splits, held_out)
 
 
-def _left(catalogue: Catalogue, without: Sequence[str]) -> Catalogue:
+def validation_cases(labelled: Sequence[Case], held_out_fold: int) -> tuple[Case, ...]:
+    """Those of the labelled cases that a training with ``data.fold`` keeps for validation."""
+    names = set(fold_names([case.name for case in labelled], held_out_fold)[1])
+    return tuple(case for case in labelled if case.name in names)
+
+
+def left_out(catalogue: Catalogue, without: Sequence[str]) -> Catalogue:
+    """The data set without these scans; DatasetError for one that is not there."""
     names = [case.name for case in catalogue.cases]
     if unknown := next((name for name in without if name not in names), None):
         raise DatasetError(f"{catalogue.root}: no scan {unknown!r} to leave out{did_you_mean(unknown, names)}")

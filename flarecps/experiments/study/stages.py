@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from flarecps.case_names import composed
 from flarecps.experiments.stages import Stage, command_stage, fit_stage, last_checkpoint, store_stages
 from flarecps.experiments.study.cost import Costs
 from flarecps.experiments.study.given import link_given, state_of
-from flarecps.experiments.study.protocol import ALL, Arm, Protocol
-from flarecps.experiments.study.splits import DATA, HELD_OUT, StudySplits, link_study, split_name
+from flarecps.experiments.study.protocol import ALL, FOLD, Arm, Protocol
+from flarecps.experiments.study.splits import DATA, HELD_OUT, StudySplits, link_study, split_name, validation_name
 from flarecps.inference.postprocessing import determine_rules, pairs_of, rules_for, write_rules
 
 SEEDS_APART = 10  # initial seeds of two trainings: a training's siblings take two
 MODEL = "model"  # folder of OUT for what is recommended
 RUNS = "runs"  # of the trainings
+JUDGING = ("segment_", "apply_", "score_")  # stages of the scans that judge
+VALIDATION = "validation"  # of the scans that trainings keep for it
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,12 @@ class StudyStages:
 
     def judges(self, cell: Cell) -> set[str]:
         """The names of the scans that judge a cell."""
-        cases = self.splits.held_out[split_name(self.protocol.judged, cell.labels, cell.fold)]
-        return {composed(case.name) for case in cases}
+        return {composed(case.name) for case in self.splits.held_out[self.split(cell)]}
 
     def checkpoints(self, cell: Cell) -> list[Path]:
-        """What segments for a cell: one training's last checkpoint, or those of two that are averaged."""
-        return [last_checkpoint(self.run(one)) for one in self._averaged(cell)]
+        """What segments for a cell: a training's checkpoint, or those of two that are averaged."""
+        name = f"{self.protocol.checkpoint}.ckpt"
+        return [last_checkpoint(self.run(one)).with_name(name) for one in self._averaged(cell)]
 
     def judged_stages(self) -> list[Stage]:
         """Trainings, label maps, post-processing and scores of all cells, each stage once."""
@@ -123,7 +125,8 @@ class StudyStages:
         for cell in self.cells():
             for one in self._scored(cell):
                 found.setdefault(one.name, one)
-        return list(found.values())
+        why = self.splits.lacking
+        return [replace(one, lacking=why) if one.name.startswith(JUDGING) else one for one in found.values()]
 
     def model_stages(self, arm: str, sibling: str) -> list[Stage]:
         """The recommended arm trained on all labelled scans, and the rules that its held-out predictions call for; []
@@ -133,7 +136,9 @@ class StudyStages:
         cell = self.final_cell(arm)
         found = {one.name: one for one in self.trained(cell)}
         if "determined" in self.protocol.post_processing:
-            folds = [Cell(arm, cell.labels, fold, 0) for fold in range(self.protocol.folds)]
+            folds = [
+                Cell(arm, cell.labels, fold, 0) for fold in range(self.protocol.folds)
+            ]  # without folds it is the cell
             rules = self._rules(f"model.{sibling}", folds, sibling, self.out / MODEL / "postprocessing.json")
             found[rules.name] = rules
         return list(found.values())
@@ -164,17 +169,29 @@ class StudyStages:
             return []
         found = self.trained(cell)
         trained = [f"train_{one.name}" for one in self._averaged(cell)]
-        images = self.out / HELD_OUT / split_name(self.protocol.judged, cell.labels, cell.fold) / "images"
         for sibling in arm.siblings:
-            labels = self._labels("none", cell, sibling)
-            words = ("segment", *self.checkpoints(cell), images, labels, *self.segment_words(sibling))
-            found.append(command_stage(self._segmented(cell, sibling), words, labels, *trained))
+            labels = self.labels("none", cell, sibling)
+            found.append(
+                self._segment(self._segmented(cell, sibling), cell, sibling, self.split(cell), labels, trained)
+            )
+            if self.by_validation:
+                name, labels = self._validation(cell, sibling), self.labels(VALIDATION, cell, sibling)
+                found.append(self._segment(name, cell, sibling, validation_name(self.split(cell)), labels, trained))
         return found
+
+    def _validation(self, cell: Cell, sibling: str) -> str:
+        """The stage that segments what a cell's training kept for validation."""
+        return f"validation_{cell.name}.{sibling}"
+
+    def _segment(self, name: str, cell: Cell, sibling: str, scans: str, labels: Path, after: Sequence[str]) -> Stage:
+        words = ("segment", *self.checkpoints(cell), self.out / HELD_OUT / scans / "images", labels,
+                 *self.segment_words(sibling))  # fmt: skip
+        return command_stage(name, words, labels, *after)
 
     def _given(self, cell: Cell) -> Stage:
         """Another program's predictions for a cell."""
-        name = split_name(self.protocol.judged, cell.labels, cell.fold)
-        pattern, out = self.protocol.arm(cell.arm).predictions, self._labels("none", cell, "1")
+        name, out = self.split(cell), self.labels("none", cell, "1")
+        pattern = self.protocol.arm(cell.arm).predictions
         for word, value in (("labels", cell.labels), ("fold", cell.fold), ("seed", cell.seed)):
             pattern = pattern.replace(f"{{{word}}}", str(value))
         folder = Path(pattern)
@@ -195,7 +212,7 @@ class StudyStages:
             return [stage for one in self._averaged(cell) for stage in self.trained(one)]
         found: list[Stage] = []
         store, run = self.store(arm), self.run(cell)
-        split = split_name(self.protocol.judged, cell.labels, cell.fold)
+        split = self.split(cell)
         after, more = f"preprocess_{self.plan_name(arm)}", []
         if arm.teachers:
             teachers = [Cell(arm.teachers, cell.labels, cell.fold, seed) for seed in self.protocol.pair(cell.seed)]
@@ -204,7 +221,7 @@ class StudyStages:
             if (theirs := self.protocol.arm(arm.teachers)).plan != arm.plan:
                 trained, other = [*trained, after], ["--teacher-store", self.store(theirs)]
             labels = run.with_name(f"{run.name}_pseudo_labels")
-            words = ("pseudo-label", *(last_checkpoint(self.run(one)) for one in teachers), store, labels,
+            words = ("pseudo-label", *(path for one in teachers for path in self.checkpoints(one)), store, labels,
                      "--split", split, "--largest", "all", *other)  # fmt: skip
             after = f"label_{cell.name}"
             found.append(command_stage(after, words, labels, *trained))
@@ -214,45 +231,65 @@ class StudyStages:
         given = self.costs.settings(arm)
         fixed = {"data.store": store, "trainer.default_root_dir": run, "data.split": split, "seed_everything": seed,
                  "data.seed": seed, "model.initial_seed": SEEDS_APART * seed}  # fmt: skip
-        if "data.fold" not in given:
-            fixed["data.fold"] = ALL
+        if FOLD not in given:
+            fixed[FOLD] = ALL
         settings = [*(f"--{key}={value}" for key, value in fixed.items()), *self.costs.words(arm), *more]
         fit = ("fit", *(("--config", config) if config else ()), *settings)
         return [*found, fit_stage(f"train_{cell.name}", fit, config, run, after)]
 
-    def _labels(self, way: str, cell: Cell, sibling: str) -> Path:
+    def labels(self, way: str, cell: Cell, sibling: str) -> Path:
+        """The folder of a cell's label maps after one way of post-processing."""
         return self.out / "labels" / way / cell.folder / sibling
+
+    def rules(self, way: str, cell: Cell, sibling: str) -> Path:
+        """The file of the rules by which a cell's label maps are post-processed."""
+        return self.out / "rules" / way / cell.folder / f"{sibling}.json"
+
+    def split(self, cell: Cell) -> str:
+        """The name of the split that a cell is trained and judged by."""
+        return split_name(self.protocol.judged, cell.labels, cell.fold)
+
+    @property
+    def by_validation(self) -> bool:
+        """Whether post-processing is determined on what trainings keep for validation."""
+        return "determined" in self.protocol.post_processing and self.protocol.judged.by != "folds"
 
     def _scored(self, cell: Cell) -> list[Stage]:
         """Post-processing in the protocol's ways, and the scores after each."""
         found = []
-        references = self.out / HELD_OUT / split_name(self.protocol.judged, cell.labels, cell.fold) / "labels"
+        references = self.out / HELD_OUT / self.split(cell) / "labels"
         for sibling in self.protocol.arm(cell.arm).siblings:
             for way in self.protocol.post_processing:
-                labels, name = self._labels(way, cell, sibling), f"{way}_{cell.name}.{sibling}"
+                labels, name = self.labels(way, cell, sibling), f"{way}_{cell.name}.{sibling}"
                 after = self._segmented(cell, sibling)
                 if way != "none":
-                    rules = self.out / "rules" / way / f"{cell.folder}" / f"{sibling}.json"
+                    rules = self.rules(way, cell, sibling)
                     if way == "determined":
                         others = [Cell(cell.arm, cell.labels, fold, cell.seed) for fold in range(self.protocol.folds)
                                   if fold != cell.fold]  # fmt: skip
-                        stage = self._rules(name, others, sibling, rules)
+                        stage = self._rules(name, [cell] if self.by_validation else others, sibling, rules)
                     else:
                         stage = Stage(f"rules_{name}", (), (rules,), ("data",), description="largest pieces",
                                       action=partial(_write_largest, rules, self.splits.catalogue.labels))  # fmt: skip
-                    apply = ("postprocess", "apply", self._labels("none", cell, sibling), labels, "--rules", rules)
+                    apply = ("postprocess", "apply", self.labels("none", cell, sibling), labels, "--rules", rules)
                     found += [stage, command_stage(f"apply_{name}", apply, labels, after, stage.name)]
                     after = f"apply_{name}"
                 table = self.scores(cell, sibling, way)
-                score = ("score", labels, references, "--protocol", "strict", "--out", table.parent, "--workers", 1)
+                score = ("score", labels, references, "--protocol", self.protocol.scoring, "--out", table.parent,
+                         "--workers", 1)  # fmt: skip
                 found.append(command_stage(f"score_{name}", score, table, after))
         return found
 
     def _rules(self, name: str, cells: list[Cell], sibling: str, path: Path) -> Stage:
-        folders = {self._labels("none", one, sibling): self.out / HELD_OUT / split_name(
-            self.protocol.judged, one.labels, one.fold) / "labels" for one in cells}  # fmt: skip
-        after = tuple(self._segmented(one, sibling) for one in cells)
-        return Stage(f"rules_{name}", (), (path,), after, description="post-processing that other folds call for",
+        folders, after = dict[Path, Path](), []
+        for one in cells:
+            way, scans, stage = "none", self.split(one), self._segmented(one, sibling)
+            if self.by_validation:
+                way, scans, stage = VALIDATION, validation_name(scans), self._validation(one, sibling)
+            folders[self.labels(way, one, sibling)] = self.out / HELD_OUT / scans / "labels"
+            after.append(stage)
+        whose = "held-out scans" if self.by_validation else "other folds"
+        return Stage(f"rules_{name}", (), (path,), tuple(after), description=f"post-processing that {whose} call for",
                      action=partial(_write_determined, path, folders, self.splits.catalogue.labels))  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from flarecps.experiments.study.forecast import CALIBRATION, Forecast, calibrati
 from flarecps.experiments.study.protocol import MOST_SEEDS, Judged, Protocol
 from flarecps.experiments.study.protocol_file import protocol_content, protocol_text, read_protocol
 from flarecps.experiments.study.slurm import submit_chain, write_chain
-from flarecps.experiments.study.splits import link_study, study_splits, suffice
+from flarecps.experiments.study.splits import StudySplits, link_study, study_splits, suffice
 from flarecps.experiments.study.stages import RUNS, StudyStages
 from flarecps.preprocessing.sources import changed_sources
 from flarecps.preprocessing.store import CaseStore
@@ -86,11 +86,17 @@ class Study:
     """A study of ``dataset`` in ``out``; ``find`` finds configs by name. Nothing is written before `parts` runs.
 
     The protocol is the one that is kept in ``out``, else the one that is asked for. ConfigError where both are there
-    and differ, or where the kept one was changed since the study began.
+    and differ, or where the kept one was changed since the study began. ``splits``: the scans' roles, where the data
+    set does not say them; ``more``: stages beside the study's own, before its model's.
     """
 
-    def __init__(self, dataset: Path, out: Path, asked: Asked, find: Callable[[str], Path], workers: int = 2) -> None:
+    def __init__(
+        self, dataset: Path, out: Path, asked: Asked, find: Callable[[str], Path], workers: int = 2,
+        splits: Callable[[Protocol], StudySplits] | None = None,
+        more: Callable[[StudyStages, StageRecords], list[Stage]] = lambda *_: [],
+    ) -> None:  # fmt: skip
         self.dataset, self.out, self.asked, self.find, self.workers = dataset, out, asked, find, workers
+        self.splits, self.more = splits or self._data_set_splits, more
         self.said: list[str] = []
         self.is_fixed = (out / PROTOCOL).exists()
         self._use(self._kept() if self.is_fixed else asked.protocol(read_catalogue(dataset)))
@@ -100,7 +106,7 @@ class Study:
         """All stages that are known: those of the model only once there is a verdict."""
         judged = self.made.judged_stages()
         found = [*self.made.before_training(), calibration_stage(self.made), *judged]
-        found += closing_stages(self.made, self.records, judged)
+        found += [*closing_stages(self.made, self.records, judged), *self.more(self.made, self.records)]
         if chosen := chosen_model(self.made):
             model = [one for one in self.made.model_stages(*chosen) if one.name not in {known.name for known in found}]
             found += [*model, page_stage(self.made, self.records, ("verdict", *(one.name for one in model)))]
@@ -177,12 +183,16 @@ class Study:
         return self.out / RECORDS / "protocol.json"
 
     def _use(self, protocol: Protocol) -> None:
-        splits = study_splits(self.dataset, protocol.judged, protocol.without)
-        self.made = StudyStages(protocol, Costs(protocol, self.find), splits, self.dataset, self.out, self.workers)
+        costs, splits = Costs(protocol, self.find), self.splits(protocol)
+        self.made = StudyStages(protocol, costs, splits, self.dataset, self.out, self.workers)
         for arm in (one for one in protocol.arms if not one.predictions):
             self.made.costs.total(arm.name)  # what can't be computed is said before anything runs
         self.records = StageRecords([], self.out / RECORDS)
         self.records.stages = {one.name: one for one in self.stages()}
+
+    def _data_set_splits(self, protocol: Protocol) -> StudySplits:
+        fold = protocol.held_out_fold if "determined" in protocol.post_processing else None
+        return study_splits(self.dataset, protocol.judged, protocol.without, fold)
 
     def _kept(self) -> Protocol:
         kept = read_protocol(self.out / PROTOCOL)
