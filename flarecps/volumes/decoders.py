@@ -7,17 +7,18 @@ JPEG, JPEG-LS, and JPEG 2000 beyond 16 bits or in a file's boxes.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
@@ -26,8 +27,12 @@ from flarecps.volumes import decoder_process
 
 PROGRAM = decoder_process.__file__
 AHEAD = 4  # frames: one is decoded while this process sees to others
-THREADS = 2  # of OpenJPEG
+# glibc would give the pages of every frame back to the system, and ask for them again
+ENVIRONMENT = {
+    "OPJ_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26),
+}  # fmt: skip
 WITHIN_S = 120.0  # a frame takes milliseconds
+LOOKS_S = 1.0  # seconds between two looks whether an answer is late
 
 _one_at_a_time = threading.Lock()
 _decoder: subprocess.Popen[bytes] | None = None
@@ -41,6 +46,8 @@ class Decoding:
     folder: Path
     pixels: deque[Path]  # not answered yet
     names: Iterator[int]
+    deadline: float = math.inf  # of the answer that is waited for, of time.monotonic()
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def ask(self, decoder: str, frame: bytes, shape: tuple[int, int]) -> None:
         """Ask for the pixels of a frame of ``shape`` (rows, columns), of at most `AHEAD` before the first is answered.
@@ -49,14 +56,13 @@ class Decoding:
         """
         file = self.folder / str(next(self.names))
         try:
-            file.write_bytes(frame)
+            with open(file, "wb", opener=decoder_process.over) as content:
+                content.write(frame)
+                content.truncate()
         except OSError as error:
             raise WriteError(error.errno, error.strerror, str(file)) from error
         self.pixels.append(file.with_suffix(f".{decoder_process.SUFFIXES[decoder]}"))
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([decoder, str(file), *shape]).encode() + b"\n")
-            self.process.stdin.flush()
+        _send(self.process, decoder, os.fsencode(file).hex(), *map(str, shape))
 
     def answer(self) -> Path:
         """The file of the first frame's pixels, raw from OpenJPEG, MetaImage from GDCM; `AHEAD` later it is another's.
@@ -64,44 +70,36 @@ class Decoding:
         Raises ScanError, whose message is the reason alone, when it can't be decoded, or the decoder dies of it or does
         not end; WriteError where there is no room for the pixels.
         """
-        out_of_time = threading.Event()
-
-        def end() -> None:
-            out_of_time.set()
-            self.process.kill()
-
-        watch = threading.Timer(WITHIN_S, end)
-        watch.start()
-        try:
-            assert self.process.stdout is not None
-            answer = self.process.stdout.readline()
-        finally:
-            watch.cancel()
+        assert self.process.stdout is not None
+        self.deadline = time.monotonic() + WITHIN_S
+        answer = self.process.stdout.readline()
+        out_of_time, self.deadline = time.monotonic() > self.deadline, math.inf
         pixels = self.pixels.popleft()
         if not answer:
             self.pixels.clear()
             _end(self.process)
-        if out_of_time.is_set():
-            raise ScanError(f"not decoded within {WITHIN_S:g} s")
-        if not answer:
-            raise ScanError(f"its decoder died of it, {_ending(self.process.returncode)}")
-        reason = json.loads(answer)
-        if isinstance(reason, list):
-            raise WriteError(*reason, str(pixels))
+            died = f"its decoder died of it, {_ending(self.process.returncode)}"
+            raise ScanError(f"not decoded within {WITHIN_S:g} s" if out_of_time else died)
+        reason = answer.decode("utf-8", "replace").rstrip("\n")
+        if reason.startswith(decoder_process.REFUSED):
+            number, words = reason[1:].split(" ", 1)
+            raise WriteError(int(number), words, str(pixels))
         if reason:
             raise ScanError(reason)
         return pixels
+
+    def watch(self) -> None:
+        """Kill the decoder when an answer is late, until the event `ended`: a thread's work."""
+        while not self.ended.wait(LOOKS_S):
+            if time.monotonic() > self.deadline:
+                self.process.kill()
 
 
 def begin(decoder: str) -> None:
     """Let "OpenJPEG" or "GDCM" be loaded meanwhile: frames will be asked for soon. Nothing where others are at work."""
     if _one_at_a_time.acquire(blocking=False):
         try:
-            stream = _running().stdin
-            assert stream is not None
-            with suppress(BrokenPipeError):
-                stream.write(json.dumps([decoder]).encode() + b"\n")
-                stream.flush()
+            _send(_running(), decoder)
         finally:
             _one_at_a_time.release()
 
@@ -111,9 +109,11 @@ def decoding() -> Iterator[Decoding]:
     """The decoders, for this thread alone."""
     with _one_at_a_time, tempfile.TemporaryDirectory() as folder:
         asked = Decoding(_running(), Path(folder), deque(), cycle(range(AHEAD + 1)))
+        threading.Thread(target=asked.watch, daemon=True).start()
         try:
             yield asked
         finally:
+            asked.ended.set()
             if asked.pixels:  # an error, or this process was interrupted: what it would answer is nobody's
                 _end(asked.process)
 
@@ -127,10 +127,17 @@ def _running() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"OPJ_NUM_THREADS": str(THREADS), **os.environ},
+            env={**ENVIRONMENT, **os.environ},
             start_new_session=True,  # Ctrl-C is for this process; the decoder ends when nobody can ask it any more
         )
     return _decoder
+
+
+def _send(decoder: subprocess.Popen[bytes], *words: str) -> None:
+    assert decoder.stdin is not None
+    with suppress(BrokenPipeError):
+        decoder.stdin.write(" ".join(words).encode("ascii") + b"\n")
+        decoder.stdin.flush()
 
 
 def _forget() -> None:

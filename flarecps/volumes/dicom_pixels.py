@@ -75,12 +75,10 @@ def pixels_of(slices: Sequence[Slice], space: Space | None = None) -> np.ndarray
     array: np.ndarray | None = None
     with closing(_planes(slices)) as planes:  # the decoder is free again, whatever happens
         for place, values in planes:
-            if not as_stored:
-                exact = np.int64 if whole and values.dtype.kind in "iu" else np.float64
-                values = values.astype(exact)
-                if slices[place].slope != 1:
-                    values *= exact(slices[place].slope)
-                values += exact(slices[place].intercept)
+            if not as_stored and whole and values.dtype.kind in "iu":
+                values = _rescaled(values, int(slices[place].slope), int(slices[place].intercept))
+            elif not as_stored:
+                values = values.astype(np.float64) * slices[place].slope + slices[place].intercept
             if array is None:
                 kept = values.dtype if as_stored else np.dtype(np.int16 if whole else np.float32)
                 array = in_canonical_memory(space, kept) if space else np.empty((len(slices), *values.shape), kept)
@@ -96,6 +94,18 @@ def pixels_of(slices: Sequence[Slice], space: Space | None = None) -> np.ndarray
 def same_voxels(one: Slice, other: Slice) -> bool:
     """Whether two slices have the same values, place by place."""
     return np.array_equal(pixels_of([one]), pixels_of([other]))
+
+
+def _rescaled(values: np.ndarray, slope: int, intercept: int) -> np.ndarray:
+    """Exactly, as the narrowest of int16, int32 and int64 that holds the result: what wraps on the way wraps back."""
+    ends = [int(end) * slope + intercept for end in (values.min(), values.max())]
+    narrow = (kind for kind in (np.int16, np.int32) if all(abs(end) <= np.iinfo(kind).max for end in ends))
+    kind = next(narrow, np.int64)
+    exact = values.astype(kind)
+    if slope != 1:
+        exact *= np.int64(slope).astype(kind)
+    exact += np.int64(intercept).astype(kind)
+    return exact
 
 
 def _fits(values: np.ndarray, kind: np.dtype) -> bool:
