@@ -41,8 +41,8 @@ def serve() -> None:
 
 
 def decode(decoder: str, frame: str, rows: int, columns: int) -> str:
-    """An empty text, with the pixels in a file beside ``frame``; or the reason why it can't be decoded: `REFUSED`, number
-    and words where the system has refused something, as on a full disk.
+    """An empty text, with the pixels in a file beside ``frame``; or the reason why it can't be decoded: `REFUSED`,
+    number and words where the system has refused something, as on a full disk.
     """
     pixels = f"{frame}.{SUFFIXES[decoder]}"
     with open(f"{frame}.txt", "w+b") as printed:
