@@ -48,7 +48,7 @@ class ConvolutionBlock(nn.Module):
         x = self._convolved(x)
         slope = getattr(self.activation, "negative_slope", 1.0)
         fused = instance_norm_leaky_relu(x, self.norm.weight, self.norm.bias, self.norm.eps, slope)
-        return self.activation(self.norm(x)) if fused is None else fused
+        return self.activation(_unviewed(self.norm(x))) if fused is None else fused
 
     def _convolved(self, x: Tensor) -> Tensor:
         """The convolution, with channels of zeros beside the image's where ``padded_channels`` asks for more."""
@@ -59,6 +59,14 @@ class ConvolutionBlock(nn.Module):
         weight = F.pad(layer.weight, zeros)
         convolve = F.conv3d if x.ndim == 5 else F.conv2d
         return convolve(F.pad(x, zeros), weight, layer.bias, layer.stride, layer.padding)
+
+
+def _unviewed(y: Tensor) -> Tensor:
+    """PyTorch's instance norm ``y``, which nothing else uses, no longer a view of batch norm's output.
+
+    What is done in place to a view has its gradient copied twice, as large as the features, in the backward pass.
+    """
+    return torch.ops.aten._unsafe_view(y, y.shape) if y.requires_grad else y
 
 
 def activation() -> nn.Module:

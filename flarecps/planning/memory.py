@@ -25,7 +25,7 @@ SMALLEST_BATCH = 2  # per stream
 SIBLING_AT_REST = 0.1  # networks' worth: its weights, gradients and momentum, its outputs and their gradients
 MOST_OF_DATA = 0.05  # a batch holds at most this share of the labelled voxels
 HALF, SINGLE = 2, 4  # bytes of a feature map's element: bf16-mixed, 32-true
-FULL_SIZE_AT_PEAK = 3  # tensors like the finest stage's features while its last activation is differentiated
+LOSS_AT_A_TIME = 2**25  # logits that PyTorch's operations differentiate at once (losses/class_sums.py)
 
 
 @dataclass(frozen=True)
@@ -98,22 +98,24 @@ class MemoryModel:
     def step_gb(self, patch: Sequence[int], topology: Topology, batch: int, element_bytes: int = HALF) -> float:
         """GB of tensors at the peak of a step of plain U-Nets, ``batch`` patches in every stream, bf16-mixed.
 
-        Counted are of every convolution its output and what the next one sees; logits at all scales and their
-        gradients; weights, gradients and momentum; and what is made in passing where most is held. Not counted: what
+        Counted are of every convolution its output and what the next one sees; weights, gradients and momentum; and
+        what lies beside them either while the losses are differentiated (logits at all scales, their gradients) or
+        while the finest stage's last activation is (gradients of logits and of two of its tensors). Not counted: what
         cuDNN needs meanwhile, the allocator's remainders, the CUDA context. docs/training-step.md says how far it is
-        from peaks that were measured.
+        from steps that were counted and measured.
         """
-        learners, voxels = self.learners, math.prod(patch)
+        learners, voxels, patches = self.learners, math.prod(patch), batch * self.streams
         computed = (1 if learners.in_turn else learners.count) + learners.beside
-        scales = 1 / (1 - 2**-self.dimensions)  # of deep supervision, together, in voxels of the finest
-        logits = 2 * self.class_count * voxels  # and their gradients; among the elements they are counted twice, too
-        maps = computed * (2 * self.elements_per_patch(patch, topology) - logits)
         there = learners.count + learners.beside
-        outputs = there * logits * scales
-        passing = FULL_SIZE_AT_PEAK * topology.features[0] * voxels
+        logits = self.class_count * voxels  # of a patch at the finest scale; twice among the elements
+        at_all_scales = learners.count * logits / (1 - 2**-self.dimensions)
+        maps = computed * 2 * (self.elements_per_patch(patch, topology) - logits)
+        at_once = max(logits, min(LOSS_AT_A_TIME, batch * logits))
+        losses = element_bytes * (2 * patches * at_all_scales + batch * logits) + 2 * SINGLE * at_once
+        finest = element_bytes * patches * (at_all_scales - logits + 2 * topology.features[0] * voxels)
         weights = parameter_count(topology, self.class_count)
-        state = weights * (3 * SINGLE * there + (HALF * computed if element_bytes == HALF else 0))
-        return (batch * self.streams * element_bytes * (maps + outputs + passing) + state) / 1e9
+        state = weights * there * (3 * SINGLE + (HALF if element_bytes == HALF else 0))
+        return (element_bytes * patches * maps + max(losses, finest) + state) / 1e9
 
 
 def parameter_count(topology: Topology, class_count: int, channels: int = 1) -> int:

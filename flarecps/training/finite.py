@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flarecps.errors import TrainingError
 from flarecps.methods import Losses
+from flarecps.training.health import PseudoLabelCounts
 from flarecps.training.ranks import gather_from_ranks, on_all_ranks, true_on_all_ranks, warn
 
 OnNonfinite = Literal["stop", "fp32"]
@@ -18,30 +19,40 @@ OnNonfinite = Literal["stop", "fp32"]
 
 @dataclass(frozen=True)
 class Step:
-    """The losses of one batch, whose gradients are in the siblings."""
+    """The losses of one batch, whose gradients are in the siblings; its logits are gone."""
 
     losses: Losses
     norms: list[Tensor]  # of each sibling's gradient, before clipping; under DDP of the averaged gradient
+    sound: Tensor  # whether the finest logits of every patch were finite, in all siblings (B,)
+    counts: PseudoLabelCounts | None  # None where no unlabelled patch was computed
 
     @property
     def is_finite(self) -> Tensor:
         """Whether the loss and every gradient are."""
         return torch.stack([value.isfinite() for value in (self.losses.total, *self.norms)]).all()
 
-    @property
-    def sound(self) -> Tensor:
-        """Whether the finest logits of every patch are, in all siblings (B,)."""
-        return torch.stack([logits.isfinite().flatten(1).all(1) for logits in self.losses.finest]).all(0)
+    def without_graph(self) -> Step:
+        """The same, of which nothing can be differentiated."""
+        one = self.losses
+        supervised, unsupervised = ([loss.detach() for loss in losses] for losses in (one.supervised, one.unsupervised))
+        return replace(
+            self,
+            losses=replace(one, total=one.total.detach(), supervised=supervised, unsupervised=unsupervised),
+        )
+
+
+def sound_patches(finest: Sequence[Tensor]) -> Tensor:
+    """Whether the logits (B, C, *patch) of every patch are finite numbers, in all siblings (B,)."""
+    return torch.stack([logits.isfinite().flatten(1).all(1) for logits in finest]).all(0)
 
 
 @dataclass(frozen=True)
 class _Unread:
-    """A step that nobody has looked at yet: what a complaint about it needs, without its graph and logits."""
+    """A step that nobody has looked at yet: what a complaint about it needs, without its graph."""
 
     finite: Tensor  # on the CPU once ``there``
     there: Any  # a CUDA event, None on a CPU
     step: Step
-    sound: Tensor
     batch: Mapping[str, Any]  # where its patches come from
     epoch: int
     autocast: bool
@@ -70,14 +81,6 @@ class FiniteSteps(nn.Module):
         step = compute()
         self.read()
         finite = on_all_ranks(step.is_finite)
-        losses = step.losses
-        kept = replace(
-            losses,
-            total=losses.total.detach(),
-            supervised=[one.detach() for one in losses.supervised],
-            unsupervised=[one.detach() for one in losses.unsupervised],
-            finest=[],
-        )
         places = {
             stream: {key: part[key] for key in ("case", "location", "index") if key in part}
             for stream, part in batch.items()
@@ -85,7 +88,7 @@ class FiniteSteps(nn.Module):
         autocast = torch.is_autocast_enabled(finite.device.type)
         copy = torch.empty((), dtype=torch.bool, pin_memory=finite.is_cuda).copy_(finite, non_blocking=True)
         there = torch.cuda.current_stream(finite.device).record_event() if finite.is_cuda else None
-        self._unread = _Unread(copy, there, replace(step, losses=kept), step.sound, places, epoch, autocast)
+        self._unread = _Unread(copy, there, step.without_graph(), places, epoch, autocast)
         return step, finite
 
     def read(self) -> None:
@@ -96,7 +99,7 @@ class FiniteSteps(nn.Module):
         if unread.there is not None:
             unread.there.synchronize()
         if not bool(unread.finite):
-            what = _described(unread.step, unread.sound, unread.batch, unread.epoch)
+            what = _described(unread.step, unread.batch, unread.epoch)
             raise TrainingError(_stopped(what, unread.autocast))
 
     def take(self, compute: Callable[[], Step], batch: Mapping[str, Any], epoch: int) -> Step:
@@ -110,7 +113,7 @@ class FiniteSteps(nn.Module):
         if true_on_all_ranks(step.is_finite):
             self.repeats_in_a_row = 0
             return step
-        what = _described(step, step.sound, batch, epoch)
+        what = _described(step, batch, epoch)
         device = step.losses.total.device.type
         autocast = torch.is_autocast_enabled(device)
         if self.on_nonfinite == "stop" or not autocast:
@@ -126,7 +129,7 @@ class FiniteSteps(nn.Module):
         with torch.autocast(device, enabled=False):
             step = compute()
         if not true_on_all_ranks(step.is_finite):
-            raise TrainingError(f"{_described(step, step.sound, batch, epoch)}, even in full precision. {_CURE}")
+            raise TrainingError(f"{_described(step, batch, epoch)}, even in full precision. {_CURE}")
         return step
 
     def get_extra_state(self) -> dict[str, int]:
@@ -165,14 +168,14 @@ def _addresses(batch: Mapping[str, Any], epoch: int) -> list[str]:
     ]
 
 
-def _described(step: Step, sound: Tensor, batch: Mapping[str, Any], epoch: int) -> str:
+def _described(step: Step, batch: Mapping[str, Any], epoch: int) -> str:
     """What is not finite and in which patches, the same words on every rank.
 
     Sums over ranks and batches carry one patch's nan everywhere, so the logits tell whose it is: patches with finite
     ones are named only where all are.
     """
     losses, names = step.losses, _addresses(batch, epoch)
-    guilty = [name for name, fine in zip(names, sound.tolist(), strict=False) if not fine]
+    guilty = [name for name, fine in zip(names, step.sound.tolist(), strict=False) if not fine]
     told = gather_from_ranks((guilty, names))
     patches = [name for own, _ in told for name in own] or [name for _, own in told for name in own]
     columns = (losses.supervised, losses.unsupervised, step.norms)

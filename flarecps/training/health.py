@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -21,6 +21,7 @@ from flarecps.planning.plan import Plan
 from flarecps.training.ranks import warn
 
 OnCollapse = Literal["warn", "hold"]
+COMPARED = 2  # siblings, of more the first
 ENTROPY_EVERY = 2  # voxels along each axis: an eighth of a volume tells a mean entropy as well as all of it
 
 
@@ -56,6 +57,36 @@ def class_priors(plan: Plan) -> Float[Tensor, " klass"]:
     return prior
 
 
+class PseudoLabelCounts(NamedTuple):
+    """What one batch's unlabelled patches tell, counted before the backward pass, which then needs no logits."""
+
+    confusion: Integer[Tensor, "klass klass"]  # voxels by label of sibling 1 (row) and of sibling 2 (column)
+    entropy: list[Tensor]  # by sibling: summed over the voxels that it calls a class (classes,)
+    voxels: list[Tensor]  # by sibling: how many these are
+
+
+@torch.no_grad()
+def pseudo_label_counts(logits: Sequence[Float[Tensor, "batch klass *spatial"]]) -> PseudoLabelCounts | None:
+    """Counts of the finest logits of the same unlabelled patches by each sibling, the first two of more; None without
+    patches.
+    """
+    classes = logits[0].shape[1]
+    if not len(logits[0]):
+        return None
+    logits = logits[:COMPARED]
+    labels = [one.argmax(1) for one in logits]
+    pairs = counted_labels((labels[0] * classes + labels[-1]).flatten(), classes**2)
+    axes = [slice(None, None, ENTROPY_EVERY)] * (labels[0].ndim - 1)
+    counts = PseudoLabelCounts(pairs.view(classes, classes), [], [])
+    for one, called_so in zip(logits, labels, strict=True):
+        entropy = voxel_entropy(one[(slice(None), slice(None), *axes)])
+        known = torch.arange(classes, device=entropy.device)
+        called = (called_so[(slice(None), *axes)].flatten()[:, None] == known).to(entropy.dtype)
+        counts.entropy.append(entropy.flatten() @ called)
+        counts.voxels.append(called.sum(0))
+    return counts
+
+
 class PseudoLabelHealth(Metric):
     """What the siblings make of the unlabelled patches since the last reset, exact over any number of ranks.
 
@@ -63,33 +94,23 @@ class PseudoLabelHealth(Metric):
     """
 
     full_state_update = False
-    confusion: Tensor  # voxels by label of sibling 1 (row) and of sibling 2 (column)
-    entropy: Tensor  # summed over the voxels that a sibling calls a class, by class
+    confusion: Tensor
+    entropy: Tensor  # of both siblings
     entropy_voxels: Tensor
 
     def __init__(self, classes: int, siblings: int = 2) -> None:
         super().__init__()
-        self.classes = classes
-        self.seen = min(siblings, 2)
+        self.seen = min(siblings, COMPARED)
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("entropy", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("entropy_voxels", torch.zeros(classes, dtype=torch.float32), dist_reduce_fx="sum")
 
-    @torch.no_grad()
-    def update(self, logits: Sequence[Tensor]) -> None:
-        """Count one batch: each sibling's finest logits (B, C, *patch) of the same unlabelled patches."""
-        logits = logits[: self.seen]
-        labels = [one.argmax(1) for one in logits]
-        first, second = labels[0], labels[-1]
-        pairs = counted_labels((first * self.classes + second).flatten(), self.classes**2)
-        self.confusion += pairs.view(self.classes, self.classes)
-        axes = [slice(None, None, ENTROPY_EVERY)] * (first.ndim - 1)
-        for one, called_so in zip(logits, labels, strict=True):
-            entropy = voxel_entropy(one[(slice(None), slice(None), *axes)])
-            known = torch.arange(self.classes, device=entropy.device)
-            called = (called_so[(slice(None), *axes)].flatten()[:, None] == known).to(entropy.dtype)
-            self.entropy += entropy.flatten() @ called
-            self.entropy_voxels += called.sum(0)
+    def update(self, counts: PseudoLabelCounts) -> None:
+        """Add one batch."""
+        self.confusion += counts.confusion
+        for entropy, voxels in zip(counts.entropy, counts.voxels, strict=True):
+            self.entropy += entropy
+            self.entropy_voxels += voxels
 
     def compute(self) -> dict[str, Tensor]:
         """By class: Dice between the siblings, ``agreement`` (C,), each one's share of the voxels, ``shares``

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 from flarecps import checkpoint, metric_names
 from flarecps.errors import CheckpointError, ConfigError
 from flarecps.kernels import Kernels, Road, chosen_road, no_triton, using
-from flarecps.methods import CrossPseudoSupervision, Losses, Method
+from flarecps.methods import CrossPseudoSupervision, Method
 from flarecps.networks import (
     PlainUNet,
     check_contract,
@@ -29,8 +29,16 @@ from flarecps.networks import (
 )
 from flarecps.planning.memory import Learners, MemoryModel
 from flarecps.planning.plan import Plan, Topology, plan_from_json
-from flarecps.training.finite import FiniteSteps, OnNonfinite, Step
-from flarecps.training.health import CollapseWatch, OnCollapse, PseudoLabelHealth, class_priors, named_health, vanished
+from flarecps.training.finite import FiniteSteps, OnNonfinite, Step, sound_patches
+from flarecps.training.health import (
+    CollapseWatch,
+    OnCollapse,
+    PseudoLabelHealth,
+    class_priors,
+    named_health,
+    pseudo_label_counts,
+    vanished,
+)
 from flarecps.training.kernel_trial import what_fails
 from flarecps.training.optimisation import NesterovSGD, Plateau, SmoothedLoss
 from flarecps.training.ranks import gather_from_ranks, warn
@@ -164,7 +172,7 @@ class SegmentationModule(LightningModule):
             optimizer.step()
             optimizer.zero_grad()
         self.method.after_step(self.siblings)
-        self._remember(step.losses)
+        self._remember(step)
 
     def _passes_over(self, optimizers: Sequence[Any]) -> bool:
         """Whether steps need not be read: fused optimisers on a GPU pass over one that is not finite by themselves."""
@@ -172,12 +180,17 @@ class SegmentationModule(LightningModule):
         return self.device.type == "cuda" and fused and self.finite_steps.on_nonfinite == "stop"
 
     def differentiated(self, batch: dict[str, dict[str, Any]]) -> Step:
-        """The method's losses of a batch, and their gradients in the siblings, clipped."""
+        """The method's losses of a batch, and their gradients in the siblings, clipped.
+
+        What the logits tell is counted first, so that they do not lie beside what the backward pass makes.
+        """
         self.zero_grad()
         losses = self.method.step(self.siblings, batch, self.method_epoch)
+        sound, counts = sound_patches(losses.finest), pseudo_label_counts(losses.unlabelled)
+        losses = replace(losses, finest=[])
         self.manual_backward(losses.total)
         norms = [nn.utils.clip_grad_norm_(sibling.parameters(), self.clip_norm) for sibling in self.siblings]
-        return Step(losses, norms)
+        return Step(losses, norms, sound, counts)
 
     @property
     def method_epoch(self) -> int:
@@ -318,14 +331,14 @@ class SegmentationModule(LightningModule):
 
     # -- running means
 
-    def _remember(self, losses: Losses) -> None:
-        means = self._named_means()
+    def _remember(self, step: Step) -> None:
+        means, losses = self._named_means(), step.losses
         means[metric_names.LOSS_TOTAL].update(losses.total.detach())
         for number, (lsup, lcps) in enumerate(zip(losses.supervised, losses.unsupervised, strict=True), start=1):
             means[metric_names.supervised_loss(number)].update(lsup.detach())
             means[metric_names.cross_pseudo_loss(number)].update(lcps.detach())
-        if len(losses.unlabelled[0]):
-            self.health.update(losses.unlabelled)
+        if step.counts is not None:
+            self.health.update(step.counts)
 
     def running_metrics(self) -> dict[str, Metric]:
         """What counts through an epoch, by name: a checkpoint within an epoch must hold it."""

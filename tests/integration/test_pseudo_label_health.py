@@ -15,7 +15,7 @@ from tiny_training import batches, tiny_plan, trained
 from flarecps import metric_names
 from flarecps.losses import LinearRamp
 from flarecps.methods import CrossPseudoSupervision
-from flarecps.training.health import PseudoLabelHealth
+from flarecps.training.health import PseudoLabelHealth, pseudo_label_counts
 from flarecps.training.module import SegmentationModule
 
 GONE = (1, 2)  # epochs in which sibling 2 finds no spleen
@@ -89,7 +89,9 @@ def test_health_is_what_counting_voxels_gives(shape: tuple[int, ...]) -> None:
         for one in logits:
             one[:, 3] -= 100
         logits[1][:, 2] -= 100
-        health.update(logits)
+        counts = pseudo_label_counts(logits)
+        assert counts is not None
+        health.update(counts)
         seen.append(logits)
     found = {name: value.numpy() for name, value in health.compute().items()}
     labels = [np.concatenate([batch[i].numpy().argmax(1).ravel() for batch in seen]) for i in range(2)]

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flarecps.errors import ConfigError
 from flarecps.interop.nnunet_weights import nnunet_parameter_names
 from flarecps.networks import NETWORKS, PlainUNet, ResidualEncoderUNet, compile_in_place, he_normal_, set_memory_format
+from flarecps.networks import blocks as network_blocks
 from flarecps.networks.cost import network_cost
 from flarecps.planning.memory import MemoryModel
 from flarecps.planning.plan import Topology
@@ -109,6 +110,38 @@ def test_patches_of_a_batch_do_not_see_each_other(kind: Any) -> None:
     together = network(x)
     for scale, alone in zip(together, network(x[:1]), strict=True):
         torch.testing.assert_close(scale[:1], alone)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [PlainUNet, ResidualEncoderUNet])
+def test_no_activation_copies_its_gradient_and_all_are_those_of_the_layers(
+    kind: Any, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; autograd's CopySlices, of what is done in place to a view, copies a gradient twice."""
+    network, image = he_normal_(kind(2, 3, **SMALL), torch.Generator().manual_seed(0)), torch.randn(2, 2, 4, 8, 8)
+    found = []
+    for copies in (False, True):
+        if copies:
+            monkeypatch.setattr(network_blocks, "_unviewed", lambda y: y)
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            outputs = network(image)
+        total = torch.stack([one.float().square().mean() for one in outputs]).sum()
+        assert any("CopySlices" in name for name in _operations(total.grad_fn)) == copies
+        total.backward()
+        found.append([*outputs, *(weights.grad for weights in network.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def _operations(last: Any) -> set[str]:
+    """The names of autograd's nodes, from the last one on."""
+    names, left = {}, [last]
+    while left:
+        node = left.pop()
+        if node is not None and node not in names:
+            names[node] = node.name()
+            left += [before for before, _ in node.next_functions]
+    return set(names.values())
 
 
 def test_a_new_residual_block_passes_its_input_on() -> None:
