@@ -67,7 +67,7 @@ def _check(protocol: Protocol) -> None:
 
 
 class PaperStages:
-    """The stages beside the study's: other scans segmented, Figure 5, and the tables, which ``fill`` writes."""
+    """The stages beside the study's: other scans segmented, comparisons, Figure 5 and the tables."""
 
     def __init__(self, data: Flare22Data, released: tuple[str, ...], notes: Sequence[str]) -> None:
         self.data, self.released, self.notes = data, released, notes
@@ -77,6 +77,7 @@ class PaperStages:
         fill = partial(write_paper_tables, made, self.data, self.released, self.notes, records)
         return [
             *(self._without_labels(made, name) for name in COLUMNS),
+            *(self._comparison(made, kind) for kind in ("2d", "3d")),
             *self._test(made),
             self._figure(made),
             Stage("paper_tables", action=fill, always=True, description=TABLES),
@@ -89,6 +90,15 @@ class PaperStages:
         words = ("segment", *made.checkpoints(cell), made.out / HELD_OUT / WITHOUT_LABELS / "images", labels,
                  *made.segment_words("1"), "--postprocess", made.rules(WAY, cell, "1"))  # fmt: skip
         return command_stage(f"{WITHOUT_LABELS}_{name}", words, labels, f"rules_{WAY}_{cell.name}.1", lacking=why)
+
+    def _comparison(self, made: StudyStages, kind: str) -> Stage:
+        """Baseline and CPS of one kind side by side."""
+        names, out = [name for name in COLUMNS if name.startswith(kind)], made.out / "results" / f"comparison_{kind}"
+        named = [f"{METHOD_TITLES[name]}={made.scores(cell_of(name), '1', WAY)}" for name in names]
+        after = [f"score_{WAY}_{cell_of(name).name}.1" for name in names]
+        return command_stage(
+            f"compare_{kind}", ("compare", *named, "--out", out), out, *after, lacking=made.splits.lacking
+        )
 
     def _test(self, made: StudyStages) -> list[Stage]:
         """Table 6: the 3D CPS model on the test set in the settings of the test submission."""

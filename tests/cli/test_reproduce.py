@@ -142,7 +142,8 @@ def test_every_stage_runs_once_and_the_tables_hold_what_was_scored(
     assert " to the end" in said
     later = [line[0] for line in ran[len(first) :]]
     assert later == [
-        "fit", "segment", "segment", *["postprocess", "score"] * 4, "compare", *["segment"] * 5, "score", "figures",
+        "fit", "segment", "segment", *["postprocess", "score"] * 4, "compare", *["segment"] * 4, "compare", "compare",
+        "segment", "score", "figures",
     ]  # fmt: skip
     assert len({tuple(line) for line in ran}) == len(ran), "no command twice"
     check_settings(ran, out)
@@ -227,7 +228,7 @@ def test_a_dry_run_prints_every_command_and_makes_nothing(
     assert main(words(flare22, tmp_path / "out", "--other-counts", "--dry-run")) == 0
     said = capsys.readouterr().out
     commands = [line for line in said.splitlines() if line.startswith("flarecps ")]
-    assert len(commands) == 1 + 2 * 2 + 4 * (1 + 2 + 2) + 1 + 4 + 2 + 1
+    assert len(commands) == 1 + 2 * 2 + 4 * (1 + 2 + 2) + 1 + 4 + 2 + 2 + 1
     assert sum(line.startswith("flarecps fit --config ") for line in commands) == 4
     assert said.count("--mode normal --step 0.7 --mirror") == 3 * 4
     assert said.count("/checkpoints/best.ckpt") == 4 * 3 + 1

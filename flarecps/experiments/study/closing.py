@@ -128,9 +128,10 @@ def _write_page(stages: StudyStages, records: StageRecords) -> None:
     first = stages.protocol.judged.labels[0]
     numbers = [(labels or first, *_numbers(row)) for labels, some in rows.items() for row in some]
     write_text(out / RESULTS / "standings.csv", csv_text([CSV, *numbers]))
+    whole = ", trained on all labelled scans" if stages.protocol.held_out_fold is None else ""
     words = ["# What this study found", *(f"- {plain_markdown(one)}" for one in found.sentences), "", markdown_table(
         HEADING, [_cells(one) for one in rows[""]]), "", *(f"- {plain_markdown(one)}" for one in found.remarks), "",
-        *(("The recommended model, trained on all labelled scans:", "", f"    {command}") * bool(command))]  # fmt: skip
+        *((f"The recommended model{whole}:", "", f"    {command}") * bool(command))]  # fmt: skip
     write_text(out / "verdict.md", "\n".join(words) + "\n")
     catalogue, judged = stages.splits.catalogue, stages.protocol.judged
     counts = f"{len(catalogue.labelled)} labelled and {len(catalogue.unlabelled)} unlabelled scans"
