@@ -66,8 +66,12 @@ class StageRecords:
         self.folder = folder
 
     def digest(self, stage: Stage) -> str:
-        """What a stage's outputs depend on: its own words, and those of all stages before it; not where it all lies."""
+        """What a stage's outputs depend on: its own words, and those of all stages before it; not where it all lies, nor
+        by how many workers it is made.
+        """
         words = [word.replace(str(self.folder.parent), "OUT") for word in stage.words if word != sys.executable]
+        if "--workers" in words:
+            del words[(at := words.index("--workers")) : at + 2]
         before = [self.digest(self.stages[name]) for name in stage.after]
         content = json.dumps([words, stage.description, stage.depends_on, before])
         return hashlib.sha256(content.encode()).hexdigest()

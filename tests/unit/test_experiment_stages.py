@@ -52,6 +52,15 @@ def test_each_stage_is_done_once(tmp_path: Path) -> None:
     assert done == ["first", "second", "third", "third"]
 
 
+def test_any_number_of_workers_makes_the_same(tmp_path: Path) -> None:
+    stages = [[Stage("first", ("first", "--workers", count, "--b", "2"), (tmp_path / "first",))] for count in "14"]
+    one, four = (StageRecords(some, tmp_path / "stages") for some in stages)
+    work(one, [])
+    assert four.state(stages[1][0]) == "done"
+    other = [Stage("first", ("first", "--workers", "1", "--b", "3"), (tmp_path / "first",))]
+    assert StageRecords(other, tmp_path / "stages").state(other[0]) == "to do"
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
