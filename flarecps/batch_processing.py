@@ -300,6 +300,12 @@ def _run_pool(
             workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(function,)
         )
         others = set(multiprocessing.active_children())
+        results = pool._result_queue._writer  # type: ignore[attr-defined]
+
+        def end_workers() -> None:
+            kill(set(multiprocessing.active_children()) - others)
+            results.close()  # else the pool would read on what a killed worker had begun to send: it held this end, too
+
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < workers:  # no case is handed out that could not start at once
@@ -320,10 +326,10 @@ def _run_pool(
             pass
         except BaseException:  # an interrupt: running cases are stopped, not waited for
             pool.shutdown(wait=False, cancel_futures=True)
-            kill(set(multiprocessing.active_children()) - others)
+            end_workers()
             raise
         if under_way:  # the pool would ask the others to end, and wait for one that is stopped
-            kill(set(multiprocessing.active_children()) - others)
+            end_workers()
         pool.shutdown()
     return sorted(under_way.values())
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -243,6 +245,44 @@ def test_a_stopped_worker_beside_one_that_died_is_not_waited_for(tmp_path: Path)
     work.start()
     work.join(patient(60))
     assert [outcome.value for outcome in found] == ["one", "other"]
+
+
+def _die_while_sending(number: int) -> bytes:
+    """Of the result of case 1, which a pipe does not hold, a part is sent."""
+
+    def send(self: Connection, content: bytes) -> None:
+        os.write(self.fileno(), content[: 2**15])  # its length comes first, alone
+        if len(content) > 2**15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if number == 1:
+        Connection._send = send  # type: ignore[attr-defined]
+    return bytes(2**18)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_worker_killed_while_it_sends_its_result_leaves_nobody_reading(interrupted: bool) -> None:
+    before = set(threading.enumerate())
+    found: list[Outcome[bytes]] = []
+
+    def received(name: str, value: bytes) -> None:
+        if interrupted:
+            time.sleep(2.0)  # meanwhile the other has died
+            raise KeyboardInterrupt
+
+    def run() -> None:
+        with suppress(KeyboardInterrupt):
+            found.extend(process_cases(_die_while_sending, numbered(3), 2, progress=False, received=received))
+
+    work = threading.Thread(target=run, daemon=True)
+    work.start()
+    work.join(patient(60))
+    assert [outcome.error for outcome in found] == ([] if interrupted else [None, batch_processing.KILLED, None])
+    started = time.monotonic()
+    while left := set(threading.enumerate()) - before:  # Python itself would wait for them at its end
+        assert time.monotonic() - started < patient(20), left
+        time.sleep(0.05)
 
 
 class _Counted:
