@@ -16,7 +16,7 @@ import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
     UID,
@@ -24,21 +24,23 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
-    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
 from flarecps.errors import ScanError
 from flarecps.volumes.decoders import AHEAD, Decoding, begin, decoding
-from flarecps.volumes.dicom_slices import Slice, dicom_files, pydicom_errors_as_scan_error
+from flarecps.volumes.dicom_slices import (
+    IMAGE_PIXEL,
+    Packed,
+    Slice,
+    dicom_files,
+    is_packed,
+    pydicom_errors_as_scan_error,
+)
 from flarecps.volumes.headers import COPY_AGAIN, in_canonical_memory, read_voxels
 from flarecps.volumes.mha import read_mha_header
 from flarecps.volumes.space import Space
 
-IMAGE_PIXEL = (
-    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation",
-)  # fmt: skip
 # By (implicit types, little-endian): files without preamble state no transfer syntax
 WITHOUT_PREAMBLE: dict[tuple[bool | None, bool | None], UID] = {
     (True, True): ImplicitVRLittleEndian,
@@ -58,7 +60,7 @@ def begin_decoder(path: Path) -> None:
     with suppress(Exception):
         first = next(one for one in (dicom_files(path) if path.is_dir() else [path]) if one.is_file())
         syntax = read_file_meta_info(first).TransferSyntaxUID
-        if syntax.is_encapsulated and syntax != RLELossless:
+        if is_packed(syntax):
             begin("OpenJPEG" if syntax in JPEG2000TransferSyntaxes else "GDCM")
 
 
@@ -103,9 +105,8 @@ def _rescaled(values: np.ndarray, slope: int, intercept: int) -> np.ndarray:
     kind = next(narrow, np.int64)
     exact = values.astype(kind)
     if slope != 1:
-        exact *= np.int64(slope).astype(kind)
-    exact += np.int64(intercept).astype(kind)
-    return exact
+        np.multiply(exact, np.int64(slope).astype(kind), out=exact)
+    return np.add(exact, np.int64(intercept).astype(kind), out=exact)
 
 
 def _fits(values: np.ndarray, kind: np.dtype) -> bool:
@@ -124,22 +125,38 @@ def _planes(slices: Sequence[Slice]) -> Generator[tuple[int, np.ndarray], None, 
         decoder: Decoding | None = None
         coming: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
         for path, places in by_file.items():
+            packed = slices[places[0]].packed
             with pydicom_errors_as_scan_error(path):
-                content = dcmread(path, force=True)
-                if "TransferSyntaxUID" not in content.file_meta:  # a file without preamble
-                    content.file_meta.TransferSyntaxUID = WITHOUT_PREAMBLE[content.original_encoding]
-                syntax = content.file_meta.TransferSyntaxUID
-                is_packed = syntax.is_encapsulated and syntax != RLELossless
-            if is_packed and decoder is None:
+                content = _whole(path) if packed is None else _pixels(path, packed)
+            if packed and decoder is None:
                 decoder = at_the_end.enter_context(decoding())
             for place in places:
                 one = slices[place]
-                values = _unpacked(one, content, decoder) if is_packed and decoder else _by_pydicom(one, content)
-                coming.append((place, values))
-                while len(coming) > (AHEAD if is_packed else 0):
+                coming.append(
+                    (place, _unpacked(one, content, decoder) if packed and decoder else _by_pydicom(one, content))
+                )
+                while len(coming) > (AHEAD if packed else 0):
                     yield _next_of(coming, slices)
         while coming:
             yield _next_of(coming, slices)
+
+
+def _whole(path: Path) -> Dataset:
+    content = dcmread(path, force=True)
+    if "TransferSyntaxUID" not in content.file_meta:  # a file without preamble
+        content.file_meta.TransferSyntaxUID = WITHOUT_PREAMBLE[content.original_encoding]
+    return content
+
+
+def _pixels(path: Path, packed: Packed) -> Dataset:
+    """A compressed file's pixels and what describes them."""
+    with open(path, "rb") as file:
+        file.seek(packed.start)
+        content = read_dataset(file, is_implicit_VR=False, is_little_endian=True)
+    content.update(packed.image)
+    content.file_meta = FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = packed.syntax
+    return content
 
 
 def _next_of(coming: deque[tuple[int, Callable[[], np.ndarray]]], slices: Sequence[Slice]) -> tuple[int, np.ndarray]:

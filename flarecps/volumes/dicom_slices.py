@@ -17,7 +17,7 @@ import numpy as np
 from pydicom import Dataset, config
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 from pydicom.valuerep import VR
 
 from flarecps.errors import FlarecpsError, ScanError, cure_of
@@ -44,12 +44,26 @@ STACKS = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "EchoNumbers", "DiffusionBValue",
     "ConvolutionKernel", "KVP", "StackID",
 )  # fmt: skip
-TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (
+IMAGE_PIXEL = (
+    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation",
+)  # fmt: skip
+OF_PIXELS = [Tag(keyword) for keyword in (*IMAGE_PIXEL, "NumberOfFrames")]
+TAGS: list[BaseTag | int] = [*OF_PIXELS, *(Tag(keyword) for keyword in (
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "SliceThickness",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
-    "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", FRAME_OF_REFERENCE, *STACKS,
-)]  # fmt: skip
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", FRAME_OF_REFERENCE,
+    *STACKS,
+))]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """What decoders need of a file, so that its header is parsed once."""
+
+    image: Dataset  # `OF_PIXELS`
+    syntax: UID
+    start: int  # of the element of the pixels in the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +85,7 @@ class Slice:
     photometric: str
     thickness_mm: float | None  # None: not stated
     stated: Mapping[str, str]  # of `FRAME_OF_REFERENCE` and `STACKS`, what the header states
+    packed: Packed | None  # None: pixels as they are, or RLE
 
     @property
     def name(self) -> str:
@@ -164,7 +179,7 @@ def dicom_header(path: Path, tags: list[BaseTag | int] | None = TAGS) -> Dataset
     with pydicom_errors_as_scan_error(path), open(path, "rb") as file:
         header = read_partial(file, at_pixels, force=True, specific_tags=tags)
         kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""
-        modality = header.get("Modality")
+        modality, header.start_of_pixels = header.get("Modality"), file.tell()
     if modality in NO_SCAN or (not reached and kind and "Image Storage" not in UID(str(kind)).name):
         return None
     if not reached:
@@ -181,7 +196,8 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
     with pydicom_errors_as_scan_error(path):
         stated = max(1, len(header.get("PerFrameFunctionalGroupsSequence") or []))
         frames = range(min(count, stated)) if count > 1 else [None]
-        slices = [_slice_of(path, frame, _places(header, frame or 0)) for frame in frames]
+        packed = _packed(header)
+        slices = [_slice_of(path, frame, _places(header, frame or 0), packed) for frame in frames]
     if count > len(slices):
         raise ScanError(
             f"{path}: NumberOfFrames is {count}, and the places of {len(slices)} are stated; expected that of each "
@@ -282,7 +298,21 @@ class _Attributes:
         return ScanError(f"{self.where}: {why}: export the series again, or move this file out of its folder")
 
 
-def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice:
+def is_packed(syntax: UID | None) -> bool:
+    """Whether a decoder in a process of its own is needed."""
+    return syntax is not None and syntax.is_encapsulated and syntax != RLELossless
+
+
+def _packed(header: Dataset) -> Packed | None:
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not is_packed(syntax):
+        return None
+    return Packed(
+        Dataset({tag: header.get_item(tag) for tag in OF_PIXELS if tag in header}), syntax, header.start_of_pixels
+    )
+
+
+def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset], packed: Packed | None) -> Slice:
     header = _Attributes(str(path) if frame is None else f"{path} frame {frame + 1}", places)
     photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if header.text("SamplesPerPixel") not in ("", "1") or not photometric.startswith("MONOCHROME"):
@@ -313,4 +343,5 @@ def _slice_of(path: Path, frame: int | None, places: Sequence[Dataset]) -> Slice
         photometric=photometric,
         thickness_mm=header.length("SliceThickness"),
         stated={keyword: said for keyword in (FRAME_OF_REFERENCE, *STACKS) if (said := header.text(keyword))},
+        packed=packed,
     )
