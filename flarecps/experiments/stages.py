@@ -66,8 +66,9 @@ class StageRecords:
         self.folder = folder
 
     def digest(self, stage: Stage) -> str:
-        """What a stage's outputs depend on: its own words, and those of all stages before it; not where it all lies, nor
-        by how many workers it is made.
+        """What a stage's outputs depend on: its own words, and those of all stages before it.
+
+        Not where it all lies, nor how many workers make it.
         """
         words = [word.replace(str(self.folder.parent), "OUT") for word in stage.words if word != sys.executable]
         if "--workers" in words:
