@@ -14,7 +14,9 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CURE_OF_MEMORY = "free some memory, use fewer workers, or raise its limit (ulimit -v)"
-_CURE_OF_PROCESSES = "raise the limit of processes (ulimit -u) or memory (-v), or use fewer workers and threads (OMP_NUM_THREADS)"
+_CURE_OF_PROCESSES = (
+    "raise the limit of processes (ulimit -u) or memory (-v), or use fewer workers and threads (OMP_NUM_THREADS)"
+)
 _CURES = {  # of what the machine refuses, about which a traceback says nothing
     **dict.fromkeys(FULL_DISK, "free some, or raise the quota"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions, or name another"),
