@@ -27,8 +27,6 @@ from flarecps.volumes import decoder_process
 
 PROGRAM = decoder_process.__file__
 AHEAD = 4  # frames: one is decoded while this process sees to others
-# glibc would give the pages of every frame back to the system, and ask for them again
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 WITHIN_S = 120.0  # a frame takes milliseconds
 LOOKS_S = 1.0  # seconds between two looks whether an answer is late
 
@@ -125,7 +123,6 @@ def _running() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **os.environ},
             start_new_session=True,  # Ctrl-C is for this process; the decoder ends when nobody can ask it any more
         )
     return _decoder
