@@ -211,12 +211,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand is None:
             return super()._instantiate_trainer(config, callbacks)
         watch = RankWatch(self.subcommand)
-        try:
-            trainer = super()._instantiate_trainer(config, [watch, *callbacks])
-        except ValueError as error:
-            if "SLURM" not in str(error):
-                raise
-            raise ConfigError(" ".join(str(error).split())) from None
+        trainer = super()._instantiate_trainer(config, [watch, *callbacks])
         environment = trainer._accelerator_connector.cluster_environment  # which has no public name
         check_processes(environment, trainer.world_size, trainer.num_nodes)
         watch.begin(trainer)

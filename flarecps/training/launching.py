@@ -54,6 +54,11 @@ def check_processes(environment: ClusterEnvironment, processes: int, nodes: int)
     if isinstance(environment, SLURMEnvironment):
         if (started := environment.world_size()) != processes:
             raise ConfigError(f"{wanted}, but SLURM has started {started} of the training's processes; {SRUN}")
+        try:
+            if processes > 1:  # 'srun -n1' in a larger job is right
+                environment.validate_settings(processes // nodes, nodes)
+        except ValueError as error:  # which Lightning raises when it begins to train
+            raise ConfigError(f"SLURM: {error}") from None
     elif isinstance(environment, LightningEnvironment) and processes > 1:
         if nodes > 1 and "NODE_RANK" not in os.environ:
             raise ConfigError(

@@ -75,6 +75,8 @@ def test_what_slurm_was_asked_and_lightning_can_not_is_one_line(environment: Any
         (TASK, 2, 1, None),
         (TASK, 4, 1, r"num_nodes is 4, but SLURM has started 2 .*; start it by 'srun'"),
         (TASK, 1, 1, "num_nodes is 1, but SLURM has started 2"),  # each would train alone, in one folder
+        (TASK | {"SLURM_NTASKS_PER_NODE": "4"}, 2, 1, "--ntasks-per-node=4` does not match"),
+        (TASK | {"SLURM_NTASKS": "1"}, 1, 1, None),  # srun -n1, in a larger job
         (BATCH, 2, 1, None),  # Lightning starts them
         (BATCH, 4, 2, r"which of its nodes this is; in a SLURM job start it by 'srun'"),
         ({"NODE_RANK": "0", "MASTER_PORT": "29500"}, 4, 2, None),
