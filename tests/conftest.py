@@ -21,9 +21,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in tests and what they start, also behind a script's ``&``, where it would be ignored."""
+    """Ctrl-C and hanging up work in tests and what they start, also behind a script's ``&`` or ``nohup``."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

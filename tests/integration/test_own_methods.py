@@ -284,10 +284,10 @@ def estimate(shown: str) -> float:
     return float(row.replace("│", " ").replace("GB", "").split()[-1])
 
 
-def test_a_network_more_is_twice_the_memory_of_the_control(
+def test_a_network_more_takes_its_memory(
     tiny_stores: TinyStores, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``extra_networks`` declares it: in the dry run, and in the summary of the config and of its checkpoint."""
+    """As ``extra_networks`` declares it; in the dry run, and in the summary of the config and of its checkpoint."""
     monkeypatch.setenv("COLUMNS", "200")
     found: dict[str, list[float]] = {}
     for name in ("flarecps.methods.Supervised", "mean_teacher.WithAnotherNetwork"):
@@ -310,7 +310,7 @@ def test_a_network_more_is_twice_the_memory_of_the_control(
         assert found[name] == [found[name][0]] * 3
     control, more = found.values()
     assert control[0] > 0.04
-    assert more[0] == pytest.approx(2 * control[0], abs=0.011)  # both are shown to 0.01
+    assert 1.3 * control[0] < more[0] < 2 * control[0]  # what a loss is differentiated by is there once
 
 
 @pytest.mark.parametrize("name", ["phantom_3d.yaml", "phantom_3d_supervised.yaml"])

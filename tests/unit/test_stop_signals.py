@@ -104,7 +104,10 @@ def test_a_signal_ends_at_once_what_has_nothing_to_save(command: str, name: str)
         assert process.stderr is not None
         child = psutil.Process(int(process.stdout.readline()))
         process.send_signal(getattr(signal, name))
-        assert process.wait(patient(20)) == 128 + getattr(signal, name)
+        try:
+            assert process.wait(patient(20)) == 128 + getattr(signal, name)
+        finally:
+            process.kill()
         assert process.stderr.read() == f"flarecps {command}: ended by {name}\n"
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
