@@ -55,7 +55,7 @@ from flarecps.training.defaults import PAPERS_EPOCHS, epochs_of
 from flarecps.training.launching import check_processes, cluster_environment, under_slurm
 from flarecps.training.module import SegmentationModule
 from flarecps.training.ranks import leave_group, warn
-from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest
+from flarecps.training.stop_signals import ENDED_BY_SIGNAL, StopRequest, leave_in_peace
 from flarecps.verbosity import is_quiet
 
 TRAINER_DEFAULTS = {
@@ -389,6 +389,7 @@ def _leave(stopped: StoppedBySignal) -> int:
     others = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it
     code = 0 if requeued or (asked and others) else ENDED_BY_SIGNAL + stopped.request.signal
     if others:
+        leave_in_peace()
         return code
     complaint = requeue_job() if requeued else None
     then = "go on with --ckpt_path auto"

@@ -56,6 +56,7 @@ QUIT = known_signals("SIGQUIT")
 _received = StopRequest.NONE
 _heard: int | None = None  # the signal of the strongest request, also when the main thread could not note it yet
 _listening = False
+_leaving = False
 _taken: set[signal.Signals] = set()  # that this process listens to
 _saving_interrupts = False  # Ctrl-C sets the flag, too
 
@@ -83,6 +84,15 @@ def _end_when_asked(heard: socket.socket, command: str, at_once: Container[int])
             elif now_s - since_s > ONE_S:
                 told = f"flarecps {command}: ended at once by a second signal ({number.name})"
                 end_at_once(ENDED_BY_SIGNAL + number, told)
+
+
+def leave_in_peace() -> None:
+    """From the end of ``listening`` on, SIGTERM is ignored: this rank's work is done, and it is about to end.
+
+    ``srun`` sends it as soon as rank 0 has ended with its code, and would hand on this rank's instead.
+    """
+    global _leaving
+    _leaving = True
 
 
 def handle_interrupts() -> None:
@@ -126,7 +136,7 @@ def listening(command: str = "fit") -> Iterator[None]:
     the block ends, SIGTERM ends the process again; SIGUSR1, late for a training that has ended, is ignored. Nothing
     changes outside of the main thread, where Python allows no handlers. A rank that rank 0 has started ends with it.
     """
-    global _received, _heard, _listening, _saving_interrupts
+    global _received, _heard, _listening, _leaving, _saving_interrupts
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -140,7 +150,7 @@ def listening(command: str = "fit") -> Iterator[None]:
     for number in known_signals("SIGUSR1"):
         if earlier[number] is signal.SIG_DFL:
             earlier[number] = signal.SIG_IGN
-    _received, _heard, _listening = StopRequest.NONE, None, True
+    _received, _heard, _listening, _leaving = StopRequest.NONE, None, True, False
     # Python's handlers run in the main thread, which may wait for another rank; this is written whatever it does
     written, heard = socket.socketpair()
     written.setblocking(False)
@@ -162,3 +172,5 @@ def listening(command: str = "fit") -> Iterator[None]:
         heard.close()
         for number, handler in earlier.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if _leaving:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

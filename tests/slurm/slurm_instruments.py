@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from pathlib import Path
@@ -13,8 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Instruments(Callback):
     """Notes in ``folder`` every rank's process id and steps, and who writes which checkpoint.
 
-    Rank 1 is always behind by ``pace_s``: when it says where it is, rank 0 waits in the gradients' all-reduce. With
-    ``fails_at`` "epoch step" it raises there.
+    Rank 1 is always behind by ``pace_s``: when it says where it is, rank 0 waits in the gradients' all-reduce. And it
+    leaves last. With ``fails_at`` "epoch step" it raises there.
     """
 
     def __init__(self, folder: str, pace_s: float = 0.0, fails_at: str | None = None) -> None:
@@ -33,6 +34,8 @@ class Instruments(Callback):
         files.save_checkpoint = noted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == 1:
+            atexit.register(time.sleep, 10 * self.pace_s)
         (self.folder / f"pid_{trainer.global_rank}").write_text(str(os.getpid()))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
