@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
+import ctypes
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+LEAVES_AFTER_S = 2
 
 
 class Instruments(Callback):
@@ -34,8 +36,9 @@ class Instruments(Callback):
         files.save_checkpoint = noted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_rank == 1:
-            atexit.register(time.sleep, 10 * self.pace_s)
+        if trainer.global_rank == 1:  # when the interpreter has gone, as libraries' own ends may
+            libc = ctypes.CDLL(None)
+            getattr(libc, "__cxa_atexit")(libc.sleep, ctypes.c_void_p(LEAVES_AFTER_S), None)
         (self.folder / f"pid_{trainer.global_rank}").write_text(str(os.getpid()))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
