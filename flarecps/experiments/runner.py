@@ -119,14 +119,15 @@ def run_flarecps(words: Sequence[str], descriptor: int) -> int:
     held = (descriptor,) if os.name == "posix" else ()  # Windows hands over no descriptors
     with subprocess.Popen([*FLARECPS, *words], pass_fds=held) as process:
         try:
-            return process.wait()
-        except KeyboardInterrupt:
-            if not _at_the_terminal():  # Ctrl-C reaches all processes there
-                process.send_signal(signal.SIGINT)
             try:
-                process.wait()
+                return process.wait()
             except KeyboardInterrupt:
-                process.kill()
+                if not _at_the_terminal():  # Ctrl-C reaches all processes there
+                    process.send_signal(signal.SIGINT)
+                process.wait()
+                raise
+        except KeyboardInterrupt:  # a second one may come at any moment of the above
+            process.kill()  # nothing where it has ended
             raise
 
 
