@@ -1,4 +1,4 @@
-"""The arms of the kbp experiment as its two protocols name them, and where what is kept of it lies."""
+"""The arms of the kbp experiment as its three protocols name them, and where what is kept of it lies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from flarecps.experiments.study.protocol_file import read_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "kbp"
-KBP, SCREEN = (read_protocol(ROOT / "configs" / "studies" / f"{name}.yaml") for name in ("kbp", "kbp_screen"))
+KBP, SCREEN, CONFIRM = (
+    read_protocol(ROOT / "configs" / "studies" / f"{name}.yaml") for name in ("kbp", "kbp_screen", "kbp_confirm")
+)
 
 CPS, CONTROL, CONTROL_LONG, CPS_LONG = map(KBP.arm, ("cps", "control", "control_long", "cps_long"))
 TWO_CONTROLS, TWO_SHORT_CONTROLS = map(KBP.arm, ("control_long_two", "control_two"))

@@ -33,6 +33,7 @@ from arms import (
     ROOT,
     SCREEN,
 )
+from confirm import answer_rows, draw_answers, level_rows
 from entries import LINES, Entry, entry, main_entries, read_rows
 from figures import draw_curves, draw_labels, draw_scores
 from scipy import stats
@@ -248,6 +249,18 @@ def screen_table(results: Path) -> list[str]:
     return markdown(heading, rows) if rows else []
 
 
+def confirm_tables(results: Path) -> dict[str, list[str]]:
+    """Markdown of the confirmation: ``confirm`` are the arms' levels, ``confirm answers`` the differences; [] each
+    before it is run."""
+    levels, answers = level_rows(results), answer_rows(results)
+    heading = ["", "labelled", "computes", "trainings", "DSC", "DSC, largest piece", "CPU min"]
+    asked = ["asked", "labelled", "method", "beside", "seeds above 0", "DSC", "DSC, largest piece"]
+    return {
+        "confirm": markdown(heading, levels) if levels else [],
+        "confirm answers": markdown(asked, answers) if answers else [],
+    }
+
+
 def views_table(results: Path) -> list[str]:
     """Markdown: CPS minus the control of as many steps, by what the test scans show; [] without views.csv."""
     if not (results / "views.csv").is_file():
@@ -337,6 +350,7 @@ def all_tables() -> dict[str, list[str]]:
         "volumes": volumes_table(RESULTS),
         "state": state_table(RESULTS),
     }
+    tables |= confirm_tables(RESULTS / "confirm")
     return tables | peers_tables(PEERS / "results.csv")
 
 
@@ -348,6 +362,7 @@ def main() -> None:
     draw_scores(RESULTS)
     draw_labels(RESULTS)
     draw_curves(RESULTS)
+    draw_answers(RESULTS / "confirm")
     text = "\n".join(line for name, lines in tables.items() for line in (f"### {name}", "", *lines, ""))
     (RESULTS / "tables.md").write_text(text, encoding="utf-8")
     for readme in READMES:

@@ -3,8 +3,8 @@
     python benchmarks/study/keep.py OUT RESULTS
 
 OUT is the folder of ``flarecps study``. RESULTS/runs/LABELS/ARM/seed_N/ gets scores_SIBLING.csv of every cell that is
-scored (without post-processing), metrics.csv and run.json (command, commit, machine, time) of every training that is
-done. What stands there is not written again, so this may be repeated while a study runs.
+scored (scores_SIBLING_WAY.csv after post-processing), metrics.csv and run.json (command, commit, machine, time) of
+every training that is done. What stands there is not written again, so this may be repeated while a study runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ CELLS = "*/*/fold_0/seed_*"  # labels, arm, fold, seed
 def keep(out: Path, results: Path) -> int:
     """Copy what is done and not kept yet; the number of new records."""
     new = 0
-    for table in sorted(out.glob(f"scores/none/{CELLS}/*/scores.csv")):
-        kept = _folder(table.parents[1], results) / f"scores_{table.parent.name}.csv"
+    for table in sorted(out.glob(f"scores/*/{CELLS}/*/scores.csv")):
+        way, sibling = table.relative_to(out / "scores").parts[0], table.parent.name
+        kept = _folder(table.parents[1], results) / f"scores_{sibling if way == 'none' else f'{sibling}_{way}'}.csv"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(table, kept)
@@ -40,11 +41,16 @@ def keep(out: Path, results: Path) -> int:
 
 
 def record(run: Path, out: Path) -> dict[str, Any]:
-    """Command, versions, machine and cost of a finished training; the time is None where a session's is not known."""
+    """Command, versions, machine and cost of a finished training.
+
+    The time is None where a session's is not known, as of one that a SLURM job ran: the study has no record of it.
+    """
     labels, arm, _, seed = run.parts[-4:]
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     stage = out / "stages" / f"train_{labels}.{arm}.fold_0.{seed}.json"
-    trained = json.loads(stage.read_text(encoding="utf-8"))
+    trained = {"command": environment["command"], "starts": []}
+    if stage.is_file():
+        trained = json.loads(stage.read_text(encoding="utf-8"))
     sessions = environment["sessions"]  # one that was killed was of unknown length
     counted = all(one["finished"] for one in sessions) and len(trained["starts"]) >= len(sessions)
     machine = environment["machine"]

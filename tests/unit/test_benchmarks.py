@@ -245,10 +245,13 @@ def test_a_study_is_kept_training_by_training(tmp_path: Path) -> None:
     for folder in (run / "csv", scores, out / "stages"):
         folder.mkdir(parents=True)
     (scores / "scores.csv").write_text("Name,p_DSC\nx,0.5\n")
+    largest = out / "scores" / "largest" / cell / "average"
+    largest.mkdir(parents=True)
+    (largest / "scores.csv").write_text("Name,p_DSC\nx,0.6\n")
     (run / "csv" / "metrics.csv").write_text("epoch\n1\n")
     (run / "config.yaml").write_text("trainer: {max_epochs: 4}\n")
     environment = {"finished": "2026-11-28", "completed_epochs": 2, "sessions": [{"finished": "x"}], "git": {},
-                   "versions": {}, "machine": {"gpus": [], "threads": 1}}  # fmt: skip
+                   "versions": {}, "machine": {"gpus": [], "threads": 1}, "command": "other"}  # fmt: skip
     stage = {"command": f"flarecps fit --data.store {out}/store", "starts": ["x"], "cpu_s": 90.0}
     (out / "stages" / "train_10_labelled.cps.fold_0.seed_1.json").write_text(json.dumps(stage))
     kept = results / "runs" / "10_labelled" / "cps" / "seed_1"
@@ -256,6 +259,41 @@ def test_a_study_is_kept_training_by_training(tmp_path: Path) -> None:
         (run / "environment.json").write_text(json.dumps(environment | {"completed_epochs": epochs}))
         assert keep(out, results) == new
         assert (kept / "scores_average.csv").read_text() == "Name,p_DSC\nx,0.5\n"
+        assert (kept / "scores_average_largest.csv").read_text() == "Name,p_DSC\nx,0.6\n"
     record = json.loads((kept / "run.json").read_text())
     assert (record["command"], record["training_cpu_minutes"]) == ("flarecps fit --data.store OUT/store", 1.5)
     assert (kept / "metrics.csv").is_file()
+
+
+def test_a_training_that_a_job_ran_is_kept_by_its_own_record(tmp_path: Path) -> None:
+    """A study that is submitted has no record of it: what it took is not known."""
+    run = tmp_path / "out" / "runs" / "all" / "cps" / "fold_0" / "seed_0"
+    environment = {"finished": "x", "sessions": [{"finished": "x"}], "git": {}, "versions": {}}
+    environment |= {"machine": {"gpus": ["A"], "threads": 1}, "command": f"flarecps fit {tmp_path}/out/store"}
+    run.mkdir(parents=True)
+    (run / "environment.json").write_text(json.dumps(environment))
+    found = experiment("study", "keep").record(run, tmp_path / "out")
+    assert (found["command"], found["training_cpu_minutes"]) == ("flarecps fit OUT/store", None)
+
+
+def test_kbp_confirmation_pairs_seeds_and_scans(kbp_table: ModuleType, tmp_path: Path) -> None:
+    """Three scans, the students' and controls' common seeds 0 and 1: by hand."""
+    del kbp_table  # only puts the experiment's folder on the path
+    confirm = experiment("kbp", "confirm")
+    runs = tmp_path / "runs" / "10_labelled"
+    for arm, scores in (("control_of_self_longer", (0.5, 0.7, 0.9)), ("self_longer", (0.6, 0.9))):
+        for seed, score in enumerate(scores):
+            write_scores(runs / arm / f"seed_{seed}", [(score, score)] * 3)
+    found = confirm.answer(*confirm.PRIMARY, 10, "1", tmp_path)
+    assert found.by_seed == pytest.approx((0.1, 0.2))
+    assert found.mean == pytest.approx(0.15)
+    reach = 12.7062 * 0.05  # Student's t of one degree of freedom; the standard error
+    assert (found.over_seeds.low, found.over_seeds.high) == pytest.approx((0.15 - reach, 0.15 + reach), abs=1e-5)
+    assert (found.over_scans.low, found.over_scans.high) == pytest.approx((0.15, 0.15))  # the scans are alike
+    assert confirm.answer(*confirm.PRIMARY, 5, "1", tmp_path) is None
+    (row,) = confirm.answer_rows(tmp_path)
+    assert row[:2] == ["**equal total compute**", "10"]
+    assert row[4:] == ["2 of 2", "+0.1500 (scans +0.1500 to +0.1500; seeds -0.4853 to +0.7853)", ""]
+    assert [row[2:5] for row in confirm.level_rows(tmp_path)] == [
+        ["13.0", "2", "0.7500 ± 0.2121"], ["13.0", "3", "0.7000 ± 0.2000"]
+    ]  # fmt: skip

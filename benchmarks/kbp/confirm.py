@@ -1,0 +1,147 @@
+"""What the screen chose, judged on the test scans: levels, and the comparisons that the README wrote down before.
+
+``table.py`` prints these beside its own. Only files in results/kbp/confirm are read. A difference is one of means over
+organs and scans, paired by seed and shown with Student's interval over the seeds, and paired by scan, the seeds
+averaged, with a bootstrap interval over the scans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from arms import CONFIRM
+from entries import Entry, entry
+from scipy import stats
+
+from flarecps.cli.configs import config_path
+from flarecps.evaluation.comparison import OVERALL, compare_methods
+from flarecps.evaluation.score_table import read_scores
+from flarecps.evaluation.statistics import Interval
+from flarecps.experiments.study.cost import Costs
+
+LABELS = (10, 5)
+PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
+QUESTIONS = (  # method, baseline, what is asked
+    ("self_longer", "control_long", "equal steps"),
+    ("self_longer", "control_of_self_longer", "equal total compute"),
+    ("self_longer", "control_long_two", "two controls averaged"),
+    ("cps_entropy", "control", "equal steps"),
+    ("cps_entropy", "control_long", "equal total compute"),
+    ("cps_entropy", "control_long_two", "two controls averaged"),
+)
+WAYS = (("1", ""), ("1_largest", "largest piece"))  # the end of a table's name, and in words
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A method minus a baseline: the mean, by seed, and its intervals over seeds (None for one) and over scans."""
+
+    by_seed: tuple[float, ...]
+    over_seeds: Interval | None
+    over_scans: Interval
+
+    @property
+    def mean(self) -> float:
+        """Over seeds and scans."""
+        return float(np.mean(self.by_seed))
+
+
+def level_rows(results: Path) -> list[list[str]]:
+    """Of each arm with scores: title, scans labelled, compute, trainings, DSC (of largest pieces), CPU minutes."""
+    costs, rows = Costs(CONFIRM, config_path), []
+    for labels in LABELS:
+        for arm in CONFIRM.arms:
+            found = [entry(arm.title, arm, labels, way, results) for way, _ in WAYS]
+            if not found[0].files:
+                continue
+            minutes = "" if found[0].minutes is None else f"{found[0].minutes:.0f}"
+            compute = f"{costs.total(arm.name) / costs.total('control'):.1f}"
+            rows.append([arm.title, str(labels), compute, str(len(found[0].files)), *map(_level, found), minutes])
+    return rows
+
+
+def answer_rows(results: Path) -> list[list[str]]:
+    """Of each question that trainings of common seeds answer: who, beside what, labelled, seeds, the answer, as it is
+    and of the largest piece."""
+    rows = []
+    for labels in LABELS:
+        for method, baseline, asked in QUESTIONS:
+            found = [answer(method, baseline, labels, way, results) for way, _ in WAYS]
+            if found[0] is None:
+                continue
+            titles = [CONFIRM.arm(name).title for name in (method, baseline)]
+            mark = "**" if (method, baseline) == PRIMARY and labels == LABELS[0] else ""
+            seeds = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
+            cells = [f"{mark}{asked}{mark}", str(labels), *titles, seeds]
+            rows.append([*cells, *("" if one is None else _answer(one) for one in found)])
+    return rows
+
+
+def answer(method: str, baseline: str, labels: int, way: str, results: Path) -> Answer | None:
+    """The difference in DSC over the seeds that both have; None without a common one."""
+    pair = [entry(name, CONFIRM.arm(name), labels, way, results) for name in (baseline, method)]
+    means = [{path.parent.name: read_scores(path).mean() for path in one.files} for one in pair]
+    seeds = sorted(means[0].keys() & means[1].keys())
+    if not seeds:
+        return None
+    by_seed = tuple(means[1][seed] - means[0][seed] for seed in seeds)
+    kept = [Entry(one.title, one.arm, labels, way, tuple(path for path in one.files if path.parent.name in seeds))
+            for one in pair]  # fmt: skip
+    scans = compare_methods([one.method() for one in kept]).differences["dsc"][kept[1].method().name][OVERALL].interval
+    assert scans is not None  # 25 scans
+    return Answer(by_seed, over_seeds(by_seed), scans)
+
+
+def over_seeds(by_seed: tuple[float, ...]) -> Interval | None:
+    """Student's 95 % interval of the mean; None for one seed."""
+    if len(by_seed) < 2:
+        return None
+    low, high = stats.t.interval(0.95, len(by_seed) - 1, np.mean(by_seed), stats.sem(by_seed))
+    return Interval(float(low), float(high))
+
+
+def draw_answers(results: Path) -> None:
+    """confirm.png: every answer with both intervals, a dot per seed, and the paper's gain as a line."""
+    shown = [(labels, asked, method, found) for labels in LABELS for method, baseline, asked in QUESTIONS
+             if (found := answer(method, baseline, labels, "1", results))]  # fmt: skip
+    if not shown:
+        return
+    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.42 * len(shown)), layout="constrained")
+    for row, (_, _, method, found) in enumerate(shown):
+        colour = "tab:green" if method == PRIMARY[0] else "tab:orange"
+        if found.over_seeds:
+            axis.plot([found.over_seeds.low, found.over_seeds.high], [row - 0.12] * 2, color=colour, lw=1.2)
+        axis.plot([found.over_scans.low, found.over_scans.high], [row + 0.12] * 2, color=colour, lw=4, alpha=0.35)
+        axis.plot(found.by_seed, [row - 0.12] * len(found.by_seed), "o", color=colour, ms=4, alpha=0.7)
+        axis.plot(found.mean, row, "|", color=colour, ms=18, mew=2)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.axvline(0.0167, color="grey", lw=0.8, ls=":")
+    axis.text(0.0167, -0.75, " the paper's gain", color="grey", fontsize=8, va="center")
+    names = {"self_longer": "self-training", "cps_entropy": "CPS, cross-entropy"}
+    axis.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -1.0))
+    axis.set_yticklabels([f"{names[method]}, {labels} labelled: {asked}" for labels, asked, method, _ in shown])
+    axis.set_xlabel("difference in DSC on 25 test scans (thin: over seeds; broad: over scans)")
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(results / "confirm.png", dpi=120)
+
+
+def _level(one: Entry) -> str:
+    means = [read_scores(path).mean() for path in one.files]
+    if not means:
+        return ""
+    return f"{np.mean(means):.4f}" + (f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else "")
+
+
+def _answer(found: Answer) -> str:
+    seeds = "" if found.over_seeds is None else f"; seeds {_interval(found.over_seeds)}"
+    return f"{found.mean:+.4f} (scans {_interval(found.over_scans)}{seeds})"
+
+
+def _interval(one: Interval) -> str:
+    return f"{one.low:+.4f} to {one.high:+.4f}"
