@@ -323,21 +323,14 @@ def test_without_labels_and_test_scans_the_cells_say_so(
 
 
 def test_trainings_are_handed_to_slurm(
-    flare22: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flare22: Path, tmp_path: Path, submitted: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs: list[list[str]] = []
-
-    def sbatch(words: list[str], **_: Any) -> SimpleNamespace:
-        jobs.append(words)
-        return SimpleNamespace(returncode=0, stdout=f"{len(jobs)}\n", stderr="")
-
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=sbatch))
     out = tmp_path / "out"
     assert main(words(flare22, out, "--other-counts", "--submit", "--sbatch=--time=3-0")) == 0
-    assert "judge: job 3" in capsys.readouterr().out
-    assert all("--time=3-0" in words for words in jobs)
+    assert "judge: job 103" in capsys.readouterr().out
+    assert all("--time=3-0" in words for words in submitted)
     tasks = [path.read_text() for path in sorted((out / "slurm" / "trainings_0").glob("*.sh"))]
     assert [next(name for name in RUNS if f"train_default.{name}." in text) for text in tasks] == RUNS
-    assert jobs[2][-8:] == [
+    assert submitted[2][-8:] == [
         "reproduce", "flare22", "--data", str(flare22), "--out", str(out), "--workers", "2", "--other-counts"
     ][-8:]  # fmt: skip

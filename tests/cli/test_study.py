@@ -623,28 +623,21 @@ def test_a_dry_run_makes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_jobs_wait_for_each_other(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, submitted: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs: list[list[str]] = []
-
-    def sbatch(words: list[str], **_: Any) -> SimpleNamespace:
-        jobs.append(words)
-        return SimpleNamespace(returncode=0, stdout=f"{100 + len(jobs)}\n", stderr="")
-
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=sbatch))
     out = tmp_path / "out"
     given = ["--protocol", protocol(tmp_path), "--submit", "--sbatch=--partition=gpu"]
     assert main(["study", str(dataset), "--out", str(out), *given]) == 0
     assert (out / "protocol.yaml").is_file()
-    names = [next(word for word in words if word.startswith("--job-name=")).rpartition("-")[2] for words in jobs]
+    names = [next(word for word in words if word.startswith("--job-name=")).rpartition("-")[2] for words in submitted]
     assert names == ["prepare", "trainings_0", "labels_1", "trainings_2", "judge"]
-    for number, words in enumerate(jobs):
+    for number, words in enumerate(submitted):
         assert "--partition=gpu" in words
         assert (f"--dependency=afterok:{100 + number}" in words) == (number > 0)
     script = out / "slurm" / "trainings_0.sbatch"
-    assert jobs[1][-1] == str(script)
+    assert submitted[1][-1] == str(script)
     tasks = sorted((out / "slurm" / "trainings_0").glob("*.sh"))
-    assert f"--array=1-{len(tasks)}" in jobs[1]
+    assert f"--array=1-{len(tasks)}" in submitted[1]
     assert all("fit.sbatch" in path.read_text() and "--data.store=" in path.read_text() for path in tasks)
-    assert jobs[-1][-5:] == [str(dataset), "--out", str(out), "--workers", "2"]
+    assert submitted[-1][-5:] == [str(dataset), "--out", str(out), "--workers", "2"]
     assert "judge: job 105" in capsys.readouterr().out
