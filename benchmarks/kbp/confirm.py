@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from arms import CONFIRM
 from entries import Entry, entry
+from matplotlib.ticker import MultipleLocator
 from scipy import stats
 
 from flarecps.cli.configs import config_path
@@ -126,7 +127,8 @@ def draw_answers(results: Path) -> None:
     names = {"self_longer": "self-training", "cps_entropy": "CPS, cross-entropy"}
     axis.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -1.0))
     axis.set_yticklabels([f"{names[method]}, {labels} labelled: {asked}" for labels, asked, method, _ in shown])
-    axis.set_xlabel("difference in DSC on 25 test scans (thin: over seeds; broad: over scans)")
+    axis.set_xlabel("difference in DSC, 25 test scans\n(thin: over seeds; broad: over scans)")
+    axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(results / "confirm.png", dpi=120)
 

@@ -19,6 +19,7 @@ from flarecps.atomic import write_json
 from flarecps.experiments.runner import processor_name
 from flarecps.experiments.stages import training_is_finished
 
+ROOT = Path(__file__).resolve().parents[2]
 CELLS = "*/*/fold_0/seed_*"  # labels, arm, fold, seed
 
 
@@ -59,7 +60,7 @@ def record(run: Path, out: Path) -> dict[str, Any]:
         "arm": arm,
         "labels": labels,
         "seed": int(seed.removeprefix("seed_")),
-        "command": trained["command"].replace(str(out), "OUT"),
+        "command": trained["command"].replace(str(out), "OUT").replace(f"{ROOT}/", "./"),
         "git": environment["git"],
         "versions": environment["versions"],
         "processor": f"{processor_name()}, {gpus}",

@@ -94,7 +94,10 @@ def stages_on(protocol: Protocol, tmp_path: Path) -> StudyStages:
     return StudyStages(protocol, Costs(protocol, config_path), splits, tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("study", "kept", "least"), [("kbp", KEPT, 45), ("kbp_screen", KEPT / "screen", 6)])
+@pytest.mark.parametrize(
+    ("study", "kept", "least"),
+    [("kbp", KEPT, 45), ("kbp_screen", KEPT / "screen", 6), ("kbp_confirm", KEPT / "confirm", 15)],
+)
 def test_kbps_kept_trainings_are_the_protocols(study: str, kept: Path, least: int, tmp_path: Path) -> None:
     """Setting by setting, by the command that each kept record names; what a record leaves out is in its config."""
     protocol = read_protocol(REPOSITORY / "configs" / "studies" / f"{study}.yaml")
