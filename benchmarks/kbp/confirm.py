@@ -16,13 +16,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from arms import CONFIRM
-from entries import Entry, entry
+from entries import entry, level, same_seeds, seed_differences
 from matplotlib.ticker import MultipleLocator
 from scipy import stats
 
 from flarecps.cli.configs import config_path
 from flarecps.evaluation.comparison import OVERALL, compare_methods
-from flarecps.evaluation.score_table import read_scores
 from flarecps.evaluation.statistics import Interval
 from flarecps.experiments.study.cost import Costs
 
@@ -36,7 +35,7 @@ QUESTIONS = (  # method, baseline, what is asked
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
 )
-WAYS = (("1", ""), ("1_largest", "largest piece"))  # the end of a table's name, and in words
+WAYS = ("1", "1_largest")  # how the names of score tables end
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,21 @@ def level_rows(results: Path) -> list[list[str]]:
     costs, rows = Costs(CONFIRM, config_path), []
     for labels in LABELS:
         for arm in CONFIRM.arms:
-            found = [entry(arm.title, arm, labels, way, results) for way, _ in WAYS]
+            found = [entry(arm.title, arm, labels, way, results) for way in WAYS]
             if not found[0].files:
                 continue
             minutes = "" if found[0].minutes is None else f"{found[0].minutes:.0f}"
             compute = f"{costs.total(arm.name) / costs.total('control'):.1f}"
-            rows.append([arm.title, str(labels), compute, str(len(found[0].files)), *map(_level, found), minutes])
+            rows.append(
+                [
+                    arm.title,
+                    str(labels),
+                    compute,
+                    str(len(found[0].files)),
+                    *(level(one.method(), "dsc") if one.files else "" for one in found),
+                    minutes,
+                ]
+            )
     return rows
 
 
@@ -73,7 +81,7 @@ def answer_rows(results: Path) -> list[list[str]]:
     rows = []
     for labels in LABELS:
         for method, baseline, asked in QUESTIONS:
-            found = [answer(method, baseline, labels, way, results) for way, _ in WAYS]
+            found = [answer(method, baseline, labels, way, results) for way in WAYS]
             if found[0] is None:
                 continue
             titles = [CONFIRM.arm(name).title for name in (method, baseline)]
@@ -86,15 +94,12 @@ def answer_rows(results: Path) -> list[list[str]]:
 
 def answer(method: str, baseline: str, labels: int, way: str, results: Path) -> Answer | None:
     """The difference in DSC over the seeds that both have; None without a common one."""
-    pair = [entry(name, CONFIRM.arm(name), labels, way, results) for name in (baseline, method)]
-    means = [{path.parent.name: read_scores(path).mean() for path in one.files} for one in pair]
-    seeds = sorted(means[0].keys() & means[1].keys())
-    if not seeds:
+    base, other = same_seeds(*(entry(name, CONFIRM.arm(name), labels, way, results) for name in (baseline, method)))
+    if not base.files:
         return None
-    by_seed = tuple(means[1][seed] - means[0][seed] for seed in seeds)
-    kept = [Entry(one.title, one.arm, labels, way, tuple(path for path in one.files if path.parent.name in seeds))
-            for one in pair]  # fmt: skip
-    scans = compare_methods([one.method() for one in kept]).differences["dsc"][kept[1].method().name][OVERALL].interval
+    by_seed = tuple(seed_differences(base, other))
+    found = compare_methods([base.method(), other.method()]).differences["dsc"][other.method().name][OVERALL]
+    scans = found.interval
     assert scans is not None  # 25 scans
     return Answer(by_seed, over_seeds(by_seed), scans)
 
@@ -131,13 +136,6 @@ def draw_answers(results: Path) -> None:
     axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(results / "confirm.png", dpi=120)
-
-
-def _level(one: Entry) -> str:
-    means = [read_scores(path).mean() for path in one.files]
-    if not means:
-        return ""
-    return f"{np.mean(means):.4f}" + (f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else "")
 
 
 def _answer(found: Answer) -> str:

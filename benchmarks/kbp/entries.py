@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from arms import ALL_LABELS, CONTROL, CONTROL_LONG, CPS, CPS_LONG, RESULTS, TWO_CONTROLS, TWO_SHORT_CONTROLS
 
-from flarecps.evaluation.score_table import MethodScores
+from flarecps.evaluation.comparison import OVERALL, compare_methods
+from flarecps.evaluation.score_table import MethodScores, read_scores
 from flarecps.experiments.study.protocol import Arm
 from flarecps.reporting.comparison_files import read_method
 
@@ -61,6 +62,28 @@ def main_entries(labels: int) -> list[Entry]:
     if labels != ALL_LABELS:
         found += [entry(f"all {ALL_LABELS} labelled: {arm.title}", arm, ALL_LABELS) for arm in (CONTROL, CONTROL_LONG)]
     return [one for one in found if one.files]
+
+
+def seed_differences(baseline: Entry, other: Entry) -> list[float]:
+    """The differences in DSC between two arms' trainings of one seed."""
+    means = [{path.parent.name: read_scores(path).mean() for path in one.files} for one in (baseline, other)]
+    return [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
+
+
+def same_seeds(first: Entry, second: Entry) -> tuple[Entry, Entry]:
+    """Both with only the seeds that both have."""
+    seeds = {path.parent.name for path in first.files} & {path.parent.name for path in second.files}
+    kept = (
+        replace(one, files=tuple(path for path in one.files if path.parent.name in seeds)) for one in (first, second)
+    )
+    return next(kept), next(kept)
+
+
+def level(method: MethodScores, measure: str) -> str:
+    """Mean over test scans and trainings, ± SD over trainings where there are several."""
+    cell = compare_methods([method], resamples=100).means[measure][method.name][OVERALL]
+    assert cell.mean is not None  # every arm has scores
+    return f"{cell.mean:.4f}" + ("" if cell.seeds_sd is None else f" ± {cell.seeds_sd:.4f}")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -15,7 +15,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +33,12 @@ from arms import (
     SCREEN,
 )
 from confirm import answer_rows, draw_answers, level_rows
-from entries import LINES, Entry, entry, main_entries, read_rows
+from entries import LINES, Entry, entry, level, main_entries, read_rows, same_seeds, seed_differences
 from figures import draw_curves, draw_labels, draw_scores
 from scipy import stats
 
 from flarecps.evaluation.comparison import OVERALL, Difference, compare_methods
-from flarecps.evaluation.score_table import MethodScores, paired_change, read_scores
+from flarecps.evaluation.score_table import MethodScores, paired_change
 from flarecps.evaluation.statistics import bootstrap_interval
 from flarecps.experiments.study.protocol import Arm
 
@@ -81,12 +80,6 @@ def by_labels_table(
         if len(found) > 1:
             sentences += ["", f"{name}: {over_pairs(found)}."]
     return markdown(["DSC (trainings)", *(f"{count} labelled" for count in counts)], rows) + sentences
-
-
-def seed_differences(baseline: Entry, other: Entry) -> list[float]:
-    """The differences in DSC between two arms' trainings of one seed."""
-    means = [{path.parent.name: read_scores(path).mean() for path in one.files} for one in (baseline, other)]
-    return [means[1][seed] - means[0][seed] for seed in means[0] if seed in means[1]]
 
 
 def mean_difference(found: Sequence[float]) -> str:
@@ -136,15 +129,6 @@ def effects_table(results: Path, labels: int = 10) -> list[str]:
     return markdown(["", "beside", "seeds", "DSC", "scans better"], rows) if rows else []
 
 
-def same_seeds(first: Entry, second: Entry) -> tuple[Entry, Entry]:
-    """Both with only the seeds that both have."""
-    seeds = {path.parent.name for path in first.files} & {path.parent.name for path in second.files}
-    kept = (
-        replace(one, files=tuple(path for path in one.files if path.parent.name in seeds)) for one in (first, second)
-    )
-    return next(kept), next(kept)
-
-
 def table(entries: Sequence[Entry]) -> list[str]:
     """Markdown: a row per entry, with its paired differences from the two controls of the same number of labels."""
     rows = []
@@ -163,13 +147,6 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     """Lines of a Markdown table, the first column to the left and the others to the right."""
     lines = ["| " + " | ".join(heading) + " |", "|---|" + "--:|" * (len(heading) - 1)]
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
-
-
-def level(method: MethodScores, measure: str) -> str:
-    """Mean over test scans and trainings, ± SD over trainings where there are several."""
-    cell = compare_methods([method], resamples=100).means[measure][method.name][OVERALL]
-    assert cell.mean is not None  # every arm has scores
-    return f"{cell.mean:.4f}" + ("" if cell.seeds_sd is None else f" ± {cell.seeds_sd:.4f}")
 
 
 def difference(baseline: MethodScores, method: MethodScores) -> str:
