@@ -69,6 +69,8 @@ def test_the_draft_is_fair(unlabelled: bool, tmp_path: Path) -> None:
     if unlabelled:
         assert costs.reads_unlabelled("self")
         assert costs.reads_unlabelled("cps")
+        student, teacher = (costs.recipe(name).epochs for name in ("self", found.arm("self").teachers))
+        assert student >= teacher  # shorter students were worse than their teachers on kbp
         half = Costs(scaled(found, {"control": 50, "cps": 50}, costs), config_path)
         assert half.recipe("cps").method.weight(17) == pytest.approx(costs.recipe("cps").method.weight(34), abs=0.02)
         assert half.total("control_long") == pytest.approx(costs.total("control_long") / 2, rel=0.02)
@@ -134,7 +136,7 @@ def test_the_confirming_trainings_are_the_screens(tmp_path: Path) -> None:
         words.append({stage.name: settings_of(stage.words) for stage in made.judged_stages()
                       if stage.name.startswith("train_10_labelled")})  # fmt: skip
     confirming, screened = words
-    assert len(confirming) == 3 * 5
+    assert len(confirming) == 3 * 6
     assert confirming == {name: screened[name] for name in confirming}
 
 

@@ -12,7 +12,8 @@ from flarecps.experiments.study.protocol import Arm, Judged, Primary, Protocol
 def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool) -> Protocol:
     """A sensible protocol for any data set: fit's own settings, and methods held against controls of equal compute.
 
-    Without unlabelled scans only controls are compared: one as long as two averaged ones together.
+    A student trains as long as its teachers, for half of the compute: shorter ones were worse than they were
+    (docs/methods.md). Without unlabelled scans only controls are compared: one as long as two averaged ones together.
     """
     ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
     supervised = {"model.method": "flarecps.methods.Supervised", "data.unlabelled": False}
@@ -25,8 +26,10 @@ def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool
             Arm("control_half", "control, half of that", settings=supervised, compute_of="cps", share=0.5, siblings=()),
             Arm("control_two", "two controls averaged, equal compute together", average_of="control_half"),
             Arm("cps", "CPS", settings=cps, siblings=("average", "1")),
-            Arm("self", "self-training from two controls, equal compute in all", settings=student, compute_of="cps",
-                teachers="control"),
+            Arm("control_quarter", "control, a quarter of that", settings=supervised, compute_of="cps", share=0.25,
+                siblings=()),
+            Arm("self", "self-training from two of those, equal compute in all", settings=student, compute_of="cps",
+                teachers="control_quarter"),
         ]  # fmt: skip
         primary = Primary("cps", "control_long")
     else:
