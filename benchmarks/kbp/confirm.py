@@ -27,7 +27,12 @@ from flarecps.experiments.study.cost import Costs
 
 LABELS = (10, 5)
 PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
+SECOND = ("self_more_pseudo", CONFIRM.primary.baseline)  # the second confirmation's
 QUESTIONS = (  # method, baseline, what is asked
+    ("self_more_pseudo", "control_long", "equal steps"),
+    ("self_more_pseudo", "control_of_self_longer", "equal total compute"),
+    ("self_more_pseudo", "control_long_two", "two controls averaged"),
+    ("self_more_pseudo", "self_longer", "two and two patches"),
     ("self_longer", "control_long", "equal steps"),
     ("self_longer", "control_of_self_longer", "equal total compute"),
     ("self_longer", "control_long_two", "two controls averaged"),
@@ -35,6 +40,11 @@ QUESTIONS = (  # method, baseline, what is asked
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
 )
+SHOWN_AS = {
+    "self_more_pseudo": ("self-training, 1 + 3", "tab:blue"),  # patches of the two kinds a step
+    "self_longer": ("self-training, 2 + 2", "tab:green"),
+    "cps_entropy": ("CPS, cross-entropy", "tab:orange"),
+}
 WAYS = ("1", "1_largest")  # how the names of score tables end
 
 
@@ -85,7 +95,7 @@ def answer_rows(results: Path) -> list[list[str]]:
             if found[0] is None:
                 continue
             titles = [CONFIRM.arm(name).title for name in (method, baseline)]
-            mark = "**" if (method, baseline) == PRIMARY and labels == LABELS[0] else ""
+            mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[0] else ""
             seeds = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
             cells = [f"{mark}{asked}{mark}", str(labels), *titles, seeds]
             rows.append([*cells, *("" if one is None else _answer(one) for one in found)])
@@ -119,8 +129,10 @@ def draw_answers(results: Path) -> None:
     if not shown:
         return
     figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.42 * len(shown)), layout="constrained")
-    for row, (_, _, method, found) in enumerate(shown):
-        colour = "tab:green" if method == PRIMARY[0] else "tab:orange"
+    names = []
+    for row, (labels, asked, method, found) in enumerate(shown):
+        name, colour = SHOWN_AS[method]
+        names.append(f"{name}, {labels} labelled: {asked}")
         if found.over_seeds:
             axis.plot([found.over_seeds.low, found.over_seeds.high], [row - 0.12] * 2, color=colour, lw=1.2)
         axis.plot([found.over_scans.low, found.over_scans.high], [row + 0.12] * 2, color=colour, lw=4, alpha=0.35)
@@ -129,9 +141,8 @@ def draw_answers(results: Path) -> None:
     axis.axvline(0, color="black", lw=0.8)
     axis.axvline(0.0167, color="grey", lw=0.8, ls=":")
     axis.text(0.0167, -0.75, " the paper's gain", color="grey", fontsize=8, va="center")
-    names = {"self_longer": "self-training", "cps_entropy": "CPS, cross-entropy"}
     axis.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -1.0))
-    axis.set_yticklabels([f"{names[method]}, {labels} labelled: {asked}" for labels, asked, method, _ in shown])
+    axis.set_yticklabels(names)
     axis.set_xlabel("difference in DSC, 25 test scans\n(thin: over seeds; broad: over scans)")
     axis.xaxis.set_major_locator(MultipleLocator(0.05))
     axis.grid(axis="x", alpha=0.3)
