@@ -7,6 +7,7 @@ averaged, with a bootstrap interval over the scans.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from flarecps.cli.configs import config_path
 from flarecps.evaluation.comparison import OVERALL, compare_methods
 from flarecps.evaluation.statistics import Interval
 from flarecps.experiments.study.cost import Costs
+from flarecps.reporting.comparison_files import read_method
 
 LABELS = (10, 5)
 PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
@@ -86,35 +88,39 @@ def level_rows(results: Path) -> list[list[str]]:
 
 
 def answer_rows(results: Path) -> list[list[str]]:
-    """Of each question that trainings of common seeds answer: who, beside what, labelled, seeds, the answer, as it is
-    and of the largest piece."""
+    """Of each question that trainings of common seeds answer: who, beside what, labelled, pairs, the answer, as it is
+    and of the largest piece. Last of all pairs together, whatever was labelled."""
     rows = []
-    for labels in LABELS:
+    for labels in (*((one,) for one in LABELS), LABELS):
         for method, baseline, asked in QUESTIONS:
             found = [answer(method, baseline, labels, way, results) for way in WAYS]
             if found[0] is None:
                 continue
             titles = [CONFIRM.arm(name).title for name in (method, baseline)]
-            mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[0] else ""
-            seeds = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
-            cells = [f"{mark}{asked}{mark}", str(labels), *titles, seeds]
+            mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[:1] else ""
+            pairs = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
+            cells = [f"{mark}{asked}{mark}", " and ".join(map(str, labels)), *titles, pairs]
             rows.append([*cells, *("" if one is None else _answer(one) for one in found)])
     return rows
 
 
-def answer(method: str, baseline: str, labels: int, way: str, results: Path) -> Answer | None:
-    """The difference in DSC over the seeds that both have; None without a common one."""
-    base, other = same_seeds(*(entry(name, CONFIRM.arm(name), labels, way, results) for name in (baseline, method)))
-    if not base.files:
-        return None
-    by_seed = tuple(seed_differences(base, other))
-    found = compare_methods([base.method(), other.method()]).differences["dsc"][other.method().name][OVERALL]
-    scans = found.interval
+def answer(method: str, baseline: str, labels: tuple[int, ...], way: str, results: Path) -> Answer | None:
+    """The difference in DSC over the pairs of one seed and as many labels; None where a number of labels has none."""
+    by_seed, files = list[float](), (list[Path](), list[Path]())
+    for number in labels:
+        pair = same_seeds(*(entry(name, CONFIRM.arm(name), number, way, results) for name in (baseline, method)))
+        if not pair[0].files:
+            return None
+        by_seed += seed_differences(*pair)
+        for known, one in zip(files, pair, strict=True):
+            known.extend(one.files)
+    base, other = (read_method(name, known) for name, known in zip((baseline, method), files, strict=True))
+    scans = compare_methods([base, other]).differences["dsc"][method][OVERALL].interval
     assert scans is not None  # 25 scans
-    return Answer(by_seed, over_seeds(by_seed), scans)
+    return Answer(tuple(by_seed), over_seeds(by_seed), scans)
 
 
-def over_seeds(by_seed: tuple[float, ...]) -> Interval | None:
+def over_seeds(by_seed: Sequence[float]) -> Interval | None:
     """Student's 95 % interval of the mean; None for one seed."""
     if len(by_seed) < 2:
         return None
@@ -125,7 +131,7 @@ def over_seeds(by_seed: tuple[float, ...]) -> Interval | None:
 def draw_answers(results: Path) -> None:
     """confirm.png: every answer with both intervals, a dot per seed, and the paper's gain as a line."""
     shown = [(labels, asked, method, found) for labels in LABELS for method, baseline, asked in QUESTIONS
-             if (found := answer(method, baseline, labels, "1", results))]  # fmt: skip
+             if (found := answer(method, baseline, (labels,), "1", results))]  # fmt: skip
     if not shown:
         return
     figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.42 * len(shown)), layout="constrained")
