@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from arms import CONFIRM
 from entries import entry, level, same_seeds, seed_differences
+from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from scipy import stats
 
@@ -28,6 +29,7 @@ from flarecps.experiments.study.cost import Costs
 from flarecps.reporting.comparison_files import read_method
 
 LABELS = (10, 5)
+ASKED = ((10,), (5,), LABELS)  # each number of labels, and all pairs of trainings together
 PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
 SECOND = ("self_more_pseudo", CONFIRM.primary.baseline)  # the second confirmation's
 QUESTIONS = (  # method, baseline, what is asked
@@ -87,11 +89,11 @@ def level_rows(results: Path) -> list[list[str]]:
     return rows
 
 
-def answer_rows(results: Path) -> list[list[str]]:
-    """Of each question that trainings of common seeds answer: who, beside what, labelled, pairs, the answer, as it is
-    and of the largest piece. Last of all pairs together, whatever was labelled."""
+def answer_rows(asked_of: Sequence[tuple[int, ...]], results: Path) -> list[list[str]]:
+    """Of each question that trainings of common seeds answer, for these numbers of labels: who, beside what, pairs
+    above 0, the answer, as it is and of the largest piece."""
     rows = []
-    for labels in (*((one,) for one in LABELS), LABELS):
+    for labels in asked_of:
         for method, baseline, asked in QUESTIONS:
             found = [answer(method, baseline, labels, way, results) for way in WAYS]
             if found[0] is None:
@@ -99,7 +101,7 @@ def answer_rows(results: Path) -> list[list[str]]:
             titles = [CONFIRM.arm(name).title for name in (method, baseline)]
             mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[:1] else ""
             pairs = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
-            cells = [f"{mark}{asked}{mark}", " and ".join(map(str, labels)), *titles, pairs]
+            cells = [f"{mark}{asked}{mark}", _and(labels), *titles, pairs]
             rows.append([*cells, *("" if one is None else _answer(one) for one in found)])
     return rows
 
@@ -129,30 +131,46 @@ def over_seeds(by_seed: Sequence[float]) -> Interval | None:
 
 
 def draw_answers(results: Path) -> None:
-    """confirm.png: every answer with both intervals, a dot per seed, and the paper's gain as a line."""
-    shown = [(labels, asked, method, found) for labels in LABELS for method, baseline, asked in QUESTIONS
-             if (found := answer(method, baseline, (labels,), "1", results))]  # fmt: skip
-    if not shown:
+    """confirm.png: a row per question, a panel per number of labels and one of all pairs together; every answer with
+    both intervals, a dot per seed, and the paper's gain as a line."""
+    panels = {labels: [answer(method, baseline, labels, "1", results) for method, baseline, _ in QUESTIONS]
+              for labels in ASKED}  # fmt: skip
+    panels = {labels: found for labels, found in panels.items() if any(found)}
+    if not panels:
         return
-    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.42 * len(shown)), layout="constrained")
-    names = []
-    for row, (labels, asked, method, found) in enumerate(shown):
-        name, colour = SHOWN_AS[method]
-        names.append(f"{name}, {labels} labelled: {asked}")
-        if found.over_seeds:
-            axis.plot([found.over_seeds.low, found.over_seeds.high], [row - 0.12] * 2, color=colour, lw=1.2)
-        axis.plot([found.over_scans.low, found.over_scans.high], [row + 0.12] * 2, color=colour, lw=4, alpha=0.35)
-        axis.plot(found.by_seed, [row - 0.12] * len(found.by_seed), "o", color=colour, ms=4, alpha=0.7)
-        axis.plot(found.mean, row, "|", color=colour, ms=18, mew=2)
-    axis.axvline(0, color="black", lw=0.8)
-    axis.axvline(0.0167, color="grey", lw=0.8, ls=":")
-    axis.text(0.0167, -0.75, " the paper's gain", color="grey", fontsize=8, va="center")
-    axis.set(yticks=range(len(shown)), ylim=(len(shown) - 0.5, -1.0))
-    axis.set_yticklabels(names)
-    axis.set_xlabel("difference in DSC, 25 test scans\n(thin: over seeds; broad: over scans)")
-    axis.xaxis.set_major_locator(MultipleLocator(0.05))
-    axis.grid(axis="x", alpha=0.3)
+    size = (3.0 + 3.2 * len(panels), 1.2 + 0.42 * len(QUESTIONS))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (labels, answers) in zip(axes[0], panels.items(), strict=True):
+        for row, ((method, *_), found) in enumerate(zip(QUESTIONS, answers, strict=True)):
+            if found:
+                _draw_answer(axis, row, SHOWN_AS[method][1], found)
+        axis.axvline(0, color="black", lw=0.8)
+        axis.axvline(0.0167, color="grey", lw=0.8, ls=":")
+        axis.set_title(f"{_and(labels)} labelled scans", fontsize=10)
+        axis.xaxis.set_major_locator(MultipleLocator(0.02))
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set(yticks=range(len(QUESTIONS)), ylim=(len(QUESTIONS) - 0.5, -0.5))
+    axes[0][0].set_yticklabels([f"{SHOWN_AS[method][0]}: {asked}" for method, _, asked in QUESTIONS])
+    figure.supxlabel(
+        "difference in DSC, 25 test scans (thin: over pairs of trainings; broad: over scans; dotted: the paper's gain)",
+        fontsize=9,
+    )
     figure.savefig(results / "confirm.png", dpi=120)
+    plt.close(figure)
+
+
+def _draw_answer(axis: Axes, row: int, colour: str, found: Answer) -> None:
+    if found.over_seeds:
+        axis.plot([found.over_seeds.low, found.over_seeds.high], [row - 0.12] * 2, color=colour, lw=1.2)
+    axis.plot([found.over_scans.low, found.over_scans.high], [row + 0.12] * 2, color=colour, lw=4, alpha=0.35)
+    axis.plot(found.by_seed, [row - 0.12] * len(found.by_seed), "o", color=colour, ms=4, alpha=0.7)
+    axis.plot(found.mean, row, "|", color=colour, ms=18, mew=2)
+
+
+def _and(labels: tuple[int, ...]) -> str:
+    return " and ".join(map(str, labels))
 
 
 def _answer(found: Answer) -> str:

@@ -32,7 +32,7 @@ from arms import (
     ROOT,
     SCREEN,
 )
-from confirm import answer_rows, draw_answers, level_rows
+from confirm import ASKED, answer_rows, draw_answers, level_rows
 from entries import LINES, Entry, entry, level, main_entries, read_rows, same_seeds, seed_differences
 from figures import draw_curves, draw_labels, draw_scores
 from scipy import stats
@@ -227,14 +227,15 @@ def screen_table(results: Path) -> list[str]:
 
 
 def confirm_tables(results: Path) -> dict[str, list[str]]:
-    """Markdown of the confirmation: ``confirm`` are the arms' levels, ``confirm answers`` the differences; [] each
-    before it is run."""
-    levels, answers = level_rows(results), answer_rows(results)
+    """Markdown of the confirmation: ``confirm`` are the arms' levels, ``confirm answers`` the differences by number of
+    labels, ``confirm together`` those of all pairs; [] each before it is run."""
+    levels, answers, together = level_rows(results), answer_rows(ASKED[:-1], results), answer_rows(ASKED[-1:], results)
     heading = ["", "labelled", "computes", "trainings", "DSC", "DSC, largest piece", "CPU min"]
-    asked = ["asked", "labelled", "method", "beside", "seeds above 0", "DSC", "DSC, largest piece"]
+    asked = ["asked", "labelled", "method", "beside", "pairs above 0", "DSC", "DSC, largest piece"]
     return {
         "confirm": markdown(heading, levels) if levels else [],
         "confirm answers": markdown(asked, answers) if answers else [],
+        "confirm together": markdown(asked, together) if together else [],
     }
 
 
