@@ -33,13 +33,13 @@ ASKED = ((10,), (5,), LABELS)  # each number of labels, and all pairs of trainin
 PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
 SECOND = ("self_more_pseudo", CONFIRM.primary.baseline)  # the second confirmation's
 QUESTIONS = (  # method, baseline, what is asked
+    ("self_longer", "control_long", "equal steps"),
+    ("self_longer", "control_of_self_longer", "equal total compute"),
+    ("self_longer", "control_long_two", "two controls averaged"),
     ("self_more_pseudo", "control_long", "equal steps"),
     ("self_more_pseudo", "control_of_self_longer", "equal total compute"),
     ("self_more_pseudo", "control_long_two", "two controls averaged"),
     ("self_more_pseudo", "self_longer", "two and two patches"),
-    ("self_longer", "control_long", "equal steps"),
-    ("self_longer", "control_of_self_longer", "equal total compute"),
-    ("self_longer", "control_long_two", "two controls averaged"),
     ("cps_entropy", "control", "equal steps"),
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
