@@ -42,6 +42,26 @@ def test_phantom13_kept_no_patient_in_training_and_test() -> None:
     assert not tested & {source for name, source in sources.items() if not name.startswith("test_")}
 
 
+def test_phantom13_names_the_organs_that_a_method_loses(tmp_path: Path) -> None:
+    """Two organs, two seeds: CPS has half of the control's DSC of the one and a ninth of the other's; the control
+    itself does not find what it scores under 0.1."""
+    organs = experiment("phantom13", "organs")
+    runs = tmp_path / "runs" / "default"
+    for arm, rows in (
+        ("control", ((0.5, 0.9), (0.3, 0.9))),
+        ("cps", ((0.25, 0.1), (0.15, 0.1))),
+        ("control_long", ((0.09, 0.5),)),
+        ("control_long_two", ((0.0, 0.6),)),
+    ):
+        for seed, (a, b) in enumerate(rows):
+            write_scores(runs / arm / f"seed_{seed}", [(a, b)] * 2)
+    text, lost = organs.report(tmp_path)
+    assert lost
+    assert "- CPS, beside control: q\n" in text
+    assert "averaged, beside longer control: none\n" in text
+    assert [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]] == ["p", "0.400", "0.090", "0.200", "0.000"]
+
+
 @pytest.mark.parametrize(("study", "epochs"), [("phantom13_2d", 78), ("phantom13_3d_full", 398), ("la", 94)])
 def test_a_control_is_given_the_compute_of_cps(study: str, epochs: int) -> None:
     """λ is 0 in 9 of 24 epochs, in 1 of 100, in 1 of 24: 2 networks then, afterwards with twice the patches."""
