@@ -102,7 +102,7 @@ def answer_rows(asked_of: Sequence[tuple[int, ...]], results: Path) -> list[list
             mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[:1] else ""
             pairs = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
             cells = [f"{mark}{asked}{mark}", _and(labels), *titles, pairs]
-            rows.append([*cells, *("" if one is None else _answer(one) for one in found)])
+            rows.append([*cells, *("" if one is None else _answer(one, len(found[0].by_seed)) for one in found)])
     return rows
 
 
@@ -173,9 +173,10 @@ def _and(labels: tuple[int, ...]) -> str:
     return " and ".join(map(str, labels))
 
 
-def _answer(found: Answer) -> str:
+def _answer(found: Answer, pairs: int) -> str:
     seeds = "" if found.over_seeds is None else f"; seeds {_interval(found.over_seeds)}"
-    return f"{found.mean:+.4f} (scans {_interval(found.over_scans)}{seeds})"
+    fewer = "" if len(found.by_seed) == pairs else f"; of {len(found.by_seed)}"
+    return f"{found.mean:+.4f} (scans {_interval(found.over_scans)}{seeds}{fewer})"
 
 
 def _interval(one: Interval) -> str:
