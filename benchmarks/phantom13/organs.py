@@ -63,6 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, metavar="RESULTS")
     results = parser.parse_args().results
+    if not any(results.glob("runs/default/*/seed_*/scores_1.csv")):
+        parser.error(f"{results}: no runs/default/ARM/seed_N/scores_1.csv; keep a study's scores first (study/keep.py)")
     text, bad = report(results)
     write_text(results / "organs.md", text)
     print(text)
