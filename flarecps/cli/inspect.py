@@ -102,9 +102,10 @@ def _show_summary(console: Console, summary: dict[str, Any]) -> None:
     cases = ", ".join(f"{count} {role}" for role, count in summary["cases"].items() if count)
     structures = ", ".join(f"{name} {count}" for name, count in summary["cases_with_structure"].items())
     stored = ", ".join(f"{codes} {count}" for codes, count in summary["stored_as"].items())
-    console.print(table)
+    if table.row_count:  # a scan could be read
+        console.print(table)
     labelled = f"structures, in how many of {summary['cases_with_labels']} label maps"
-    lines = [f"cases: {cases}", f"stored as: {stored}", f"{labelled}: {structures}"]
+    lines = [f"cases: {cases}", *([f"stored as: {stored}"] if stored else []), f"{labelled}: {structures}"]
     lines += [
         f"{direction} can't be judged of {counted(len(names), 'CT')} (no telling organs, no torso; see the pictures of "
         f"--html): {first_few(names)}"

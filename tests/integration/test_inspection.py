@@ -678,6 +678,16 @@ def test_channels_of_one_case_share_a_grid(dataset: Path) -> None:
     ]
 
 
+def test_nothing_is_summed_up_of_scans_that_can_not_be_read(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in dataset.glob("images*/*.nii.gz"):
+        path.write_bytes(path.read_bytes()[:300])
+    assert main(["inspect", str(dataset), "--workers", "1", "--no-progress"]) == 1
+    said = capsys.readouterr().out
+    assert "can't be read" in said
+    assert "stored as" not in said
+    assert "median" not in said
+
+
 def test_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truncated(dataset)
     unknown_value(dataset)
