@@ -21,7 +21,12 @@ from flarecps.reporting.comparison_files import read_method
 from flarecps.reporting.tables import markdown_table
 
 PROTOCOL = read_protocol(Path(__file__).resolve().parents[2] / "configs" / "studies" / "phantom13_3d.yaml")
-BESIDE = {"cps": "control", "self_training": "control_long", "control_long_two": "control_long"}  # as many steps
+BESIDE = {
+    "cps": "control",
+    "self_training": "control_long",
+    "self_training_sure": "control_long",
+    "control_long_two": "control_long",
+}  # as many steps
 FOUND, LOST = 0.1, 0.5  # the DSC of a control that finds an organ; the share of it under which a method loses it
 
 
