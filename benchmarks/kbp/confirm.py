@@ -30,8 +30,11 @@ from flarecps.reporting.comparison_files import read_method
 
 LABELS = (10, 5)
 ASKED = ((10,), (5,), LABELS)  # each number of labels, and all pairs of trainings together
-PRIMARY = (CONFIRM.primary.method, CONFIRM.primary.baseline)
-SECOND = ("self_more_pseudo", CONFIRM.primary.baseline)  # the second confirmation's
+PRIMARIES = (  # of the three confirmations
+    (CONFIRM.primary.method, CONFIRM.primary.baseline),
+    ("self_more_pseudo", CONFIRM.primary.baseline),
+    ("cps_smooth", "control"),
+)
 QUESTIONS = (  # method, baseline, what is asked
     ("self_longer", "control_long", "equal steps"),
     ("self_longer", "control_of_self_longer", "equal total compute"),
@@ -40,6 +43,9 @@ QUESTIONS = (  # method, baseline, what is asked
     ("self_more_pseudo", "control_of_self_longer", "equal total compute"),
     ("self_more_pseudo", "control_long_two", "two controls averaged"),
     ("self_more_pseudo", "self_longer", "two and two patches"),
+    ("cps_smooth", "control", "equal steps"),
+    ("cps_smooth", "control_smooth", "equal steps, same smooth"),
+    ("cps_smooth", "control_long", "equal total compute"),
     ("cps_entropy", "control", "equal steps"),
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
@@ -47,6 +53,7 @@ QUESTIONS = (  # method, baseline, what is asked
 SHOWN_AS = {
     "self_more_pseudo": ("self-training, 1 + 3", "tab:blue"),  # patches of the two kinds a step
     "self_longer": ("self-training, 2 + 2", "tab:green"),
+    "cps_smooth": ("CPS, smooth of 100", "tab:red"),
     "cps_entropy": ("CPS, cross-entropy", "tab:orange"),
 }
 WAYS = ("1", "1_largest")  # how the names of score tables end
@@ -99,7 +106,7 @@ def answer_rows(asked_of: Sequence[tuple[int, ...]], results: Path) -> list[list
             if found[0] is None:
                 continue
             titles = [CONFIRM.arm(name).title for name in (method, baseline)]
-            mark = "**" if (method, baseline) in (PRIMARY, SECOND) and labels == LABELS[:1] else ""
+            mark = "**" if (method, baseline) in PRIMARIES and labels == LABELS[:1] else ""
             pairs = f"{sum(one > 0 for one in found[0].by_seed)} of {len(found[0].by_seed)}"
             cells = [f"{mark}{asked}{mark}", _and(labels), *titles, pairs]
             rows.append([*cells, *("" if one is None else _answer(one, len(found[0].by_seed)) for one in found)])

@@ -304,13 +304,13 @@ def test_kbp_confirmation_pairs_seeds_and_scans(kbp_table: ModuleType, tmp_path:
     for arm, scores in (("control_of_self_longer", (0.5, 0.7, 0.9)), ("self_longer", (0.6, 0.9))):
         for seed, score in enumerate(scores):
             write_scores(runs / arm / f"seed_{seed}", [(score, score)] * 3)
-    found = confirm.answer(*confirm.PRIMARY, (10,), "1", tmp_path)
+    found = confirm.answer(*confirm.PRIMARIES[0], (10,), "1", tmp_path)
     assert found.by_seed == pytest.approx((0.1, 0.2))
     assert found.mean == pytest.approx(0.15)
     reach = 12.7062 * 0.05  # Student's t of one degree of freedom; the standard error
     assert (found.over_seeds.low, found.over_seeds.high) == pytest.approx((0.15 - reach, 0.15 + reach), abs=1e-5)
     assert (found.over_scans.low, found.over_scans.high) == pytest.approx((0.15, 0.15))  # the scans are alike
-    assert confirm.answer(*confirm.PRIMARY, (5,), "1", tmp_path) is None
+    assert confirm.answer(*confirm.PRIMARIES[0], (5,), "1", tmp_path) is None
     (row,) = confirm.answer_rows(confirm.ASKED, tmp_path)
     assert row[:2] == ["**equal total compute**", "10"]
     assert row[4:] == ["2 of 2", "+0.1500 (scans +0.1500 to +0.1500; seeds -0.4853 to +0.7853)", ""]
@@ -319,7 +319,7 @@ def test_kbp_confirmation_pairs_seeds_and_scans(kbp_table: ModuleType, tmp_path:
     ]  # fmt: skip
     for arm, score in (("control_of_self_longer", 0.2), ("self_longer", 0.5)):  # and a pair with five labels
         write_scores(tmp_path / "runs" / "5_labelled" / arm / "seed_1", [(score, score)] * 3)
-    assert confirm.answer(*confirm.PRIMARY, (10, 5), "1", tmp_path).by_seed == pytest.approx((0.1, 0.2, 0.3))
+    assert confirm.answer(*confirm.PRIMARIES[0], (10, 5), "1", tmp_path).by_seed == pytest.approx((0.1, 0.2, 0.3))
     *_, row = confirm.answer_rows(confirm.ASKED, tmp_path)
     reach = 4.30265 * 0.1 / 3**0.5  # two degrees of freedom
     assert (row[1], row[4]) == ("10 and 5", "3 of 3")
