@@ -10,6 +10,8 @@ from typing import Any
 
 CROSS_PSEUDO = "flarecps.methods.CrossPseudoSupervision"
 SUPERVISED = "flarecps.methods.Supervised"
+DICE_CROSS_ENTROPY = "flarecps.losses.DiceCrossEntropy"
+LCPS_SMOOTH = 100  # voxels in Lcps's Dice where no config says how to learn (docs/decisions/0030)
 
 SWITCH = "cross_pseudo_supervision"  # a former key of ``model``: true for CROSS_PSEUDO, false for SUPERVISED
 MOVED = ("loss", "ramp", "one_mean", "cps_on_labelled", "pseudo_labels")  # and those that are its arguments now

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flarecps.errors import counted
-from flarecps.method_config import CROSS_PSEUDO, SUPERVISED
+from flarecps.method_config import CROSS_PSEUDO, DICE_CROSS_ENTROPY, LCPS_SMOOTH, SUPERVISED
 
 EPOCHS = {True: 1000, False: 100}  # with a GPU the paper's and nnU-Net's; on a CPU a tenth, of a fifth of the steps
 ITERATIONS = {True: 250, False: 50}  # steps in an epoch
@@ -60,10 +60,13 @@ def default_settings(
     names_method = any(name == METHOD or name == f"{METHOD}.class_path" for name in given)
     if not names_method:
         found[METHOD] = {"class_path": method}
+        if method == CROSS_PSEUDO and not with_config:
+            loss = {"class_path": DICE_CROSS_ENTROPY, "init_args": {"smooth": LCPS_SMOOTH}}
+            found[METHOD]["init_args"] = {"pseudo_label_loss": loss}
     epochs = epochs_of({**given, **found}, siblings=1 if method == SUPERVISED else 2)
     if not with_config and epochs is not None and 0 < epochs < PAPERS_EPOCHS:
         if not names_method and method == CROSS_PSEUDO:
-            found[METHOD]["init_args"] = {"ramp": dict.fromkeys(("start", "length"), max(1, epochs // 3))}
+            found[METHOD]["init_args"]["ramp"] = dict.fromkeys(("start", "length"), max(1, epochs // 3))
         if not any(name.startswith("model.scheduler") for name in given):
             polynomial = {"total_iters": epochs, "power": 0.9}
             found["model.scheduler"] = {"class_path": "torch.optim.lr_scheduler.PolynomialLR", "init_args": polynomial}
@@ -102,6 +105,8 @@ def in_words(found: Mapping[str, Any], given: Mapping[str, Any], unlabelled_case
         name = found[METHOD]["class_path"].rpartition(".")[2]
         why = counted(unlabelled_cases, "unlabelled case") if unlabelled_cases else "no unlabelled cases"
         lines.append(f"method {name} ({why})")
+        if found[METHOD]["class_path"] == CROSS_PSEUDO:
+            lines.append("train its control, too (--model.method Supervised): as many hours of it may do better")
     if "trainer.max_epochs" in found:
         steps = {**given, **found}.get("data.iterations_per_epoch", ITERATIONS[True])
         lines.append(f"{found['trainer.max_epochs']} epochs of {steps} steps (--trainer.max_epochs N changes it)")

@@ -136,7 +136,7 @@ def test_the_confirming_trainings_are_the_screens(tmp_path: Path) -> None:
         words.append({stage.name: settings_of(stage.words) for stage in made.judged_stages()
                       if stage.name.startswith("train_10_labelled")})  # fmt: skip
     confirming, screened = words
-    assert len(confirming) == 3 * 6
+    assert len(confirming) == 3 * 9
     assert confirming == {name: screened[name] for name in confirming}
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from flarecps.method_config import CROSS_PSEUDO, SUPERVISED
+from flarecps.method_config import CROSS_PSEUDO, DICE_CROSS_ENTROPY, SUPERVISED
 from flarecps.training.defaults import Machine, default_settings, epochs_of, in_words
 
+SMOOTH = {"pseudo_label_loss": {"class_path": DICE_CROSS_ENTROPY, "init_args": {"smooth": 100}}}
 CPU, CARD, OLD_CARD = Machine(2, False, False), Machine(32, True, True), Machine(8, True, False)
 
 
@@ -24,7 +25,7 @@ def test_a_store_is_enough_on_a_cpu() -> None:
         "trainer.max_epochs": 100,
         "data.workers": 0,
         "data.iterations_per_epoch": 50,
-        "model.method": {"class_path": CROSS_PSEUDO, "init_args": {"ramp": {"start": 33, "length": 33}}},
+        "model.method": {"class_path": CROSS_PSEUDO, "init_args": {**SMOOTH, "ramp": {"start": 33, "length": 33}}},
         "model.scheduler": {
             "class_path": "torch.optim.lr_scheduler.PolynomialLR",
             "init_args": {"total_iters": 100, "power": 0.9},
@@ -35,7 +36,7 @@ def test_a_store_is_enough_on_a_cpu() -> None:
 def test_on_a_gpu_it_is_the_papers_length_ramp_and_plateau() -> None:
     settings = found({}, CARD)
     assert (settings["trainer.max_epochs"], settings["data.iterations_per_epoch"]) == (1000, 250)
-    assert settings["model.method"] == {"class_path": CROSS_PSEUDO}
+    assert settings["model.method"] == {"class_path": CROSS_PSEUDO, "init_args": SMOOTH}
     assert "model.scheduler" not in settings
     assert (settings["trainer.precision"], settings["data.workers"]) == ("bf16-mixed", 12)
     older = found({}, OLD_CARD)
@@ -115,6 +116,7 @@ def test_it_is_said_in_words() -> None:
     settings = found({})
     assert in_words(settings, {"data.store": "s"}, 3, CPU) == [
         "method CrossPseudoSupervision (3 unlabelled cases)",
+        "train its control, too (--model.method Supervised): as many hours of it may do better",
         "100 epochs of 50 steps (--trainer.max_epochs N changes it)",
         "the plan's network is slow without a GPU: see --dry-run; --config cpu_3d trains a small one",
         "precision 32-true, workers 0 (2 cores, no GPU)",

@@ -7,18 +7,25 @@ from dataclasses import replace
 
 from flarecps.errors import ConfigError, did_you_mean, first_few
 from flarecps.experiments.study.protocol import Arm, Judged, Primary, Protocol
+from flarecps.method_config import CROSS_PSEUDO, DICE_CROSS_ENTROPY, LCPS_SMOOTH, SUPERVISED
 
 
 def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool) -> Protocol:
     """A sensible protocol for any data set: fit's own settings, and methods held against controls of equal compute.
 
-    A student trains as long as its teachers, for half of the compute: shorter ones were worse than they were
-    (docs/methods.md). Without unlabelled scans only controls are compared: one as long as two averaged ones together.
+    A student trains as long as its teachers, for half of the compute, and leaves out organs on which they disagree:
+    shorter ones were worse than they were, and one that took all organs lost one (docs/methods.md). Without unlabelled scans only controls are compared: one as long as two averaged ones together.
     """
     ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
-    supervised = {"model.method": "flarecps.methods.Supervised", "data.unlabelled": False}
-    cps = {"model.method": "flarecps.methods.CrossPseudoSupervision", "model.method.init_args.ramp": ramp}
-    student = {"model.method": "flarecps.methods.SelfTraining"}
+    supervised = {"model.method": SUPERVISED, "data.unlabelled": False}
+    arguments = {
+        "ramp": ramp,
+        "pseudo_label_loss": DICE_CROSS_ENTROPY,
+        "pseudo_label_loss.init_args.smooth": LCPS_SMOOTH,
+    }
+    cps = {f"model.method.init_args.{name}": value for name, value in arguments.items()}
+    cps = {"model.method": CROSS_PSEUDO, **cps}
+    student = {"model.method": "flarecps.methods.SelfTraining", "data.min_quality": 0.5}
     arms = [Arm("control", "control, equal steps", settings=supervised)]
     if unlabelled:
         arms += [
