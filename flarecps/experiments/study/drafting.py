@@ -14,7 +14,8 @@ def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool
     """A sensible protocol for any data set: fit's own settings, and methods held against controls of equal compute.
 
     A student trains as long as its teachers, for half of the compute, and leaves out organs on which they disagree:
-    shorter ones were worse than they were, and one that took all organs lost one (docs/methods.md). Without unlabelled scans only controls are compared: one as long as two averaged ones together.
+    shorter ones were worse than they were, and one that took all organs lost one (docs/methods.md). Without unlabelled
+    scans only controls are compared: one as long as two averaged ones together.
     """
     ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
     supervised = {"model.method": SUPERVISED, "data.unlabelled": False}
