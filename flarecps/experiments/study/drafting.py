@@ -24,8 +24,8 @@ def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool
         "pseudo_label_loss": DICE_CROSS_ENTROPY,
         "pseudo_label_loss.init_args.smooth": LCPS_SMOOTH,
     }
-    cps = {f"model.method.init_args.{name}": value for name, value in arguments.items()}
-    cps = {"model.method": CROSS_PSEUDO, **cps}
+    cps = {"model.method": CROSS_PSEUDO}
+    cps |= {f"model.method.init_args.{name}": value for name, value in arguments.items()}
     student = {"model.method": "flarecps.methods.SelfTraining", "data.min_quality": 0.5}
     arms = [Arm("control", "control, equal steps", settings=supervised)]
     if unlabelled:
