@@ -19,13 +19,12 @@ def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool
     """
     ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
     supervised = {"model.method": SUPERVISED, "data.unlabelled": False}
-    arguments = {
-        "ramp": ramp,
-        "pseudo_label_loss": DICE_CROSS_ENTROPY,
-        "pseudo_label_loss.init_args.smooth": LCPS_SMOOTH,
+    cps = {
+        "model.method": CROSS_PSEUDO,
+        "model.method.init_args.ramp": ramp,
+        "model.method.init_args.pseudo_label_loss": DICE_CROSS_ENTROPY,
+        "model.method.init_args.pseudo_label_loss.init_args.smooth": LCPS_SMOOTH,
     }
-    cps = {"model.method": CROSS_PSEUDO}
-    cps |= {f"model.method.init_args.{name}": value for name, value in arguments.items()}
     student = {"model.method": "flarecps.methods.SelfTraining", "data.min_quality": 0.5}
     arms = [Arm("control", "control, equal steps", settings=supervised)]
     if unlabelled:
