@@ -197,7 +197,8 @@ def mistakes_table(results: Path, labels: int = 10) -> list[str]:
 def screen_table(results: Path) -> list[str]:
     """Markdown: the screen's arms on withheld training scans, beside the control of the same seed; [] before it is run.
 
-    What ``mistakes.py`` says of a run's largest pieces and volumes stands there when that was run.
+    What ``mistakes.py`` says of a run's largest pieces and volumes stands there when that was run, with the number of
+    trainings where they are fewer.
     """
     screen = results / "screen"
     path = screen / "mistakes.csv"
@@ -209,7 +210,8 @@ def screen_table(results: Path) -> list[str]:
         if not one.files:
             continue
         mine = [row for row in mistakes if row["arm"] == arm.name and sibling == "1"]
-        means = [f"{np.mean([float(row[column]) for row in mine]):.3f}" if mine else ""
+        fewer = "" if len(mine) == len(one.files) else f" ({len(mine)})"
+        means = [f"{np.mean([float(row[column]) for row in mine]):.3f}{fewer}" if mine else ""
                  for column in ("dsc_largest_piece", "volume_ratio")]  # fmt: skip
         minutes = "" if one.minutes is None else f"{one.minutes:.1f}"
         beside = "" if arm == control.arm else mean_difference(seed_differences(control, one))
