@@ -13,9 +13,8 @@ from flarecps.method_config import CROSS_PSEUDO, DICE_CROSS_ENTROPY, LCPS_SMOOTH
 def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool) -> Protocol:
     """A sensible protocol for any data set: fit's own settings, and methods held against controls of equal compute.
 
-    A student trains as long as its teachers, for half of the compute, and leaves out organs on which they disagree:
-    shorter ones were worse than they were, and one that took all organs lost one (docs/methods.md). Without unlabelled
-    scans only controls are compared: one as long as two averaged ones together.
+    A student trains as long as its teachers, for half of the compute: shorter ones were worse than they were
+    (docs/methods.md). Without unlabelled scans only controls are compared: one as long as two averaged ones together.
     """
     ramp = dict.fromkeys(("start", "length"), max(1, epochs // 3))
     supervised = {"model.method": SUPERVISED, "data.unlabelled": False}
@@ -25,7 +24,7 @@ def draft(folds: int, seeds: int, epochs: int, iterations: int, unlabelled: bool
         "model.method.init_args.pseudo_label_loss": DICE_CROSS_ENTROPY,
         "model.method.init_args.pseudo_label_loss.init_args.smooth": LCPS_SMOOTH,
     }
-    student = {"model.method": "flarecps.methods.SelfTraining", "data.min_quality": 0.5}
+    student = {"model.method": "flarecps.methods.SelfTraining"}
     arms = [Arm("control", "control, equal steps", settings=supervised)]
     if unlabelled:
         arms += [
