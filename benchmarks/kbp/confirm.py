@@ -46,6 +46,7 @@ QUESTIONS = (  # method, baseline, what is asked
     ("cps_smooth", "control", "equal steps"),
     ("cps_smooth", "control_smooth", "equal steps, same smooth"),
     ("cps_smooth", "control_long", "equal total compute"),
+    ("cps_smooth", "control_long_two", "two controls averaged"),
     ("cps_entropy", "control", "equal steps"),
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
