@@ -58,18 +58,21 @@ def default_settings(
         usual["trainer.max_epochs"] = EPOCHS[machine.gpu]
     found = {name: value for name, value in usual.items() if name not in given}
     names_method = any(name == METHOD or name == f"{METHOD}.class_path" for name in given)
-    if not names_method:
-        found[METHOD] = {"class_path": method}
-        if method == CROSS_PSEUDO and not with_config:
-            loss = {"class_path": DICE_CROSS_ENTROPY, "init_args": {"smooth": LCPS_SMOOTH}}
-            found[METHOD]["init_args"] = {"pseudo_label_loss": loss}
+    arguments: dict[str, Any] = {}
+    losses = tuple(f"{METHOD}.init_args.{name}" for name in ("loss", "pseudo_label_loss"))
+    names_loss = any(name.startswith(losses) for name in given)
+    if not with_config and not names_loss:
+        arguments["pseudo_label_loss"] = {"class_path": DICE_CROSS_ENTROPY, "init_args": {"smooth": LCPS_SMOOTH}}
     epochs = epochs_of({**given, **found}, siblings=1 if method == SUPERVISED else 2)
     if not with_config and epochs is not None and 0 < epochs < PAPERS_EPOCHS:
-        if not names_method and method == CROSS_PSEUDO:
-            found[METHOD]["init_args"]["ramp"] = dict.fromkeys(("start", "length"), max(1, epochs // 3))
+        arguments["ramp"] = dict.fromkeys(("start", "length"), max(1, epochs // 3))
         if not any(name.startswith("model.scheduler") for name in given):
             polynomial = {"total_iters": epochs, "power": 0.9}
             found["model.scheduler"] = {"class_path": "torch.optim.lr_scheduler.PolynomialLR", "init_args": polynomial}
+    if not names_method:
+        found[METHOD] = {"class_path": method}
+        if method == CROSS_PSEUDO and arguments:
+            found[METHOD]["init_args"] = arguments
     return found
 
 

@@ -77,6 +77,12 @@ def test_a_method_that_is_named_stays() -> None:
     assert "data.unlabelled" not in found({"model.method": "my_lab.MeanTeacher"}, unlabelled=0)
 
 
+@pytest.mark.parametrize("name", ["loss", "loss.init_args.batch_dice", "pseudo_label_loss"])
+def test_beside_a_loss_lcps_is_its_own_or_the_papers(name: str) -> None:
+    method = found({f"model.method.init_args.{name}": "x"})["model.method"]
+    assert method == {"class_path": CROSS_PSEUDO, "init_args": {"ramp": {"start": 33, "length": 33}}}
+
+
 def test_beside_a_config_how_to_learn_is_the_configs() -> None:
     settings = found({"trainer.max_epochs": 40}, config=True)
     assert set(settings) == {"trainer.default_root_dir", "trainer.precision", "data.workers", "model.method"}
