@@ -166,6 +166,7 @@ def test_a_store_is_enough(
     said = capfd.readouterr()
     assert [line.removeprefix("flarecps: ").split(" (")[0] for line in said.err.splitlines()] == [
         "method CrossPseudoSupervision",
+        "train its control, too",
         "precision 32-true, workers 0",
         "run folder runs/three",
         "2 × PlainUNet, 1.36 M parameters each",
