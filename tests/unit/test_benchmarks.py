@@ -285,6 +285,29 @@ def test_a_study_is_kept_training_by_training(tmp_path: Path) -> None:
     assert (kept / "metrics.csv").is_file()
 
 
+def test_largest_pieces_of_another_training_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A study that is made again with another outcome adds no post-processed scores to those of the first."""
+    keep, results = experiment("study", "keep").keep, tmp_path / "results"
+    kept = results / "runs" / "all" / "cps" / "seed_0"
+    for name, ways in (
+        ("first", {"none": 0.5}),
+        ("other", {"largest": 0.7, "none": 0.4}),
+        ("same", {"largest": 0.6, "none": 0.5}),
+    ):
+        for way, score in ways.items():
+            cell = tmp_path / name / "scores" / way / "all" / "cps" / "fold_0" / "seed_0" / "1"
+            cell.mkdir(parents=True)
+            (cell / "scores.csv").write_text(f"Name,p_DSC\nx,{score}\n")
+    keep(tmp_path / "first", results)
+    keep(tmp_path / "other", results)
+    assert [one.name for one in kept.iterdir()] == ["scores_1.csv"]
+    assert "seed_0 of cps was scored otherwise by another training" in capsys.readouterr().out
+    keep(tmp_path / "same", results)
+    assert (kept / "scores_1.csv").read_text() == "Name,p_DSC\nx,0.5\n"
+    assert (kept / "scores_1_largest.csv").read_text() == "Name,p_DSC\nx,0.6\n"
+    assert not capsys.readouterr().out
+
+
 def test_a_training_that_a_job_ran_is_kept_by_its_own_record(tmp_path: Path) -> None:
     """A study that is submitted has no record of it: what it took is not known."""
     run = tmp_path / "out" / "runs" / "all" / "cps" / "fold_0" / "seed_0"
