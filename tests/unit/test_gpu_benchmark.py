@@ -156,7 +156,8 @@ def test_the_cards_busy_share_is_from_the_first_kernel_to_the_last(monkeypatch: 
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetUtilizationRates=rates,
     )
-    with program.Busy(nvml, every_s=0.001) as busy:
+    busy = program.Busy(nvml, every_s=0.001)
+    with busy:  # its thread may look before "as" has given it a name
         assert looked.wait(20)
     assert busy.share == pytest.approx((0.5 + 1 + 0 + 0.9) / 4)
     with program.Busy(None) as nothing:
