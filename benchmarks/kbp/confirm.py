@@ -50,12 +50,14 @@ QUESTIONS = (  # method, baseline, what is asked
     ("cps_entropy", "control", "equal steps"),
     ("cps_entropy", "control_long", "equal total compute"),
     ("cps_entropy", "control_long_two", "two controls averaged"),
+    ("control_long_smooth", "control_long", "equal steps"),
 )
 SHOWN_AS = {
     "self_more_pseudo": ("self-training, 1 + 3", "tab:blue"),  # patches of the two kinds a step
     "self_longer": ("self-training, 2 + 2", "tab:green"),
     "cps_smooth": ("CPS, smooth of 100", "tab:red"),
     "cps_entropy": ("CPS, cross-entropy", "tab:orange"),
+    "control_long_smooth": ("control, smooth of 100", "tab:grey"),
 }
 WAYS = ("1", "1_largest")  # how the names of score tables end
 WIDEST = 0.065  # of the figure: one lost organ would make the others' axes too wide to read
