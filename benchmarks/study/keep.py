@@ -5,8 +5,8 @@
 OUT is the folder of ``flarecps study``. RESULTS/runs/LABELS/ARM/seed_N/ gets scores_SIBLING.csv of every cell that is
 scored (scores_SIBLING_WAY.csv after post-processing), metrics.csv and run.json (command, commit, machine, time) of
 every training that is done. What stands there is not written again, so this may be repeated while a study runs. A cell
-that was scored otherwise before, by another training of its seed, keeps what it has: post-processed scores of this one
-would not belong to it.
+that was scored otherwise before, by another training of its seed, keeps what it has: other scores and records of this
+one would not belong to it.
 """
 
 from __future__ import annotations
@@ -27,30 +27,25 @@ CELLS = "*/*/fold_0/seed_*"  # labels, arm, fold, seed
 
 def keep(out: Path, results: Path) -> int:
     """Copy what is done and not kept yet; the number of new records."""
-    new = 0
+    new, others = 0, set[Path]()  # folders that hold another training
     tables = sorted(out.glob(f"scores/*/{CELLS}/*/scores.csv"), key=lambda one: (one.parts[-7] != "none", one))
     for table in tables:  # those as they are first: the others belong to them
         way, sibling = table.relative_to(out / "scores").parts[0], table.parent.name
         folder = _folder(table.parents[1], results)
         kept = folder / f"scores_{sibling if way == 'none' else f'{sibling}_{way}'}.csv"
-        if not _same_training(out / "scores" / "none" / table.relative_to(out / "scores" / way), folder, sibling):
+        if way == "none" and kept.is_file() and kept.read_bytes() != table.read_bytes():
+            others.add(folder)
             print(f"not kept: {table}: {folder.name} of {folder.parent.name} was scored otherwise by another training")
-        elif not kept.is_file():
+        elif folder not in others and not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(table, kept)
     for run in sorted(out.glob(f"runs/{CELLS}")):
         kept = _folder(run, results)
-        if kept.is_dir() and training_is_finished(run) and not (kept / "run.json").is_file():
+        if kept.is_dir() and kept not in others and training_is_finished(run) and not (kept / "run.json").is_file():
             shutil.copyfile(run / "csv" / "metrics.csv", kept / "metrics.csv")
             write_json(kept / "run.json", record(run, out))  # last: it says "done"
             new += 1
     return new
-
-
-def _same_training(scored: Path, folder: Path, sibling: str) -> bool:
-    """Whether a cell's scores that are kept, without post-processing, are this study's, where both have any."""
-    kept = folder / f"scores_{sibling}.csv"
-    return not (scored.is_file() and kept.is_file()) or scored.read_bytes() == kept.read_bytes()
 
 
 def record(run: Path, out: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
 import shutil
@@ -283,6 +284,21 @@ def test_a_study_is_kept_training_by_training(tmp_path: Path) -> None:
     record = json.loads((kept / "run.json").read_text())
     assert (record["command"], record["training_cpu_minutes"]) == ("flarecps fit --data.store OUT/store", 1.5)
     assert (kept / "metrics.csv").is_file()
+
+
+def test_the_screens_largest_pieces_are_those_of_the_scored_trainings() -> None:
+    """mistakes.csv and scores of an arm and seed are of one training: their mean DSC is the same."""
+    screen = BENCHMARKS / "results" / "kbp" / "screen"
+    with (screen / "mistakes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        folder = screen / "runs" / f"{row['labels']}_labelled" / row["arm"] / f"seed_{row['seed']}"
+        with (folder / "scores_1.csv").open(encoding="utf-8") as file:
+            scores = [
+                float(value) for one in csv.DictReader(file) for name, value in one.items() if name.endswith("DSC")
+            ]
+        assert float(row["dsc"]) == pytest.approx(np.mean(scores), abs=1e-4), folder
 
 
 def test_largest_pieces_of_another_training_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
